@@ -1,0 +1,117 @@
+"""Every error this system raises on purpose.
+
+ServingError
+├── Rejected              the caller asked for something we will never do     4xx, do not retry
+│   ├── InvalidRequest    malformed or out of range                           400
+│   ├── ContextTooLong    prompt + output exceed the model's context          400
+│   ├── UnknownModel      no worker serves that model                         404
+│   └── BodyTooLarge      the HTTP body exceeds the limit                     413
+├── Busy                  we would, but not now                               503, retry later
+│   ├── OutOfPages        the page pool has not that many free pages
+│   ├── OutOfChunks       the chunk pool's budget is spent
+│   └── NoWorker          no worker of the needed role is ready
+├── PeerFailed            another process broke its promise                   502, retry elsewhere
+│   └── ProtocolViolation a message that the protocol does not allow
+├── DeadlineExceeded      the request's own time is up                        504
+└── ConfigError           the operator must change a setting                  exit code 2
+
+Anything else that escapes is a bug in this repository: log it with its
+traceback, let the process die, let its supervisor restart it.
+"""
+
+
+class ServingError(Exception):
+    """Base. `code` is stable API; the text is for people and may change."""
+
+    code = "internal"
+    http_status = 500
+    retryable = False
+
+
+class Rejected(ServingError):
+    """The caller asked for something we will never do."""
+
+    code, http_status = "rejected", 400
+
+
+class InvalidRequest(Rejected):
+    """A malformed or out-of-range field. `param` names it when there is one to name."""
+
+    code = "invalid_request"
+
+    def __init__(self, text: str, *, param: str | None = None) -> None:
+        super().__init__(text)
+        self.param = param
+
+
+class ContextTooLong(Rejected):
+    """The prompt plus the requested output does not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, *, prompt_tokens: int, output_tokens: int, limit_tokens: int) -> None:
+        super().__init__(
+            f"prompt is {prompt_tokens} tokens and max_tokens is {output_tokens}; "
+            f"together they exceed the model's {limit_tokens}"
+        )
+        self.limit_tokens = limit_tokens
+
+
+class UnknownModel(Rejected):
+    """The request names a model that is not served here."""
+
+    code, http_status = "model_not_found", 404
+
+
+class BodyTooLarge(Rejected):
+    """The HTTP body exceeds the configured limit."""
+
+    code, http_status = "body_too_large", 413
+
+
+class Busy(ServingError):
+    """We would, but not now."""
+
+    code, http_status, retryable = "busy", 503, True
+
+
+class OutOfPages(Busy):
+    """The page pool cannot give that many pages. Nothing was allocated."""
+
+    code = "out_of_pages"
+
+
+class OutOfChunks(Busy):
+    """The chunk pool's budget is spent. Nothing was allocated."""
+
+    code = "out_of_chunks"
+
+
+class NoWorker(Busy):
+    """No worker of the needed role is ready."""
+
+    code = "no_worker"
+
+
+class PeerFailed(ServingError):
+    """Another process broke its promise."""
+
+    code, http_status, retryable = "peer_failed", 502, True
+
+
+class ProtocolViolation(PeerFailed):
+    """A message that the protocol does not allow here."""
+
+    code = "protocol_violation"
+
+
+class DeadlineExceeded(ServingError):
+    """The request's own time is up."""
+
+    code, http_status = "deadline_exceeded", 504
+
+
+class ConfigError(ServingError):
+    """The operator must change a setting. The process exits with code 2."""
+
+    code = "config"

@@ -1,0 +1,43 @@
+"""Everything that crosses a socket, as one union, and its MessagePack encoding."""
+
+import msgspec
+
+from common.errors import ProtocolViolation
+from common.messages.base import Message
+from common.messages.handover import (
+    Abort,
+    Commit,
+    Grant,
+    GrantRefused,
+    GrantRequest,
+    HandOver,
+    KvSent,
+    Renew,
+    Stop,
+    Stopped,
+)
+from common.messages.kvstore import Fetch, Fetched, Forget, Put, Stored
+from common.messages.liveness import Hello, Ping, Refused, Report, Welcome
+from common.messages.requests import Cancel, Failed, Generate, Tokens
+
+RequestMessage = Generate | Cancel | Tokens | Failed
+HandoverMessage = GrantRequest | Grant | GrantRefused | KvSent | HandOver | Commit | Stop | Stopped | Abort | Renew
+LivenessMessage = Hello | Welcome | Refused | Ping | Report
+KvStoreMessage = Put | Stored | Fetch | Fetched | Forget
+AnyMessage = RequestMessage | HandoverMessage | LivenessMessage | KvStoreMessage
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode(message: Message) -> bytes:
+    """One MessagePack frame."""
+    return _encoder.encode(message)
+
+
+def decode(frame: bytes | memoryview) -> AnyMessage:
+    """Parse one frame. Raises ProtocolViolation and nothing else on bad input."""
+    try:
+        return _decoder.decode(frame)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ProtocolViolation(f"unreadable frame of {len(frame)} bytes: {error}") from error

@@ -1,0 +1,127 @@
+"""Who is there, and how they are.
+
+dialling side -> listening side   Hello    first message on a connection: who I am, what I run
+listening side -> dialling side   Welcome  accepted; or Refused with a readable difference
+dialling side -> listening side   Ping     every 500 ms; silence is news of a death
+worker -> dialling side           Report   the answer to every Ping
+"""
+
+import msgspec
+
+from common.ids import Incarnation, PeerId, WorkerId
+from common.messages.base import Message
+
+
+class ModelIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """What two workers must agree on, field by field, before one may use the other's KV."""
+
+    name: str
+    """Name that clients use."""
+    fingerprint: str
+    """Hex digest over the model's config and weight files."""
+    architecture: str
+    dtype: str
+    layers: int
+    kv_heads: int
+    head_dim: int
+    block_tokens: int
+    vocab_tokens: int
+    context_tokens: int
+    """Prompt plus output may not exceed this."""
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """A process's entry in the cluster's membership, kept in Redis under a lease."""
+
+    id: WorkerId
+    role: str
+    """gateway, prefill, decode, mixed or kvstore."""
+    incarnation: Incarnation
+    endpoint: str
+    """ZeroMQ address to dial; for a gateway its HTTP address."""
+    host: str
+    """Equal for processes that can share memory: host name plus boot and mount identity."""
+    pid: int
+    share_path: str | None = None
+    """Unix socket that hands out the file descriptor of the page memory; None: no shared memory."""
+    model: ModelIdentity | None = None
+    model_path: str | None = None
+    joined_unix_ms: int = 0
+
+
+class Hello(Message, frozen=True, kw_only=True):
+    """Opens a connection."""
+
+    member: Member
+
+
+class Welcome(Message, frozen=True, kw_only=True):
+    """The Hello was accepted."""
+
+    member: Member
+
+
+class Refused(Message, frozen=True, kw_only=True):
+    """The Hello was not accepted; `text` lists each differing field with both values."""
+
+    text: str
+
+
+class Ping(Message, frozen=True, kw_only=True):
+    """Keeps a connection alive and asks for a Report."""
+
+    sequence: int
+
+
+class PageCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Pages of one pool by state; they add up to `total`."""
+
+    total: int = 0
+    free: int = 0
+    reserved: int = 0
+    """Allocated to a request whose prompt is not computed yet."""
+    granted: int = 0
+    """Being filled by a prefill worker."""
+    active: int = 0
+    cached: int = 0
+    quarantined: int = 0
+    """Not reusable until their writer is known to have stopped."""
+
+
+class QueueCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests of one worker by phase, and the tokens they stand for."""
+
+    waiting: int = 0
+    running: int = 0
+    handing_over: int = 0
+    waiting_tokens: int = 0
+    """Prompt tokens not computed yet."""
+
+
+class TransportReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How KV travels to one peer, as found by moving a test page at connection time."""
+
+    peer: PeerId
+    kind: str
+    """shm or tcp."""
+    gib_per_s: float
+    reason: str = ""
+    """Why not the faster one; empty if it is the fastest this build has."""
+
+
+class Report(Message, frozen=True, kw_only=True):
+    """State of one worker when it answered."""
+
+    worker: WorkerId
+    role: str
+    incarnation: Incarnation
+    sequence: int
+    """Of the Ping it answers."""
+    pages: PageCounts
+    queue: QueueCounts
+    transports: tuple[TransportReport, ...] = ()
+    engine_steps: int = 0
+    """Steps finished; a worker with work whose number stands still is stuck."""
+    counters: dict[str, float] = {}
+    """Monotonic totals since start, Prometheus names without prefix, such as `generated_tokens_total`."""
+    draining: bool = False

@@ -1,0 +1,106 @@
+"""Messages of one request, between the gateway that owns it and the workers that serve it.
+
+gateway -> prefill | mixed          Generate   compute this prompt (and, on a mixed worker, the answer)
+gateway -> every worker it named    Cancel     stop, free everything; unknown ids are remembered for a while
+decode | mixed -> gateway           Tokens     new tokens of many requests, one message per engine step
+any worker -> gateway               Failed     this request ends here, and why
+"""
+
+import msgspec
+
+from common.ids import RequestId, TransferId, WorkerId
+from common.messages.base import Message
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How to choose tokens. The random number of output position t depends on (seed, t) alone."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    """0 is greedy; otherwise logits are divided by it."""
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    """Always set: the gateway draws one for a client that gave none, so that any worker continues alike."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Client's stop ids and, unless `ignore_eos`, the model's end-of-sequence ids. Never emitted as text."""
+    logprobs: int | None = None
+    """None: off. n: the chosen token's log-probability and those of the n likeliest."""
+
+
+class Generate(Message, frozen=True, kw_only=True):
+    """A whole request. Sent by its owner, the gateway, to a prefill or a mixed worker."""
+
+    request: RequestId
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    timeout_ms: int
+    """Time the request still has, counted on the receiver's clock from receipt."""
+    decode: WorkerId | None = None
+    """Decode worker to hand over to; None: the receiver generates the answer itself."""
+    model: str = ""
+
+
+class Cancel(Message, frozen=True, kw_only=True):
+    """The request is over for its owner. Idempotent; needs no answer."""
+
+    request: RequestId
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Natural-log probabilities at one position, before temperature, penalties and truncation."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens, best first."""
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the time to the first token went, each measured on one process's clock. Milliseconds."""
+
+    prefill_queue_ms: float = 0.0
+    grant_wait_ms: float = 0.0
+    compute_ms: float = 0.0
+    transfer_ms: float = 0.0
+    """What the transfer added after the last layer was computed."""
+    decode_queue_ms: float = 0.0
+
+
+class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
+    """What one engine step gave one request."""
+
+    request: RequestId
+    position: int
+    """Output index of the first token in `tokens`; lets the receiver drop repeats."""
+    tokens: tuple[int, ...]
+    finish: str | None = None
+    """None: more will come. `stop` (an end or stop id, the last of `tokens`) or `length`."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int | None = None
+    """With the first delta only: prompt tokens that were not computed again."""
+    timings: Timings | None = None
+    """With the first delta only."""
+
+
+class Tokens(Message, frozen=True, kw_only=True):
+    """All tokens of one engine step that belong to one gateway."""
+
+    deltas: tuple[TokenDelta, ...]
+
+
+class Failed(Message, frozen=True, kw_only=True):
+    """The request ends here without an answer. Everything it held on the sender is given back."""
+
+    request: RequestId
+    code: str
+    """A `code` of common.errors."""
+    phase: str
+    """prefill_queue, grant, prefill, transfer, decode_queue or decode."""
+    text: str
+    retryable: bool
+    transfer: TransferId | None = None

@@ -1,0 +1,144 @@
+"""Membership in Redis: each process keeps its Member record alive under a lease and reads everybody else's.
+
+Redis is advice: with it slow or down, a process keeps the members it knew (their liveness is then a matter of
+Ping and Report), counts the failure, and announces itself again when Redis is back.
+
+    penstock:<cluster>:member:<worker id>   MessagePack Member, expires with the lease
+    penstock:<cluster>:members              set of worker ids that may have a record
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+
+import msgspec
+import redis
+
+from common.errors import ConfigError
+from common.messages.liveness import Member, ModelIdentity
+
+LEASE_MS = 3_000
+REFRESH_S = 0.5
+_SOCKET_TIMEOUT_S = 2.0
+_decode_member = msgspec.msgpack.Decoder(Member).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Registry:
+    """One connection to the membership of one cluster. Calls raise redis.RedisError when Redis does not answer."""
+
+    def __init__(self, url: str, cluster: str) -> None:
+        self._redis = redis.Redis.from_url(
+            url, socket_timeout=_SOCKET_TIMEOUT_S, socket_connect_timeout=_SOCKET_TIMEOUT_S
+        )
+        self._prefix = f"penstock:{cluster}"
+
+    def announce(self, member: Member) -> None:
+        """Write or renew this process's record."""
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.set(self._key(member.id), _encode(member), px=LEASE_MS)
+        pipe.sadd(f"{self._prefix}:members", member.id)
+        pipe.execute()
+
+    def members(self) -> list[Member]:
+        """Everybody whose lease is alive, by id. Unreadable records are skipped."""
+        ids = sorted(name.decode() for name in self._redis.smembers(f"{self._prefix}:members"))
+        if not ids:
+            return []
+        found: list[Member] = []
+        gone: list[str] = []
+        for name, record in zip(ids, self._redis.mget([self._key(name) for name in ids]), strict=True):
+            if record is None:
+                gone.append(name)
+                continue
+            try:
+                found.append(_decode_member(record))
+            except msgspec.MsgspecError:
+                continue
+        if gone:
+            self._redis.srem(f"{self._prefix}:members", *gone)
+        return found
+
+    def withdraw(self, member: Member) -> None:
+        """Remove this process's record, unless a newer incarnation wrote it."""
+        record = self._redis.get(self._key(member.id))
+        if record is not None and _decode_member(record).incarnation == member.incarnation:
+            self._redis.delete(self._key(member.id))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._redis.close()
+
+    def _key(self, name: str) -> str:
+        return f"{self._prefix}:member:{name}"
+
+
+def difference(mine: ModelIdentity, theirs: ModelIdentity) -> str:
+    """The fields in which two model identities differ, readable; empty if KV may flow between them."""
+    rows = [
+        f"{field}: {getattr(mine, field)!r} here, {getattr(theirs, field)!r} there"
+        for field in mine.__struct_fields__
+        if getattr(mine, field) != getattr(theirs, field)
+    ]
+    return "; ".join(rows)
+
+
+def refuse_misfit(mine: Member, others: Sequence[Member]) -> None:
+    """Raise ConfigError if this process cannot live beside an older member of its cluster.
+
+    Two workers of one model name must agree in every field of ModelIdentity. Of two that join together,
+    the one with the later (join time, incarnation) gives way.
+    """
+    for other in others:
+        if other.incarnation == mine.incarnation or mine.model is None or other.model is None:
+            continue
+        older = (other.joined_unix_ms, other.incarnation) < (mine.joined_unix_ms, mine.incarnation)
+        if older and other.model.name == mine.model.name and (rows := difference(mine.model, other.model)):
+            raise ConfigError(f"{mine.id} does not fit {other.id}, which serves {other.model.name!r} already: {rows}")
+
+
+class Membership:
+    """Keeps one Member alive and reports the others, from a thread of its own, until `stop`.
+
+    `on_members` runs in that thread after every successful reading; it must only pass the list on.
+    """
+
+    def __init__(self, url: str, cluster: str, member: Member, on_members: Callable[[list[Member]], None]) -> None:
+        self._url, self._registry, self._member = url, Registry(url, cluster), member
+        self._on_members = on_members
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="membership", daemon=True)
+        self.failures_total = 0
+
+    def join(self) -> None:
+        """Announce, check the fit, start renewing. Raises ConfigError (no Redis, or a misfit)."""
+        try:
+            self._registry.announce(self._member)
+            members = self._registry.members()
+        except redis.RedisError as error:
+            raise ConfigError(f"redis={self._url!r} does not answer: {error}") from error
+        try:
+            refuse_misfit(self._member, members)
+        except ConfigError:
+            self._registry.withdraw(self._member)
+            raise
+        self._on_members(members)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(REFRESH_S):
+            try:
+                self._registry.announce(self._member)
+                self._on_members(self._registry.members())
+            except redis.RedisError:
+                self.failures_total += 1  # the members known so far stay; the next round tries again
+
+    def stop(self) -> None:
+        """Stop renewing and withdraw the record; a Redis that does not answer is left to the lease."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=2 * _SOCKET_TIMEOUT_S + 1)
+        try:
+            self._registry.withdraw(self._member)
+        except redis.RedisError:
+            self.failures_total += 1
+        self._registry.close()

@@ -1,0 +1,153 @@
+"""The only place that makes ZeroMQ sockets.
+
+An `Exchange` is one process's mailbox: a ROUTER that others dial and a DEALER per process that this one dials.
+The listening side binds, the dialling side names itself by its PeerId, and each side answers on the connection the
+other opened, so that two processes never hold two connections to each other.
+"""
+
+import os
+import threading
+from collections.abc import Sequence
+
+import zmq
+
+from common.errors import ConfigError, ProtocolViolation
+from common.ids import PeerId
+from common.messages import AnyMessage, decode, encode
+from common.messages.base import Message
+
+Payload = bytes | bytearray | memoryview
+Received = tuple[PeerId, AnyMessage, list[Payload]]
+"""Sender, message, payload frames that followed it."""
+
+_MAX_PER_SOCKET = 256  # messages taken from one socket per round, so that one peer cannot starve the rest
+
+
+class Exchange:
+    """All ZeroMQ traffic of one process. One thread uses it; only `wake` may be called from others.
+
+    Overflow: past `queue_limit` messages per peer, `send` returns False and the caller decides; nothing is dropped
+    in silence. A frame that does not parse is counted in `bad_frames` and skipped.
+    """
+
+    def __init__(self, self_id: PeerId, bind: str | None, *, queue_limit: int = 100_000) -> None:
+        """`bind`: address to listen on; port 0 or `*` picks a free one; None: only dial. Raises ConfigError."""
+        self._context = zmq.Context()
+        self._self_id = self_id
+        self._queue_limit = queue_limit
+        self._dialled: dict[PeerId, zmq.Socket[bytes]] = {}
+        self._peer_of: dict[object, PeerId] = {}
+        self._poller = zmq.Poller()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poller.register(self._wake_fd, zmq.POLLIN)
+        self._router: zmq.Socket[bytes] | None = None
+        self.bad_frames = 0
+        self.endpoint = ""
+        if bind is not None:
+            self._listen(bind)
+
+    def _listen(self, bind: str) -> None:
+        router = self._make(zmq.ROUTER)
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an unknown peer is an error, not a hole
+        router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a peer that reconnects replaces its old connection
+        try:
+            router.bind(bind.removesuffix(":0") + ":*" if bind.endswith(":0") else bind)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError(f"cannot listen on {bind}: {error}") from error
+        self.endpoint = router.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._router = router
+        self._poller.register(router, zmq.POLLIN)
+
+    def _make(self, kind: int) -> "zmq.Socket[bytes]":
+        socket = self._context.socket(kind)
+        # Most options are read when the socket binds or connects: set first, bind last.
+        socket.setsockopt(zmq.SNDHWM, self._queue_limit)
+        socket.setsockopt(zmq.RCVHWM, self._queue_limit)
+        socket.setsockopt(zmq.LINGER, 200)  # ms
+        socket.setsockopt(zmq.RECONNECT_IVL, 50)  # ms
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)  # ms
+        return socket
+
+    def dial(self, peer: PeerId, endpoint: str) -> None:
+        """Open a connection to `peer`; a second call for the same peer changes nothing."""
+        if peer in self._dialled:
+            return
+        socket = self._make(zmq.DEALER)
+        socket.setsockopt(zmq.IDENTITY, self._self_id.encode())
+        socket.connect(endpoint)
+        self._dialled[peer] = socket
+        self._peer_of[socket] = peer
+        self._poller.register(socket, zmq.POLLIN)
+
+    def hang_up(self, peer: PeerId) -> None:
+        """Close the connection this process opened to `peer`; unknown peers are ignored."""
+        socket = self._dialled.pop(peer, None)
+        if socket is not None:
+            self._poller.unregister(socket)
+            del self._peer_of[socket]
+            socket.close(linger=0)
+
+    def send(self, peer: PeerId, message: Message, payloads: Sequence[Payload] = ()) -> bool:
+        """Queue a message; False if the peer is unknown, gone, or has too many messages waiting."""
+        frames: list[Payload] = [encode(message), *payloads]
+        dealer = self._dialled.get(peer)
+        try:
+            if dealer is not None:
+                dealer.send_multipart(frames, flags=zmq.NOBLOCK)
+            elif self._router is not None:
+                self._router.send_multipart([peer.encode(), *frames], flags=zmq.NOBLOCK)
+            else:
+                return False
+        except zmq.ZMQError:
+            return False
+        return True
+
+    def receive(self, wait_ms: float) -> list[Received]:
+        """Everything that has arrived; waits up to `wait_ms` (None of it if woken) for the first message."""
+        ready = dict(self._poller.poll(max(0, round(wait_ms))))
+        if ready.pop(self._wake_fd, 0):
+            os.eventfd_read(self._wake_fd)
+        received: list[Received] = []
+        for socket in ready:
+            for _ in range(_MAX_PER_SOCKET):
+                try:
+                    frames = socket.recv_multipart(flags=zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                self._parse(socket, frames, received)
+        return received
+
+    def _parse(self, socket: object, frames: list[bytes], received: list[Received]) -> None:
+        if socket is self._router:
+            sender, *frames = frames
+            peer = PeerId(sender.decode(errors="replace"))
+        else:
+            peer = self._peer_of[socket]
+        try:
+            received.append((peer, decode(frames[0]), list(frames[1:])))
+        except (ProtocolViolation, IndexError):
+            self.bad_frames += 1
+
+    @property
+    def wake_fd(self) -> int:
+        """Readable after `wake`; for shells that poll elsewhere."""
+        return self._wake_fd
+
+    def wake(self) -> None:
+        """Make a waiting `receive` return. Any thread."""
+        os.eventfd_write(self._wake_fd, 1)
+
+    def close(self) -> None:
+        """Close every socket and the context; waits at most the linger time."""
+        for peer in list(self._dialled):
+            self.hang_up(peer)
+        if self._router is not None:
+            self._router.close()
+            self._router = None
+        closer = threading.Thread(target=self._context.term, daemon=True)
+        closer.start()
+        closer.join(timeout=2.0)
+        if self._wake_fd >= 0:
+            os.close(self._wake_fd)
+            self._wake_fd = -1

@@ -1,0 +1,50 @@
+"""Settings of a worker process (prefill, decode or mixed)."""
+
+from dataclasses import dataclass
+
+from common.settings import bytes_setting, setting
+from common.units import GIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """One field per flag; see `penstock decode --help`."""
+
+    model: str = setting(help="Folder or hub id of a model in Hugging Face format.")
+    served_model_name: str | None = setting(None, help="Name clients use; unset: the folder's or hub id's last part.")
+    id: str | None = setting(None, help="Name of this worker, unique in the cluster; unset: role and a random number.")
+    cluster: str = setting("default", help="Processes with the same Redis and cluster name form one system.")
+    redis: str = setting("redis://127.0.0.1:6379/0", help="Redis that holds the membership.")
+    bind: str = setting("tcp://127.0.0.1:0", help="ZeroMQ address to listen on; port 0 picks a free one.")
+    advertise_host: str | None = setting(None, help="Host name that others dial; unset: the one in --bind.")
+    run_dir: str | None = setting(None, help="Folder for Unix sockets; unset: a private temporary folder.")
+
+    device: str = setting("cpu", help="Torch device: cpu, cuda or cuda:N.", allowed="cpu, cuda or cuda:N")
+    device_memory_bytes: int = bytes_setting(1 * GIB, flag="device-memory", help="Hard budget of KV page memory.")
+    dtype: str = setting(
+        "auto", choices=("auto", "float32", "bfloat16"), help="Weights and KV; auto takes the checkpoint's own."
+    )
+    threads: int | None = setting(None, help="Compute threads of this process; unset: all cores it may use.")
+    max_context_tokens: int | None = setting(None, help="Prompt plus output; unset: the model's own limit.")
+
+    max_running: int = setting(64, help="Sequences in one step at the most.")
+    max_step_tokens: int = setting(512, help="Rows of one step at the most; longer prompts are computed in chunks.")
+    max_queued: int = setting(1024, help="Requests waiting at the most; one more is refused as busy.")
+
+    transport: str = setting(
+        "auto",
+        choices=("auto", "shm", "tcp"),
+        help="How KV travels; auto takes shared memory where the probe succeeds.",
+    )
+    lease_ms: int = setting(30_000, help="How long a prefill worker may fill granted pages without renewing.")
+    silent_peer_ms: int = setting(3_000, help="A gateway or peer silent for so long is taken for dead.")
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work. Raises ValueError."""
+        for name in ("max_running", "max_step_tokens", "max_queued", "lease_ms", "silent_peer_ms"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')}={getattr(self, name)}: must be 1 or more")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads={self.threads}: must be 1 or more")
+        if self.device != "cpu" and not self.device.startswith("cuda"):
+            raise ValueError(f"--device={self.device!r}: must be cpu, cuda or cuda:N")
