@@ -30,6 +30,16 @@ class ModelIdentity(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt plus output may not exceed this."""
 
 
+def difference(mine: ModelIdentity, theirs: ModelIdentity) -> str:
+    """The fields in which two model identities differ, readable; empty if KV may flow between them."""
+    rows = [
+        f"{field}: {getattr(mine, field)!r} here, {getattr(theirs, field)!r} there"
+        for field in mine.__struct_fields__
+        if getattr(mine, field) != getattr(theirs, field)
+    ]
+    return "; ".join(rows)
+
+
 class Member(msgspec.Struct, frozen=True, kw_only=True):
     """A process's entry in the cluster's membership, kept in Redis under a lease."""
 

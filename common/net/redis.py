@@ -14,7 +14,7 @@ import msgspec
 import redis
 
 from common.errors import ConfigError
-from common.messages.liveness import Member, ModelIdentity
+from common.messages.liveness import Member, difference
 
 LEASE_MS = 3_000
 REFRESH_S = 0.5
@@ -70,16 +70,6 @@ class Registry:
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}:member:{name}"
-
-
-def difference(mine: ModelIdentity, theirs: ModelIdentity) -> str:
-    """The fields in which two model identities differ, readable; empty if KV may flow between them."""
-    rows = [
-        f"{field}: {getattr(mine, field)!r} here, {getattr(theirs, field)!r} there"
-        for field in mine.__struct_fields__
-        if getattr(mine, field) != getattr(theirs, field)
-    ]
-    return "; ".join(rows)
 
 
 def refuse_misfit(mine: Member, others: Sequence[Member]) -> None:

@@ -1,0 +1,47 @@
+"""Who dialled this worker: gateways and prefill workers. Pure.
+
+Owns one entry per calling incarnation, made by its first message and removed after `silent_ms` without any.
+"""
+
+from kvstore.handover.actions import Send
+
+from common.ids import PeerId
+from common.messages.liveness import Hello, Member, Refused, Welcome, difference
+
+
+class Callers:
+    """Greets callers and notices their silence."""
+
+    def __init__(self, mine: Member, *, silent_ms: float) -> None:
+        self._mine, self._silent_ms = mine, silent_ms
+        self._heard_ms: dict[PeerId, float] = {}
+        self._refused: set[PeerId] = set()
+
+    def heard(self, peer: PeerId, now_ms: float) -> None:
+        """Any message came from the peer."""
+        self._heard_ms[peer] = now_ms
+
+    def greet(self, peer: PeerId, hello: Hello) -> Send:
+        """Welcome, or Refused with the fields in which the caller's model differs from ours."""
+        theirs, mine = hello.member.model, self._mine.model
+        rows = difference(mine, theirs) if theirs is not None and mine is not None else ""
+        if hello.member.role != "gateway" and rows:
+            self._refused.add(peer)
+            return Send(peer, Refused(text=f"{hello.member.id} does not fit {self._mine.id}: {rows}"))
+        return Send(peer, Welcome(member=self._mine))
+
+    def is_refused(self, peer: PeerId) -> bool:
+        """Whether the peer's KV must not come here."""
+        return peer in self._refused
+
+    def gone_silent(self, now_ms: float) -> list[PeerId]:
+        """Callers not heard for too long; they are forgotten with this call."""
+        gone = [peer for peer, heard in self._heard_ms.items() if now_ms - heard > self._silent_ms]
+        for peer in gone:
+            self.forget(peer)
+        return gone
+
+    def forget(self, peer: PeerId) -> None:
+        """The caller is dead."""
+        self._heard_ms.pop(peer, None)
+        self._refused.discard(peer)

@@ -1,0 +1,177 @@
+"""The core of a decode or mixed worker. Pure: messages and step results in, actions out.
+
+A decode worker takes prompts over from prefill workers and draws their answers. Asked directly (Generate without a
+decode worker) it computes the prompt too: that is all a mixed worker does.
+"""
+
+from dataclasses import dataclass
+
+from kvstore.handover.actions import Send
+
+from common.errors import ProtocolViolation
+from common.ids import PeerId, RequestId
+from common.messages import AnyMessage
+from common.messages.handover import Abort, GrantRefused, GrantRequest, HandOver, KvSent, Renew, Stopped
+from common.messages.liveness import Hello, Member, Ping, Report, TransportReport
+from common.messages.requests import Cancel, Failed, Generate
+from kvstore.index.ledger import Ledger
+from services.worker.core.actions import Action
+from services.worker.core.callers import Callers
+from services.worker.core.generation import Generation
+from services.worker.core.incoming import Incoming
+from services.worker.core.plan import StepPlan, StepResult
+from services.worker.core.scheduler import Scheduler
+
+_TOMBSTONE_MS = 60_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a decode core is made of; each owns its own state."""
+
+    ledger: Ledger
+    scheduler: Scheduler
+    generation: Generation
+    incoming: Incoming
+    callers: Callers
+
+
+class DecodeCore:
+    """Routes events to the parts; itself it owns only the memory of cancelled requests, each for a minute."""
+
+    def __init__(self, mine: Member, parts: Parts, *, max_queued: int) -> None:
+        self._mine, self._max_queued = mine, max_queued
+        self._ledger, self._scheduler = parts.ledger, parts.scheduler
+        self._generation, self._incoming, self._callers = parts.generation, parts.incoming, parts.callers
+        self._cancelled: dict[RequestId, float] = {}  # -> when to forget it
+
+    def on_message(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
+        """Handle one message. Raises ProtocolViolation for one that has no business here."""
+        self._callers.heard(peer, now_ms)
+        match message:
+            case Ping(sequence=sequence):
+                return [Send(peer, self.report(sequence))]
+            case Hello():
+                return [self._callers.greet(peer, message)]
+            case Generate():
+                return self._on_generate(peer, message, now_ms)
+            case GrantRequest():
+                return self._on_grant_request(peer, message, now_ms)
+            case KvSent() | HandOver() | Abort() | Stopped() | Renew():
+                return self._incoming.on_message(peer, message, now_ms)
+            case Cancel(request=request):
+                return self._on_cancel(request, now_ms)
+            case _:
+                raise ProtocolViolation(f"{self._mine.id} got {type(message).__name__} from {peer}")
+
+    def _on_generate(self, gateway: PeerId, message: Generate, now_ms: float) -> list[Action]:
+        if message.request in self._generation or message.request in self._cancelled:
+            return []  # a repeat, or cancelled before it came
+        tokens, max_tokens = len(message.prompt), message.sampling.max_tokens
+        if not self._scheduler.fits_pool(tokens, max_tokens):
+            pages = self._scheduler.pool_pages_for(tokens, max_tokens)
+            text = f"the request needs up to {pages} pages; this worker has {self._ledger.total_pages} in all"
+            return [_failed(gateway, message.request, "out_of_pages", text, retryable=False)]
+        if self._scheduler.n_waiting >= self._max_queued:
+            text = f"{self._scheduler.n_waiting} requests are waiting on {self._mine.id} already"
+            return [_failed(gateway, message.request, "busy", text, retryable=True)]
+        self._generation.start(message, gateway, now_ms)
+        return []
+
+    def _on_grant_request(self, sender: PeerId, message: GrantRequest, now_ms: float) -> list[Action]:
+        code = None
+        if message.request in self._cancelled:
+            code, text = "cancelled", "the request was cancelled"
+        elif self._callers.is_refused(sender):
+            code, text = "config", f"{sender} does not fit {self._mine.id}"
+        elif message.request in self._generation:
+            code, text = "protocol_violation", "the request is being generated here already"
+        if code is not None:
+            refusal = GrantRefused(transfer=message.transfer, code=code, text=text, retryable=False)
+            return [Send(sender, refusal)]
+        return self._incoming.ask(sender, message, now_ms)
+
+    def _on_cancel(self, request: RequestId, now_ms: float) -> list[Action]:
+        self._cancelled[request] = now_ms + _TOMBSTONE_MS
+        self._generation.forget(request)
+        return self._incoming.cancel(request, "cancelled", now_ms) + self._incoming.pump(now_ms)
+
+    def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
+        """The engine finished a step."""
+        actions = self._generation.on_tokens(self._scheduler.complete(result), now_ms)
+        return actions + self._incoming.pump(now_ms)
+
+    def on_layer(self, layer: int, now_ms: float) -> list[Action]:
+        """Nothing is streamed away from here."""
+        return []
+
+    def plan(self) -> StepPlan | None:
+        """The next step to compute, if any."""
+        return self._scheduler.plan()
+
+    def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
+        """The kernel reported the death of a process that had our memory mapped."""
+        self._callers.forget(peer)
+        return self._incoming.on_sender_dead(peer, now_ms)
+
+    def on_members(self, members: list[Member], now_ms: float) -> list[Action]:
+        """A decode worker dials nobody."""
+        return []
+
+    def on_tick(self, now_ms: float) -> list[Action]:
+        """Deadlines, leases, silence."""
+        for request in [r for r, until in self._cancelled.items() if now_ms >= until]:
+            del self._cancelled[request]
+        actions: list[Action] = []
+        for peer in self._callers.gone_silent(now_ms):
+            self._generation.forget_gateway(peer)
+            actions += self._incoming.forget_gateway(peer, now_ms)
+            actions += self._incoming.on_sender_silent(peer, now_ms)
+        return actions + self._generation.on_tick(now_ms) + self._incoming.on_tick(now_ms)
+
+    def report(self, sequence: int) -> Report:
+        """State for whoever pinged."""
+        queue = self._scheduler.queue()
+        counters = {
+            "generated_tokens_total": float(self._generation.generated_tokens_total),
+            "computed_tokens_total": float(self._scheduler.computed_tokens_total),
+            "finished_requests_total": float(self._generation.finished_total),
+            "preemptions_total": float(self._scheduler.preemptions_total),
+            "steps_total": float(self._scheduler.steps_total),
+        }
+        return Report(
+            worker=self._mine.id,
+            role=self._mine.role,
+            incarnation=self._mine.incarnation,
+            sequence=sequence,
+            pages=self._ledger.counts(),
+            queue=type(queue)(
+                waiting=queue.waiting,
+                running=queue.running,
+                handing_over=self._incoming.n_open,
+                waiting_tokens=queue.waiting_tokens,
+            ),
+            transports=self.transports,
+            engine_steps=self._scheduler.steps_total,
+            counters=counters,
+        )
+
+    @property
+    def transports(self) -> tuple[TransportReport, ...]:
+        """Receiving needs no channel of our own."""
+        return ()
+
+    @property
+    def idle(self) -> bool:
+        """No request is here in any phase."""
+        return self._scheduler.idle and self._incoming.n_open == 0
+
+    def check(self) -> None:
+        """Conservation laws. Raises AssertionError with the numbers."""
+        self._ledger.check()
+        self._incoming.check()
+
+
+def _failed(gateway: PeerId, request: RequestId, code: str, text: str, *, retryable: bool) -> Send:
+    failed = Failed(request=request, code=code, phase="prefill_queue", text=text, retryable=retryable)
+    return Send(gateway, failed)

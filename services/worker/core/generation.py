@@ -1,0 +1,117 @@
+"""The requests whose answers are drawn on this worker. Pure.
+
+Owns one `_Answer` per request from its first token's worker until it finished, failed, was cancelled, ran out of time,
+or its gateway died. Pages belong to the Scheduler; an answer that ends drops its sequence there.
+"""
+
+from dataclasses import dataclass
+
+from kvstore.handover.actions import Send
+
+from common.ids import PeerId, RequestId
+from common.messages.handover import HandOver
+from common.messages.requests import Failed, Generate, Sampling, Timings, TokenDelta
+from kvstore.index.page_table import PageTable
+from services.worker.core.actions import Action
+from services.worker.core.outputs import Outbox, finish_of
+from services.worker.core.scheduler import NewToken, Scheduler
+
+
+@dataclass(slots=True)
+class _Answer:
+    gateway: PeerId
+    deadline_ms: float
+    cached_tokens: int
+    timings: Timings
+    arrived_ms: float
+    started: bool = False
+    """Its first delta is on its way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request as this worker learns of it."""
+
+    request: RequestId
+    gateway: PeerId
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    deadline_ms: float
+
+
+class Generation:
+    """Draws answers: local requests from their prompt on, handed-over ones from their second token on."""
+
+    def __init__(self, scheduler: Scheduler, *, context_tokens: int) -> None:
+        self._scheduler, self._context_tokens = scheduler, context_tokens
+        self._answers: dict[RequestId, _Answer] = {}
+        self._outbox = Outbox()
+        self.generated_tokens_total = 0
+        self.finished_total = 0
+
+    def __contains__(self, request: RequestId) -> bool:
+        return request in self._answers
+
+    def start(self, message: Generate, gateway: PeerId, now_ms: float) -> None:
+        """Compute prompt and answer here. The caller checked that the request fits."""
+        self._answers[message.request] = _Answer(gateway, now_ms + message.timeout_ms, 0, Timings(), now_ms)
+        self._scheduler.submit(message.request, message.prompt, message.sampling, streamed=False)
+
+    def take_over(self, arrival: Arrival, table: PageTable, handover: HandOver) -> list[Action]:
+        """Go on with a request whose prompt is computed; its first token goes out at once."""
+        answer = _Answer(arrival.gateway, arrival.deadline_ms, handover.cached_tokens, handover.timings, 0.0)
+        self._answers[arrival.request] = answer
+        sequence = self._scheduler.adopt(arrival.request, arrival.prompt, handover.first_token, arrival.sampling, table)
+        self._emit(answer, NewToken(sequence, handover.first_token, handover.logprob))
+        return [*self._outbox.flush()]
+
+    def on_tokens(self, new_tokens: list[NewToken], now_ms: float) -> list[Action]:
+        """Tokens of a finished step; one message per gateway."""
+        for new in new_tokens:
+            answer = self._answers[new.sequence.request]
+            if not answer.started:
+                answer.timings = Timings(compute_ms=now_ms - answer.arrived_ms)
+            self._emit(answer, new)
+        return [*self._outbox.flush()]
+
+    def _emit(self, answer: _Answer, new: NewToken) -> None:
+        sequence = new.sequence
+        finish = finish_of(sequence, self._context_tokens)
+        first = not answer.started
+        answer.started = True
+        self.generated_tokens_total += 1
+        delta = TokenDelta(
+            sequence.request,
+            sequence.generated_tokens - 1,
+            (new.token,),
+            finish,
+            (new.logprob,) if new.logprob is not None else (),
+            answer.cached_tokens if first else None,
+            answer.timings if first else None,
+        )
+        self._outbox.add(answer.gateway, delta)
+        if finish is not None:
+            self.finished_total += 1
+            self.forget(sequence.request)
+
+    def forget(self, request: RequestId) -> None:
+        """The request is over; its pages go as soon as no step uses them. Unknown requests are ignored."""
+        if self._answers.pop(request, None) is not None:
+            self._scheduler.drop(request)
+
+    def forget_gateway(self, gateway: PeerId) -> None:
+        """Nobody waits for these answers any more."""
+        for request in [r for r, answer in self._answers.items() if answer.gateway == gateway]:
+            self.forget(request)
+
+    def on_tick(self, now_ms: float) -> list[Action]:
+        """Ends requests whose time is up."""
+        actions: list[Action] = []
+        for request in [r for r, answer in self._answers.items() if now_ms >= answer.deadline_ms]:
+            answer = self._answers[request]
+            phase = "decode" if answer.started else "prefill"
+            text = f"the request's time ran out in phase {phase}"
+            failed = Failed(request=request, code="deadline_exceeded", phase=phase, text=text, retryable=False)
+            actions.append(Send(answer.gateway, failed))
+            self.forget(request)
+        return actions

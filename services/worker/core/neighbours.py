@@ -1,0 +1,123 @@
+"""The decode workers a prefill worker keeps connections to. Pure.
+
+Owns one `_Neighbour` per decode worker incarnation seen in the membership. An entry leaves when its incarnation is
+gone from the membership, when it was silent too long, or when the kernel reported its death; it comes back if the
+membership still lists it.
+
+    DIALLED --Welcome--> PROBING --on_channel--> READY        DIALLED --Refused--> REFUSED
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from kvstore.handover.actions import Send
+
+from common.ids import PeerId, WorkerId, peer_id
+from common.messages.liveness import Hello, Member, Ping, Refused, Report, TransportReport, Welcome
+from services.worker.core.actions import Action, Dial, HangUp, OpenChannel
+
+PING_MS = 500.0
+_DIALLED_ROLES = frozenset({"decode"})
+
+
+class Link(Enum):
+    """How far a connection has come."""
+
+    DIALLED = auto()
+    PROBING = auto()
+    READY = auto()
+    REFUSED = auto()
+
+
+@dataclass(slots=True)
+class _Neighbour:
+    member: Member
+    peer: PeerId
+    heard_ms: float
+    link: Link = Link.DIALLED
+    refusal: str = ""
+    transport: TransportReport | None = None
+    pinged_ms: float = field(default=float("-inf"))
+
+
+class Neighbours:
+    """Connections to decode workers: dialling, greeting, probing, listening for silence."""
+
+    def __init__(self, mine: Member, *, silent_ms: float) -> None:
+        self._mine, self._silent_ms = mine, silent_ms
+        self._by_peer: dict[PeerId, _Neighbour] = {}
+        self._pings = 0
+
+    def on_members(self, members: list[Member], now_ms: float) -> tuple[list[Action], list[PeerId]]:
+        """Dial who is new. Second result: peers of which a newer incarnation has taken the name, hence dead."""
+        actions: list[Action] = []
+        listed = {peer_id(m.id, m.incarnation): m for m in members if m.role in _DIALLED_ROLES}
+        names = {m.id: peer for peer, m in listed.items()}
+        replaced = [p for p, n in self._by_peer.items() if p not in listed and n.member.id in names]
+        for peer, member in listed.items():
+            if peer not in self._by_peer:
+                self._by_peer[peer] = _Neighbour(member, peer, heard_ms=now_ms)
+                actions += [Dial(peer, member.endpoint), Send(peer, Hello(member=self._mine))]
+        return actions, replaced
+
+    def on_message(self, peer: PeerId, message: Welcome | Refused | Report, now_ms: float) -> list[Action]:
+        """Greetings and reports. A Report after a lost Welcome counts as one."""
+        neighbour = self._by_peer.get(peer)
+        if neighbour is None:
+            return []
+        neighbour.heard_ms = now_ms
+        if isinstance(message, Refused):
+            neighbour.link, neighbour.refusal = Link.REFUSED, message.text
+            return []
+        if isinstance(message, Welcome) and neighbour.link is Link.DIALLED:
+            neighbour.link = Link.PROBING
+            return [OpenChannel(peer, neighbour.member)]
+        return []
+
+    def on_channel(self, report: TransportReport) -> None:
+        """The probe found a way to move KV."""
+        neighbour = self._by_peer.get(report.peer)
+        if neighbour is not None:
+            neighbour.link, neighbour.transport = Link.READY, report
+
+    def forget(self, peer: PeerId) -> list[Action]:
+        """The peer is dead; the membership may bring it back."""
+        return [HangUp(peer)] if self._by_peer.pop(peer, None) is not None else []
+
+    def on_tick(self, now_ms: float) -> tuple[list[Action], list[PeerId]]:
+        """Pings that are due; second result: peers silent for too long."""
+        silent = [p for p, n in self._by_peer.items() if now_ms - n.heard_ms > self._silent_ms]
+        actions: list[Action] = []
+        for peer, neighbour in self._by_peer.items():
+            if now_ms - neighbour.pinged_ms < PING_MS:
+                continue
+            neighbour.pinged_ms = now_ms
+            self._pings += 1
+            if neighbour.link is Link.DIALLED:
+                actions.append(Send(peer, Hello(member=self._mine)))  # the first one may have been lost
+            actions.append(Send(peer, Ping(sequence=self._pings)))
+        return actions, silent
+
+    def ready(self, worker: WorkerId) -> PeerId | None:
+        """The living incarnation of a decode worker that KV can be sent to."""
+        for peer, neighbour in self._by_peer.items():
+            if neighbour.member.id == worker and neighbour.link is Link.READY:
+                return peer
+        return None
+
+    def why_not(self, worker: WorkerId) -> str:
+        """Why `ready` gives None."""
+        for neighbour in self._by_peer.values():
+            if neighbour.member.id == worker:
+                return neighbour.refusal or f"its connection is only {neighbour.link.name.lower()}"
+        return "it is not in the membership or has stopped answering"
+
+    def transport(self, peer: PeerId) -> str:
+        """Kind of the channel to a ready peer."""
+        neighbour = self._by_peer[peer]
+        return neighbour.transport.kind if neighbour.transport else ""
+
+    @property
+    def transports(self) -> tuple[TransportReport, ...]:
+        """All probed channels."""
+        return tuple(n.transport for n in self._by_peer.values() if n.transport is not None)

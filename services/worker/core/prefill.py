@@ -1,0 +1,348 @@
+"""The core of a prefill worker. Pure: messages, layer and step results in, actions out.
+
+Owns the queue of prompts and one `_Prompt` per request until its KV is handed over, it failed, or it was cancelled.
+Pages belong to the Scheduler; while a copy may read them they are held, and the Sender says when that is over.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from kvstore.handover.actions import Action as HandoverAction
+from kvstore.handover.actions import GaveUp, Granted, HandedOver, PostCopy, Release, Send
+from kvstore.handover.sender import Sender
+
+from common.errors import ProtocolViolation
+from common.ids import PeerId, RequestId, TransferId
+from common.kv_layout import KvLayout
+from common.messages import AnyMessage
+from common.messages.handover import Commit, Grant, GrantRefused, GrantRequest, KvSpan, Stop
+from common.messages.liveness import Hello, Member, Ping, Refused, Report, TransportReport, Welcome
+from common.messages.requests import Cancel, Failed, Generate, Timings
+from kvstore.index.ledger import Ledger
+from services.worker.core.actions import Action, Copy
+from services.worker.core.callers import Callers
+from services.worker.core.neighbours import Neighbours
+from services.worker.core.plan import Segment, StepPlan, StepResult
+from services.worker.core.scheduler import NewToken, Scheduler
+from services.worker.core.sequence import Sequence
+
+_ASK_AHEAD = 2
+"""Transfers that may wait for a grant at once: the prompt being computed and the one after it."""
+_CONNECT_GRACE_MS = 2_000.0
+"""How long a prompt waits for a decode worker that is only just being connected."""
+
+
+@dataclass(slots=True)
+class _Prompt:
+    message: Generate
+    gateway: PeerId
+    arrived_ms: float
+    deadline_ms: float
+    transfer: TransferId | None = None
+    decode: PeerId | None = None
+    sequence: Sequence | None = None
+    asked_ms: float = 0.0
+    granted_ms: float | None = None
+    computed_ms: float | None = None
+    told: bool = False
+    """The gateway knows the outcome, or has cancelled."""
+
+    def timings(self, now_ms: float) -> Timings:
+        """Where the time went, up to the hand-over."""
+        grant_wait = (self.granted_ms if self.granted_ms is not None else now_ms) - self.asked_ms
+        return Timings(
+            prefill_queue_ms=self.asked_ms - self.arrived_ms,
+            grant_wait_ms=grant_wait,
+            compute_ms=now_ms - self.asked_ms,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a prefill core is made of; each owns its own state."""
+
+    ledger: Ledger
+    scheduler: Scheduler
+    sender: Sender
+    callers: Callers
+    neighbours: Neighbours
+
+
+class PrefillCore:
+    """Computes prompts and hands their KV to decode workers, layer by layer."""
+
+    def __init__(self, mine: Member, parts: Parts, layout: KvLayout, *, max_queued: int) -> None:
+        self._mine, self._layout, self._max_queued = mine, layout, max_queued
+        self._ledger, self._scheduler, self._sender = parts.ledger, parts.scheduler, parts.sender
+        self._callers, self._neighbours = parts.callers, parts.neighbours
+        self._queue: deque[_Prompt] = deque()
+        self._prompts: dict[RequestId, _Prompt] = {}
+        self._requests: dict[TransferId, RequestId] = {}
+        self._transfers = 0
+        self._handed_over_total = 0
+
+    # -- events
+
+    def on_message(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
+        """Handle one message. Raises ProtocolViolation for one that has no business here."""
+        match message:
+            case Welcome() | Refused() | Report():
+                return self._neighbours.on_message(peer, message, now_ms)
+            case Grant() | GrantRefused() | Stop() | Commit():
+                return self._carry_out(self._sender.on_message(peer, message, now_ms), now_ms)
+        self._callers.heard(peer, now_ms)
+        match message:
+            case Ping(sequence=sequence):
+                return [Send(peer, self.report(sequence))]
+            case Hello():
+                return [self._callers.greet(peer, message)]
+            case Generate():
+                return self._on_generate(peer, message, now_ms)
+            case Cancel(request=request):
+                return self._on_cancel(request, now_ms)
+            case _:
+                raise ProtocolViolation(f"{self._mine.id} got {type(message).__name__} from {peer}")
+
+    def _on_generate(self, gateway: PeerId, message: Generate, now_ms: float) -> list[Action]:
+        if message.request in self._prompts:
+            return []  # a repeat
+        prompt = _Prompt(message, gateway, now_ms, now_ms + message.timeout_ms)
+        if message.decode is None:
+            return [_failed(prompt, "protocol_violation", f"{self._mine.id} only prefills; no decode worker was named")]
+        if not self._scheduler.fits_pool(len(message.prompt), 1):
+            pages = self._scheduler.pool_pages_for(len(message.prompt), 1)
+            text = f"the prompt needs {pages} pages; {self._mine.id} has {self._ledger.total_pages} in all"
+            return [_failed(prompt, "out_of_pages", text)]
+        if len(self._queue) >= self._max_queued:
+            text = f"{len(self._queue)} requests are waiting on {self._mine.id} already"
+            return [_failed(prompt, "busy", text, retryable=True)]
+        self._prompts[message.request] = prompt
+        self._queue.append(prompt)
+        return self._pump(now_ms)
+
+    def _on_cancel(self, request: RequestId, now_ms: float) -> list[Action]:
+        prompt = self._prompts.get(request)
+        if prompt is None:
+            return []
+        prompt.told = True
+        return self._end(prompt, "cancelled", now_ms)
+
+    def on_layer(self, layer: int, now_ms: float) -> list[Action]:
+        """The engine wrote one layer's K and V of the step it computes."""
+        step = self._scheduler.step
+        actions: list[Action] = []
+        for segment in step.segments if step is not None else ():
+            prompt = self._prompts.get(segment.request)
+            span = self._finished_span(segment, layer)
+            if prompt is not None and prompt.transfer is not None and span is not None:
+                actions += self._carry_out(self._sender.computed(prompt.transfer, span), now_ms)
+        return actions
+
+    def _finished_span(self, segment: Segment, layer: int) -> KvSpan | None:
+        """The blocks that this step completes; a last, partly filled one counts when the prompt ends in it."""
+        first = segment.start // self._layout.block_tokens
+        end_tokens = segment.start + segment.count
+        end = self._layout.blocks_for(end_tokens) if segment.sample else end_tokens // self._layout.block_tokens
+        return KvSpan(layer, first, end - first) if end > first else None
+
+    def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
+        """The engine finished a step."""
+        actions: list[Action] = []
+        for new in self._scheduler.complete(result):
+            actions += self._on_prompt_done(new, now_ms)
+        return actions + self._pump(now_ms)
+
+    def _on_prompt_done(self, new: NewToken, now_ms: float) -> list[Action]:
+        prompt = self._prompts[new.sequence.request]
+        assert prompt.transfer is not None
+        self._scheduler.park(new.sequence.request)
+        prompt.computed_ms = now_ms
+        timings = prompt.timings(now_ms)
+        finished = self._sender.finished(
+            prompt.transfer, first_token=new.token, logprob=new.logprob, cached_tokens=0, timings=timings, now_ms=now_ms
+        )
+        return self._carry_out(finished, now_ms)
+
+    def on_copied(self, copy: Copy, *, error: str | None, now_ms: float) -> list[Action]:
+        """A copy ended; `error` says why it failed."""
+        return self._carry_out(self._sender.copied(copy.transfer, copy.span, error, now_ms), now_ms)
+
+    def on_channel(self, report: TransportReport, now_ms: float) -> list[Action]:
+        """A decode worker can be reached."""
+        self._neighbours.on_channel(report)
+        return self._pump(now_ms)
+
+    def on_members(self, members: list[Member], now_ms: float) -> list[Action]:
+        """The membership as Redis has it."""
+        actions, replaced = self._neighbours.on_members(members, now_ms)
+        for peer in replaced:
+            actions += self.on_peer_dead(peer, now_ms)
+        return actions
+
+    def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
+        """A decode worker died (the kernel or its silence said so)."""
+        actions = self._carry_out(self._sender.on_peer_dead(peer, now_ms), now_ms)
+        return actions + self._neighbours.forget(peer)
+
+    def on_tick(self, now_ms: float) -> list[Action]:
+        """Pings, deadlines, renewals, silence."""
+        actions, silent = self._neighbours.on_tick(now_ms)
+        for peer in silent:
+            actions += self.on_peer_dead(peer, now_ms)
+        for gateway in self._callers.gone_silent(now_ms):
+            for prompt in [p for p in self._prompts.values() if p.gateway == gateway]:
+                prompt.told = True
+                actions += self._end(prompt, "gateway_gone", now_ms)
+        for prompt in [p for p in self._prompts.values() if now_ms >= p.deadline_ms and not p.told]:
+            phase = "prefill_queue" if prompt.transfer is None else "prefill"
+            actions += self._tell(prompt, "deadline_exceeded", phase, f"the request's time ran out in phase {phase}")
+            actions += self._end(prompt, "deadline_exceeded", now_ms)
+        actions += self._carry_out(self._sender.on_tick(now_ms), now_ms)
+        return actions + self._pump(now_ms)
+
+    # -- the way of one prompt
+
+    def _pump(self, now_ms: float) -> list[Action]:
+        """Start prompts, first come first served, while there are pages and not too many wait for their grant.
+
+        A prompt whose decode worker is not connected yet lets others pass for a moment, then fails.
+        """
+        actions: list[Action] = []
+        for prompt in list(self._queue):
+            worker = prompt.message.decode
+            assert worker is not None
+            decode = self._neighbours.ready(worker)
+            if decode is None and now_ms - prompt.arrived_ms < _CONNECT_GRACE_MS:
+                continue
+            if decode is None:
+                text = f"{self._mine.id} cannot reach decode worker {worker}: {self._neighbours.why_not(worker)}"
+                actions += self._tell(prompt, "no_worker", "prefill_queue", text, retryable=True)
+                actions += self._end(prompt, "no_worker", now_ms)
+                continue
+            if self._n_ungranted >= _ASK_AHEAD or not self._scheduler.has_room(len(prompt.message.prompt)):
+                break
+            self._queue.remove(prompt)
+            actions += self._start(prompt, decode, now_ms)
+        return actions
+
+    @property
+    def _n_ungranted(self) -> int:
+        return sum(1 for p in self._prompts.values() if p.transfer is not None and p.granted_ms is None)
+
+    def _start(self, prompt: _Prompt, decode: PeerId, now_ms: float) -> list[Action]:
+        message = prompt.message
+        self._transfers += 1
+        transfer = TransferId(f"{self._mine.id}@{self._mine.incarnation:016x}/{self._transfers}")
+        prompt.transfer, prompt.decode, prompt.asked_ms = transfer, decode, now_ms
+        prompt.sequence = self._scheduler.submit(message.request, message.prompt, message.sampling, streamed=True)
+        self._scheduler.hold(message.request)
+        self._requests[transfer] = message.request
+        request = GrantRequest(
+            transfer=transfer,
+            request=message.request,
+            gateway=prompt.gateway,
+            prompt=message.prompt,
+            sampling=message.sampling,
+            timeout_ms=max(1, round(prompt.deadline_ms - now_ms)),
+            transport=self._neighbours.transport(decode),
+        )
+        n_blocks = self._layout.blocks_for(len(message.prompt))
+        asked = self._sender.ask(decode, request, n_blocks, now_ms, prompt.deadline_ms)
+        return self._carry_out(asked, now_ms)
+
+    def _carry_out(self, steps: list[HandoverAction], now_ms: float) -> list[Action]:
+        actions: list[Action] = []
+        for step in steps:
+            match step:
+                case Send():
+                    actions.append(step)
+                case PostCopy(transfer=transfer, to=to, span=span, target_pages=target):
+                    actions.append(Copy(transfer, to, span, self._source_pages(transfer, span), target))
+                case Granted(transfer=transfer):
+                    self._prompts[self._requests[transfer]].granted_ms = now_ms
+                    actions += self._pump(now_ms)
+                case HandedOver():
+                    self._handed_over_total += 1
+                case GaveUp(transfer=transfer):
+                    prompt = self._prompts[self._requests[transfer]]
+                    actions += self._tell(prompt, step.code, step.phase, step.text, retryable=step.retryable)
+                    self._scheduler.drop(prompt.message.request)
+                case Release(transfer=transfer):
+                    request = self._requests.pop(transfer)
+                    del self._prompts[request]
+                    self._scheduler.drop(request)
+                    self._scheduler.unhold(request)
+                    actions += self._pump(now_ms)
+        return actions
+
+    def _source_pages(self, transfer: TransferId, span: KvSpan) -> tuple[int, ...]:
+        sequence = self._prompts[self._requests[transfer]].sequence
+        assert sequence is not None
+        row = sequence.table.ids[span.layer, span.first_block : span.first_block + span.n_blocks]
+        return tuple(row.tolist())
+
+    def _end(self, prompt: _Prompt, code: str, now_ms: float) -> list[Action]:
+        """Stop working on a prompt whose gateway needs no word of it any more."""
+        if prompt.transfer is None:
+            self._queue.remove(prompt)
+            del self._prompts[prompt.message.request]
+            return []
+        self._scheduler.drop(prompt.message.request)
+        return self._carry_out(self._sender.cancel(prompt.transfer, code, now_ms), now_ms)
+
+    def _tell(self, prompt: _Prompt, code: str, phase: str, text: str, *, retryable: bool = False) -> list[Action]:
+        if prompt.told:
+            return []
+        prompt.told = True
+        return [_failed(prompt, code, text, phase=phase, retryable=retryable)]
+
+    # -- state for others
+
+    def plan(self) -> StepPlan | None:
+        """The next step to compute, if any."""
+        return self._scheduler.plan()
+
+    def report(self, sequence: int) -> Report:
+        """State for whoever pinged."""
+        queue = self._scheduler.queue()
+        return Report(
+            worker=self._mine.id,
+            role=self._mine.role,
+            incarnation=self._mine.incarnation,
+            sequence=sequence,
+            pages=self._ledger.counts(),
+            queue=type(queue)(
+                waiting=len(self._queue) + queue.waiting,
+                running=queue.running,
+                handing_over=sum(1 for p in self._prompts.values() if p.computed_ms is not None),
+                waiting_tokens=queue.waiting_tokens + sum(len(p.message.prompt) for p in self._queue),
+            ),
+            transports=self.transports,
+            engine_steps=self._scheduler.steps_total,
+            counters={
+                "computed_tokens_total": float(self._scheduler.computed_tokens_total),
+                "handed_over_total": float(self._handed_over_total),
+                "steps_total": float(self._scheduler.steps_total),
+            },
+        )
+
+    @property
+    def transports(self) -> tuple[TransportReport, ...]:
+        """How KV travels to each decode worker."""
+        return self._neighbours.transports
+
+    @property
+    def idle(self) -> bool:
+        """No request is here in any phase."""
+        return not self._prompts and self._scheduler.idle
+
+    def check(self) -> None:
+        """Conservation laws. Raises AssertionError with the numbers."""
+        self._ledger.check()
+        self._sender.check()
+
+
+def _failed(prompt: _Prompt, code: str, text: str, *, phase: str = "prefill_queue", retryable: bool = False) -> Send:
+    request = prompt.message.request
+    failed = Failed(request=request, code=code, phase=phase, text=text, retryable=retryable, transfer=prompt.transfer)
+    return Send(prompt.gateway, failed)

@@ -1,0 +1,83 @@
+"""Events from a worker's threads to its loop."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvstore.transport.copier import CopyDone
+
+from common.ids import PeerId
+from common.messages.liveness import Member, TransportReport
+from services.worker.core.plan import StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class LayerDone:
+    """The engine wrote K and V of one layer of the step it computes."""
+
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """The engine finished a step."""
+
+    result: StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDied:
+    """The engine raised: a bug or a broken device. The process ends with this traceback."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class CopyEnded:
+    """The copier finished a job, well or not."""
+
+    done: CopyDone
+
+
+@dataclass(frozen=True, slots=True)
+class MembersRead:
+    """The membership as Redis has it."""
+
+    members: list[Member]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerGone:
+    """The kernel closed the memory socket of a peer: it is dead."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelOpened:
+    """A channel to a peer was probed."""
+
+    report: TransportReport
+
+
+Event = LayerDone | StepDone | EngineDied | CopyEnded | MembersRead | PeerGone | ChannelOpened
+
+
+class Inbox:
+    """Any thread puts, the loop takes; every `put` wakes the loop."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._events: deque[Event] = deque()
+        self._wake = wake
+
+    def put(self, event: Event) -> None:
+        """Hand an event to the loop. Any thread."""
+        self._events.append(event)
+        self._wake()
+
+    def take(self) -> list[Event]:
+        """Everything that has come, in order. The loop's thread."""
+        events: list[Event] = []
+        while self._events:
+            events.append(self._events.popleft())
+        return events

@@ -1,0 +1,173 @@
+"""The loop of a worker: hear, decide, act, compute. One thread owns all state; it makes no serving decision itself."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from kvstore.handover.actions import Send
+
+from common.clock import Clock
+from common.errors import ProtocolViolation
+from common.ids import PeerId
+from common.log import Log
+from common.messages import AnyMessage
+from common.messages.liveness import Member, TransportReport
+from common.net.sockets import Exchange, Payload
+from services.worker.core.actions import Action, Copy, Dial, HangUp, OpenChannel, WritePayload
+from services.worker.core.plan import StepPlan, StepResult
+from services.worker.engine_thread import EngineThread
+from services.worker.inbox import (
+    ChannelOpened,
+    CopyEnded,
+    EngineDied,
+    Event,
+    Inbox,
+    LayerDone,
+    MembersRead,
+    PeerGone,
+    StepDone,
+)
+from services.worker.links import Links
+
+_TICK_MS = 50.0
+
+
+class Core(Protocol):
+    """What PrefillCore and DecodeCore have in common."""
+
+    def on_message(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
+        """A message came."""
+        ...
+
+    def on_layer(self, layer: int, now_ms: float) -> list[Action]:
+        """The engine wrote one layer's K and V."""
+        ...
+
+    def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
+        """The engine finished a step."""
+        ...
+
+    def on_copied(self, copy: Copy, *, error: str | None, now_ms: float) -> list[Action]:
+        """A copy ended."""
+        ...
+
+    def on_channel(self, report: TransportReport, now_ms: float) -> list[Action]:
+        """A way to a peer was found."""
+        ...
+
+    def on_members(self, members: list[Member], now_ms: float) -> list[Action]:
+        """The membership was read."""
+        ...
+
+    def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
+        """The kernel reported a peer's death."""
+        ...
+
+    def on_tick(self, now_ms: float) -> list[Action]:
+        """Time passed."""
+        ...
+
+    def plan(self) -> StepPlan | None:
+        """The next step, if the engine is free and there is work."""
+        ...
+
+    @property
+    def idle(self) -> bool:
+        """No request is here."""
+        ...
+
+    def check(self) -> None:
+        """Conservation laws."""
+        ...
+
+
+class WorkerService:
+    """Runs a core over real sockets, threads and memory."""
+
+    def __init__(
+        self, core: Core, exchange: Exchange, inbox: Inbox, engine: EngineThread, links: Links, clock: Clock
+    ) -> None:
+        self._core, self._exchange, self._inbox = core, exchange, inbox
+        self._engine, self._links, self._clock = engine, links, clock
+        self._log = Log(process="worker")
+        self._was_idle = True
+
+    def serve(self, stopping: Callable[[], bool], *, drain_ms: float = 20_000.0) -> None:
+        """Run until `stopping()`, then until no request is left or `drain_ms` have passed.
+
+        Raises what the engine raised: a worker whose engine died is of no use.
+        """
+        ticked_ms = 0.0
+        stop_by_ms: float | None = None
+        while True:
+            now_ms = self._clock.now_ms()
+            if stopping() and stop_by_ms is None:
+                stop_by_ms = now_ms + drain_ms
+            if stop_by_ms is not None and (self._core.idle or now_ms >= stop_by_ms):
+                return
+            for peer, message, payloads in self._exchange.receive(_TICK_MS):
+                self._hear(peer, message, payloads)
+            for event in self._inbox.take():
+                self._act(self._decide(event), ())
+            now_ms = self._clock.now_ms()
+            if now_ms - ticked_ms >= _TICK_MS:
+                ticked_ms = now_ms
+                self._act(self._core.on_tick(now_ms), ())
+                self._check_when_idle()
+            plan = self._core.plan()
+            if plan is not None:
+                self._engine.submit(plan)
+
+    def _hear(self, peer: PeerId, message: AnyMessage, payloads: Sequence[Payload]) -> None:
+        try:
+            self._act(self._core.on_message(peer, message, self._clock.now_ms()), payloads)
+        except ProtocolViolation as error:  # the peer's fault: say so, keep serving the others
+            self._log.event("protocol_violation", peer=peer, text=str(error))
+
+    def _decide(self, event: Event) -> list[Action]:
+        now_ms = self._clock.now_ms()
+        match event:
+            case LayerDone(layer=layer):
+                return self._core.on_layer(layer, now_ms)
+            case StepDone(result=result):
+                return self._core.on_step(result, now_ms)
+            case CopyEnded(done=done):
+                return self._links.after_copy(done, self._core, now_ms)
+            case MembersRead(members=members):
+                return self._core.on_members(members, now_ms)
+            case PeerGone(peer=peer):
+                return self._core.on_peer_dead(peer, now_ms)
+            case ChannelOpened(report=report):
+                self._log.event("channel_opened", peer=report.peer, kind=report.kind, gib_per_s=report.gib_per_s)
+                return self._core.on_channel(report, now_ms)
+            case EngineDied(error=error):
+                raise error
+
+    def _act(self, actions: Sequence[Action], payloads: Sequence[Payload]) -> None:
+        for action in actions:
+            match action:
+                case Send(to, message):
+                    if not self._exchange.send(to, message, self._links.payloads_for(message)):
+                        self._log.event("send_refused", peer=to, message=type(message).__name__)
+                case Copy():
+                    self._links.copy(action)
+                case WritePayload(pages, index):
+                    self._links.write_payload(pages, payloads[index])
+                case Dial(peer, endpoint):
+                    self._exchange.dial(peer, endpoint)
+                case OpenChannel(peer, member):
+                    self._links.open(peer, member)
+                case HangUp(peer):
+                    self._exchange.hang_up(peer)
+                    self._links.close_channel(peer)
+
+    def _check_when_idle(self) -> None:
+        idle = self._core.idle
+        if idle and not self._was_idle:
+            self._core.check()
+        self._was_idle = idle
+
+
+def wall_ms() -> int:
+    """Wall-clock milliseconds, for records that people and other hosts read."""
+    return time.time_ns() // 1_000_000
