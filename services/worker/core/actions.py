@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-from kvstore.handover.actions import Send
-
-from common.ids import PeerId, TransferId
-from common.messages.handover import KvSpan
+from common.ids import PeerId
 from common.messages.liveness import Member
+from kvstore.handover.actions import Fill, PostCopy, Send
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +32,10 @@ class OpenChannel:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Move one span of KV; answer with `on_copied`. Source pages are ours, target pages the peer's."""
+    """Move one span of KV from our pages into a peer's; answer with `on_copied`, whatever happens."""
 
-    transfer: TransferId
-    to: PeerId
-    span: KvSpan
+    order: PostCopy
     source_pages: tuple[int, ...]
-    target_pages: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class WritePayload:
-    """Copy a received payload into our own pages. Done before the next message is handled."""
-
-    pages: tuple[int, ...]
-    payload_index: int
-    """Which payload frame of the message being handled."""
-
-
-Action = Send | Dial | HangUp | OpenChannel | Copy | WritePayload
+Action = Send | Fill | Dial | HangUp | OpenChannel | Copy

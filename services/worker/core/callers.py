@@ -3,10 +3,9 @@
 Owns one entry per calling incarnation, made by its first message and removed after `silent_ms` without any.
 """
 
-from kvstore.handover.actions import Send
-
 from common.ids import PeerId
 from common.messages.liveness import Hello, Member, Refused, Welcome, difference
+from kvstore.handover.actions import Send
 
 
 class Callers:

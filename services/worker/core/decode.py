@@ -6,14 +6,13 @@ decode worker) it computes the prompt too: that is all a mixed worker does.
 
 from dataclasses import dataclass
 
-from kvstore.handover.actions import Send
-
 from common.errors import ProtocolViolation
 from common.ids import PeerId, RequestId
 from common.messages import AnyMessage
 from common.messages.handover import Abort, GrantRefused, GrantRequest, HandOver, KvSent, Renew, Stopped
 from common.messages.liveness import Hello, Member, Ping, Report, TransportReport
 from common.messages.requests import Cancel, Failed, Generate
+from kvstore.handover.actions import PostCopy, Send
 from kvstore.index.ledger import Ledger
 from services.worker.core.actions import Action
 from services.worker.core.callers import Callers
@@ -79,17 +78,16 @@ class DecodeCore:
         return []
 
     def _on_grant_request(self, sender: PeerId, message: GrantRequest, now_ms: float) -> list[Action]:
-        code = None
         if message.request in self._cancelled:
             code, text = "cancelled", "the request was cancelled"
         elif self._callers.is_refused(sender):
             code, text = "config", f"{sender} does not fit {self._mine.id}"
         elif message.request in self._generation:
             code, text = "protocol_violation", "the request is being generated here already"
-        if code is not None:
-            refusal = GrantRefused(transfer=message.transfer, code=code, text=text, retryable=False)
-            return [Send(sender, refusal)]
-        return self._incoming.ask(sender, message, now_ms)
+        else:
+            return self._incoming.on_message(sender, message, now_ms)
+        refusal = GrantRefused(transfer=message.transfer, code=code, text=text, retryable=False)
+        return [Send(sender, refusal)]
 
     def _on_cancel(self, request: RequestId, now_ms: float) -> list[Action]:
         self._cancelled[request] = now_ms + _TOMBSTONE_MS
@@ -103,6 +101,14 @@ class DecodeCore:
 
     def on_layer(self, layer: int, now_ms: float) -> list[Action]:
         """Nothing is streamed away from here."""
+        return []
+
+    def on_copied(self, copy: PostCopy, *, ok: bool, now_ms: float) -> list[Action]:
+        """Nothing is copied from here."""
+        return []
+
+    def on_channel(self, report: TransportReport, now_ms: float) -> list[Action]:
+        """A decode worker opens no channel."""
         return []
 
     def plan(self) -> StepPlan | None:

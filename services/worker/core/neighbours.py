@@ -10,10 +10,9 @@ membership still lists it.
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from kvstore.handover.actions import Send
-
 from common.ids import PeerId, WorkerId, peer_id
 from common.messages.liveness import Hello, Member, Ping, Refused, Report, TransportReport, Welcome
+from kvstore.handover.actions import Send
 from services.worker.core.actions import Action, Dial, HangUp, OpenChannel
 
 PING_MS = 500.0

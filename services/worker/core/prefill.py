@@ -7,10 +7,6 @@ Pages belong to the Scheduler; while a copy may read them they are held, and the
 from collections import deque
 from dataclasses import dataclass
 
-from kvstore.handover.actions import Action as HandoverAction
-from kvstore.handover.actions import GaveUp, Granted, HandedOver, PostCopy, Release, Send
-from kvstore.handover.sender import Sender
-
 from common.errors import ProtocolViolation
 from common.ids import PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
@@ -18,6 +14,9 @@ from common.messages import AnyMessage
 from common.messages.handover import Commit, Grant, GrantRefused, GrantRequest, KvSpan, Stop
 from common.messages.liveness import Hello, Member, Ping, Refused, Report, TransportReport, Welcome
 from common.messages.requests import Cancel, Failed, Generate, Timings
+from kvstore.handover.actions import GaveUp, Granted, HandedOver, PostCopy, Release, Send, SenderAction
+from kvstore.handover.outgoing import FirstToken
+from kvstore.handover.sender import Sender
 from kvstore.index.ledger import Ledger
 from services.worker.core.actions import Action, Copy
 from services.worker.core.callers import Callers
@@ -46,15 +45,6 @@ class _Prompt:
     computed_ms: float | None = None
     told: bool = False
     """The gateway knows the outcome, or has cancelled."""
-
-    def timings(self, now_ms: float) -> Timings:
-        """Where the time went, up to the hand-over."""
-        grant_wait = (self.granted_ms if self.granted_ms is not None else now_ms) - self.asked_ms
-        return Timings(
-            prefill_queue_ms=self.asked_ms - self.arrived_ms,
-            grant_wait_ms=grant_wait,
-            compute_ms=now_ms - self.asked_ms,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +147,13 @@ class PrefillCore:
         assert prompt.transfer is not None
         self._scheduler.park(new.sequence.request)
         prompt.computed_ms = now_ms
-        timings = prompt.timings(now_ms)
-        finished = self._sender.finished(
-            prompt.transfer, first_token=new.token, logprob=new.logprob, cached_tokens=0, timings=timings, now_ms=now_ms
-        )
-        return self._carry_out(finished, now_ms)
+        timings = Timings(prefill_queue_ms=prompt.asked_ms - prompt.arrived_ms, compute_ms=now_ms - prompt.asked_ms)
+        first = FirstToken(token=new.token, logprob=new.logprob, timings=timings)
+        return self._carry_out(self._sender.finished(prompt.transfer, first, now_ms), now_ms)
 
-    def on_copied(self, copy: Copy, *, error: str | None, now_ms: float) -> list[Action]:
-        """A copy ended; `error` says why it failed."""
-        return self._carry_out(self._sender.copied(copy.transfer, copy.span, error, now_ms), now_ms)
+    def on_copied(self, copy: PostCopy, *, ok: bool, now_ms: float) -> list[Action]:
+        """A copy ended, well or not."""
+        return self._carry_out(self._sender.copied(copy.transfer, copy.span, now_ms, ok=ok), now_ms)
 
     def on_channel(self, report: TransportReport, now_ms: float) -> list[Action]:
         """A decode worker can be reached."""
@@ -181,7 +169,7 @@ class PrefillCore:
 
     def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
         """A decode worker died (the kernel or its silence said so)."""
-        actions = self._carry_out(self._sender.on_peer_dead(peer, now_ms), now_ms)
+        actions = self._carry_out(self._sender.on_peer_dead(peer), now_ms)
         return actions + self._neighbours.forget(peer)
 
     def on_tick(self, now_ms: float) -> list[Action]:
@@ -250,14 +238,14 @@ class PrefillCore:
         asked = self._sender.ask(decode, request, n_blocks, now_ms, prompt.deadline_ms)
         return self._carry_out(asked, now_ms)
 
-    def _carry_out(self, steps: list[HandoverAction], now_ms: float) -> list[Action]:
+    def _carry_out(self, steps: list[SenderAction], now_ms: float) -> list[Action]:
         actions: list[Action] = []
         for step in steps:
             match step:
                 case Send():
                     actions.append(step)
-                case PostCopy(transfer=transfer, to=to, span=span, target_pages=target):
-                    actions.append(Copy(transfer, to, span, self._source_pages(transfer, span), target))
+                case PostCopy(transfer=transfer, span=span):
+                    actions.append(Copy(step, self._source_pages(transfer, span)))
                 case Granted(transfer=transfer):
                     self._prompts[self._requests[transfer]].granted_ms = now_ms
                     actions += self._pump(now_ms)

@@ -1,0 +1,106 @@
+"""What the hand-over cores tell their shell to do, in the order given."""
+
+from dataclasses import dataclass
+
+from common.ids import PeerId, TransferId
+from common.messages.base import Message
+from common.messages.handover import GrantRequest, HandOver, KvSpan
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Both sides: send a message. A send that fails needs no report: everything that matters is repeated.
+
+    KvSent over tcp travels with the payload of the copy that it announces.
+    """
+
+    to: PeerId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """Both sides, at most once per transfer: it will not succeed. Who owns the request should hear of it.
+
+    `phase` is one of those of messages.requests.Failed.
+    """
+
+    transfer: TransferId
+    phase: str
+    code: str
+    text: str
+    retryable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Both sides, the pages of this transfer may be reused: nobody writes (receiver) or reads (sender) them any more.
+
+    Receiver: exactly once per opened transfer that is not delivered. Sender: exactly once per transfer asked for.
+    """
+
+    transfer: TransferId
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Receiver: a new request for pages. Answer with `open` or `refuse`, now or when pages are free."""
+
+    sender: PeerId
+    request: GrantRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Receiver, tcp only: write payload number `payload` of the message being handled into these pages."""
+
+    transfer: TransferId
+    span: KvSpan
+    pages: tuple[int, ...]
+    payload: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Receiver: all KV and the first token are here; the pages belong to the request now."""
+
+    transfer: TransferId
+    handover: HandOver
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Receiver: given up, but a writer may be writing. Keep the pages from everybody until Release."""
+
+    transfer: TransferId
+
+
+ReceiverAction = Send | GaveUp | Release | Asked | Fill | Deliver | Quarantine
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """Sender: pages are there; blocks before `first_block` need not be sent."""
+
+    transfer: TransferId
+    first_block: int
+
+
+@dataclass(frozen=True, slots=True)
+class PostCopy:
+    """Sender: start this copy and report its end with `copied`, whatever happens."""
+
+    transfer: TransferId
+    to: PeerId
+    span: KvSpan
+    target_pages: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """Sender: the decode worker has the request."""
+
+    transfer: TransferId
+
+
+SenderAction = Send | GaveUp | Release | Granted | PostCopy | HandedOver

@@ -1,0 +1,283 @@
+"""Decode side of every hand-over, without sockets, clocks or memory.
+
+Owns `_open`: every hand-over that holds or awaits pages. An entry leaves in one of three ways: delivered to the
+request; released because nobody writes any more (the writer said so, died, or never wrote for itself); or refused
+before pages were given. Each has a deadline: the request's own while it waits, the lease while it fills, the next Stop
+while it is being stopped. Quarantine has no end but Stopped, Abort or death: time alone proves nothing about a writer.
+
+Owns `_closed`: how transfers ended, and `_dead`: senders that the kernel reported dead, both for a while. So late
+messages get the answer that ends the sender's wait, and those of the dead open nothing that nobody would close.
+"""
+
+from common.errors import ProtocolViolation
+from common.ids import Incarnation, PeerId, TransferId
+from common.messages import AnyMessage
+from common.messages.handover import (
+    Abort,
+    Commit,
+    Grant,
+    GrantRefused,
+    GrantRequest,
+    HandOver,
+    KvSent,
+    Renew,
+    Stop,
+    Stopped,
+)
+from kvstore.handover.actions import Asked, Deliver, Fill, GaveUp, Quarantine, ReceiverAction, Release, Send
+from kvstore.handover.coverage import Coverage
+from kvstore.handover.states import RECEIVER, ReceiverEvent, ReceiverState, advance
+
+
+class _Incoming:
+    """One open hand-over."""
+
+    __slots__ = ("coverage", "deadline_ms", "grant", "handover", "sender", "state", "stop_code", "writer_is_remote")
+
+    def __init__(self, sender: PeerId, deadline_ms: float) -> None:
+        self.sender, self.deadline_ms = sender, deadline_ms
+        self.state = ReceiverState.ASKED
+        self.grant: Grant | None = None
+        self.coverage = Coverage(0, 0, 0)
+        self.handover: HandOver | None = None
+        self.writer_is_remote = True
+        self.stop_code = ""
+
+
+class Receiver:
+    """Decides; never performs. Every method returns what the shell must now do, in order."""
+
+    def __init__(
+        self, incarnation: Incarnation, layers: int, *, repeat_ms: float = 500.0, remember_ms: float = 60_000.0
+    ) -> None:
+        """`repeat_ms`: between two Stops. `remember_ms`: how long late messages about a closed transfer are known."""
+        self._incarnation, self._layers = incarnation, layers
+        self._repeat_ms, self._remember_ms = repeat_ms, remember_ms
+        self._open: dict[TransferId, _Incoming] = {}
+        self._closed: dict[TransferId, tuple[PeerId, bool, float]] = {}  # sender, delivered?, forget at (ms)
+        self._dead: dict[PeerId, float] = {}  # forget at (ms)
+
+    @property
+    def open_transfers(self) -> list[TransferId]:
+        """Neither delivered nor released yet, oldest first."""
+        return list(self._open)
+
+    def state_of(self, transfer: TransferId) -> ReceiverState | None:
+        """State of an open transfer; None if it is closed or unknown."""
+        incoming = self._open.get(transfer)
+        return None if incoming is None else incoming.state
+
+    def open(self, sender: PeerId, grant: Grant, writer_is_remote: bool, now_ms: float) -> list[ReceiverAction]:
+        """Give pages. `writer_is_remote`: the sender writes them itself (shm), so they may need quarantine.
+
+        If the sender withdrew or died meanwhile, the answer is Release: the pages are free at once.
+        """
+        if len(grant.pages) != self._layers or len({len(row) for row in grant.pages}) != 1:
+            raise ValueError(
+                f"grant of {len(grant.pages)} rows; every one of {self._layers} layers needs equally many pages"
+            )
+        if sender in self._dead:
+            return [Release(grant.transfer)]
+        if grant.transfer in self._closed:
+            return [self._late(sender, grant.transfer), Release(grant.transfer)]
+        incoming = self._open.setdefault(grant.transfer, _Incoming(sender, now_ms))
+        incoming.state = advance(RECEIVER, incoming.state, ReceiverEvent.GRANT)
+        incoming.grant, incoming.writer_is_remote = grant, writer_is_remote
+        incoming.coverage = Coverage(self._layers, grant.first_block, grant.first_block + len(grant.pages[0]))
+        incoming.deadline_ms = now_ms + grant.lease_ms
+        return [Send(sender, grant)]
+
+    def refuse(
+        self, transfer: TransferId, code: str, text: str, retryable: bool, now_ms: float
+    ) -> list[ReceiverAction]:
+        """Give no pages to a transfer that was Asked. The sender tells whoever owns the request."""
+        incoming = self._open.get(transfer)
+        if incoming is None or incoming.state is not ReceiverState.ASKED:
+            return []
+        self._close(transfer, incoming, ReceiverEvent.STOP_SELF, now_ms)
+        return [Send(incoming.sender, GrantRefused(transfer=transfer, code=code, text=text, retryable=retryable))]
+
+    def on_message(self, sender: PeerId, message: AnyMessage, now_ms: float) -> list[ReceiverAction]:
+        """Handle one message from a prefill worker. Raises ProtocolViolation for one that never belongs here."""
+        if sender in self._dead:
+            return []  # sent before it died
+        match message:
+            case GrantRequest():
+                return self._on_request(sender, message, now_ms)
+            case Renew(transfers=transfers):
+                return [action for transfer in transfers for action in self._on_renew(sender, transfer, now_ms)]
+            case KvSent() | HandOver():
+                return self._on_content(sender, message, now_ms)
+            case Stopped(transfer=transfer):
+                return self._on_writer_stopped(sender, transfer, "stopped", now_ms)
+            case Abort(transfer=transfer, code=code):
+                return self._on_writer_stopped(sender, transfer, code, now_ms)
+            case _:
+                raise ProtocolViolation(f"decode worker got {type(message).__name__} from {sender}")
+
+    def stop(
+        self, transfer: TransferId, code: str, now_ms: float, *, text: str = "", retryable: bool = True
+    ) -> list[ReceiverAction]:
+        """Give a transfer up: cancelled, past its deadline, or useless. Unknown and closed ones are ignored."""
+        incoming = self._open.get(transfer)
+        if incoming is None or incoming.state is ReceiverState.STOPPING:
+            return []
+        reason = text or f"transfer stopped: {code}"
+        gave_up = GaveUp(transfer, self._phase(incoming), code, reason, retryable)
+        if incoming.state is ReceiverState.ASKED:
+            return [*self.refuse(transfer, code, reason, retryable, now_ms), gave_up]
+        tell = Send(incoming.sender, Stop(transfer=transfer, code=code))
+        if not incoming.writer_is_remote:
+            self._close(transfer, incoming, ReceiverEvent.STOP_SELF, now_ms)
+            return [gave_up, tell, Release(transfer)]
+        incoming.state = advance(RECEIVER, incoming.state, ReceiverEvent.STOP_WRITER)
+        incoming.deadline_ms, incoming.stop_code = now_ms + self._repeat_ms, code
+        return [gave_up, Quarantine(transfer), tell]
+
+    def on_peer_silent(self, sender: PeerId, now_ms: float) -> list[ReceiverAction]:
+        """Nothing was heard of a sender for too long. It may still be writing: its transfers are stopped."""
+        actions: list[ReceiverAction] = []
+        for transfer in self._transfers_of(sender):
+            actions += self.stop(transfer, "peer_failed", now_ms, text=f"prefill worker {sender} fell silent")
+        return actions
+
+    def on_peer_dead(self, sender: PeerId, now_ms: float) -> list[ReceiverAction]:
+        """The kernel says that a sender is dead (its share connection closed), so none of its writes will happen."""
+        self._dead[sender] = now_ms + self._remember_ms
+        actions: list[ReceiverAction] = []
+        for transfer in self._transfers_of(sender):
+            incoming = self._open[transfer]
+            text = f"prefill worker {sender} died"
+            actions += self._writer_gone(transfer, incoming, "peer_failed", text, now_ms)
+        return actions
+
+    def on_tick(self, now_ms: float) -> list[ReceiverAction]:
+        """Act on every deadline that has passed."""
+        while self._closed and next(iter(self._closed.values()))[2] <= now_ms:
+            del self._closed[next(iter(self._closed))]
+        while self._dead and next(iter(self._dead.values())) <= now_ms:
+            del self._dead[next(iter(self._dead))]
+        actions: list[ReceiverAction] = []
+        for transfer, incoming in list(self._open.items()):
+            if now_ms < incoming.deadline_ms:
+                continue
+            match incoming.state:
+                case ReceiverState.STOPPING:
+                    incoming.deadline_ms = now_ms + self._repeat_ms
+                    actions.append(Send(incoming.sender, Stop(transfer=transfer, code=incoming.stop_code)))
+                case ReceiverState.ASKED:
+                    text = "no pages were free in the time the request had"
+                    actions += self.stop(transfer, "deadline_exceeded", now_ms, text=text, retryable=False)
+                case _:
+                    text = f"prefill worker {incoming.sender} did not renew its lease"
+                    actions += self.stop(transfer, "peer_failed", now_ms, text=text)
+        return actions
+
+    def next_deadline_ms(self) -> float | None:
+        """When `on_tick` next has work; None while nothing is open."""
+        return min((incoming.deadline_ms for incoming in self._open.values()), default=None)
+
+    def check(self) -> None:
+        """Raise RuntimeError if an entry should have left, or is open and closed at once."""
+        for transfer, incoming in self._open.items():
+            delivered = incoming.coverage.complete and incoming.handover is not None
+            terminal = incoming.state in (ReceiverState.DELIVERED, ReceiverState.RELEASED)
+            ungranted = (incoming.grant is None) != (incoming.state is ReceiverState.ASKED)
+            stuck = delivered and incoming.state is ReceiverState.FILLING
+            if terminal or ungranted or stuck or transfer in self._closed:
+                raise RuntimeError(f"transfer {transfer} is {incoming.state.value} and should not be open")
+
+    def _on_request(self, sender: PeerId, request: GrantRequest, now_ms: float) -> list[ReceiverAction]:
+        incoming = self._open.get(request.transfer)
+        if incoming is None:
+            if request.transfer in self._closed:
+                return [self._late(sender, request.transfer)]
+            self._open[request.transfer] = _Incoming(sender, now_ms + request.timeout_ms)
+            return [Asked(sender, request)]
+        if incoming.sender == sender and incoming.state is ReceiverState.FILLING and incoming.grant is not None:
+            return [Send(sender, incoming.grant)]  # the first one was lost
+        return []
+
+    def _on_renew(self, sender: PeerId, transfer: TransferId, now_ms: float) -> list[ReceiverAction]:
+        incoming = self._open.get(transfer)
+        if incoming is None:
+            return [self._late(sender, transfer)]
+        if incoming.sender == sender and incoming.state is ReceiverState.FILLING and incoming.grant is not None:
+            incoming.deadline_ms = now_ms + incoming.grant.lease_ms
+        return []
+
+    def _on_content(self, sender: PeerId, message: KvSent | HandOver, now_ms: float) -> list[ReceiverAction]:
+        incoming = self._open.get(message.transfer)
+        if incoming is None:
+            return [self._late(sender, message.transfer)]
+        if incoming.sender != sender or incoming.state is not ReceiverState.FILLING:
+            return []  # not theirs; or being stopped, and Stop is repeated anyway
+        if message.epoch != self._incarnation:
+            return [Send(sender, Stop(transfer=message.transfer, code="wrong_epoch"))]
+        actions: list[ReceiverAction] = []
+        if isinstance(message, HandOver):
+            incoming.handover = message
+        elif all(incoming.coverage.fits(span) for span in message.spans):
+            actions += self._fill(incoming, message)
+        else:
+            text = f"prefill worker {sender} sent blocks that were not granted"
+            return self.stop(message.transfer, "protocol_violation", now_ms, text=text)
+        if incoming.handover is not None and incoming.coverage.complete:
+            self._close(message.transfer, incoming, ReceiverEvent.COMPLETE, now_ms)
+            commit = Send(sender, Commit(transfer=message.transfer))
+            actions += [Deliver(message.transfer, incoming.handover), commit]
+        return actions
+
+    def _fill(self, incoming: _Incoming, message: KvSent) -> list[ReceiverAction]:
+        actions: list[ReceiverAction] = []
+        grant = incoming.grant
+        assert grant is not None, "FILLING without a grant"
+        incoming.state = advance(RECEIVER, incoming.state, ReceiverEvent.KV)
+        for payload, span in enumerate(message.spans):
+            if incoming.coverage.lacks(span) and not incoming.writer_is_remote:
+                first = span.first_block - grant.first_block
+                pages = grant.pages[span.layer][first : first + span.n_blocks]
+                actions.append(Fill(message.transfer, span, pages, payload))
+            incoming.coverage.add(span)
+        return actions
+
+    def _on_writer_stopped(
+        self, sender: PeerId, transfer: TransferId, code: str, now_ms: float
+    ) -> list[ReceiverAction]:
+        incoming = self._open.get(transfer)
+        if incoming is None or incoming.sender != sender:
+            return []
+        return self._writer_gone(transfer, incoming, code, f"prefill worker {sender} gave up: {code}", now_ms)
+
+    def _writer_gone(
+        self, transfer: TransferId, incoming: _Incoming, code: str, text: str, now_ms: float
+    ) -> list[ReceiverAction]:
+        state = incoming.state
+        gave_up = GaveUp(transfer, self._phase(incoming), code, text, retryable=True)
+        self._close(transfer, incoming, ReceiverEvent.WRITER_STOPPED, now_ms)
+        match state:
+            case ReceiverState.ASKED:
+                return [gave_up]
+            case ReceiverState.STOPPING:
+                return [Release(transfer)]
+            case _:
+                return [gave_up, Release(transfer)]
+
+    def _close(self, transfer: TransferId, incoming: _Incoming, event: ReceiverEvent, now_ms: float) -> None:
+        incoming.state = advance(RECEIVER, incoming.state, event)
+        delivered = incoming.state is ReceiverState.DELIVERED
+        del self._open[transfer]
+        self._closed[transfer] = (incoming.sender, delivered, now_ms + self._remember_ms)
+
+    def _late(self, sender: PeerId, transfer: TransferId) -> Send:
+        """What ends the wait of a sender that still believes in a closed transfer."""
+        owner, delivered, _ = self._closed.get(transfer, (sender, False, 0.0))
+        if delivered and owner == sender:
+            return Send(sender, Commit(transfer=transfer))
+        return Send(sender, Stop(transfer=transfer, code="closed"))
+
+    def _transfers_of(self, sender: PeerId) -> list[TransferId]:
+        return [transfer for transfer, incoming in self._open.items() if incoming.sender == sender]
+
+    def _phase(self, incoming: _Incoming) -> str:
+        return "grant" if incoming.state is ReceiverState.ASKED else "transfer"

@@ -1,0 +1,270 @@
+"""Prefill side of every hand-over, without sockets, clocks or memory.
+
+Owns `_open`: every hand-over that was asked for and may still read source pages. An entry leaves when it has ended
+(Commit, refusal, Stop, cancel, deadline, death of the decode worker) and no copy of it is in flight; then, and only
+then, its source pages are released and the decode worker is told that nothing writes any more. Each has the
+request's deadline; waiting for Commit has one of its own; copies in flight always come back from the copier.
+"""
+
+from common.errors import ProtocolViolation
+from common.ids import PeerId, TransferId
+from common.messages import AnyMessage
+from common.messages.base import Message
+from common.messages.handover import (
+    Abort,
+    Commit,
+    Grant,
+    GrantRefused,
+    GrantRequest,
+    KvSent,
+    KvSpan,
+    Renew,
+    Stop,
+    Stopped,
+)
+from kvstore.handover.actions import GaveUp, Granted, HandedOver, Release, Send, SenderAction
+from kvstore.handover.outgoing import FirstToken, Outgoing
+from kvstore.handover.states import SENDER, SenderEvent, SenderState, advance
+
+_WRITING = (SenderState.FILLING, SenderState.HANDING_OVER)
+
+
+class Sender:
+    """Decides; never performs. Every method returns what the shell must now do, in order."""
+
+    def __init__(
+        self,
+        layers: int,
+        *,
+        repeat_ms: float = 2_000.0,
+        commit_wait_ms: float = 8_000.0,
+        renew_ms: float = 5_000.0,
+    ) -> None:
+        """`repeat_ms`: between two GrantRequests or HandOvers. `commit_wait_ms`: after it, the receiver has failed."""
+        self._layers = layers
+        self._repeat_ms, self._commit_wait_ms, self._renew_ms = repeat_ms, commit_wait_ms, renew_ms
+        self._renew_at_ms: float | None = None
+        self._open: dict[TransferId, Outgoing] = {}
+
+    @property
+    def open_transfers(self) -> list[TransferId]:
+        """Whose source pages are not released yet, oldest first."""
+        return list(self._open)
+
+    def state_of(self, transfer: TransferId) -> SenderState | None:
+        """State of an open transfer; None if it is closed or unknown."""
+        outgoing = self._open.get(transfer)
+        return None if outgoing is None else outgoing.state
+
+    def ask(
+        self, to: PeerId, request: GrantRequest, n_blocks: int, now_ms: float, deadline_ms: float
+    ) -> list[SenderAction]:
+        """Ask a decode worker for pages for `n_blocks` token blocks. A transfer id is used once, ever."""
+        if request.transfer in self._open:
+            raise ValueError(f"transfer {request.transfer} was asked for already")
+        outgoing = Outgoing(to, request, n_blocks, self._layers, now_ms, deadline_ms)
+        outgoing.repeat_at_ms = now_ms + self._repeat_ms
+        self._open[request.transfer] = outgoing
+        return [Send(to, request)]
+
+    def computed(self, transfer: TransferId, span: KvSpan) -> list[SenderAction]:
+        """K and V of a span are in the source pages. Ignored once the transfer has ended."""
+        outgoing = self._open.get(transfer)
+        if outgoing is None or outgoing.state is SenderState.DRAINING:
+            return []
+        if outgoing.state is SenderState.ASKING:
+            outgoing.waiting.append(span)
+            return []
+        return outgoing.post(span)
+
+    def copied(self, transfer: TransferId, span: KvSpan, now_ms: float, *, ok: bool = True) -> list[SenderAction]:
+        """A copy ended: every PostCopy is answered by exactly one of these calls, also when it failed."""
+        outgoing = self._open.get(transfer)
+        if outgoing is None or outgoing.in_flight == 0:
+            raise ValueError(f"transfer {transfer} has no copy in flight")
+        outgoing.in_flight -= 1
+        outgoing.state = advance(SENDER, outgoing.state, SenderEvent.COPY)
+        if outgoing.state is SenderState.DRAINING:
+            return self._close(transfer, outgoing, SenderEvent.DRAINED) if outgoing.in_flight == 0 else []
+        if not ok:
+            text = f"copying layer {span.layer} to {outgoing.to} failed"
+            return self._give_up(transfer, outgoing, "peer_failed", text, Abort(transfer=transfer, code="copy_failed"))
+        outgoing.coverage.add(span)
+        sent = KvSent(transfer=transfer, epoch=outgoing.granted.epoch, spans=(span,))
+        return [Send(outgoing.to, sent), *self._hand_over_if_complete(outgoing, now_ms)]
+
+    def finished(self, transfer: TransferId, first_token: FirstToken, now_ms: float) -> list[SenderAction]:
+        """The whole prompt is computed. HandOver goes out when the grant is here and every copy done."""
+        outgoing = self._open.get(transfer)
+        if outgoing is None or outgoing.state is SenderState.DRAINING:
+            return []
+        outgoing.first_token, outgoing.finished_at_ms = first_token, now_ms
+        return self._hand_over_if_complete(outgoing, now_ms)
+
+    def cancel(self, transfer: TransferId, code: str, now_ms: float) -> list[SenderAction]:
+        """Give a transfer up on this side; says Abort and releases when no copy is in flight. Unknown: ignored."""
+        outgoing = self._open.get(transfer)
+        if outgoing is None or outgoing.state is SenderState.DRAINING:
+            return []
+        return self._end(transfer, outgoing, Abort(transfer=transfer, code=code))
+
+    def on_message(self, sender: PeerId, message: AnyMessage, now_ms: float) -> list[SenderAction]:
+        """Handle one message from a decode worker. Raises ProtocolViolation for one that never belongs here."""
+        match message:
+            case Grant() | GrantRefused() | Commit() | Stop():
+                outgoing = self._open.get(message.transfer)
+            case _:
+                raise ProtocolViolation(f"prefill worker got {type(message).__name__} from {sender}")
+        if outgoing is None or outgoing.to != sender:
+            return self._late(sender, message)
+        match message:
+            case Grant():
+                return self._on_grant(outgoing, message, now_ms)
+            case GrantRefused(code=code, text=text, retryable=retryable):
+                if outgoing.state is not SenderState.ASKING:
+                    return []
+                gave_up = GaveUp(message.transfer, "grant", code, text, retryable)
+                return [gave_up, *self._end(message.transfer, outgoing, None)]
+            case Commit():
+                if outgoing.state is not SenderState.HANDING_OVER:
+                    return []
+                return [HandedOver(message.transfer), *self._end(message.transfer, outgoing, None)]
+            case Stop(code=code):
+                return self._on_stop(outgoing, message.transfer, code)
+
+    def on_peer_dead(self, peer: PeerId) -> list[SenderAction]:
+        """A decode worker died or fell silent: nothing of it will be answered."""
+        actions: list[SenderAction] = []
+        for transfer, outgoing in list(self._open.items()):
+            if outgoing.to != peer:
+                continue
+            if outgoing.state is SenderState.DRAINING:
+                continue  # its farewell goes nowhere, or reaches a peer that was only silent and waits for it
+            abort = Abort(transfer=transfer, code="peer_failed")
+            actions += self._give_up(transfer, outgoing, "peer_failed", f"decode worker {peer} died", abort)
+        return actions
+
+    def on_tick(self, now_ms: float) -> list[SenderAction]:
+        """Act on every deadline that has passed; renew leases."""
+        actions: list[SenderAction] = []
+        for transfer, outgoing in list(self._open.items()):
+            if outgoing.state is SenderState.DRAINING:
+                continue
+            if now_ms >= outgoing.deadline_ms:
+                text = f"the request's time was up in phase {outgoing.phase}"
+                abort = Abort(transfer=transfer, code="deadline_exceeded")
+                actions += self._give_up(transfer, outgoing, "deadline_exceeded", text, abort, retryable=False)
+            elif outgoing.state is SenderState.HANDING_OVER and now_ms >= outgoing.commit_by_ms:
+                text = f"decode worker {outgoing.to} did not commit within {self._commit_wait_ms:.0f} ms"
+                abort = Abort(transfer=transfer, code="no_commit")
+                actions += self._give_up(transfer, outgoing, "peer_failed", text, abort)
+            elif now_ms >= outgoing.repeat_at_ms and outgoing.state is not SenderState.FILLING:
+                outgoing.repeat_at_ms = now_ms + self._repeat_ms
+                actions += outgoing.say_again(now_ms)
+        return actions + self._renew(now_ms)
+
+    def next_deadline_ms(self) -> float | None:
+        """When `on_tick` next has work; None while nothing is open."""
+        deadlines = [self._renew_at_ms] if self._renew_at_ms is not None else []
+        for outgoing in self._open.values():
+            match outgoing.state:
+                case SenderState.ASKING:
+                    deadlines.append(min(outgoing.deadline_ms, outgoing.repeat_at_ms))
+                case SenderState.FILLING:
+                    deadlines.append(outgoing.deadline_ms)
+                case SenderState.HANDING_OVER:
+                    deadlines.append(min(outgoing.deadline_ms, outgoing.repeat_at_ms, outgoing.commit_by_ms))
+                case _:
+                    continue  # the copier ends it
+        return min(deadlines, default=None)
+
+    def check(self) -> None:
+        """Raise RuntimeError if an entry should have left."""
+        for transfer, outgoing in self._open.items():
+            drained = outgoing.state is SenderState.DRAINING and outgoing.in_flight == 0
+            early = outgoing.state is SenderState.ASKING and outgoing.in_flight > 0
+            if drained or early or outgoing.state is SenderState.CLOSED:
+                raise RuntimeError(
+                    f"transfer {transfer} is {outgoing.state.value} with {outgoing.in_flight} copies in flight"
+                )
+
+    def _on_grant(self, outgoing: Outgoing, grant: Grant, now_ms: float) -> list[SenderAction]:
+        transfer = grant.transfer
+        if outgoing.state is not SenderState.ASKING:
+            return []  # a repeat
+        if not outgoing.fits(grant):
+            text = f"decode worker {outgoing.to} granted pages of another shape than asked for"
+            abort = Abort(transfer=transfer, code="protocol_violation")
+            return self._give_up(transfer, outgoing, "protocol_violation", text, abort)
+        outgoing.state = advance(SENDER, outgoing.state, SenderEvent.GRANT)
+        outgoing.accept(grant, now_ms)
+        if self._renew_at_ms is None:
+            self._renew_at_ms = now_ms + self._renew_ms
+        actions: list[SenderAction] = [Granted(transfer, grant.first_block)]
+        for span in outgoing.waiting:
+            actions += outgoing.post(span)
+        outgoing.waiting.clear()
+        return actions + self._hand_over_if_complete(outgoing, now_ms)
+
+    def _on_stop(self, outgoing: Outgoing, transfer: TransferId, code: str) -> list[SenderAction]:
+        stopped = Stopped(transfer=transfer)
+        if outgoing.state is SenderState.DRAINING:
+            outgoing.farewell = outgoing.farewell or stopped
+            return []
+        text = f"decode worker {outgoing.to} stopped the transfer: {code}"
+        return self._give_up(transfer, outgoing, code, text, stopped, retryable=code != "cancelled")
+
+    def _late(self, sender: PeerId, message: Grant | GrantRefused | Commit | Stop) -> list[SenderAction]:
+        """Nothing of a closed transfer is in flight; a peer that waits for that news gets it."""
+        match message:
+            case Grant(transfer=transfer):
+                return [Send(sender, Abort(transfer=transfer, code="closed"))]
+            case Stop(transfer=transfer):
+                return [Send(sender, Stopped(transfer=transfer))]
+            case _:
+                return []
+
+    def _hand_over_if_complete(self, outgoing: Outgoing, now_ms: float) -> list[SenderAction]:
+        if outgoing.state is not SenderState.FILLING or outgoing.first_token is None or outgoing.in_flight:
+            return []
+        handover = outgoing.compose_handover(now_ms)
+        outgoing.state = advance(SENDER, outgoing.state, SenderEvent.ALL_SENT)
+        outgoing.commit_by_ms = now_ms + self._commit_wait_ms
+        outgoing.repeat_at_ms = now_ms + self._repeat_ms
+        return [Send(outgoing.to, handover)]
+
+    def _renew(self, now_ms: float) -> list[SenderAction]:
+        if self._renew_at_ms is None or now_ms < self._renew_at_ms:
+            return []
+        by_peer: dict[PeerId, list[TransferId]] = {}
+        for transfer, outgoing in self._open.items():
+            if outgoing.state in _WRITING or outgoing.farewell is not None:
+                by_peer.setdefault(outgoing.to, []).append(transfer)
+        self._renew_at_ms = now_ms + self._renew_ms if by_peer else None
+        return [Send(peer, Renew(transfers=tuple(transfers))) for peer, transfers in by_peer.items()]
+
+    def _give_up(
+        self,
+        transfer: TransferId,
+        outgoing: Outgoing,
+        code: str,
+        text: str,
+        farewell: Message,
+        *,
+        retryable: bool = True,
+    ) -> list[SenderAction]:
+        gave_up = GaveUp(transfer, outgoing.phase, code, text, retryable)
+        return [gave_up, *self._end(transfer, outgoing, farewell)]
+
+    def _end(self, transfer: TransferId, outgoing: Outgoing, farewell: Message | None) -> list[SenderAction]:
+        outgoing.farewell = farewell
+        if outgoing.in_flight:
+            outgoing.state = advance(SENDER, outgoing.state, SenderEvent.END_IN_FLIGHT)
+            return []
+        return self._close(transfer, outgoing, SenderEvent.END)
+
+    def _close(self, transfer: TransferId, outgoing: Outgoing, event: SenderEvent) -> list[SenderAction]:
+        outgoing.state = advance(SENDER, outgoing.state, event)
+        del self._open[transfer]
+        told: list[SenderAction] = [] if outgoing.farewell is None else [Send(outgoing.to, outgoing.farewell)]
+        return [*told, Release(transfer)]

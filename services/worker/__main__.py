@@ -1,0 +1,47 @@
+"""`penstock prefill | decode | mixed`: one worker process. The only place that reads the environment and builds things."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from common.errors import ConfigError
+from common.settings import load, usage
+from services.worker.settings import WorkerSettings
+
+ROLES = ("prefill", "decode", "mixed")
+_SUMMARY = {
+    "prefill": "Computes prompts and streams their KV to decode workers.",
+    "decode": "Takes prompts over from prefill workers and draws the answers.",
+    "mixed": "Computes prompts and answers in one process: the aggregated baseline.",
+}
+
+
+def main(role: str, arguments: Sequence[str]) -> int:
+    """Run until SIGTERM or SIGINT, then drain. Exit code 0, or 2 for a bad setting."""
+    if "--help" in arguments or "-h" in arguments:
+        print(usage(WorkerSettings, f"penstock {role}", _SUMMARY[role]))
+        return 0
+    try:
+        settings = load(WorkerSettings, arguments, os.environ)
+        return _run(role, settings)
+    except ConfigError as error:
+        print(f"penstock {role}: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(role: str, settings: WorkerSettings) -> int:
+    from services.worker.build import Worker  # torch takes seconds: not for --help or a bad flag
+
+    signals: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _frame: signals.append(received))
+    with Worker(role, settings) as worker:
+        worker.serve(lambda: bool(signals))
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in ROLES:
+        sys.exit(f"usage: python -m services.worker {'|'.join(ROLES)} [--flag value ...]")
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

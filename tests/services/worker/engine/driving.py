@@ -1,0 +1,90 @@
+"""A minimal scheduler for engine tests: hands out pages, cuts prompts into chunks, feeds tokens back."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from common.ids import PageId, RequestId
+from common.messages.requests import Sampling
+from kvstore.index.page_table import PageTable
+from services.worker.core.plan import Sampled, Segment, StepPlan
+from services.worker.engine.engine import TorchEngine
+from services.worker.model.load import LoadedModel
+
+
+@dataclass
+class Sequence:
+    """One request in a test."""
+
+    tokens: list[int]
+    output_tokens: int
+    table: PageTable
+    sampling: Sampling
+    prompt_tokens: int
+    computed: int = 0
+    sampled: list[Sampled] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        return len(self.sampled) == self.output_tokens
+
+
+class Driver:
+    """Runs sequences through an engine; every new one joins at the next step, whatever the others are doing."""
+
+    def __init__(self, model: LoadedModel, *, pages: int = 4096, garbage: float | None = None) -> None:
+        layout = model.layout
+        shape = (pages, 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+        self.pool = torch.zeros(shape, dtype=model.dtype)
+        if garbage is not None:
+            self.pool.fill_(garbage)
+        self.engine = TorchEngine(model, self.pool, layout)
+        self.layout = layout
+        # Scattered on purpose: neighbours in a sequence are not neighbours in memory.
+        self._free = [int(page) for page in np.random.default_rng(0).permutation(pages)]
+        self.sequences: dict[RequestId, Sequence] = {}
+        self.steps = 0
+
+    def add(self, prompt: list[int], output_tokens: int, **sampling: object) -> RequestId:
+        request = RequestId(f"r{len(self.sequences)}")
+        settings = Sampling(max_tokens=output_tokens, **sampling)  # type: ignore[arg-type]  # a test's keywords
+        table = PageTable(self.layout.layers)
+        self.sequences[request] = Sequence(list(prompt), output_tokens, table, settings, len(prompt))
+        return request
+
+    def step(self, chunk_tokens: int = 64, **kwargs: object) -> None:
+        running = [(request, one) for request, one in self.sequences.items() if not one.done]
+        segments = [self._segment(request, one, chunk_tokens) for request, one in running]
+        segments.sort(key=lambda segment: segment.start < segment.prompt_tokens)  # decodes first
+        result = self.engine.step(StepPlan(self.steps, tuple(segments)), **kwargs)  # type: ignore[arg-type]
+        self.steps += 1
+        for segment in segments:
+            self.sequences[segment.request].computed += segment.count
+        for one in result.sampled:
+            self.sequences[one.request].tokens.append(one.token)
+            self.sequences[one.request].sampled.append(one)
+
+    def run(self, chunk_tokens: int = 64) -> None:
+        while any(not one.done for one in self.sequences.values()):
+            self.step(chunk_tokens)
+
+    def output(self, request: RequestId) -> list[int]:
+        return [one.token for one in self.sequences[request].sampled]
+
+    def _segment(self, request: RequestId, one: Sequence, chunk_tokens: int) -> Segment:
+        count = min(chunk_tokens, len(one.tokens) - one.computed)
+        missing = self.layout.blocks_for(one.computed + count) - one.table.n_blocks
+        if missing > 0:
+            one.table.append([PageId(self._free.pop()) for _ in range(missing * self.layout.layers)])
+        return Segment(
+            request=request,
+            tokens=one.tokens,
+            prompt_tokens=one.prompt_tokens,
+            start=one.computed,
+            count=count,
+            table=one.table,
+            sampling=one.sampling,
+            sample=one.computed + count == len(one.tokens),
+            streamed=count > 1,
+        )

@@ -1,0 +1,141 @@
+"""A gateway for tests: speaks the real messages to real workers, and lets the test choose every worker itself."""
+
+import itertools
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
+from common.messages.liveness import Hello, Member, Ping, Report, Welcome
+from common.messages.requests import Cancel, Failed, Generate, Sampling, TokenLogprob, Tokens
+from common.net.sockets import Exchange
+
+_PING_S = 0.3
+
+
+@dataclass
+class Outcome:
+    """What a request got."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: str | None = None
+    failed: Failed | None = None
+    cached_tokens: int | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.finish is not None or self.failed is not None
+
+
+class Driver:
+    """Use as a context manager; one thread."""
+
+    def __init__(self, members: Sequence[Member], *, name: str = "driver") -> None:
+        self._member = Member(
+            id=WorkerId(f"{name}-{secrets.token_hex(3)}"),
+            role="gateway",
+            incarnation=Incarnation(secrets.randbits(64)),
+            endpoint="",
+            host="",
+            pid=0,
+        )
+        self.exchange = Exchange(peer_id(self._member.id, self._member.incarnation), None)
+        self.outcomes: dict[RequestId, Outcome] = {}
+        self.reports: dict[WorkerId, Report] = {}
+        self._welcomed: set[PeerId] = set()
+        self._peers: dict[WorkerId, PeerId] = {}
+        self._pinged_s = 0.0
+        self._numbers = itertools.count(1)
+        for member in members:
+            self.add(member)
+
+    def add(self, member: Member) -> None:
+        peer = peer_id(member.id, member.incarnation)
+        self._peers[member.id] = peer
+        self.exchange.dial(peer, member.endpoint)
+        self.exchange.send(peer, Hello(member=self._member))
+        self.until(lambda: peer in self._welcomed, f"{member.id} welcomes us")
+
+    def __enter__(self) -> "Driver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.exchange.close()
+
+    def send(
+        self,
+        to: str,
+        prompt: Sequence[int],
+        *,
+        decode: str | None = None,
+        timeout_ms: int = 60_000,
+        request: str | None = None,
+        **sampling: object,
+    ) -> RequestId:
+        """Start a request; `to` computes the prompt, `decode` (if any) the answer."""
+        name = RequestId(request or f"{self._member.id}-{next(self._numbers)}")
+        self.outcomes[name] = Outcome()
+        message = Generate(
+            request=name,
+            prompt=tuple(prompt),
+            sampling=Sampling(**sampling),  # type: ignore[arg-type]
+            timeout_ms=timeout_ms,
+            decode=None if decode is None else WorkerId(decode),
+        )
+        assert self.exchange.send(self._peers[WorkerId(to)], message)
+        return name
+
+    def cancel(self, request: RequestId, *workers: str) -> None:
+        for worker in workers:
+            self.exchange.send(self._peers[WorkerId(worker)], Cancel(request=request))
+
+    def pump(self, wait_s: float = 0.02) -> None:
+        """Handle what has come; pings when due."""
+        now_s = time.monotonic()
+        if now_s - self._pinged_s > _PING_S:
+            self._pinged_s = now_s
+            for peer in self._peers.values():
+                self.exchange.send(peer, Ping(sequence=1))
+        for peer, message, _ in self.exchange.receive(wait_s * 1e3):
+            match message:
+                case Welcome():
+                    self._welcomed.add(peer)
+                case Report(worker=worker):
+                    self.reports[worker] = message
+                case Failed(request=request):
+                    self.outcomes[request].failed = message
+                case Tokens(deltas=deltas):
+                    for delta in deltas:
+                        outcome = self.outcomes[delta.request]
+                        assert delta.position == len(outcome.tokens), "a token was repeated or lost"
+                        outcome.tokens += delta.tokens
+                        outcome.logprobs += delta.logprobs
+                        outcome.finish = delta.finish
+                        if delta.cached_tokens is not None:
+                            outcome.cached_tokens = delta.cached_tokens
+
+    def until(self, condition: Callable[[], bool], what: str, *, timeout_s: float = 60.0) -> None:
+        """Pump until the condition holds; a named failure after the deadline."""
+        deadline_s = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline_s:
+                raise AssertionError(f"not within {timeout_s} s: {what}; {self.reports}")
+            self.pump()
+
+    def finish(self, requests: Sequence[RequestId], *, timeout_s: float = 120.0) -> list[Outcome]:
+        """Wait for all of them."""
+        self.until(lambda: all(self.outcomes[r].done for r in requests), "all requests answered", timeout_s=timeout_s)
+        return [self.outcomes[r] for r in requests]
+
+    def until_all_free(self, *, timeout_s: float = 30.0) -> None:
+        """Wait until every worker reports that all its pages are free and nothing is queued."""
+
+        def free() -> bool:
+            return len(self.reports) == len(self._peers) and all(
+                r.pages.free == r.pages.total and not (r.queue.waiting or r.queue.running or r.queue.handing_over)
+                for r in self.reports.values()
+            )
+
+        self.until(free, "all pages are free again", timeout_s=timeout_s)

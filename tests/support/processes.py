@@ -1,0 +1,104 @@
+"""Real Penstock processes for tests: started on free ports, found through Redis, gone at the end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.messages.liveness import Member
+from common.net.redis import Registry
+from tests.support.redis import redis_server
+
+_QUIET = {
+    "OMP_WAIT_POLICY": "passive",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+class Cluster:
+    """A Redis and any number of processes that found each other through it."""
+
+    def __init__(self, redis_url: str, folder: Path) -> None:
+        self.redis_url, self.folder = redis_url, folder
+        self.registry = Registry(redis_url, "test")
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, role: str, name: str, **flags: object) -> None:
+        """Start a process; `await_members` waits for it."""
+        arguments = [sys.executable, "-m", "services.launcher.cli", role, "--id", name]
+        settings = {"redis": self.redis_url, "cluster": "test", **flags}
+        if role in ("prefill", "decode", "mixed"):
+            settings = {"threads": 1, **settings}
+        for flag, value in settings.items():
+            arguments += [f"--{flag.replace('_', '-')}", str(value)]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                arguments, stdout=log, stderr=log, env={**os.environ, **_QUIET}, start_new_session=True
+            )
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def members(self) -> Mapping[str, Member]:
+        return {member.id: member for member in self.registry.members()}
+
+    def await_members(self, *names: str, besides: Mapping[str, Member] | None = None, timeout_s: float = 90) -> None:
+        """Wait until all are in the membership, with another incarnation than in `besides`."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            members = self.members()
+            old = besides or {}
+            missing = [
+                name
+                for name in names
+                if name not in members or (name in old and old[name].incarnation == members[name].incarnation)
+            ]
+            if not missing:
+                return
+            for name in missing:
+                process = self.processes[name]
+                if process.poll() is not None:
+                    raise AssertionError(f"{name} ended with {process.returncode}:\n{self.log(name)[-3000:]}")
+            if time.monotonic() > deadline_s:
+                raise AssertionError(f"{missing} not there after {timeout_s} s:\n{self.log(missing[0])[-3000:]}")
+            time.sleep(0.05)
+
+    def kill(self, name: str) -> None:
+        """kill -9, and wait for the body."""
+        process = self.processes[name]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def stop(self, name: str, timeout_s: float = 20) -> int:
+        """SIGTERM; the exit code."""
+        process = self.processes[name]
+        process.terminate()
+        return process.wait(timeout=timeout_s)
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.terminate()
+        for name, process in self.processes.items():
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self.kill(name)
+        self.registry.close()
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[Cluster]:
+    """A Redis and no process yet."""
+    with redis_server() as url:
+        made = Cluster(url, folder)
+        try:
+            yield made
+        finally:
+            made.close()
