@@ -3,7 +3,7 @@
 from typing import NewType
 
 RequestId = NewType("RequestId", str)
-"""One client request; equal to the `x-request-id` the client sees."""
+"""One prompt of a client request: the `x-request-id` that the client sees, made unique."""
 
 TransferId = NewType("TransferId", str)
 """One attempt to hand a request's KV from a prefill to a decode worker. A retry is a new transfer."""

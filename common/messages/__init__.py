@@ -12,6 +12,8 @@ from common.messages.handover import (
     GrantRequest,
     HandOver,
     KvSent,
+    Probe,
+    Probed,
     Renew,
     Stop,
     Stopped,
@@ -21,7 +23,9 @@ from common.messages.liveness import Hello, Ping, Refused, Report, Welcome
 from common.messages.requests import Cancel, Failed, Generate, Tokens
 
 RequestMessage = Generate | Cancel | Tokens | Failed
-HandoverMessage = GrantRequest | Grant | GrantRefused | KvSent | HandOver | Commit | Stop | Stopped | Abort | Renew
+HandoverMessage = (
+    GrantRequest | Grant | GrantRefused | KvSent | HandOver | Commit | Stop | Stopped | Abort | Renew | Probe | Probed
+)
 LivenessMessage = Hello | Welcome | Refused | Ping | Report
 KvStoreMessage = Put | Stored | Fetch | Fetched | Forget
 AnyMessage = RequestMessage | HandoverMessage | LivenessMessage | KvStoreMessage

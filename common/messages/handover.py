@@ -11,6 +11,9 @@
     prefill -> decode    Abort         I gave up, and no write of mine is in flight any more
     prefill -> decode    Renew         I am alive and still need these leases
 
+    prefill -> decode    Probe         before all that, over tcp: here is a test payload
+    decode  -> prefill   Probed        it arrived, with this checksum
+
 The owner of the memory is the granting decode worker, always. `epoch` is its incarnation; writes
 announced with another epoch are refused. A message about a closed transfer is answered with Stop
 (from prefill) or ignored (from decode), so a lost message costs one round trip, never a page.
@@ -117,3 +120,16 @@ class Renew(Message, frozen=True, kw_only=True):
     """Renews the leases of these transfers; those not listed run out."""
 
     transfers: tuple[TransferId, ...]
+
+
+class Probe(Message, frozen=True, kw_only=True):
+    """tcp, once per connection: a test payload follows; answered by Probed."""
+
+    nonce: int
+
+
+class Probed(Message, frozen=True, kw_only=True):
+    """The payload of Probe `nonce` arrived, with this checksum."""
+
+    nonce: int
+    crc32: int

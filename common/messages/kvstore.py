@@ -1,8 +1,10 @@
 """Messages between a worker and a KV store.
 
 client -> store   Put      one payload frame per block follows; answered by Stored
-client -> store   Fetch    answered by Fetched, one payload frame per hit, in the order of `hits`
-client -> store   Forget   drop these blocks if nobody reads them; answered by Stored with the count
+client -> store   Fetch    answered by Fetched, one payload frame per hit, in the order of `blocks`
+client -> store   Forget   drop these blocks; answered by Stored with the count
+
+Blocks are named by content (16-byte chained hash, salted by the model), so a repeated or late message is harmless.
 """
 
 from common.messages.base import Message
@@ -16,10 +18,12 @@ class Put(Message, frozen=True, kw_only=True):
 
 
 class Stored(Message, frozen=True, kw_only=True):
-    """How many of the blocks of `call` were taken (Put) or dropped (Forget)."""
+    """How many of the blocks of `call` the store holds now (Put) or dropped (Forget)."""
 
     call: int
     n_blocks: int
+    text: str = ""
+    """Why a Put was refused; empty if it was not."""
 
 
 class Fetch(Message, frozen=True, kw_only=True):
@@ -34,6 +38,8 @@ class Fetched(Message, frozen=True, kw_only=True):
 
     call: int
     hits: int
+    more: bool = False
+    """The run goes on, but one answer would become too large: ask again from the first block that is missing."""
 
 
 class Forget(Message, frozen=True, kw_only=True):

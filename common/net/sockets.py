@@ -8,6 +8,7 @@ other opened, so that two processes never hold two connections to each other.
 import os
 import threading
 from collections.abc import Sequence
+from typing import cast
 
 import zmq
 
@@ -70,12 +71,19 @@ class Exchange:
         return socket
 
     def dial(self, peer: PeerId, endpoint: str) -> None:
-        """Open a connection to `peer`; a second call for the same peer changes nothing."""
+        """Open a connection to `peer`; a second call for the same peer changes nothing.
+
+        Raises ProtocolViolation if `endpoint`, which the peer announced, is no ZeroMQ address.
+        """
         if peer in self._dialled:
             return
         socket = self._make(zmq.DEALER)
         socket.setsockopt(zmq.IDENTITY, self._self_id.encode())
-        socket.connect(endpoint)
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            socket.close(linger=0)
+            raise ProtocolViolation(f"{peer} announces {endpoint!r}, which cannot be dialled: {error}") from error
         self._dialled[peer] = socket
         self._peer_of[socket] = peer
         self._poller.register(socket, zmq.POLLIN)
@@ -128,6 +136,14 @@ class Exchange:
             received.append((peer, decode(frames[0]), list(frames[1:])))
         except (ProtocolViolation, IndexError):
             self.bad_frames += 1
+
+    def dialled_fd(self, peer: PeerId) -> int:
+        """File descriptor of the connection to `peer`, for shells that poll elsewhere.
+
+        It becomes readable when something may have arrived, and only once: after it, and after every `send`, call
+        `receive(0)` until that returns nothing. Valid until `hang_up`.
+        """
+        return cast(int, self._dialled[peer].getsockopt(zmq.FD))
 
     @property
     def wake_fd(self) -> int:

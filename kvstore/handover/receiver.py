@@ -5,7 +5,7 @@ request; released because nobody writes any more (the writer said so, died, or n
 before pages were given. Each has a deadline: the request's own while it waits, the lease while it fills, the next Stop
 while it is being stopped. Quarantine has no end but Stopped, Abort or death: time alone proves nothing about a writer.
 
-Owns `_closed`: how transfers ended, and `_dead`: senders that the kernel reported dead, both for a while. So late
+Owns `_closed`: how transfers ended, and `_dead`: senders that the kernel reported gone, both for a while. So late
 messages get the answer that ends the sender's wait, and those of the dead open nothing that nobody would close.
 """
 
@@ -141,8 +141,15 @@ class Receiver:
             actions += self.stop(transfer, "peer_failed", now_ms, text=f"prefill worker {sender} fell silent")
         return actions
 
+    def on_peer_joined(self, sender: PeerId) -> None:
+        """A sender mapped our memory (again, if it had hung up): its messages count from now on."""
+        self._dead.pop(sender, None)
+
     def on_peer_dead(self, sender: PeerId, now_ms: float) -> list[ReceiverAction]:
-        """The kernel says that a sender is dead (its share connection closed), so none of its writes will happen."""
+        """The kernel says that a sender has no mapping of our memory any more: it died or hung up, and cannot write.
+
+        Its messages are ignored until `on_peer_joined`.
+        """
         self._dead[sender] = now_ms + self._remember_ms
         actions: list[ReceiverAction] = []
         for transfer in self._transfers_of(sender):

@@ -4,10 +4,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvstore.transport.copier import CopyDone
-
 from common.ids import PeerId
 from common.messages.liveness import Member, TransportReport
+from kvstore.transport.copier import CopyDone
 from services.worker.core.plan import StepResult
 
 
@@ -60,7 +59,24 @@ class ChannelOpened:
     report: TransportReport
 
 
-Event = LayerDone | StepDone | EngineDied | CopyEnded | MembersRead | PeerGone | ChannelOpened
+@dataclass(frozen=True, slots=True)
+class ChannelFailed:
+    """No allowed way to a peer works."""
+
+    peer: PeerId
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerJoined:
+    """A peer is about to map our memory."""
+
+    peer: PeerId
+
+
+Event = (
+    LayerDone | StepDone | EngineDied | CopyEnded | MembersRead | PeerGone | PeerJoined | ChannelOpened | ChannelFailed
+)
 
 
 class Inbox:

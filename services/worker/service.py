@@ -1,22 +1,26 @@
 """The loop of a worker: hear, decide, act, compute. One thread owns all state; it makes no serving decision itself."""
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from kvstore.handover.actions import Send
+import msgspec
 
 from common.clock import Clock
 from common.errors import ProtocolViolation
-from common.ids import PeerId
+from common.ids import PeerId, TransferId
 from common.log import Log
 from common.messages import AnyMessage
+from common.messages.handover import KvSent, KvSpan, Probe, Probed
 from common.messages.liveness import Member, TransportReport
 from common.net.sockets import Exchange, Payload
-from services.worker.core.actions import Action, Copy, Dial, HangUp, OpenChannel, WritePayload
+from kvstore.handover.actions import Fill, Send
+from kvstore.transport.probe import answer_probe
+from kvstore.transport.tcp import check_payloads
+from services.worker.core.actions import Action, Copy, Dial, HangUp, OpenChannel
 from services.worker.core.plan import StepPlan, StepResult
 from services.worker.engine_thread import EngineThread
 from services.worker.inbox import (
+    ChannelFailed,
     ChannelOpened,
     CopyEnded,
     EngineDied,
@@ -25,6 +29,7 @@ from services.worker.inbox import (
     LayerDone,
     MembersRead,
     PeerGone,
+    PeerJoined,
     StepDone,
 )
 from services.worker.links import Links
@@ -47,12 +52,24 @@ class Core(Protocol):
         """The engine finished a step."""
         ...
 
-    def on_copied(self, copy: Copy, *, error: str | None, now_ms: float) -> list[Action]:
+    def wants_payloads(self, transfer: TransferId) -> bool:
+        """Whether KvSent of this transfer must bring the bytes along."""
+        ...
+
+    def on_copied(self, transfer: TransferId, span: KvSpan, *, ok: bool, now_ms: float) -> list[Action]:
         """A copy ended."""
         ...
 
     def on_channel(self, report: TransportReport, now_ms: float) -> list[Action]:
         """A way to a peer was found."""
+        ...
+
+    def on_channel_failed(self, peer: PeerId, text: str) -> list[Action]:
+        """No way to a peer was found."""
+        ...
+
+    def on_peer_joined(self, peer: PeerId) -> list[Action]:
+        """A peer maps our memory from now on."""
         ...
 
     def on_members(self, members: list[Member], now_ms: float) -> list[Action]:
@@ -85,11 +102,11 @@ class WorkerService:
     """Runs a core over real sockets, threads and memory."""
 
     def __init__(
-        self, core: Core, exchange: Exchange, inbox: Inbox, engine: EngineThread, links: Links, clock: Clock
+        self, core: Core, exchange: Exchange, inbox: Inbox, engine: EngineThread, links: Links, clock: Clock, log: Log
     ) -> None:
         self._core, self._exchange, self._inbox = core, exchange, inbox
         self._engine, self._links, self._clock = engine, links, clock
-        self._log = Log(process="worker")
+        self._log = log
         self._was_idle = True
 
     def serve(self, stopping: Callable[[], bool], *, drain_ms: float = 20_000.0) -> None:
@@ -120,6 +137,14 @@ class WorkerService:
 
     def _hear(self, peer: PeerId, message: AnyMessage, payloads: Sequence[Payload]) -> None:
         try:
+            if isinstance(message, Probe):
+                self._exchange.send(peer, answer_probe(message, payloads))
+                return
+            if isinstance(message, Probed):
+                self._links.on_probed(peer, message, self._clock.now_ms())
+                return
+            if isinstance(message, KvSent) and self._core.wants_payloads(message.transfer):
+                check_payloads(message, payloads, self._links.page_bytes)
             self._act(self._core.on_message(peer, message, self._clock.now_ms()), payloads)
         except ProtocolViolation as error:  # the peer's fault: say so, keep serving the others
             self._log.event("protocol_violation", peer=peer, text=str(error))
@@ -132,14 +157,26 @@ class WorkerService:
             case StepDone(result=result):
                 return self._core.on_step(result, now_ms)
             case CopyEnded(done=done):
-                return self._links.after_copy(done, self._core, now_ms)
+                if not done.ok:
+                    self._log.event("copy_failed", transfer=done.job.transfer, peer=done.job.to, text=done.error_text)
+                self._links.keep_payload(done)
+                self._act(self._core.on_copied(done.job.transfer, done.job.span, ok=done.ok, now_ms=now_ms), ())
+                self._links.forget_payload(done)
+                return []
             case MembersRead(members=members):
                 return self._core.on_members(members, now_ms)
             case PeerGone(peer=peer):
                 return self._core.on_peer_dead(peer, now_ms)
+            case PeerJoined(peer=peer):
+                return self._core.on_peer_joined(peer)
             case ChannelOpened(report=report):
-                self._log.event("channel_opened", peer=report.peer, kind=report.kind, gib_per_s=report.gib_per_s)
+                if self._links.measure(report, self._exchange, self._clock):
+                    return []
+                self._log.event("channel_opened", **msgspec.structs.asdict(report))
                 return self._core.on_channel(report, now_ms)
+            case ChannelFailed(peer=peer, text=text):
+                self._log.event("channel_failed", peer=peer, text=text)
+                return self._core.on_channel_failed(peer, text)
             case EngineDied(error=error):
                 raise error
 
@@ -151,8 +188,8 @@ class WorkerService:
                         self._log.event("send_refused", peer=to, message=type(message).__name__)
                 case Copy():
                     self._links.copy(action)
-                case WritePayload(pages, index):
-                    self._links.write_payload(pages, payloads[index])
+                case Fill(pages=pages, payload=index):
+                    self._links.fill(pages, payloads[index])
                 case Dial(peer, endpoint):
                     self._exchange.dial(peer, endpoint)
                 case OpenChannel(peer, member):
@@ -166,8 +203,3 @@ class WorkerService:
         if idle and not self._was_idle:
             self._core.check()
         self._was_idle = idle
-
-
-def wall_ms() -> int:
-    """Wall-clock milliseconds, for records that people and other hosts read."""
-    return time.time_ns() // 1_000_000

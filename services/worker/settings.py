@@ -44,6 +44,8 @@ class WorkerSettings:
         for name in ("max_running", "max_step_tokens", "max_queued", "lease_ms", "silent_peer_ms"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')}={getattr(self, name)}: must be 1 or more")
+        if self.max_step_tokens < 16:
+            raise ValueError(f"--max-step-tokens={self.max_step_tokens}: must be 16 (one token block) or more")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"--threads={self.threads}: must be 1 or more")
         if self.device != "cpu" and not self.device.startswith("cuda"):

@@ -7,12 +7,12 @@ decode worker) it computes the prompt too: that is all a mixed worker does.
 from dataclasses import dataclass
 
 from common.errors import ProtocolViolation
-from common.ids import PeerId, RequestId
+from common.ids import PeerId, RequestId, TransferId
 from common.messages import AnyMessage
-from common.messages.handover import Abort, GrantRefused, GrantRequest, HandOver, KvSent, Renew, Stopped
+from common.messages.handover import Abort, GrantRefused, GrantRequest, HandOver, KvSent, KvSpan, Renew, Stopped
 from common.messages.liveness import Hello, Member, Ping, Report, TransportReport
 from common.messages.requests import Cancel, Failed, Generate
-from kvstore.handover.actions import PostCopy, Send
+from kvstore.handover.actions import Send
 from kvstore.index.ledger import Ledger
 from services.worker.core.actions import Action
 from services.worker.core.callers import Callers
@@ -103,7 +103,11 @@ class DecodeCore:
         """Nothing is streamed away from here."""
         return []
 
-    def on_copied(self, copy: PostCopy, *, ok: bool, now_ms: float) -> list[Action]:
+    def wants_payloads(self, transfer: TransferId) -> bool:
+        """Whether KvSent of this transfer must bring the bytes along."""
+        return self._incoming.wants_payloads(transfer)
+
+    def on_copied(self, transfer: TransferId, span: KvSpan, *, ok: bool, now_ms: float) -> list[Action]:
         """Nothing is copied from here."""
         return []
 
@@ -119,6 +123,15 @@ class DecodeCore:
         """The kernel reported the death of a process that had our memory mapped."""
         self._callers.forget(peer)
         return self._incoming.on_sender_dead(peer, now_ms)
+
+    def on_channel_failed(self, peer: PeerId, text: str) -> list[Action]:
+        """A decode worker opens no channel."""
+        return []
+
+    def on_peer_joined(self, peer: PeerId) -> list[Action]:
+        """A prefill worker maps our pages (again): it is alive."""
+        self._incoming.on_sender_joined(peer)
+        return []
 
     def on_members(self, members: list[Member], now_ms: float) -> list[Action]:
         """A decode worker dials nobody."""

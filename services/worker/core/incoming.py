@@ -62,6 +62,10 @@ class Incoming:
         """A protocol message of a prefill worker."""
         return self._carry_out(self._receiver.on_message(sender, message, now_ms), now_ms)
 
+    def on_sender_joined(self, sender: PeerId) -> None:
+        """The sender maps our pages (again)."""
+        self._receiver.on_peer_joined(sender)
+
     def on_sender_dead(self, sender: PeerId, now_ms: float) -> list[Action]:
         """The kernel reported the sender's death: it writes no more."""
         return self._carry_out(self._receiver.on_peer_dead(sender, now_ms), now_ms)
@@ -187,6 +191,11 @@ class Incoming:
         return [Send(incoming.arrival.gateway, failed)]
 
     # -- state for others
+
+    def wants_payloads(self, transfer: TransferId) -> bool:
+        """Whether KvSent of this transfer must bring the bytes along."""
+        incoming = self._transfers.get(transfer)
+        return incoming is not None and incoming.request.transport == "tcp"
 
     @property
     def n_open(self) -> int:

@@ -79,6 +79,12 @@ class Neighbours:
         if neighbour is not None:
             neighbour.link, neighbour.transport = Link.READY, report
 
+    def on_channel_failed(self, peer: PeerId, text: str) -> None:
+        """No allowed way to the peer works; it stays refused until one of the two restarts."""
+        neighbour = self._by_peer.get(peer)
+        if neighbour is not None:
+            neighbour.link, neighbour.refusal = Link.REFUSED, text
+
     def forget(self, peer: PeerId) -> list[Action]:
         """The peer is dead; the membership may bring it back."""
         return [HangUp(peer)] if self._by_peer.pop(peer, None) is not None else []

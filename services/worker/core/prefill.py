@@ -151,14 +151,27 @@ class PrefillCore:
         first = FirstToken(token=new.token, logprob=new.logprob, timings=timings)
         return self._carry_out(self._sender.finished(prompt.transfer, first, now_ms), now_ms)
 
-    def on_copied(self, copy: PostCopy, *, ok: bool, now_ms: float) -> list[Action]:
+    def wants_payloads(self, transfer: TransferId) -> bool:
+        """Nobody sends KV here."""
+        return False
+
+    def on_copied(self, transfer: TransferId, span: KvSpan, *, ok: bool, now_ms: float) -> list[Action]:
         """A copy ended, well or not."""
-        return self._carry_out(self._sender.copied(copy.transfer, copy.span, now_ms, ok=ok), now_ms)
+        return self._carry_out(self._sender.copied(transfer, span, now_ms, ok=ok), now_ms)
 
     def on_channel(self, report: TransportReport, now_ms: float) -> list[Action]:
         """A decode worker can be reached."""
         self._neighbours.on_channel(report)
         return self._pump(now_ms)
+
+    def on_channel_failed(self, peer: PeerId, text: str) -> list[Action]:
+        """A decode worker cannot be reached by the transport that was asked for."""
+        self._neighbours.on_channel_failed(peer, text)
+        return []
+
+    def on_peer_joined(self, peer: PeerId) -> list[Action]:
+        """Nobody writes into a prefill worker's pages."""
+        return []
 
     def on_members(self, members: list[Member], now_ms: float) -> list[Action]:
         """The membership as Redis has it."""

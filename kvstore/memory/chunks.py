@@ -1,0 +1,103 @@
+"""The one place that physical memory comes from: chunks of equal length under a hard budget."""
+
+from collections.abc import Sequence
+
+from common.errors import OutOfChunks
+from common.units import format_bytes
+from kvstore.memory.backend import Chunk, VmBackend, VmMisuse
+
+
+class ChunkPool:
+    """Owns every chunk that exists; each belongs to one named owner (a virtual tensor) until it is freed.
+
+    Law: budget_chunks == used_chunks + free_chunks, and the owners' chunks are all different.
+    """
+
+    def __init__(self, backend: VmBackend, budget_bytes: int, chunk_bytes: int) -> None:
+        """`budget_bytes` is rounded down to whole chunks."""
+        self._backend = backend
+        self._chunk_bytes = chunk_bytes
+        self._budget_chunks = budget_bytes // chunk_bytes
+        self._owned: dict[str, dict[Chunk, None]] = {}
+        self._used_chunks = 0
+
+    @property
+    def backend(self) -> VmBackend:
+        """Where the chunks come from, and where they are mapped."""
+        return self._backend
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Length of each chunk."""
+        return self._chunk_bytes
+
+    @property
+    def budget_chunks(self) -> int:
+        """Chunks that may exist."""
+        return self._budget_chunks
+
+    @property
+    def used_chunks(self) -> int:
+        """Chunks that exist."""
+        return self._used_chunks
+
+    @property
+    def free_chunks(self) -> int:
+        """Chunks that may still be allocated."""
+        return self._budget_chunks - self._used_chunks
+
+    def used_by(self, owner: str) -> int:
+        """Chunks of one owner; 0 if it has none."""
+        return len(self._owned.get(owner, ()))
+
+    def alloc(self, owner: str, n_chunks: int) -> list[Chunk]:
+        """All of them or none: raises OutOfChunks and changes nothing if the budget or the system has fewer."""
+        if n_chunks < 0:
+            raise VmMisuse(f"cannot allocate {n_chunks} chunks")
+        if n_chunks > self.free_chunks:
+            raise OutOfChunks(
+                f"{owner} needs {n_chunks} chunks of {format_bytes(self._chunk_bytes)}; "
+                f"{self.free_chunks} of {self._budget_chunks} are free"
+            )
+        fresh: list[Chunk] = []
+        try:
+            for _ in range(n_chunks):
+                fresh.append(self._backend.create(self._chunk_bytes))
+        except OutOfChunks:
+            for chunk in fresh:
+                self._backend.release(chunk)
+            raise
+        self._owned.setdefault(owner, {}).update(dict.fromkeys(fresh))
+        self._used_chunks += n_chunks
+        return fresh
+
+    def free(self, owner: str, chunks: Sequence[Chunk]) -> None:
+        """Give chunks back to the system. Only the owner may, once, and unmapped; else VmMisuse."""
+        owned = self._owned.get(owner, {})
+        for chunk in chunks:
+            if chunk not in owned:
+                raise VmMisuse(f"{chunk} does not belong to {owner!r}, or was freed before")
+            self._backend.release(chunk)
+            del owned[chunk]
+            self._used_chunks -= 1
+        if not owned:
+            self._owned.pop(owner, None)
+
+    def close(self) -> None:
+        """Close the back end. Raises VmMisuse while any chunk is in use."""
+        if self._used_chunks:
+            raise VmMisuse(f"{self._used_chunks} chunks are still in use: {self._counts()}")
+        self._backend.close()
+
+    def _counts(self) -> dict[str, int]:
+        return {owner: len(chunks) for owner, chunks in self._owned.items()}
+
+    def check(self) -> None:
+        """Raise VmMisuse with the full table if the conservation law is broken."""
+        counts = self._counts()
+        distinct = len({chunk for chunks in self._owned.values() for chunk in chunks})
+        if not sum(counts.values()) == distinct == self._used_chunks <= self._budget_chunks:
+            raise VmMisuse(
+                f"chunks do not add up: owners {counts}, {distinct} distinct, {self._used_chunks} used, "
+                f"{self._budget_chunks} budget"
+            )

@@ -1,0 +1,86 @@
+"""Accounting of mappings, without memory: the rules that every VmBackend enforces."""
+
+import bisect
+
+from kvstore.memory.backend import Chunk, Range, VmMisuse
+
+
+class MappingTable:
+    """Owns which chunks exist and where each is mapped. Checks first, changes after."""
+
+    def __init__(self, granularity_bytes: int) -> None:
+        self._granularity_bytes = granularity_bytes
+        self._ranges: dict[Range, dict[int, Chunk]] = {}
+        self._starts: dict[Range, list[int]] = {}  # the offsets of each range, ascending
+        self._times_mapped: dict[Chunk, int] = {}
+
+    @property
+    def ranges(self) -> list[Range]:
+        """Reserved ranges, oldest first."""
+        return list(self._ranges)
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """Chunks that exist, oldest first."""
+        return list(self._times_mapped)
+
+    def require_aligned(self, what: str, n_bytes: int) -> None:
+        """Raise VmMisuse unless `n_bytes` is a multiple of the granularity."""
+        if n_bytes < 0 or n_bytes % self._granularity_bytes:
+            raise VmMisuse(f"{what} is {n_bytes} bytes, not a multiple of {self._granularity_bytes}")
+
+    def add_range(self, where: Range) -> None:
+        """A range was reserved."""
+        self._ranges[where] = {}
+        self._starts[where] = []
+
+    def drop_range(self, where: Range) -> None:
+        """A range is about to be given back."""
+        if self._at(where):
+            raise VmMisuse(f"range {where.address:#x} still has {len(self._at(where))} chunks mapped")
+        del self._ranges[where], self._starts[where]
+
+    def add_chunk(self, chunk: Chunk) -> None:
+        """A chunk was created."""
+        self._times_mapped[chunk] = 0
+
+    def drop_chunk(self, chunk: Chunk) -> None:
+        """A chunk is about to be released."""
+        if chunk not in self._times_mapped:
+            raise VmMisuse(f"{chunk} does not exist or was released before")
+        if self._times_mapped[chunk]:
+            raise VmMisuse(f"{chunk} is still mapped {self._times_mapped[chunk]} times")
+        del self._times_mapped[chunk]
+
+    def add(self, where: Range, offset_bytes: int, chunk: Chunk) -> None:
+        """A chunk is about to be mapped."""
+        self.require_aligned("offset", offset_bytes)
+        mapped, end_bytes = self._at(where), offset_bytes + chunk.length_bytes
+        if chunk not in self._times_mapped:
+            raise VmMisuse(f"{chunk} does not exist or was released before")
+        if end_bytes > where.length_bytes:
+            raise VmMisuse(f"mapping ends at {end_bytes}, behind the range's {where.length_bytes} bytes")
+        starts = self._starts[where]
+        place = bisect.bisect_right(starts, offset_bytes)
+        if place < len(starts) and starts[place] < end_bytes:
+            raise VmMisuse(f"mapping up to {end_bytes} overlaps the chunk mapped at {starts[place]}")
+        if place and (before := starts[place - 1]) + mapped[before].length_bytes > offset_bytes:
+            raise VmMisuse(f"offset {offset_bytes} overlaps the chunk mapped at {before}")
+        starts.insert(place, offset_bytes)
+        mapped[offset_bytes] = chunk
+        self._times_mapped[chunk] += 1
+
+    def remove(self, where: Range, offset_bytes: int) -> Chunk:
+        """A chunk is about to be unmapped."""
+        chunk = self._at(where).pop(offset_bytes, None)
+        if chunk is None:
+            raise VmMisuse(f"nothing is mapped at offset {offset_bytes} of range {where.address:#x}")
+        self._starts[where].remove(offset_bytes)
+        self._times_mapped[chunk] -= 1
+        return chunk
+
+    def _at(self, where: Range) -> dict[int, Chunk]:
+        try:
+            return self._ranges[where]
+        except KeyError:
+            raise VmMisuse(f"range {where.address:#x} is not reserved") from None

@@ -1,0 +1,163 @@
+"""Host memory as a Linux memfd: one file in memory whose parts are mapped where they are needed.
+
+A chunk is a stretch of the file. Creating one allocates its pages at once, so that memory which was promised is there
+and never faults later; releasing one punches a hole, so that the memory really goes back to the system. Other
+processes map the same file through its descriptor; the kernel frees it when the last of them dies.
+"""
+
+import ctypes
+import errno
+import fcntl
+import heapq
+import mmap
+import os
+
+from common.errors import ConfigError, OutOfChunks
+from common.units import format_bytes
+from kvstore.memory.backend import Chunk, Range, VmMisuse
+from kvstore.memory.mappings import MappingTable
+
+_PROT_NONE = 0
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000
+_MAP_FAILED = ctypes.c_void_p(-1).value
+_PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
+_EMPTY = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+
+
+class MemfdBackend:
+    """VmBackend over one memfd of `capacity_bytes`, plus `scratch_bytes` behind it that no chunk ever uses.
+
+    Scratch costs nothing until it is written; peers prove there that they share this memory.
+    """
+
+    def __init__(self, capacity_bytes: int, *, scratch_bytes: int = 0) -> None:
+        self._table = MappingTable(mmap.PAGESIZE)
+        self._table.require_aligned("capacity", capacity_bytes)
+        self._capacity_bytes = capacity_bytes
+        self._libc = _load_libc()
+        self._fd = os.memfd_create("penstock-pages", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self._fd, capacity_bytes + scratch_bytes)
+        # Peers hold this descriptor too; none of them may cut the file short under our mappings.
+        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        self._holes: dict[int, list[int]] = {}  # chunk length -> heap of free offsets
+        self._end_bytes = 0
+
+    @property
+    def granularity_bytes(self) -> int:
+        """Smallest mappable unit."""
+        return mmap.PAGESIZE
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that the file really takes, as the kernel counts it."""
+        return os.fstat(self._fd).st_blocks * 512
+
+    def reserve(self, length_bytes: int) -> Range:
+        """Take an address range without memory. Raises ConfigError."""
+        self._table.require_aligned("range", length_bytes)
+        address = self._libc.mmap(None, length_bytes, _PROT_NONE, _EMPTY, -1, 0)
+        if address == _MAP_FAILED:
+            raise ConfigError(f"cannot reserve {format_bytes(length_bytes)} of addresses: {_last_error()}")
+        where = Range(address, length_bytes)
+        self._table.add_range(where)
+        return where
+
+    def unreserve(self, where: Range) -> None:
+        """Give the addresses back."""
+        self._table.drop_range(where)
+        self._check(self._libc.munmap(where.address, where.length_bytes), "munmap")
+
+    def create(self, length_bytes: int) -> Chunk:
+        """Allocate physical memory. Raises OutOfChunks."""
+        self._table.require_aligned("chunk", length_bytes)
+        holes = self._holes.get(length_bytes)
+        offset_bytes = holes[0] if holes else self._end_bytes
+        if offset_bytes + length_bytes > self._capacity_bytes:
+            used = format_bytes(self._end_bytes)
+            raise OutOfChunks(
+                f"{used} of {format_bytes(self._capacity_bytes)} used; {length_bytes} bytes more asked for"
+            )
+        try:
+            os.posix_fallocate(self._fd, offset_bytes, length_bytes)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.ENOMEM):
+                raise
+            raise OutOfChunks(f"the system has no {length_bytes} bytes of memory left: {error}") from error
+        if holes:
+            heapq.heappop(holes)
+        else:
+            self._end_bytes += length_bytes
+        chunk = Chunk(offset_bytes, length_bytes)
+        self._table.add_chunk(chunk)
+        return chunk
+
+    def release(self, chunk: Chunk) -> None:
+        """Give physical memory back to the system."""
+        self._table.drop_chunk(chunk)
+        self.discard(chunk.offset_bytes, chunk.length_bytes)
+        heapq.heappush(self._holes.setdefault(chunk.length_bytes, []), chunk.offset_bytes)
+
+    def discard(self, offset_bytes: int, length_bytes: int) -> None:
+        """Give back the memory of a stretch of the file; it reads as zeros afterwards."""
+        self._check(self._libc.fallocate(self._fd, _PUNCH_HOLE_KEEP_SIZE, offset_bytes, length_bytes), "fallocate")
+
+    def map(self, where: Range, offset_bytes: int, chunk: Chunk) -> None:
+        """Make `chunk` readable and writable there."""
+        self._table.add(where, offset_bytes, chunk)
+        self._map_fixed(
+            where.address + offset_bytes,
+            chunk.length_bytes,
+            mmap.PROT_READ | mmap.PROT_WRITE,
+            mmap.MAP_SHARED,
+            chunk.offset_bytes,
+        )
+
+    def unmap(self, where: Range, offset_bytes: int) -> Chunk:
+        """Undo one `map`; the addresses stay reserved."""
+        chunk = self._table.remove(where, offset_bytes)
+        self._map_fixed(where.address + offset_bytes, chunk.length_bytes, _PROT_NONE, _EMPTY, None)
+        return chunk
+
+    def _map_fixed(self, address: int, length_bytes: int, access: int, kind: int, file_bytes: int | None) -> None:
+        fd, file_bytes = (-1, 0) if file_bytes is None else (self._fd, file_bytes)
+        found = self._libc.mmap(address, length_bytes, access, kind | _MAP_FIXED, fd, file_bytes)
+        if found != address:
+            raise OSError(ctypes.get_errno(), f"mmap of {length_bytes} bytes: {_last_error()}")
+
+    def export_fd(self) -> int:
+        """Descriptor of the memfd; stays ours."""
+        return self._fd
+
+    def close(self) -> None:
+        """Unmap every range and close the file; memory goes once no peer maps it."""
+        if self._fd < 0:
+            return
+        for where in self._table.ranges:
+            self._check(self._libc.munmap(where.address, where.length_bytes), "munmap")
+        os.close(self._fd)
+        self._fd = -1
+
+    def _check(self, result: int, call: str) -> None:
+        if result != 0:
+            raise VmMisuse(f"{call} failed: {_last_error()}")
+
+
+def _last_error() -> str:
+    return os.strerror(ctypes.get_errno())
+
+
+def _load_libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_long,
+    ]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+    return libc

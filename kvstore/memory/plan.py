@@ -1,0 +1,63 @@
+"""How a memory budget divides into chunks, pages and tokens. Pure arithmetic; printed when a worker starts."""
+
+import math
+from dataclasses import dataclass
+
+from common.errors import ConfigError
+from common.kv_layout import KvLayout
+from common.units import MIB, format_bytes
+
+_NEAR_CHUNK_BYTES = 2 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """What `--device-memory` buys for one model."""
+
+    budget_bytes: int
+    """As asked for; what exceeds whole chunks is never taken."""
+    chunk_bytes: int
+    chunks: int
+    page_bytes: int
+    pages: int
+    tokens: int
+    """Whole token blocks over all layers."""
+
+    def __str__(self) -> str:
+        """One readable line."""
+        return (
+            f"{format_bytes(self.budget_bytes)}: {self.chunks} chunks of {format_bytes(self.chunk_bytes)}, "
+            f"{self.pages} pages of {format_bytes(self.page_bytes)}, KV of {self.tokens} tokens"
+        )
+
+
+def chunk_bytes_for(page_bytes: int, granularity_bytes: int, near_bytes: int = _NEAR_CHUNK_BYTES) -> int:
+    """Chunk length nearest to `near_bytes` that whole pages and whole mappable units fill exactly.
+
+    So a page never lies across two chunks, which need not be neighbours in the file.
+    """
+    unit_bytes = math.lcm(page_bytes, granularity_bytes)
+    return max(1, round(near_bytes / unit_bytes)) * unit_bytes
+
+
+def memory_plan(budget_bytes: int, layout: KvLayout, granularity_bytes: int) -> MemoryPlan:
+    """Divide the budget. Raises ConfigError if not even one token block fits."""
+    chunk_bytes = chunk_bytes_for(layout.page_bytes, granularity_bytes)
+    chunks = budget_bytes // chunk_bytes
+    pages = chunks * (chunk_bytes // layout.page_bytes)
+    tokens = pages // layout.layers * layout.block_tokens
+    if tokens == 0:
+        needed_chunks = -(-layout.layers * layout.page_bytes // chunk_bytes)
+        raise ConfigError(
+            f"--device-memory={format_bytes(budget_bytes)} does not hold {layout.block_tokens} tokens: "
+            f"give at least {format_bytes(needed_chunks * chunk_bytes)} "
+            f"({layout.layers} pages of {format_bytes(layout.page_bytes)}, in chunks of {format_bytes(chunk_bytes)})"
+        )
+    return MemoryPlan(
+        budget_bytes=budget_bytes,
+        chunk_bytes=chunk_bytes,
+        chunks=chunks,
+        page_bytes=layout.page_bytes,
+        pages=pages,
+        tokens=tokens,
+    )

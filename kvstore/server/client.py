@@ -1,0 +1,129 @@
+"""How a process uses a KV store: calls that wait for their answer, over an Exchange that it has anyway."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from common.clock import Clock
+from common.errors import PeerFailed
+from common.ids import PeerId
+from common.messages.base import Message
+from common.messages.kvstore import Fetch, Fetched, Forget, Put, Stored
+from common.messages.liveness import Hello, Member, Ping, Refused, Report, Welcome
+from common.net.sockets import Exchange, Payload, Received
+
+_PUT_BATCH_BYTES = 16 * 2**20
+A = TypeVar("A", Welcome, Stored, Fetched, Report)
+
+
+class KvStoreClient:
+    """Calls to one store from the thread that owns `exchange`.
+
+    While a call waits, whatever else arrives goes to `on_other`, in order. Every call raises PeerFailed if the store
+    does not answer in time, is gone or refuses; after a lost answer, calling again is harmless.
+    """
+
+    def __init__(
+        self, exchange: Exchange, store: PeerId, clock: Clock, on_other: Callable[[Received], None], timeout_ms: float
+    ) -> None:
+        self._exchange, self._store, self._clock = exchange, store, clock
+        self._on_other, self._timeout_ms = on_other, timeout_ms
+        self._calls = 0
+
+    def connect(self, mine: Member, endpoint: str) -> Member:
+        """Dial and introduce this process; returns the store's own record."""
+        self._exchange.dial(self._store, endpoint)
+        welcome, _ = self._ask(Hello(member=mine), (), Welcome, None)
+        return welcome.member
+
+    def close(self) -> None:
+        """Hang up."""
+        self._exchange.hang_up(self._store)
+
+    def put(self, blocks: Sequence[tuple[bytes, Payload]]) -> int:
+        """Keep (name, bytes) of these blocks, in the order of their chain; returns how many the store holds now.
+
+        Long puts travel in batches, the end of the chain first: what the store must evict is then the end.
+        """
+        held = 0
+        for batch in reversed(_batches(blocks)):
+            call = self._next_call()
+            put = Put(call=call, blocks=tuple(name for name, _ in batch))
+            stored, _ = self._ask(put, [frame for _, frame in batch], Stored, call)
+            if stored.text:
+                raise PeerFailed(f"KV store {self._store} refused {len(batch)} blocks: {stored.text}")
+            held += stored.n_blocks
+        return held
+
+    def fetch(self, blocks: Sequence[bytes]) -> list[Payload]:
+        """Bytes of the leading run of these blocks that the store holds, in order; empty if it lacks the first."""
+        found: list[Payload] = []
+        more = bool(blocks)
+        while more:
+            call = self._next_call()
+            fetched, frames = self._ask(Fetch(call=call, blocks=tuple(blocks[len(found) :])), (), Fetched, call)
+            if fetched.hits != len(frames):
+                raise PeerFailed(f"KV store {self._store} announced {fetched.hits} blocks and sent {len(frames)}")
+            found += frames
+            more = fetched.more
+        return found
+
+    def forget(self, blocks: Sequence[bytes]) -> int:
+        """Drop these blocks; returns how many the store had."""
+        call = self._next_call()
+        stored, _ = self._ask(Forget(call=call, blocks=tuple(blocks)), (), Stored, call)
+        return stored.n_blocks
+
+    def report(self) -> Report:
+        """State of the store now."""
+        call = self._next_call()
+        return self._ask(Ping(sequence=call), (), Report, call)[0]
+
+    def _next_call(self) -> int:
+        self._calls += 1
+        return self._calls
+
+    def _ask(
+        self, message: Message, payloads: Sequence[Payload], kind: type[A], call: int | None
+    ) -> tuple[A, list[Payload]]:
+        """Send, and wait for the answer of `kind` to `call` (None: to a Hello)."""
+        asked = type(message).__name__
+        if not self._exchange.send(self._store, message, payloads):
+            raise PeerFailed(f"cannot send {asked} to KV store {self._store}: not connected, or its queue is full")
+        deadline_ms = self._clock.now_ms() + self._timeout_ms
+        while (wait_ms := deadline_ms - self._clock.now_ms()) > 0:
+            answers: list[tuple[A, list[Payload]]] = []
+            refusal = ""
+            for received in self._exchange.receive(wait_ms):
+                peer, answer, frames = received
+                if peer != self._store:
+                    self._on_other(received)
+                elif isinstance(answer, Refused):
+                    refusal = answer.text
+                elif isinstance(answer, kind) and _call_of(answer) == call:
+                    answers.append((answer, frames))  # anything else is a late answer to a call that was given up
+            if refusal:
+                raise PeerFailed(f"KV store {self._store} refused this process: {refusal}")
+            if answers:
+                return answers[0]
+        raise PeerFailed(f"KV store {self._store} did not answer {asked} within {self._timeout_ms:g} ms")
+
+
+def _call_of(answer: Welcome | Stored | Fetched | Report) -> int | None:
+    match answer:
+        case Stored(call=call) | Fetched(call=call) | Report(sequence=call):
+            return call
+        case Welcome():
+            return None
+
+
+def _batches(blocks: Sequence[tuple[bytes, Payload]]) -> list[list[tuple[bytes, Payload]]]:
+    """Runs of at most _PUT_BATCH_BYTES, and never empty ones."""
+    batches: list[list[tuple[bytes, Payload]]] = []
+    room_bytes = 0
+    for block in blocks:
+        if not batches or len(block[1]) > room_bytes:
+            batches.append([])
+            room_bytes = _PUT_BATCH_BYTES
+        batches[-1].append(block)
+        room_bytes -= len(block[1])
+    return batches

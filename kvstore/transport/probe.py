@@ -1,0 +1,86 @@
+"""Which way KV travels to a peer, found by trying."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.errors import PeerFailed, ProtocolViolation
+from common.ids import PeerId, peer_id
+from common.messages.handover import Probe, Probed
+from common.messages.liveness import Member, TransportReport
+from common.net.sockets import Payload
+from kvstore.memory.page_pool import PagePool
+from kvstore.transport.channel import Channel
+from kvstore.transport.share import Share
+from kvstore.transport.shm import ShmChannel
+from kvstore.transport.tcp import TcpChannel
+
+TCP_PROBE_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedChannel:
+    """A channel and how it was chosen. Over tcp the rate is 0 until a TcpProbe has measured it."""
+
+    channel: Channel
+    report: TransportReport
+
+
+def open_channel(mine: Member, theirs: Member, pages: PagePool, share: Share, wanted: str = "auto") -> OpenedChannel:
+    """Shared memory where a test write arrives, else tcp. `wanted`: auto, shm or tcp.
+
+    Raises PeerFailed if `wanted` is shm and shared memory does not work.
+    """
+    peer = peer_id(theirs.id, theirs.incarnation)
+    reason = "chosen by --transport=tcp"
+    if wanted != "tcp":
+        try:
+            return _open_shm(mine, theirs, peer, pages, share)
+        except PeerFailed as error:
+            reason = str(error)
+            if wanted == "shm":
+                raise PeerFailed(f"--transport=shm does not work with {peer}: {reason}") from error
+    report = TransportReport(peer=peer, kind="tcp", gib_per_s=0.0, reason=reason)
+    return OpenedChannel(TcpChannel(pages.rows), report)
+
+
+def _open_shm(mine: Member, theirs: Member, peer: PeerId, pages: PagePool, share: Share) -> OpenedChannel:
+    if theirs.share_path is None:
+        raise PeerFailed(f"{peer} shares no memory")
+    if mine.host != theirs.host:
+        raise PeerFailed(f"{peer} is on another host ({theirs.host}, not {mine.host})")
+    target = share.connect(peer, theirs.share_path)
+    page_bytes = target.description.page_bytes
+    if page_bytes != pages.layout.page_bytes:
+        share.hang_up(peer)
+        raise PeerFailed(f"{peer} has pages of {page_bytes} bytes, not {pages.layout.page_bytes}")
+    report = TransportReport(peer=peer, kind="shm", gib_per_s=round(target.gib_per_s, 3))
+    return OpenedChannel(ShmChannel(pages.rows, target), report)
+
+
+class TcpProbe:
+    """One test payload, from `message` to `on_probed`. Pure: the caller sends and tells the time."""
+
+    def __init__(self, opened: TransportReport, nonce: int, now_ms: float) -> None:
+        self._opened, self._nonce, self._began_ms = opened, nonce, now_ms
+        self._payload = nonce.to_bytes(8, "little") * (TCP_PROBE_BYTES // 8)
+
+    @property
+    def message(self) -> tuple[Probe, list[Payload]]:
+        """What to send."""
+        return Probe(nonce=self._nonce), [self._payload]
+
+    def on_probed(self, message: Probed, now_ms: float) -> TransportReport:
+        """The report with the rate, from one round trip. Raises PeerFailed if the bytes did not arrive whole."""
+        if message != Probed(nonce=self._nonce, crc32=zlib.crc32(self._payload)):
+            raise PeerFailed(f"{self._opened.peer} received another payload than was sent")
+        elapsed_s = max(now_ms - self._began_ms, 0.001) / 1000
+        rate = round(len(self._payload) / elapsed_s / 2**30, 3)
+        return TransportReport(peer=self._opened.peer, kind="tcp", gib_per_s=rate, reason=self._opened.reason)
+
+
+def answer_probe(message: Probe, payloads: Sequence[Payload]) -> Probed:
+    """The receiver's answer. Raises ProtocolViolation unless exactly one payload came."""
+    if len(payloads) != 1:
+        raise ProtocolViolation(f"a probe has one payload; {len(payloads)} came")
+    return Probed(nonce=message.nonce, crc32=zlib.crc32(payloads[0]))

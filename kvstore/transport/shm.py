@@ -1,0 +1,30 @@
+"""Same host: this process writes straight into the peer's pages."""
+
+from collections.abc import Sequence
+
+from common.errors import PeerFailed
+from common.messages.handover import KvSpan
+from kvstore.transport.pages import Rows, copy_pages
+from kvstore.transport.shared_pages import SharedPages
+
+
+class ShmChannel:
+    """Channel from local pages into a peer's mapped memory. The mapping is the share's: closing this leaves it."""
+
+    kind = "shm"
+
+    def __init__(self, source: Rows, target: SharedPages) -> None:
+        self._source, self._target = source, target
+
+    def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> None:
+        """Write the pages. Raises PeerFailed if the memory is unmapped, or the pages are not the peer's."""
+        targets = self._target.rows_of(target_pages)
+        with self._target.use() as rows:
+            try:
+                copy_pages(self._source, source_pages, rows, targets)
+            except IndexError as error:
+                raise PeerFailed(f"layer {span.layer}: {error}") from error
+
+    def close(self) -> None:
+        """Nothing to do: the copier closes between two copies."""
+        del self._source

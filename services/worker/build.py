@@ -1,0 +1,173 @@
+"""Builds one worker out of its parts, cheap and fallible ones first, and takes it down again in reverse order."""
+
+import contextlib
+import os
+import secrets
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from common.clock import MonotonicClock
+from common.errors import ConfigError
+from common.ids import Incarnation, WorkerId, peer_id
+from common.kv_layout import KvLayout
+from common.log import Log
+from common.messages.liveness import Member, ModelIdentity
+from common.net.redis import Membership
+from common.net.sockets import Exchange
+from common.policy.batching import DecodeFirst
+from kvstore.handover.receiver import Receiver
+from kvstore.handover.sender import Sender
+from kvstore.index.ledger import Ledger
+from kvstore.memory.host import HostMemory, open_host_memory
+from kvstore.transport.copier import Copier
+from kvstore.transport.share import Share
+from services.worker.core import decode, prefill
+from services.worker.core.callers import Callers
+from services.worker.core.generation import Generation
+from services.worker.core.incoming import Incoming
+from services.worker.core.neighbours import Neighbours
+from services.worker.core.scheduler import Scheduler
+from services.worker.engine.engine import TorchEngine
+from services.worker.engine.torch_options import configure_torch
+from services.worker.engine_thread import EngineThread
+from services.worker.inbox import CopyEnded, Inbox, MembersRead, PeerGone, PeerJoined
+from services.worker.links import Links
+from services.worker.model.identity import inspect_model
+from services.worker.model.load import LoadedModel, load_model
+from services.worker.service import Core, WorkerService
+from services.worker.settings import WorkerSettings
+
+_STEP_END_S = 30.0
+
+
+class Worker:
+    """A context manager: entering builds and joins the cluster, leaving withdraws and releases everything."""
+
+    def __init__(self, role: str, settings: WorkerSettings) -> None:
+        self._role, self._settings = role, settings
+        self._incarnation = Incarnation(secrets.randbits(64))
+        self._id = WorkerId(settings.id or f"{role}-{secrets.token_hex(3)}")
+        self._log = Log(process=self._id)
+        self._clock = MonotonicClock()
+        self._cleanup = contextlib.ExitStack()
+        self._service: WorkerService | None = None
+        self._membership: Membership | None = None
+
+    def __enter__(self) -> "Worker":
+        try:
+            self._build()
+        except BaseException:
+            self._cleanup.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cleanup.close()
+
+    def serve(self, stopping: Callable[[], bool]) -> None:
+        """Serve until `stopping()`, then drain: finish what is here, take nothing new."""
+        assert self._service is not None, "serve() before the worker was built"
+        self._service.serve(stopping)
+
+    def _build(self) -> None:
+        settings = self._settings
+        peer = peer_id(self._id, self._incarnation)
+        inspected = inspect_model(settings.model, settings.dtype, name=settings.served_model_name)
+        context_tokens = self._context_tokens(inspected.identity)
+        exchange = Exchange(peer, settings.bind)
+        self._cleanup.callback(exchange.close)
+        memory = open_host_memory(settings.device_memory_bytes, inspected.layout)
+        self._cleanup.callback(memory.close)
+        self._log.event("memory_planned", plan=str(memory.plan))
+        inbox = Inbox(exchange.wake)
+        share = Share(
+            peer,
+            on_joined=lambda joined: inbox.put(PeerJoined(joined)),
+            on_gone=lambda gone: inbox.put(PeerGone(gone)),
+        )
+        copier = Copier(lambda done: inbox.put(CopyEnded(done)))
+        run_dir = self._run_dir()
+        share_path = share.serve(memory, run_dir) if self._role == "decode" else None
+        mine = self._member(exchange.endpoint, inspected.identity, str(inspected.folder), share_path)
+        links = Links(mine, memory.pages, share, copier, inbox, transport=settings.transport)
+        self._cleanup.callback(links.close)
+        threads = configure_torch(settings.threads)
+        model = self._load()
+        engine = EngineThread(TorchEngine(model, memory.pages.tensor, inspected.layout), inbox)
+        self._cleanup.callback(engine.stop, _STEP_END_S)
+        core = self._core(mine, memory, inspected.layout, context_tokens)
+        self._service = WorkerService(core, exchange, inbox, engine, links, self._clock, self._log)
+        membership = Membership(settings.redis, settings.cluster, mine, lambda members: inbox.put(MembersRead(members)))
+        membership.join()
+        self._cleanup.callback(membership.stop)
+        self._log.event(
+            "ready", role=self._role, endpoint=exchange.endpoint, threads=threads, weight_bytes=model.weight_bytes
+        )
+
+    def _context_tokens(self, identity: ModelIdentity) -> int:
+        asked = self._settings.max_context_tokens
+        if asked is not None and not 1 < asked <= identity.context_tokens:
+            raise ConfigError(f"--max-context-tokens={asked}: {identity.name} takes 2 to {identity.context_tokens}")
+        return asked or identity.context_tokens
+
+    def _load(self) -> LoadedModel:
+        began_s = time.monotonic()
+        settings = self._settings
+        model = load_model(settings.model, settings.dtype, settings.device, name=settings.served_model_name)
+        self._log.event("model_loaded", seconds=round(time.monotonic() - began_s, 1))
+        return model
+
+    def _run_dir(self) -> Path:
+        if self._settings.run_dir is not None:
+            folder = Path(self._settings.run_dir)
+            try:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as error:
+                raise ConfigError(f"--run-dir={folder}: {error.strerror}") from error
+            return folder
+        return Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="penstock-")))
+
+    def _member(self, endpoint: str, model: ModelIdentity, path: str, share_path: str | None) -> Member:
+        host = self._settings.advertise_host
+        if host is not None:
+            endpoint = f"tcp://{host}:{endpoint.rsplit(':', maxsplit=1)[-1]}"
+        elif "//0.0.0.0:" in endpoint:
+            endpoint = endpoint.replace("0.0.0.0", socket.gethostname())
+        return Member(
+            id=self._id,
+            role=self._role,
+            incarnation=self._incarnation,
+            endpoint=endpoint,
+            host=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            pid=os.getpid(),
+            share_path=share_path,
+            model=model,
+            model_path=path,
+            joined_unix_ms=time.time_ns() // 1_000_000,
+        )
+
+    def _core(self, mine: Member, memory: HostMemory, layout: KvLayout, context_tokens: int) -> Core:
+        settings = self._settings
+        ledger = Ledger(memory.pages.n_pages)
+        policy = DecodeFirst(settings.max_step_tokens, layout.block_tokens)
+        scheduler = Scheduler(ledger, layout, policy, max_running=settings.max_running)
+        callers = Callers(mine, silent_ms=settings.silent_peer_ms)
+        if self._role == "prefill":
+            neighbours = Neighbours(mine, silent_ms=settings.silent_peer_ms)
+            sender = Sender(layout.layers)
+            parts = prefill.Parts(ledger, scheduler, sender, callers, neighbours)
+            return prefill.PrefillCore(mine, parts, layout, max_queued=settings.max_queued)
+        generation = Generation(scheduler, context_tokens=context_tokens)
+        receiver = Receiver(mine.incarnation, layout.layers)
+        incoming = Incoming(
+            receiver, ledger, layout, scheduler, generation, epoch=mine.incarnation, lease_ms=settings.lease_ms
+        )
+        return decode.DecodeCore(
+            mine, decode.Parts(ledger, scheduler, generation, incoming, callers), max_queued=settings.max_queued
+        )

@@ -1,0 +1,69 @@
+"""The engine: one forward pass per call, over whatever segments the plan names."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from common.errors import ConfigError
+from common.kv_layout import KvLayout
+from kernels.pages import PageViews
+from services.worker.core.plan import StepPlan, StepResult
+from services.worker.engine.attention import PagedAttention
+from services.worker.engine.batch import build_batch
+from services.worker.engine.sampling import sample
+from services.worker.model.load import LoadedModel
+
+
+class TorchEngine:
+    """Runs plans on a model and a pool of pages. Keeps nothing between steps; one thread may call it.
+
+    `pages` [pages, 2, block_tokens, kv_heads, head_dim] belongs to the caller; the engine writes the pages that a
+    plan's tables name for the tokens it computes, and reads those before them.
+    """
+
+    def __init__(self, model: LoadedModel, pages: Tensor, layout: KvLayout) -> None:
+        expected = (2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+        if layout != model.layout or pages.shape[1:] != expected or pages.dtype != model.dtype:
+            raise ConfigError(
+                f"pages {list(pages.shape)} {pages.dtype} with {layout} do not fit {model.identity.name}, "
+                f"which needs {model.layout}"
+            )
+        if pages.device.type != model.device.type:
+            raise ConfigError(f"pages lie on {pages.device}, the model on {model.device}")
+        self._model = model
+        self._views = PageViews(pages)
+        self._block_tokens = layout.block_tokens
+
+    @torch.inference_mode()
+    def step(self, plan: StepPlan, on_layer: Callable[[int], None] | None = None) -> StepResult:
+        """Compute every segment and draw the tokens asked for.
+
+        `on_layer(l)` is called on this thread, for every layer in order, once K and V of layer l of all segments are
+        in the pages and before layer l + 1 starts; only if a segment is `streamed`.
+        """
+        started_s = time.perf_counter()
+        model = self._model
+        batch = build_batch(plan, self._block_tokens, model.device)
+        streamed = any(segment.streamed for segment in plan.segments)
+        announce = self._after_device(on_layer) if on_layer is not None and streamed else None
+        attention = PagedAttention(batch, self._views, model.compute_dtype, announce)
+        hidden = model.runner.run(batch.ids, batch.positions, attention)
+        sampling = [segment for segment in plan.segments if segment.sample]
+        logits = model.runner.logits(hidden.index_select(0, batch.sample_rows)) if sampling else hidden
+        sampled = sample(sampling, logits)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        return StepResult(plan.number, sampled, (time.perf_counter() - started_s) * 1e3)
+
+    def _after_device(self, on_layer: Callable[[int], None]) -> Callable[[int], None]:
+        """On a GPU the writes are only queued when the call returns; the listener must find them done."""
+        if self._model.device.type != "cuda":
+            return on_layer
+
+        def synchronised(layer: int) -> None:
+            torch.cuda.current_stream(self._model.device).synchronize()
+            on_layer(layer)
+
+        return synchronised
