@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 from common.errors import ConfigError
 from common.ids import Incarnation, WorkerId, peer_id
@@ -58,7 +59,7 @@ def _run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
             role="kvstore",
             incarnation=incarnation,
             endpoint=_advertised(exchange.endpoint, settings.advertise_host),
-            host=platform.node(),
+            host=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),  # one kernel, one memory
             pid=os.getpid(),
             model_path=settings.model,
             joined_unix_ms=time.time_ns() // 1_000_000,

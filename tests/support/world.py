@@ -237,9 +237,7 @@ class World:
 
     def greet(self) -> None:
         """The gateway's Hello, and time for the cores to find each other."""
-        mine = Member(
-            id=WorkerId("gateway"), role="gateway", incarnation=Incarnation(1), endpoint="", host="", pid=1
-        )
+        mine = Member(id=WorkerId("gateway"), role="gateway", incarnation=Incarnation(1), endpoint="", host="", pid=1)
         for process in self.processes.values():
             self.post(GATEWAY, process.peer, Hello(member=mine))
         self.pass_time(1.0)
