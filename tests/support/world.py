@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
 from common.kv_layout import KvLayout
 from common.messages.liveness import Hello, Member, Ping, TransportReport
-from common.messages.requests import Cancel, Failed, Generate, Sampling, Tokens
+from common.messages.requests import Cancel, Failed, Generate, Sampling, TokenDelta, Tokens
 from common.policy.batching import DecodeFirst
 from kvstore.handover.actions import Fill, Send
 from kvstore.handover.receiver import Receiver
@@ -57,6 +57,7 @@ class Answer:
     finish: str | None = None
     failed: Failed | None = None
     cancelled: bool = False
+    deltas: list[TokenDelta] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
@@ -126,17 +127,27 @@ class World:
 
     # -- the gateway
 
-    def send(self, name: str, prompt: list[int], max_tokens: int, *, timeout_ms: int = 10**6) -> None:
-        request = RequestId(name)
-        self.answers[request] = Answer(prompt, max_tokens)
-        message = Generate(
-            request=request,
-            prompt=tuple(prompt),
-            sampling=Sampling(max_tokens=max_tokens),
-            timeout_ms=timeout_ms,
-            decode=WorkerId("decode-0"),
-        )
+    def send(
+        self,
+        name: str,
+        prompt: list[int],
+        max_tokens: int,
+        *,
+        timeout_ms: int = 10**6,
+        stop_token_ids: tuple[int, ...] = (),
+    ) -> None:
+        sampling = Sampling(max_tokens=max_tokens, stop_token_ids=stop_token_ids)
+        message = self.generate(name, prompt, sampling, timeout_ms=timeout_ms)
         self.post(GATEWAY, self.processes["prefill"].peer, message)
+
+    def generate(
+        self, name: str, prompt: list[int], sampling: Sampling, *, decode: str = "decode-0", timeout_ms: int = 10**6
+    ) -> Generate:
+        request = RequestId(name)
+        self.answers[request] = Answer(prompt, sampling.max_tokens)
+        return Generate(
+            request=request, prompt=tuple(prompt), sampling=sampling, timeout_ms=timeout_ms, decode=WorkerId(decode)
+        )
 
     def cancel(self, request: RequestId) -> None:
         self.answers[request].cancelled = True
@@ -149,6 +160,7 @@ class World:
                 for delta in deltas:
                     answer = self.answers[delta.request]
                     assert answer.done or delta.position == len(answer.tokens)
+                    answer.deltas.append(delta)
                     answer.tokens += delta.tokens
                     answer.finish = delta.finish
             case Failed(request=request):

@@ -46,6 +46,15 @@ class _Prompt:
     told: bool = False
     """The gateway knows the outcome, or has cancelled."""
 
+    @property
+    def phase(self) -> str:
+        """Where it is, in the words of messages.requests.Failed."""
+        if self.transfer is None:
+            return "prefill_queue"
+        if self.computed_ms is None:
+            return "prefill"
+        return "grant" if self.granted_ms is None else "transfer"
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -194,8 +203,10 @@ class PrefillCore:
             for prompt in [p for p in self._prompts.values() if p.gateway == gateway]:
                 prompt.told = True
                 actions += self._end(prompt, "gateway_gone", now_ms)
-        for prompt in [p for p in self._prompts.values() if now_ms >= p.deadline_ms and not p.told]:
-            phase = "prefill_queue" if prompt.transfer is None else "prefill"
+        late = [p for p in self._prompts.values() if now_ms >= p.deadline_ms and not p.told]
+        late.sort(key=lambda p: p.transfer is not None)  # queued ones first, or the room the others leave starts them
+        for prompt in late:
+            phase = prompt.phase
             actions += self._tell(prompt, "deadline_exceeded", phase, f"the request's time ran out in phase {phase}")
             actions += self._end(prompt, "deadline_exceeded", now_ms)
         actions += self._carry_out(self._sender.on_tick(now_ms), now_ms)

@@ -18,8 +18,8 @@ from services.worker.core.plan import Sampled, Segment
 from services.worker.engine.chance import uniform
 
 _Floats: TypeAlias = NDArray[np.float64]
-_LIKELIEST = 1024
-"""Tokens sorted at first; the whole vocabulary is sorted only for a draw that falls behind them."""
+_LIKELIEST = (1024, 16_384)
+"""Tokens sorted at first and at second; the whole vocabulary is sorted only for a draw that falls behind them."""
 
 
 def sample(segments: Sequence[Segment], logits: Tensor) -> tuple[Sampled, ...]:
@@ -45,7 +45,7 @@ def _has_penalties(sampling: Sampling) -> bool:
 
 def _choose(segment: Segment, logits: Tensor) -> int:
     sampling = segment.sampling
-    row: _Floats = logits.double().cpu().numpy()
+    row: _Floats = logits.cpu().numpy().astype(np.float64)
     if _has_penalties(sampling):
         row = penalised(row, segment.tokens, segment.prompt_tokens, sampling)
     if sampling.temperature == 0.0:
@@ -75,12 +75,11 @@ def draw(logits: _Floats, sampling: Sampling, chance: float) -> int:
     """The token at `chance` in [0, 1) of the truncated distribution of `logits` [vocab], temperature applied."""
     weights = np.exp(logits - logits.max())
     total = float(weights.sum())
-    first = _likeliest_first(weights, _LIKELIEST)
-    token = _draw_sorted(weights, first, total, sampling, chance)
-    if token is None:
-        token = _draw_sorted(weights, _likeliest_first(weights, len(weights)), total, sampling, chance)
-    assert token is not None, "the whole vocabulary holds every draw"
-    return token
+    for n_tokens in (*_LIKELIEST, len(weights)):
+        token = _draw_sorted(weights, _likeliest_first(weights, n_tokens), total, sampling, chance)
+        if token is not None:
+            return token
+    raise AssertionError("the whole vocabulary holds every draw")
 
 
 def _likeliest_first(weights: _Floats, n_tokens: int) -> NDArray[np.int64]:

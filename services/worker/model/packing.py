@@ -5,13 +5,13 @@ Which way is taken follows from what the device can do, never from a timing, so 
     device and dtype                             weights held as                  computed in
     cuda                                         plain modules                    the model's dtype
     cpu, float32                                 oneDNN blocks, float32           float32
-    cpu, bfloat16, processor multiplies bf16     oneDNN blocks, bfloat16          bfloat16
-    cpu, bfloat16, processor does not            oneDNN blocks, float32 (2x)      float32
+    cpu, bfloat16, oneDNN multiplies bf16 here   oneDNN blocks, bfloat16          bfloat16
+    cpu, bfloat16, oneDNN does not               oneDNN blocks, float32 (2x)      float32
     cpu, torch without oneDNN                    plain modules, float32           float32
 
-The fourth row doubles the memory of the matrices: without bf16 instructions (AVX512_BF16, AMX) products of bf16
-matrices run up to 8 times slower than those of their float32 copies. Activations are then float32 too; pages, the
-embedding table and what leaves the process stay bfloat16.
+oneDNN multiplies bf16 on processors with AVX-512 (best with AVX512_BF16 or AMX) or AVX_NE_CONVERT. Elsewhere, the
+fourth row, the matrices take twice the checkpoint's memory: products of bf16 matrices would run up to 8 times slower
+than those of their float32 copies. Activations are then float32 too; pages and the embedding table stay bfloat16.
 """
 
 from enum import Enum, auto

@@ -1,7 +1,8 @@
 """Runs the decoder layers of a model one after the other over a flat batch of tokens."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from services.worker.model.interface import StepAttention
 
@@ -12,7 +13,7 @@ class LayerRunner:
     The layers are `transformers`' own; keys and values go through the StepAttention of each call.
     """
 
-    def __init__(self, model: nn.Module, compute_dtype: torch.dtype) -> None:
+    def __init__(self, model: PreTrainedModel, compute_dtype: torch.dtype) -> None:
         decoder = model.get_submodule("model")
         self._embed = decoder.get_submodule("embed_tokens")
         self._rotary = decoder.get_submodule("rotary_emb")
