@@ -1,0 +1,50 @@
+"""The HTTP application: routes inside, the border around them."""
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from common.errors import ServingError
+from common.log import Log
+from gateway.border import CLIENT_LEFT_STATUS, Border
+from gateway.errors import MethodNotAllowed, NotFound, error_response
+from gateway.metrics import GatewayMetrics
+from gateway.routes_openai import OpenAiRoutes
+from gateway.routes_status import StatusRoutes
+
+
+def build_app(
+    openai: OpenAiRoutes, status: StatusRoutes, metrics: GatewayMetrics, log: Log, api_key: str | None
+) -> ASGIApp:
+    """Everything behind one callable."""
+    app = FastAPI(title="Penstock", openapi_url=None)  # the API is OpenAI's; a generated schema would lack the bodies
+    openai.add_to(app)
+    status.add_to(app)
+    app.add_exception_handler(ServingError, _serving_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _client_left)
+    return Border(app, metrics, log, api_key)
+
+
+async def _serving_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServingError)
+    return error_response(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """The framework's own: unknown paths and wrong methods."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return error_response(NotFound(f"{request.url.path} does not exist here"))
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        response = error_response(MethodNotAllowed(f"{request.method} is not allowed here; {allowed} is"))
+        response.headers["allow"] = allowed
+        return response
+    raise error
+
+
+async def _client_left(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_LEFT_STATUS)  # nobody reads it; it only has to end the request

@@ -1,0 +1,92 @@
+"""The request boundary: what every request passes on its way in and out.
+
+Gives each request its id, asks for the key, counts answers by status, and turns what nobody expected into a 500 with
+a traceback in the log. A plain ASGI wrapper, so that a streamed token passes one extra function call.
+"""
+
+import hmac
+import re
+import secrets
+import traceback
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from common.errors import BodyTooLarge, InvalidRequest, ServingError
+from common.log import Log
+from common.units import format_bytes
+from gateway.errors import Internal, Unauthorized, error_response
+from gateway.metrics import GatewayMetrics
+
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+CLIENT_LEFT_STATUS = 499  # never sent; how proxies log a client that did not wait
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_KNOWN_PATH = re.compile(r"/(v1/(models|completions|chat/completions)|health|ready|metrics|status)")
+
+
+class Border:
+    """Wraps the application."""
+
+    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, log: Log, api_key: str | None) -> None:
+        self._app, self._metrics, self._log = app, metrics, log
+        self._key = None if api_key is None else api_key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, from its first byte to its last."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id")
+        acceptable = given is not None and _REQUEST_ID.fullmatch(given) is not None
+        request_id = given if given is not None and acceptable else f"req-{secrets.token_hex(8)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        status: int | None = None
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            if given is not None and not acceptable:
+                text = "x-request-id must be 1 to 128 letters, digits, dots, dashes, underscores or colons"
+                raise InvalidRequest(text, param="x-request-id")
+            self._check_key(scope)
+            await self._app(scope, receive, send_with_id)
+        except ServingError as error:
+            await error_response(error)(scope, receive, send_with_id)
+        except Exception:  # noqa: BLE001  the request boundary: one request's bug must not end the others
+            self._log.event("bug", request=request_id, path=scope["path"], traceback=traceback.format_exc())
+            if status is None:
+                bug = Internal(f"the gateway failed; its log has the details under request {request_id}")
+                await error_response(bug)(scope, receive, send_with_id)
+        finally:
+            path = scope["path"] if _KNOWN_PATH.fullmatch(scope["path"]) else "other"
+            self._metrics.answers[path, CLIENT_LEFT_STATUS if status is None else status] += 1
+
+    def _check_key(self, scope: Scope) -> None:
+        if self._key is None or scope["path"] in OPEN_PATHS:
+            return
+        kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):
+            raise Unauthorized("a valid API key is required: send it as 'Authorization: Bearer <key>'")
+
+
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """The whole body. Raises BodyTooLarge as soon as its length is announced or reached."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit_bytes:
+        raise _too_large(limit_bytes, f"{format_bytes(int(announced))} were announced")
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit_bytes:
+            raise _too_large(limit_bytes, "more came")
+    return bytes(body)
+
+
+def _too_large(limit_bytes: int, found: str) -> BodyTooLarge:
+    return BodyTooLarge(f"the body may have {format_bytes(limit_bytes)} at most; {found}")

@@ -1,0 +1,82 @@
+"""The gateway's cores as one: what its shell tells them, and what they want done."""
+
+from collections.abc import Sequence
+
+from common.ids import PeerId, RequestId
+from common.messages import AnyMessage
+from common.messages.base import Message
+from common.messages.liveness import Member
+from common.messages.requests import Failed, Tokens
+from common.policy.routing import RoutingPolicy, reason_not_ready
+from gateway.core.actions import Action
+from gateway.core.inflight import Inflight, Order
+from gateway.core.roster import Roster, RosterStep, WorkerState
+
+
+class Dispatch:
+    """Passes news to the roster first and to the requests second, so that requests see workers as they are now."""
+
+    def __init__(self, roster: Roster, policy: RoutingPolicy, *, timeout_ms: float, max_open: int) -> None:
+        self._roster = roster
+        self._inflight = Inflight(roster, policy, timeout_ms=timeout_ms, max_open=max_open)
+
+    @property
+    def open_requests(self) -> int:
+        """Requests without an answer yet."""
+        return len(self._inflight)
+
+    @property
+    def repeated_tokens_total(self) -> int:
+        """Tokens that came twice and were dropped."""
+        return self._inflight.repeated_tokens_total
+
+    def submit(self, order: Order, now_ms: float) -> list[Action]:
+        """Start a request. Raises Busy or NoWorker, and then holds nothing."""
+        return self._inflight.submit(order, now_ms)
+
+    def cancel(self, request: RequestId) -> list[Action]:
+        """End a request whose client is gone or has enough; unknown ones are ignored."""
+        return self._inflight.cancel(request)
+
+    def on_members(self, members: Sequence[Member], now_ms: float) -> list[Action]:
+        """The membership was read."""
+        return self._settle(self._roster.on_members(members, now_ms))
+
+    def on_message(self, sender: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
+        """A worker spoke. Messages that no worker should send to a gateway are only a sign of life."""
+        actions = self._roster.on_message(sender, message, now_ms)
+        if isinstance(message, Tokens | Failed):
+            actions += self._inflight.on_message(sender, message)
+        return actions
+
+    def on_unsent(self, peer: PeerId, message: Message) -> list[Action]:
+        """A message could not be queued."""
+        return self._inflight.on_unsent(peer, message)
+
+    def on_tick(self, now_ms: float) -> list[Action]:
+        """Time passed: Pings, deaths, deadlines."""
+        return self._settle(self._roster.on_tick(now_ms)) + self._inflight.on_tick(now_ms)
+
+    def _settle(self, step: RosterStep) -> list[Action]:
+        actions = step.actions
+        for lost in step.lost:
+            actions += self._inflight.on_lost(lost)
+        return actions
+
+    def not_ready_reason(self, now_ms: float) -> str | None:
+        """Why no request can be served now; None if one can."""
+        return reason_not_ready(self._roster.views(now_ms))
+
+    def context_tokens(self, now_ms: float) -> int | None:
+        """What every ready worker can take, prompt plus answer; None if nobody is ready."""
+        return self._roster.context_tokens(now_ms)
+
+    def workers(self, now_ms: float) -> list[WorkerState]:
+        """Everybody known, by id."""
+        return self._roster.states(now_ms)
+
+    def check(self) -> None:
+        """With no request in flight nothing may be charged. Raises AssertionError with the table."""
+        if not self._inflight:
+            charged = self._roster.charged()
+            assert not any(tokens or requests for tokens, requests in charged.values()), charged

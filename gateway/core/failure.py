@@ -1,0 +1,25 @@
+"""A worker's Failed message as an error of our own."""
+
+from common.errors import PeerFailed, ServingError
+from common.messages.requests import Failed
+
+
+class WorkerFailed(ServingError):
+    """A worker answered a request with Failed. Carries the worker's code, and the HTTP status that goes with it."""
+
+    def __init__(self, failed: Failed, *, text: str) -> None:
+        super().__init__(text)
+        self.code = failed.code
+        self.http_status = http_status_of(failed.code)
+        self.retryable = failed.retryable
+
+
+def http_status_of(code: str) -> int:
+    """The status of the error class with that code; a code nobody knows is the worker's fault."""
+    kinds: list[type[ServingError]] = [ServingError]
+    while kinds:
+        kind = kinds.pop()
+        if kind.code == code:
+            return kind.http_status
+        kinds += kind.__subclasses__()
+    return PeerFailed.http_status

@@ -1,0 +1,231 @@
+"""The workers that one gateway knows, without sockets or clocks.
+
+Owns `_workers`: the current life of every worker in the membership. An entry comes with the membership and leaves in one
+of three ways: the worker falls silent, a newer incarnation takes its name, or it stays refused and leaves the
+membership. Being in the membership makes a worker known; only its answers to Ping keep it alive, because Redis is advice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from common.ids import PeerId, WorkerId, peer_id
+from common.messages import AnyMessage
+from common.messages.liveness import Hello, Member, ModelIdentity, Ping, Refused, Report, Welcome
+from common.policy.routing import WorkerView
+from gateway.core.actions import Action, Dial, HangUp, Note, Send
+
+DIALLED_ROLES = frozenset({"prefill", "decode", "mixed", "kvstore"})
+PING_EVERY_MS = 500.0
+UNLISTED_GRACE_MS = 3_000.0  # a worker that answers but left the membership: Redis may have lost it for a moment
+_OVERSLEPT_MS = 2 * PING_EVERY_MS  # a tick so late means that this process was stopped, not that workers are silent
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One worker, for /status and /metrics."""
+
+    member: Member
+    condition: str
+    """connecting, ready, draining, leaving, misfit or refused."""
+    text: str
+    """Why it is not ready; empty if it is."""
+    alive_ms: float
+    """Since its last message."""
+    report: Report | None
+    charged_requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A worker's life is over; `text` continues the sentence 'worker x ...'."""
+
+    peer: PeerId
+    text: str
+
+
+@dataclass(slots=True)
+class RosterStep:
+    """What one call to the roster leads to."""
+
+    actions: list[Action] = field(default_factory=list)
+    lost: list[Lost] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Worker:
+    member: Member
+    peer: PeerId
+    misfit: str
+    heard_ms: float
+    """When it was dialled or last heard."""
+    pinged_ms: float
+    welcomed: bool = False
+    refusal: str = ""
+    unlisted_ms: float | None = None
+    sequence: int = 0
+    report: Report | None = None
+    charged_tokens: int = 0
+    charged_requests: int = 0
+
+
+class Roster:
+    """Decides; never performs."""
+
+    def __init__(self, *, this: Member, silent_ms: float, fit: "Fit") -> None:
+        """`this`: the gateway's own record, sent with every Hello. `silent_ms`: silence that counts as death."""
+        self._this, self._silent_ms, self._fit = this, silent_ms, fit
+        self._ticked_ms: float | None = None
+        self._workers: dict[WorkerId, _Worker] = {}
+        self._by_peer: dict[PeerId, _Worker] = {}
+
+    def on_members(self, members: Sequence[Member], now_ms: float) -> RosterStep:
+        """The membership was read: dial who is new, replace who was restarted, remember who is missing."""
+        step = RosterStep()
+        listed = {member.id: member for member in members if member.role in DIALLED_ROLES}
+        for worker in list(self._workers.values()):
+            member = listed.get(worker.member.id)
+            if member is None:
+                worker.unlisted_ms = now_ms if worker.unlisted_ms is None else worker.unlisted_ms
+                if worker.refusal:
+                    self._drop(worker, step)
+            elif member.incarnation != worker.member.incarnation:
+                self._drop(worker, step, "was restarted")
+            else:
+                worker.unlisted_ms = None
+        for member in listed.values():
+            if member.id not in self._workers:
+                self._dial(member, now_ms, step)
+        return step
+
+    def _dial(self, member: Member, now_ms: float, step: RosterStep) -> None:
+        peer = peer_id(member.id, member.incarnation)
+        worker = _Worker(member, peer, self._fit.misfit(member), heard_ms=now_ms, pinged_ms=now_ms)
+        self._workers[member.id] = self._by_peer[peer] = worker
+        step.actions += [Dial(peer, member.endpoint), Send(peer, Hello(member=self._this))]
+        if worker.misfit:
+            step.actions.append(Note("worker_misfit", member.id, worker.misfit))
+
+    def _drop(self, worker: _Worker, step: RosterStep, lost: str | None = None) -> None:
+        del self._workers[worker.member.id], self._by_peer[worker.peer]
+        step.actions.append(HangUp(worker.peer))
+        if lost is not None and worker.welcomed:
+            step.actions.append(Note("worker_lost", worker.member.id, lost))
+            step.lost.append(Lost(worker.peer, lost))
+
+    def on_message(self, sender: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
+        """Every message of a known worker is a sign of life; the roster's own ones are understood."""
+        worker = self._by_peer.get(sender)
+        if worker is None:
+            return []
+        worker.heard_ms = now_ms
+        match message:
+            case Welcome():
+                worker.welcomed, worker.refusal = True, ""
+                return [Note("worker_ready", worker.member.id, worker.member.role), self._ping(worker, now_ms)]
+            case Refused(text=text):
+                worker.welcomed, worker.refusal = False, text
+                return [Note("worker_refused_us", worker.member.id, text)]
+            case Report():
+                worker.report = message
+        return []
+
+    def on_tick(self, now_ms: float) -> RosterStep:
+        """Ping everybody in turn; give up on the silent."""
+        step = RosterStep()
+        slept_ms = 0.0 if self._ticked_ms is None else now_ms - self._ticked_ms
+        self._ticked_ms = now_ms
+        for worker in list(self._workers.values()):
+            if slept_ms > _OVERSLEPT_MS:
+                worker.heard_ms += slept_ms  # we did not ask, so nobody could answer
+            silent_ms = now_ms - worker.heard_ms
+            if silent_ms > self._silent_ms and not worker.refusal:
+                self._drop(worker, step, f"died (silent for {silent_ms / 1000:.1f} s)")
+            elif worker.welcomed and now_ms - worker.pinged_ms >= PING_EVERY_MS:
+                step.actions.append(self._ping(worker, now_ms))
+        return step
+
+    def _ping(self, worker: _Worker, now_ms: float) -> Send:
+        worker.pinged_ms = now_ms
+        worker.sequence += 1
+        return Send(worker.peer, Ping(sequence=worker.sequence))
+
+    def peer(self, worker: WorkerId) -> PeerId:
+        """The current life of a worker that `views` listed."""
+        return self._workers[worker].peer
+
+    def charge(self, peer: PeerId, *, tokens: int, requests: int) -> None:
+        """Count load that the worker's next report will show, from now on. Negative numbers release it.
+
+        A worker that is gone took its load along.
+        """
+        worker = self._by_peer.get(peer)
+        if worker is not None:
+            worker.charged_tokens += tokens
+            worker.charged_requests += requests
+
+    def charged(self) -> dict[WorkerId, tuple[int, int]]:
+        """(tokens, requests) now charged to each worker; all zero when nothing is in flight."""
+        return {name: (worker.charged_tokens, worker.charged_requests) for name, worker in self._workers.items()}
+
+    def views(self, now_ms: float) -> list[WorkerView]:
+        """Everybody, as the routing policy sees them."""
+        return [self._view(worker, now_ms) for worker in self._workers.values()]
+
+    def _view(self, worker: _Worker, now_ms: float) -> WorkerView:
+        queue = worker.report.queue if worker.report is not None else None
+        reported = 0 if queue is None else queue.waiting + queue.running + queue.handing_over
+        return WorkerView(
+            id=worker.member.id,
+            role=worker.member.role,
+            model=worker.member.model,
+            accepting=self._condition(worker, now_ms)[0] == "ready",
+            waiting_tokens=max(worker.charged_tokens, 0 if queue is None else queue.waiting_tokens),
+            requests=max(worker.charged_requests, reported),
+        )
+
+    def _condition(self, worker: _Worker, now_ms: float) -> tuple[str, str]:
+        if worker.refusal:
+            return "refused", worker.refusal
+        if worker.misfit:
+            return "misfit", worker.misfit
+        if not worker.welcomed:
+            return "connecting", f"{worker.member.endpoint} has not answered yet"
+        if worker.report is not None and worker.report.draining:
+            return "draining", "it finishes its work and takes no more"
+        if worker.unlisted_ms is not None and now_ms - worker.unlisted_ms > UNLISTED_GRACE_MS:
+            return "leaving", "it is no longer in the membership"
+        return "ready", ""
+
+    def context_tokens(self, now_ms: float) -> int | None:
+        """What every ready worker can take, prompt plus answer; None if nobody is ready."""
+        models = [w.member.model for w in self._workers.values() if self._condition(w, now_ms)[0] == "ready"]
+        return min((model.context_tokens for model in models if model is not None), default=None)
+
+    def states(self, now_ms: float) -> list[WorkerState]:
+        """Everybody, by id."""
+        found = []
+        for name in sorted(self._workers):
+            worker = self._workers[name]
+            condition, text = self._condition(worker, now_ms)
+            alive_ms = now_ms - worker.heard_ms
+            found.append(WorkerState(worker.member, condition, text, alive_ms, worker.report, worker.charged_requests))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What a worker's model must be for this gateway to understand its tokens."""
+
+    name: str
+    vocab_tokens: int
+
+    def misfit(self, member: Member) -> str:
+        """The difference, readable; empty if it fits or runs no model at all."""
+        model: ModelIdentity | None = member.model
+        if model is None:
+            return "" if member.role == "kvstore" else "it names no model"
+        if model.name != self.name:
+            return f"it serves {model.name!r}, this gateway serves {self.name!r}"
+        if model.vocab_tokens != self.vocab_tokens:
+            return f"its model has {model.vocab_tokens} token ids, this gateway's has {self.vocab_tokens}"
+        return ""

@@ -1,0 +1,43 @@
+"""Errors as OpenAI's API shows them: `{"error": {"message", "type", "param", "code"}}` with a true status code."""
+
+import msgspec
+from starlette.responses import Response
+
+from common.errors import InvalidRequest, ServingError
+
+RETRY_AFTER_S = 1
+
+
+class Unauthorized(ServingError):
+    """The API key is missing or wrong."""
+
+    code, http_status = "invalid_api_key", 401
+
+
+class NotFound(ServingError):
+    """No such path."""
+
+    code, http_status = "not_found", 404
+
+
+class MethodNotAllowed(ServingError):
+    """The path exists, the method does not."""
+
+    code, http_status = "method_not_allowed", 405
+
+
+class Internal(ServingError):
+    """A bug of ours, without its details."""
+
+
+def error_body(error: ServingError) -> bytes:
+    """The JSON object of one error."""
+    kind = "invalid_request_error" if error.http_status < 500 else "server_error"
+    param = error.param if isinstance(error, InvalidRequest) else None
+    return msgspec.json.encode({"error": {"message": str(error), "type": kind, "param": param, "code": error.code}})
+
+
+def error_response(error: ServingError) -> Response:
+    """The whole answer; busy ones say when to come back."""
+    headers = {"retry-after": str(RETRY_AFTER_S)} if error.http_status == 503 else {}
+    return Response(error_body(error), error.http_status, headers, "application/json")

@@ -1,0 +1,149 @@
+"""One gateway process: its parts, built from its settings, and its life."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+
+import uvicorn
+
+from common.clock import MonotonicClock
+from common.errors import ConfigError
+from common.ids import Incarnation, WorkerId, peer_id
+from common.log import Log
+from common.messages.liveness import Member
+from common.net.redis import Membership
+from common.net.sockets import Exchange
+from common.policy.routing import POLICIES
+from gateway.app import build_app
+from gateway.core.dispatch import Dispatch
+from gateway.core.roster import Fit, Roster
+from gateway.metrics import GatewayMetrics
+from gateway.model_files import ModelFiles, read_model_files
+from gateway.routes_openai import OpenAiRoutes, Served
+from gateway.routes_status import StatusRoutes
+from gateway.sampling import Limits
+from gateway.settings import GatewaySettings
+from gateway.switchboard import Switchboard
+from gateway.tokens import Tokens
+
+_BACKLOG_CONNECTIONS = 2048
+
+
+class Gateway:
+    """Listens from its construction on; answers from `run` on."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        """Raises ConfigError: no such model, a broken tokenizer, a taken port."""
+        files = read_model_files(settings.model)
+        tokens = Tokens(files)
+        self._listener = _listen(settings.host, settings.port)
+        self.member = _member(settings, self._listener.getsockname()[1])
+        self._model_name = settings.served_model_name or files.name
+        self._log = Log(process=self.member.id)
+        metrics = GatewayMetrics()
+        self.switchboard = self._switchboard(settings, files)
+        app = build_app(
+            self._openai(settings, files, tokens, metrics),
+            StatusRoutes(self.member, self.switchboard, metrics),
+            metrics,
+            self._log,
+            settings.api_key,
+        )
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                lifespan="off",
+                access_log=False,
+                log_level="warning",
+                server_header=False,
+                timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+            )
+        )
+        self._membership = Membership(settings.redis, settings.cluster, self.member, self.switchboard.on_members)
+
+    def _switchboard(self, settings: GatewaySettings, files: ModelFiles) -> Switchboard:
+        fit = Fit(self._model_name, files.vocab_tokens)
+        roster = Roster(this=self.member, silent_ms=settings.silent_worker_ms, fit=fit)
+        dispatch = Dispatch(
+            roster,
+            POLICIES[settings.route_policy],
+            timeout_ms=settings.request_timeout_s * 1000,
+            max_open=settings.max_inflight,
+        )
+        exchange = Exchange(peer_id(self.member.id, self.member.incarnation), bind=None)
+        return Switchboard(dispatch, exchange, MonotonicClock(), self._log)
+
+    def _openai(
+        self, settings: GatewaySettings, files: ModelFiles, tokens: Tokens, metrics: GatewayMetrics
+    ) -> OpenAiRoutes:
+        served = Served(
+            name=self._model_name,
+            since_unix_s=int(time.time()),
+            limits=Limits(files.vocab_tokens, files.context_tokens, files.end_tokens, settings.default_max_tokens),
+            max_body_bytes=settings.max_body_bytes,
+        )
+        return OpenAiRoutes(served, tokens, self.switchboard, metrics, MonotonicClock())
+
+    async def run(self) -> None:
+        """Serve until `ask_to_stop`; then finish what runs, and leave the membership.
+
+        Raises ConfigError if Redis does not answer at the start.
+        """
+        self.switchboard.start()
+        try:
+            await asyncio.to_thread(self._membership.join)
+            self._log.event("listening", url=self.member.endpoint, model=self._model_name)
+            await self._server.serve(sockets=[self._listener])
+        finally:
+            await asyncio.to_thread(self._membership.stop)
+            self.switchboard.stop()
+            self._listener.close()
+            self._log.event("stopped")
+
+    def ask_to_stop(self) -> None:
+        """Begin to stop; asked again, stop without waiting for running requests. Any thread."""
+        self._server.force_exit = self._server.should_exit
+        self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """A server without signal handlers: its own would end the process before the membership is left."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `__main__`."""
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket, made before anything joins, so that a taken port ends the start at once."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG_CONNECTIONS)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ConfigError(f"cannot listen on --host={host} --port={port}: {error}") from error
+    return listener
+
+
+def _member(settings: GatewaySettings, port: int) -> Member:
+    return Member(
+        id=WorkerId(settings.id or f"gateway-{secrets.token_hex(3)}"),
+        role="gateway",
+        incarnation=Incarnation(secrets.randbits(64)),
+        endpoint=f"http://{settings.advertise_host or settings.host}:{port}",
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        joined_unix_ms=time.time_ns() // 1_000_000,
+    )

@@ -1,0 +1,156 @@
+"""The answer to one request: from the first token to the last byte, streamed or whole.
+
+A stream's status line waits for the first token, so that everything that fails before it has a true status code.
+A client that leaves, at any time, ends the work everywhere.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from common.clock import Clock
+from common.errors import ServingError
+from common.messages.requests import TokenDelta
+from gateway.answer import Choice, Piece, joined
+from gateway.chunks import DONE, Usage, Writer, error_chunk
+from gateway.core.inflight import Order
+from gateway.errors import error_body
+from gateway.inbox import ClientLeft, Inbox
+from gateway.metrics import GatewayMetrics
+from gateway.switchboard import Switchboard
+
+_STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+_WHOLE_HEADERS = [(b"content-type", b"application/json")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All that is decided about an answer before it begins."""
+
+    orders: Sequence[Order]
+    choices: Sequence[Choice]
+    """One per order."""
+    prompt_tokens: int
+    """Of all prompts, each counted once however many choices it has."""
+    choices_per_prompt: int
+    writer: Writer
+    stream: bool
+    include_usage: bool
+    arrived_ms: float
+
+
+class Reply(Response):
+    """Starts the work when it is sent, so that nothing runs that nobody waits for."""
+
+    def __init__(self, plan: Plan, switchboard: Switchboard, metrics: GatewayMetrics, clock: Clock) -> None:
+        super().__init__()
+        self._plan, self._switchboard, self._metrics, self._clock = plan, switchboard, metrics, clock
+        n = len(plan.orders)
+        self._last_ms = [plan.arrived_ms] * n
+        self._begun = [False] * n
+        self._open = set(range(n))
+        self._cached_tokens = 0
+        self._error: ServingError | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer. Raises ServingError while no byte is out."""
+        inbox = self._switchboard.submit(self._plan.orders)
+        watch = asyncio.create_task(_tell_when_client_leaves(receive, inbox))
+        try:
+            if self._plan.stream:
+                await self._stream(inbox, send)
+            else:
+                await self._whole(inbox, send)
+        except ClientLeft:
+            self._metrics.clients_left_total += 1
+        finally:
+            watch.cancel()
+            for order in self._plan.orders:
+                self._switchboard.cancel(order.request)
+            self._metrics.e2e.observe((self._clock.now_ms() - self._plan.arrived_ms) / 1000)
+            self._metrics.generated_tokens_total += self._generated_tokens
+
+    async def _stream(self, inbox: Inbox, send: Send) -> None:
+        pieces = self._pieces(await inbox.take())
+        if self._error is not None:
+            raise self._error
+        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        writer = self._plan.writer
+        body = b"".join(writer.opening(choice.index) for choice in self._plan.choices)
+        while True:
+            body += b"".join(writer.chunk(index, joined(batch)) for index, batch in pieces.items())
+            if self._error is not None or not self._open:
+                break
+            if body:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+            body = b""
+            pieces = self._pieces(await inbox.take())
+        await send({"type": "http.response.body", "body": body + self._closing(), "more_body": False})
+
+    def _closing(self) -> bytes:
+        """What a stream ends with: an error, or usage and the end mark."""
+        if self._error is not None:
+            self._metrics.broken_streams_total += 1
+            return error_chunk(error_body(self._error))
+        return (self._plan.writer.usage_chunk(self._usage()) if self._plan.include_usage else b"") + DONE
+
+    async def _whole(self, inbox: Inbox, send: Send) -> None:
+        batches: list[list[Piece]] = [[] for _ in self._plan.orders]
+        while self._open:
+            for index, pieces in self._pieces(await inbox.take()).items():
+                batches[index] += pieces
+            if self._error is not None:
+                raise self._error
+        body = self._plan.writer.whole([joined(pieces) for pieces in batches], self._usage())
+        headers = [*_WHOLE_HEADERS, (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    def _pieces(self, news: Sequence[tuple[int, TokenDelta | ServingError]]) -> dict[int, list[Piece]]:
+        """New text by choice, up to the first error among the news, which is kept in `_error`."""
+        found: dict[int, list[Piece]] = {}
+        now_ms = self._clock.now_ms()
+        for index, one in news:
+            if isinstance(one, ServingError):
+                self._error = one
+                break
+            if index not in self._open:
+                continue  # its stop string was reached; the worker did not know yet
+            self._observe(index, one, now_ms)
+            piece = self._plan.choices[index].push(one)
+            found.setdefault(index, []).append(piece)
+            if piece.finish is not None:
+                self._open.discard(index)
+                self._switchboard.cancel(self._plan.orders[index].request)
+        return found
+
+    def _observe(self, index: int, delta: TokenDelta, now_ms: float) -> None:
+        seconds = (now_ms - self._last_ms[index]) / 1000
+        self._last_ms[index] = now_ms
+        if self._begun[index]:
+            if delta.tokens:
+                self._metrics.itl.observe(seconds / len(delta.tokens), len(delta.tokens))
+            return
+        self._begun[index] = True
+        self._metrics.ttft.observe(seconds)
+        if delta.timings is not None:
+            self._metrics.observe_phases(delta.timings)
+        if delta.cached_tokens is not None and index % self._plan.choices_per_prompt == 0:
+            self._cached_tokens += delta.cached_tokens
+            self._metrics.cached_tokens_total += delta.cached_tokens
+
+    @property
+    def _generated_tokens(self) -> int:
+        return sum(choice.n_tokens for choice in self._plan.choices)
+
+    def _usage(self) -> Usage:
+        return Usage(self._plan.prompt_tokens, self._generated_tokens, self._cached_tokens)
+
+
+async def _tell_when_client_leaves(receive: Receive, inbox: Inbox) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        continue
+    inbox.client_left()

@@ -1,0 +1,97 @@
+"""What operators ask: alive, ready, metrics, state."""
+
+from collections.abc import Callable
+from typing import Any  # Any: JSON
+
+import msgspec
+from fastapi import FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+
+from common.errors import NoWorker
+from common.messages.liveness import Member, PageCounts, QueueCounts
+from gateway.core.roster import WorkerState
+from gateway.errors import error_response
+from gateway.metrics import GatewayMetrics, MetricsPage
+from gateway.switchboard import Switchboard
+
+
+class StatusRoutes:
+    """Reads; owns nothing."""
+
+    def __init__(self, this: Member, switchboard: Switchboard, metrics: GatewayMetrics) -> None:
+        """`this`: the gateway's own membership record."""
+        self._this, self._switchboard = this, switchboard
+        self._page = MetricsPage(metrics, self._gauges, switchboard.workers)
+
+    def _gauges(self) -> dict[str, float]:
+        return {
+            "open_requests": self._switchboard.open_requests,
+            "repeated_tokens": self._switchboard.repeated_tokens_total,
+            "bad_frames": self._switchboard.bad_frames_total,
+            "ready": float(self._switchboard.not_ready_reason() is None),
+        }
+
+    def add_to(self, app: FastAPI) -> None:
+        """Register the endpoints."""
+        routes: dict[str, Callable[[Request], Any]] = {
+            "/health": self.health,
+            "/ready": self.ready,
+            "/metrics": self.metrics,
+            "/status": self.status,
+        }
+        for path, endpoint in routes.items():
+            app.add_api_route(path, endpoint, methods=["GET"])
+
+    async def health(self, request: Request) -> Response:
+        """200 while the process lives."""
+        return _json({"status": "alive"})
+
+    async def ready(self, request: Request) -> Response:
+        """200 when a request would be served now, else 503 with what is missing."""
+        reason = self._switchboard.not_ready_reason()
+        return _json({"status": "ready"}) if reason is None else error_response(NoWorker(f"not ready: {reason}"))
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus' text format."""
+        return Response(self._page.text(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def status(self, request: Request) -> Response:
+        """Everything this gateway knows of itself and of the workers."""
+        gateway = {
+            "id": self._this.id,
+            "incarnation": f"{self._this.incarnation:016x}",
+            "endpoint": self._this.endpoint,
+            "open_requests": self._switchboard.open_requests,
+            "ready": self._switchboard.not_ready_reason() is None,
+        }
+        workers = [_worker_fields(state) for state in self._switchboard.workers()]
+        return _json({"gateway": gateway, "workers": workers})
+
+
+def _worker_fields(state: WorkerState) -> dict[str, Any]:
+    report = state.report
+    return {
+        "id": state.member.id,
+        "role": state.member.role,
+        "incarnation": f"{state.member.incarnation:016x}",
+        "state": state.condition,
+        "reason": state.text,
+        "model": None if state.member.model is None else msgspec.to_builtins(state.member.model),
+        "endpoint": state.member.endpoint,
+        "pid": state.member.pid,
+        "pages": msgspec.to_builtins(PageCounts() if report is None else report.pages),
+        "queue": msgspec.to_builtins(QueueCounts() if report is None else report.queue),
+        "transports": [] if report is None else msgspec.to_builtins(report.transports),
+        "engine_steps": 0 if report is None else report.engine_steps,
+        "counters": {} if report is None else report.counters,
+        "draining": report is not None and report.draining,
+        "charged_requests": state.charged_requests,
+        "alive_ms": round(state.alive_ms),
+        "reported": report is not None,
+    }
+
+
+def _json(fields: dict[str, Any]) -> Response:
+    return Response(msgspec.json.encode(fields), media_type="application/json")

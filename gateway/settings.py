@@ -1,0 +1,61 @@
+"""Settings of a gateway process."""
+
+import re
+from dataclasses import dataclass
+
+from common.policy.routing import POLICIES
+from common.settings import bytes_setting, setting
+from common.units import MIB
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """One field per flag; see `penstock gateway --help`."""
+
+    model: str = setting(help="Folder or hub id of a model in Hugging Face format; only its small files are read.")
+    served_model_name: str | None = setting(None, help="Name clients use; unset: the folder's or hub id's last part.")
+    id: str | None = setting(
+        None, help="Name of this gateway, unique in the cluster; unset: gateway and random digits."
+    )
+    cluster: str = setting("default", help="Processes with the same Redis and cluster name form one system.")
+    redis: str = setting("redis://127.0.0.1:6379/0", help="Redis that holds the membership.")
+
+    host: str = setting("127.0.0.1", help="Address to listen on for HTTP.")
+    port: int = setting(8000, help="Port to listen on for HTTP; 0 picks a free one.")
+    advertise_host: str | None = setting(None, help="Host name in the membership; unset: the one in --host.")
+    api_key: str | None = setting(None, help="Key that clients must send as a bearer token; unset: none is needed.")
+    max_body_bytes: int = bytes_setting(4 * MIB, flag="max-body", help="Largest request body.")
+
+    request_timeout_s: float = setting(600.0, help="Time a request has from its arrival to its last token.")
+    max_inflight: int = setting(1024, help="Prompts in work at the most; one more is refused as busy.")
+    default_max_tokens: int | None = setting(
+        None,
+        help="Answer length where the client gives none; unset: 16 for completions, the rest of the context for chat.",
+    )
+    route_policy: str = setting("least-load", choices=tuple(POLICIES), help="How requests are spread over the workers.")
+    silent_worker_ms: int = setting(3_000, help="A worker silent for so long is taken for dead.")
+    drain_s: float = setting(30.0, help="Time that running requests have to finish when the process is told to stop.")
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work. Raises ValueError."""
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"--port={self.port}: must be 0 to 65535")
+        if self.id is not None and _ID.fullmatch(self.id) is None:
+            raise ValueError(f"--id={self.id!r}: must be 1 to 64 letters, digits, dots, dashes or underscores")
+        if self.api_key == "":
+            raise ValueError("--api-key: must not be empty; leave it out to ask for none")
+        for flag, value in (
+            ("max-body", self.max_body_bytes),
+            ("max-inflight", self.max_inflight),
+            ("default-max-tokens", 1 if self.default_max_tokens is None else self.default_max_tokens),
+        ):
+            if value < 1:
+                raise ValueError(f"--{flag}={value}: must be 1 or more")
+        if not self.request_timeout_s > 0:
+            raise ValueError(f"--request-timeout-s={self.request_timeout_s}: must be above 0")
+        if self.drain_s < 0:
+            raise ValueError(f"--drain-s={self.drain_s}: must be 0 or more")
+        if self.silent_worker_ms < 1_000:
+            raise ValueError(f"--silent-worker-ms={self.silent_worker_ms}: must be 1000 or more, two Pings")

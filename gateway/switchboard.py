@@ -1,0 +1,174 @@
+"""The gateway's shell: performs what the cores decide, on the event loop's thread.
+
+Owns the Exchange (its sockets are watched by the event loop itself, so that a token costs no thread switch) and the
+table that leads from a request to its inbox.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from common.clock import Clock
+from common.errors import ProtocolViolation
+from common.ids import PeerId, RequestId
+from common.log import Log
+from common.messages.liveness import Member
+from common.net.sockets import Exchange
+from gateway.core.actions import Action, Deliver, Dial, End, HangUp, Note, Send
+from gateway.core.dispatch import Dispatch
+from gateway.core.inflight import Order
+from gateway.core.roster import WorkerState
+from gateway.inbox import Inbox
+
+_TICK_S = 0.1
+
+
+class Switchboard:
+    """Started and stopped on the event loop; everything but `on_members` is called there too."""
+
+    def __init__(self, dispatch: Dispatch, exchange: Exchange, clock: Clock, log: Log) -> None:
+        self._dispatch, self._exchange, self._clock, self._log = dispatch, exchange, clock, log
+        self._inboxes: dict[RequestId, tuple[Inbox, int]] = {}
+        self._fds: dict[PeerId, int] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tick_timer: asyncio.TimerHandle | None = None
+        self._draining = False
+
+    def start(self) -> None:
+        """Begin to tick. Call on the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._tick()
+
+    def stop(self) -> None:
+        """Cancel what is still open and close all connections."""
+        for request in list(self._inboxes):
+            self.cancel(request)
+        if self._tick_timer is not None:
+            self._tick_timer.cancel()
+        for peer in list(self._fds):
+            self._hang_up(peer)
+        self._loop = None
+        self._exchange.close()
+
+    def on_members(self, members: list[Member]) -> None:
+        """The membership was read. Any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._take_members, members)
+
+    def _take_members(self, members: list[Member]) -> None:
+        if self._loop is not None:
+            self._perform(self._dispatch.on_members(members, self._clock.now_ms()))
+
+    def submit(self, orders: Sequence[Order]) -> Inbox:
+        """Start all prompts of one HTTP request, or none. Raises Busy or NoWorker."""
+        inbox = Inbox()
+        for index, order in enumerate(orders):
+            self._inboxes[order.request] = (inbox, index)
+            try:
+                self._perform(self._dispatch.submit(order, self._clock.now_ms()))
+            except BaseException:
+                for one in orders[: index + 1]:
+                    self.cancel(one.request)
+                raise
+        return inbox
+
+    def cancel(self, request: RequestId) -> None:
+        """Nobody wants this answer any more; unknown requests are ignored."""
+        if self._inboxes.pop(request, None) is not None:
+            self._perform(self._dispatch.cancel(request))
+
+    def _tick(self) -> None:
+        if self._loop is None:
+            return
+        self._tick_timer = self._loop.call_later(_TICK_S, self._tick)
+        self._drain()  # what has arrived already must not look like silence
+        self._perform(self._dispatch.on_tick(self._clock.now_ms()))
+
+    def _drain_soon(self) -> None:
+        if not self._draining and self._loop is not None:
+            self._draining = True
+            self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        self._draining = False
+        if self._loop is None:
+            return
+        received = self._exchange.receive(0)
+        if not received:
+            return
+        now_ms = self._clock.now_ms()
+        for sender, message, _ in received:
+            self._perform(self._dispatch.on_message(sender, message, now_ms))
+        self._drain_soon()  # until nothing is left, with other work of the loop in between
+
+    def _perform(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Deliver(request, delta):
+                    inbox, index = self._inboxes[request]
+                    if delta.finish is not None:
+                        del self._inboxes[request]
+                    inbox.put(index, delta)
+                case Send(peer, message):
+                    if self._exchange.send(peer, message):
+                        self._drain_soon()  # sending may swallow the socket's signal that something arrived
+                    else:
+                        self._perform(self._dispatch.on_unsent(peer, message))
+                case End(request, error):
+                    inbox, index = self._inboxes.pop(request)
+                    self._log.event("request_failed", request=request, code=error.code, text=str(error))
+                    inbox.put(index, error)
+                case Dial(peer, endpoint):
+                    self._dial(peer, endpoint)
+                case HangUp(peer):
+                    self._hang_up(peer)
+                case Note(event, worker, text):
+                    self._log.event(event, worker=worker, text=text)
+
+    def _dial(self, peer: PeerId, endpoint: str) -> None:
+        if self._loop is None:
+            return
+        try:
+            self._exchange.dial(peer, endpoint)
+        except ProtocolViolation as error:  # its silence will end it
+            self._log.event("worker_address_refused", worker=peer, text=str(error))
+            return
+        self._fds[peer] = self._exchange.dialled_fd(peer)
+        self._loop.add_reader(self._fds[peer], self._drain_soon)
+
+    def _hang_up(self, peer: PeerId) -> None:
+        fd = self._fds.pop(peer, None)
+        if fd is not None and self._loop is not None:
+            self._loop.remove_reader(fd)  # before the socket closes it
+        self._exchange.hang_up(peer)
+
+    @property
+    def open_requests(self) -> int:
+        """Prompts without an answer yet."""
+        return self._dispatch.open_requests
+
+    @property
+    def repeated_tokens_total(self) -> int:
+        """Tokens that came twice and were dropped."""
+        return self._dispatch.repeated_tokens_total
+
+    @property
+    def bad_frames_total(self) -> int:
+        """Frames of workers that did not parse."""
+        return self._exchange.bad_frames
+
+    def not_ready_reason(self) -> str | None:
+        """Why no request can be served now; None if one can."""
+        return self._dispatch.not_ready_reason(self._clock.now_ms())
+
+    def context_tokens(self) -> int | None:
+        """What every ready worker can take, prompt plus answer; None if nobody is ready."""
+        return self._dispatch.context_tokens(self._clock.now_ms())
+
+    def workers(self) -> list[WorkerState]:
+        """Everybody known, by id."""
+        return self._dispatch.workers(self._clock.now_ms())
+
+    def check(self) -> None:
+        """Conservation laws. Raises AssertionError."""
+        self._dispatch.check()
+        assert self.open_requests == len(self._inboxes), (self.open_requests, len(self._inboxes))

@@ -1,0 +1,234 @@
+"""Laws of the requests in flight, with a roster and without sockets or clocks."""
+
+import random
+
+import pytest
+
+from common.errors import Busy, DeadlineExceeded, NoWorker, PeerFailed
+from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
+from common.messages.liveness import Member, PageCounts, QueueCounts, Report, Welcome
+from common.messages.requests import Cancel, Failed, Generate, Sampling, TokenDelta, Tokens
+from common.policy.routing import RoundRobin
+from gateway.core.actions import Action, Deliver, End, Send
+from gateway.core.dispatch import Dispatch
+from gateway.core.inflight import Order
+from gateway.core.roster import Fit, Roster
+from tests.gateway.model import NAME, VOCAB_TOKENS, identity
+
+SILENT_MS, TIMEOUT_MS = 3000.0, 60_000.0
+
+
+def member(name: str, incarnation: int = 1) -> Member:
+    return Member(
+        id=WorkerId(name),
+        role=name.split("-")[0],
+        incarnation=Incarnation(incarnation),
+        endpoint=f"tcp://{name}",
+        host="h",
+        pid=1,
+        model=identity(),
+    )
+
+
+def peer(name: str, incarnation: int = 1) -> PeerId:
+    return peer_id(WorkerId(name), Incarnation(incarnation))
+
+
+def dispatch(*names: str, max_open: int = 100) -> Dispatch:
+    """A gateway whose workers are all ready at time 0."""
+    this = Member(id=WorkerId("gateway-0"), role="gateway", incarnation=Incarnation(9), endpoint="", host="", pid=0)
+    roster = Roster(this=this, silent_ms=SILENT_MS, fit=Fit(NAME, VOCAB_TOKENS))
+    core = Dispatch(roster, RoundRobin(), timeout_ms=TIMEOUT_MS, max_open=max_open)
+    core.on_members([member(name) for name in names], 0.0)
+    for name in names:
+        core.on_message(peer(name), Welcome(member=member(name)), 0.0)
+    return core
+
+
+def order(name: str = "r", prompt_tokens: int = 4) -> Order:
+    return Order(request=RequestId(name), prompt=(1,) * prompt_tokens, sampling=Sampling(max_tokens=8), model=NAME)
+
+
+def tokens(position: int, *new: int, finish: str | None = None, request: str = "r") -> Tokens:
+    return Tokens(deltas=(TokenDelta(RequestId(request), position, new, finish),))
+
+
+def delivered(actions: list[Action]) -> list[int]:
+    return [token for action in actions if isinstance(action, Deliver) for token in action.delta.tokens]
+
+
+def cancels(actions: list[Action]) -> list[PeerId]:
+    return [action.peer for action in actions if isinstance(action, Send) and isinstance(action.message, Cancel)]
+
+
+def ends(actions: list[Action]) -> list[End]:
+    return [action for action in actions if isinstance(action, End)]
+
+
+P, D, MIXED = peer("prefill-0"), peer("decode-0"), peer("mixed-0")
+
+
+def test_a_request_goes_to_the_prefill_worker_and_names_its_decode_worker() -> None:
+    core = dispatch("prefill-0", "decode-0")
+    (action,) = core.submit(order(), 0.0)
+    assert isinstance(action, Send) and isinstance(action.message, Generate)
+    assert (action.peer, action.message.decode) == (P, "decode-0")
+    assert action.message.timeout_ms == TIMEOUT_MS
+
+
+def test_a_request_to_a_mixed_worker_names_nobody_else() -> None:
+    (action,) = dispatch("mixed-0").submit(order(), 0.0)
+    assert isinstance(action, Send) and isinstance(action.message, Generate)
+    assert (action.peer, action.message.decode) == (MIXED, None)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_tokens_come_out_once_and_in_order_however_they_are_repeated(seed: int) -> None:
+    rng, core = random.Random(seed), dispatch("prefill-0", "decode-0")
+    core.submit(order(), 0.0)
+    answer, sent, out = list(range(100, 100 + rng.randrange(1, 12))), 0, []
+    while sent < len(answer):
+        start, end = rng.randrange(sent + 1), rng.randrange(sent, len(answer)) + 1
+        finish = "length" if end == len(answer) else None
+        out += delivered(core.on_message(D, tokens(start, *answer[start:end], finish=finish), 0.0))
+        sent = max(sent, end)
+    assert out == answer
+    assert core.open_requests == 0
+    core.check()
+
+
+def test_a_gap_in_the_tokens_ends_the_request() -> None:
+    core = dispatch("prefill-0", "decode-0")
+    core.submit(order(), 0.0)
+    core.on_message(D, tokens(0, 5), 0.0)
+    actions = core.on_message(D, tokens(2, 7), 0.0)
+    assert "skipped 1 tokens in phase decode after 1 tokens" in str(ends(actions)[0].error)
+    assert cancels(actions) == [P, D]
+    core.check()
+
+
+def test_tokens_from_anybody_but_the_decode_worker_change_nothing() -> None:
+    core = dispatch("prefill-0", "decode-0", "decode-1")
+    core.submit(order(), 0.0)
+    assert core.on_message(P, tokens(0, 5), 0.0) == []
+    assert core.on_message(peer("decode-1"), tokens(0, 5), 0.0) == []
+    assert core.open_requests == 1
+
+
+def test_a_restarted_worker_takes_its_requests_along_at_once() -> None:
+    core = dispatch("prefill-0", "decode-0")
+    core.submit(order(), 0.0)
+    core.on_message(D, tokens(0, 5, 6), 0.0)
+    actions = core.on_members([member("prefill-0"), member("decode-0", incarnation=2)], 1.0)
+    (end,) = ends(actions)
+    assert isinstance(end.error, PeerFailed)
+    assert str(end.error) == "decode worker decode-0 was restarted in phase decode after 2 tokens"
+    assert cancels(actions) == [P]
+    core.check()
+
+
+def test_silence_ends_the_requests_of_the_silent_worker_and_of_no_other() -> None:
+    core = dispatch("mixed-0", "mixed-1")
+    core.submit(order("a"), 0.0)
+    core.submit(order("b"), 0.0)
+    actions: list[Action] = []
+    for now_ms in range(0, 3600, 100):
+        actions += core.on_tick(float(now_ms))
+        core.on_message(peer("mixed-1"), report("mixed-1"), float(now_ms))
+    assert [(end.request, str(end.error)) for end in ends(actions)] == [
+        ("a", "mixed worker mixed-0 died (silent for 3.1 s) in phase prefill before the first token")
+    ]
+    assert core.open_requests == 1
+
+
+def report(name: str) -> Report:
+    return Report(
+        worker=WorkerId(name),
+        role="mixed",
+        incarnation=Incarnation(1),
+        sequence=1,
+        pages=PageCounts(),
+        queue=QueueCounts(),
+    )
+
+
+def test_the_deadline_ends_a_request_and_tells_every_worker() -> None:
+    core = dispatch("prefill-0", "decode-0")
+    core.submit(order(), 0.0)
+    for name in ("prefill-0", "decode-0"):
+        core.on_message(peer(name), report(name), TIMEOUT_MS)
+    actions = core.on_tick(TIMEOUT_MS)
+    (end,) = ends(actions)
+    assert isinstance(end.error, DeadlineExceeded)
+    assert "60 s were over in phase prefill before the first token" in str(end.error)
+    assert cancels(actions) == [P, D]
+    core.check()
+
+
+def test_a_failure_is_believed_only_from_a_worker_that_is_still_needed() -> None:
+    core = dispatch("prefill-0", "decode-0")
+    failed = Failed(request=RequestId("r"), code="busy", phase="grant", text="full", retryable=True)
+    core.submit(order(), 0.0)
+    core.on_message(D, tokens(0, 5), 0.0)
+    assert core.on_message(P, failed, 0.0) == []
+    assert ends(core.on_message(D, failed, 0.0))
+    core.check()
+
+
+def test_a_refused_submit_holds_nothing() -> None:
+    core = dispatch("prefill-0")
+    with pytest.raises(NoWorker, match="decode: 0 of 0 ready"):
+        core.submit(order(), 0.0)
+    core = dispatch("mixed-0", max_open=1)
+    core.submit(order("a"), 0.0)
+    with pytest.raises(Busy, match="limit is 1"):
+        core.submit(order("b"), 0.0)
+    core.cancel(RequestId("a"))
+    core.check()
+
+
+def test_a_generate_that_cannot_be_sent_ends_its_request() -> None:
+    core = dispatch("prefill-0", "decode-0")
+    (send,) = core.submit(order(), 0.0)
+    assert isinstance(send, Send)
+    actions = core.on_unsent(send.peer, send.message)
+    assert "cannot be reached" in str(ends(actions)[0].error)
+    assert cancels(actions) == [D]
+    core.check()
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_every_request_ends_exactly_once_and_gives_back_its_charge(seed: int) -> None:
+    rng, now_ms = random.Random(seed), 0.0
+    core = dispatch("prefill-0", "prefill-1", "decode-0", "decode-1", "mixed-0")
+    peers = [peer(name) for name in ("prefill-0", "prefill-1", "decode-0", "decode-1", "mixed-0")]
+    ended: list[str] = []
+
+    def note(actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, End) or (isinstance(action, Deliver) and action.delta.finish is not None):
+                ended.append(action.request)
+
+    submitted = 0
+    for _ in range(120):
+        now_ms += rng.choice([0.0, 5.0, 50.0])
+        name, sender = f"r{rng.randrange(submitted + 1)}", rng.choice(peers)
+        match rng.randrange(6):
+            case 0:
+                note(core.submit(order(f"r{submitted}"), now_ms))
+                submitted += 1
+            case 1 | 2:
+                finish = rng.choice([None, None, "length"])
+                note(core.on_message(sender, tokens(rng.randrange(3), 7, finish=finish, request=name), now_ms))
+            case 3:
+                failed = Failed(request=RequestId(name), code="busy", phase="decode", text="", retryable=True)
+                note(core.on_message(sender, failed, now_ms))
+            case 4 if core.cancel(RequestId(name)):
+                ended.append(name)
+            case _:
+                for one in peers:
+                    core.on_message(one, report(one.split("@")[0]), now_ms)
+                note(core.on_tick(now_ms))
+    note(core.on_tick(now_ms + TIMEOUT_MS))
+    assert sorted(ended) == sorted(f"r{number}" for number in range(submitted))
+    core.check()
