@@ -1,6 +1,5 @@
 """Copying whole pages between two arrays of pages: few calls, each without the interpreter's lock."""
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,32 +8,56 @@ from numpy.typing import NDArray
 Rows = NDArray[np.uint8]
 """[page, page_bytes], contiguous."""
 
-PageIds = Sequence[int] | NDArray[np.int64]
-
-_BATCH_BYTES = 384 * 1024  # gathered pages stay in the second-level cache until they are scattered
-_FEW_RUNS = 4  # runs at least this many pages long on average are copied one by one
+_BATCH_BYTES = 64 * 1024  # stays in a near cache, below the size for which malloc maps fresh memory
+_LONG_RUN_PAGES = 4  # runs of this length, on average, are copied one by one
 
 
-def copy_pages(source: Rows, source_pages: PageIds, target: Rows, target_pages: PageIds) -> None:
+def copy_pages(source: Rows, source_pages: Sequence[int], target: Rows, target_pages: Sequence[int]) -> None:
     """target[target_pages[i]] = source[source_pages[i]] for every i. Raises IndexError before anything is copied.
 
     Neighbours on both sides are copied as one piece; scattered pages by gather and scatter in batches.
     """
-    sources, targets = np.asarray(source_pages, np.int64), np.asarray(target_pages, np.int64)
-    if len(sources) != len(targets):
-        raise IndexError(f"{len(sources)} source pages for {len(targets)} target pages")
-    if len(sources) == 0:
+    count = len(source_pages)
+    if count != len(target_pages):
+        raise IndexError(f"{count} source pages for {len(target_pages)} target pages")
+    if count == 0:
         return
-    _require_inside("source", sources, source)
-    _require_inside("target", targets, target)
-    breaks = np.flatnonzero((np.diff(sources) != 1) | (np.diff(targets) != 1)) + 1
-    if len(sources) < _FEW_RUNS * (len(breaks) + 1) and len(sources) >= _FEW_RUNS:
-        _scatter(source, sources, target, targets)
-        return
-    edges = [0, *breaks.tolist(), len(sources)]
-    for low, high in itertools.pairwise(edges):
-        first, place, count = int(sources[low]), int(targets[low]), high - low
+    first, place = run_start(source_pages), run_start(target_pages)
+    if first is not None and place is not None:
+        _require_inside("source", first, first + count - 1, source)
+        _require_inside("target", place, place + count - 1, target)
         target[place : place + count] = source[first : first + count]
+    else:
+        _require_inside("source", min(source_pages), max(source_pages), source)
+        _require_inside("target", min(target_pages), max(target_pages), target)
+        runs = _runs(source_pages, target_pages)
+        if len(runs) * _LONG_RUN_PAGES > count:
+            _scatter(source, np.array(source_pages, np.int64), target, np.array(target_pages, np.int64))
+            return
+        for first, place, n_pages in runs:
+            target[place : place + n_pages] = source[first : first + n_pages]
+
+
+def run_start(pages: Sequence[int]) -> int | None:
+    """The first of consecutive rising pages; None if they are not, or are none. Cheap: most spans are runs."""
+    if not pages:
+        return None
+    first = pages[0]
+    run = range(first, first + len(pages))
+    return first if pages == run or (pages[-1] == run[-1] and tuple(pages) == tuple(run)) else None
+
+
+def _runs(source_pages: Sequence[int], target_pages: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(first source page, first target page, pages) of stretches that are neighbours on both sides."""
+    runs: list[tuple[int, int, int]] = []
+    first, place, n_pages = source_pages[0], target_pages[0], 0
+    for source_page, target_page in zip(source_pages, target_pages, strict=True):
+        if source_page != first + n_pages or target_page != place + n_pages:
+            runs.append((first, place, n_pages))
+            first, place, n_pages = source_page, target_page, 0
+        n_pages += 1
+    runs.append((first, place, n_pages))
+    return runs
 
 
 def gather(source: Rows, source_pages: Sequence[int]) -> bytearray:
@@ -59,7 +82,6 @@ def _scatter(source: Rows, sources: NDArray[np.int64], target: Rows, targets: ND
         to_pages[targets[low:high]] = from_pages[sources[low:high]]
 
 
-def _require_inside(side: str, pages: NDArray[np.int64], rows: Rows) -> None:
-    lowest, highest = int(pages.min()), int(pages.max())
+def _require_inside(side: str, lowest: int, highest: int, rows: Rows) -> None:
     if lowest < 0 or highest >= len(rows):
         raise IndexError(f"{side} pages {lowest} to {highest} of {len(rows)}")

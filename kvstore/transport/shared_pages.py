@@ -3,8 +3,7 @@
 import mmap
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from common.errors import PeerFailed
 from common.ids import PeerId
-from kvstore.transport.pages import Rows
+from kvstore.transport.pages import Rows, copy_pages, run_start
 
 
 class PoolDescription(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -46,11 +45,14 @@ class SharedPages:
         _require_consistent(description, file_bytes)
         self._description = description
         self._using = threading.Lock()
-        self._mapping = mmap.mmap(fd, file_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        mapping = mmap.mmap(fd, file_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         page_bytes = description.page_bytes
-        whole_bytes = file_bytes - file_bytes % page_bytes
-        self._rows: Rows = np.frombuffer(self._mapping, np.uint8, whole_bytes).reshape(-1, page_bytes)
+        # The array keeps the mapping alive, so the memory is unmapped when the last view of it goes, never before.
+        self._bytes: NDArray[np.uint8] = np.frombuffer(mapping, np.uint8)
+        self._rows: Rows = self._bytes[: file_bytes - file_bytes % page_bytes].reshape(-1, page_bytes)
         self._row_of_page = _row_of_page(description)
+        self._n_pages = description.n_pages
+        self._shift = _shift(self._row_of_page)
         self.closed = False
         self.gib_per_s = 0.0
         """As measured by the probe."""
@@ -60,39 +62,53 @@ class SharedPages:
         """What the peer said of its memory."""
         return self._description
 
-    @contextmanager
-    def use(self) -> Iterator[Rows]:
-        """All rows of the file, for as long as the block runs. Raises PeerFailed once closed."""
-        with self._using:
-            if self.closed:
-                raise PeerFailed(f"the memory of {self._description.peer} is not mapped any more")
-            yield self._rows
-
-    def rows_of(self, pages: Sequence[int]) -> NDArray[np.int64]:
-        """Which rows of the file hold these pages. Raises PeerFailed for pages that the peer did not share."""
-        wanted = np.asarray(pages, np.int64)
-        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self._description.n_pages:
+    def write(self, target_pages: Sequence[int], source: Rows, source_pages: Sequence[int]) -> None:
+        """Copy local pages into the peer's. Raises PeerFailed once closed, and for pages that do not exist."""
+        place = run_start(target_pages)
+        if self._shift is not None and place is not None:
+            low, high = place, target_pages[-1]
+        else:
+            low, high = min(target_pages, default=0), max(target_pages, default=0)
+        if low < 0 or (target_pages and high >= self._n_pages):
             raise PeerFailed(
-                f"{self._description.peer} shares pages 0 to {self._description.n_pages - 1}; "
-                f"{wanted.min()} to {wanted.max()} were asked for"
+                f"{self._description.peer} shares pages 0 to {self._n_pages - 1}; {low} to {high} were asked for"
             )
-        return self._row_of_page[wanted]
+        with self._using:
+            rows = self._mapped_rows()
+            try:
+                if self._shift is not None and place is not None:
+                    first = place + self._shift
+                    copy_pages(source, source_pages, rows, range(first, first + len(target_pages)))
+                else:
+                    copy_pages(
+                        source, source_pages, rows, self._row_of_page[np.asarray(target_pages, np.int64)].tolist()
+                    )
+            except IndexError as error:
+                raise PeerFailed(str(error)) from error
+
+    def read(self, pages: Sequence[int]) -> Rows:
+        """A copy of these pages as they are now. Raises PeerFailed once closed."""
+        with self._using:
+            return self._mapped_rows()[self._row_of_page[np.asarray(pages, np.int64)]]
+
+    def _mapped_rows(self) -> Rows:
+        if self.closed:
+            raise PeerFailed(f"the memory of {self._description.peer} is not mapped any more")
+        return self._rows
 
     def write_probe(self, pattern: bytes) -> None:
         """Write into this connection's scratch. Raises PeerFailed once closed."""
         with self._using:
-            if self.closed:
-                raise PeerFailed(f"the memory of {self._description.peer} is not mapped any more")
+            self._mapped_rows()
             first = self._description.probe_offset_bytes
-            self._mapping[first : first + len(pattern)] = pattern
+            self._bytes[first : first + len(pattern)] = np.frombuffer(pattern, np.uint8)
 
     def close(self) -> None:
-        """Unmap. Nothing is written through this object afterwards. A second call changes nothing."""
+        """Unmap, after the use in progress. Nothing is written through this object afterwards."""
         with self._using:
-            if not self.closed:
-                self.closed = True
-                self._rows = np.empty((0, self._description.page_bytes), np.uint8)
-                self._mapping.close()
+            self.closed = True
+            self._bytes = np.empty(0, np.uint8)
+            self._rows = self._bytes.reshape(0, self._description.page_bytes)
 
 
 def _require_consistent(description: PoolDescription, file_bytes: int) -> None:
@@ -105,6 +121,12 @@ def _require_consistent(description: PoolDescription, file_bytes: int) -> None:
             f"{description.peer} describes {len(description.chunk_offsets)} chunks of {description.chunk_bytes} bytes and "
             f"pages of {description.page_bytes} that do not fit its file of {file_bytes} bytes"
         )
+
+
+def _shift(row_of_page: NDArray[np.int64]) -> int | None:
+    """Row less page, if that is the same for every page: the rule while a pool has only grown."""
+    shifts = row_of_page - np.arange(len(row_of_page))
+    return int(shifts[0]) if len(shifts) and (shifts == shifts[0]).all() else None
 
 
 def _row_of_page(description: PoolDescription) -> NDArray[np.int64]:

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from common.errors import PeerFailed
 from common.messages.handover import KvSpan
-from kvstore.transport.pages import Rows, copy_pages
+from kvstore.transport.pages import Rows
 from kvstore.transport.shared_pages import SharedPages
 
 
@@ -18,12 +17,7 @@ class ShmChannel:
 
     def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> None:
         """Write the pages. Raises PeerFailed if the memory is unmapped, or the pages are not the peer's."""
-        targets = self._target.rows_of(target_pages)
-        with self._target.use() as rows:
-            try:
-                copy_pages(self._source, source_pages, rows, targets)
-            except IndexError as error:
-                raise PeerFailed(f"layer {span.layer}: {error}") from error
+        self._target.write(target_pages, self._source, source_pages)
 
     def close(self) -> None:
         """Nothing to do: the copier closes between two copies."""

@@ -23,7 +23,7 @@ class PagedAttention:
         self._batch, self._views, self._dtype, self._on_written = batch, views, dtype, on_written
         self._reads: dict[int | None, tuple[list[DecodeGroup], list[PrefillRun]]] = {}
         width = views.kv_heads * views.head_dim
-        self._blank = torch.zeros(batch.blank_rows, width, dtype=views.dtype, device=batch.ids.device)
+        self._blank = torch.zeros(batch.blank_rows, width, dtype=dtype, device=batch.ids.device)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window_tokens: int | None
@@ -40,23 +40,21 @@ class PagedAttention:
             assert group.rows is not None, "a group without rows stands alone"
             out.index_copy_(0, group.rows, self._decode(layer, query.index_select(0, group.rows), group, scaling))
         for run in runs:
-            keys = self._views.gather(run.key_halves[layer], self._dtype)[: run.keys]
-            values = self._views.gather(run.value_halves[layer], self._dtype)[: run.keys]
+            keys, values = self._views.gather(run.halves[layer], self._dtype)[:, : run.keys].unbind(0)
             out[run.rows] = prefill_attention(
                 query[run.rows], keys, values, scaling=scaling, window_tokens=window_tokens
             )[0]
         return out
 
     def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        tokens, dtype = key.shape[0], self._views.dtype
-        parts = [key.reshape(tokens, -1).to(dtype), value.reshape(tokens, -1).to(dtype)]
+        tokens = key.shape[0]
+        parts = [key.reshape(tokens, -1), value.reshape(tokens, -1)]
         if self._batch.blank_rows:
             parts.append(self._blank)
         self._views.write_into(self._batch.write_rows[layer], torch.cat(parts))
 
     def _decode(self, layer: int, query: Tensor, group: DecodeGroup, scaling: float) -> Tensor:
-        keys = self._views.gather(group.key_halves[layer], self._dtype)
-        values = self._views.gather(group.value_halves[layer], self._dtype)
+        keys, values = self._views.gather(group.halves[layer], self._dtype).unbind(0)
         return decode_attention(query, keys, values, group.mask, scaling=scaling, may_be_empty=False)[0]
 
     def _reads_for(self, window_tokens: int | None) -> tuple[list[DecodeGroup], list[PrefillRun]]:

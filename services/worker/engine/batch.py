@@ -36,9 +36,8 @@ class DecodeGroup:
 
     rows: Tensor | None
     """[sequences] int64 rows of the flat batch; None: all rows of the batch in their order."""
-    key_halves: Tensor
-    """[layers, sequences, blocks] int64, half pages (kernels.pages)."""
-    value_halves: Tensor
+    halves: Tensor
+    """[layers, 2, sequences, blocks] int64, half pages (kernels.pages): K, then V."""
     mask: Tensor
     """[sequences, keys]: 0 where the key is seen, -inf where not."""
 
@@ -48,9 +47,8 @@ class PrefillRun:
     """One prefilling sequence."""
 
     rows: slice
-    key_halves: Tensor
-    """[layers, blocks] int64."""
-    value_halves: Tensor
+    halves: Tensor
+    """[layers, 2, blocks] int64, half pages: K, then V."""
     keys: int
     """Keys to read from the first block on; the last `rows` of them are the run's own."""
 
@@ -122,13 +120,11 @@ def decode_groups(
     found: list[DecodeGroup] = []
     for rows in groups:
         chosen = range(len(spans)) if whole else rows
-        halves, mask = _padded([spans[row] for row in chosen], block_tokens)
-        key_halves = _to(halves, device)
+        ids, mask = _padded([spans[row] for row in chosen], block_tokens)
         found.append(
             DecodeGroup(
                 rows=None if whole else torch.tensor(rows, device=device),
-                key_halves=key_halves,
-                value_halves=key_halves + 1,
+                halves=_halves(ids, device),
                 mask=_to(mask, device).to(dtype),
             )
         )
@@ -141,12 +137,10 @@ def prefill_runs(batch: FlatBatch, window_tokens: int | None, block_tokens: int)
     row = len(batch.decodes)
     for segment in batch.prefills:
         span = _span(segment, window_tokens, block_tokens)
-        key_halves = _to(2 * span.ids.astype(np.int64), batch.ids.device)
         found.append(
             PrefillRun(
                 rows=slice(row, row + segment.count),
-                key_halves=key_halves,
-                value_halves=key_halves + 1,
+                halves=_halves(span.ids, batch.ids.device),
                 keys=span.end - span.first_key,
             )
         )
@@ -179,20 +173,25 @@ def _span(segment: Segment, window_tokens: int | None, block_tokens: int) -> _Sp
     return _Span(ids, first_block * block_tokens, first_seen, end)
 
 
-def _padded(spans: Sequence[_Span], block_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """K halves [layers, sequences, blocks], padded with each sequence's last page, and the mask [sequences, keys]."""
+def _padded(spans: Sequence[_Span], block_tokens: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Page ids [layers, sequences, blocks], padded with each sequence's last page, and the mask [sequences, keys]."""
     blocks = max(span.blocks for span in spans)
-    ids = np.empty((spans[0].ids.shape[0], len(spans), blocks), dtype=np.int64)
+    ids = np.empty((spans[0].ids.shape[0], len(spans), blocks), dtype=np.int32)
     for row, span in enumerate(spans):
         ids[:, row, : span.blocks] = span.ids
         ids[:, row, span.blocks :] = span.ids[:, -1:]
-    ids *= 2
     first_keys = np.array([span.first_key for span in spans])[:, None]
     at = first_keys + np.arange(blocks * block_tokens)
     first_seen = np.array([span.first_seen for span in spans])[:, None]
     ends = np.array([span.end for span in spans])[:, None]
     seen = (at >= first_seen) & (at < ends)
     return ids, np.where(seen, np.float32(0.0), np.float32(-np.inf))
+
+
+def _halves(ids: NDArray[np.int32], device: torch.device) -> Tensor:
+    """Page ids [layers, ...] -> half pages [layers, 2, ...]."""
+    keys = 2 * ids.astype(np.int64)
+    return _to(np.stack((keys, keys + 1), axis=1), device)
 
 
 def _to(array: NDArray[np.generic], device: torch.device) -> Tensor:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from services.worker.model.load import load_model
 from services.worker.model.make import FAMILIES
+from services.worker.model.packing import LinearPath
 from tests.services.worker.engine.driving import Driver
 
 VOCAB_TOKENS = 1536
@@ -55,3 +56,15 @@ def test_one_long_answer_equals_generate(family: str, checkpoint: Callable[[str]
     request = driver.add(prompt_of(40, seed=0), 120)
     driver.run()
     assert [driver.output(request)] == generate(checkpoint(family), [prompt_of(40, seed=0)], 120)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+def test_plain_modules_without_packing_equal_generate_too(
+    family: str, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.worker.model.load.choose_path", lambda device: LinearPath.PLAIN)
+    driver = Driver(load_model(checkpoint(family)))
+    prompts = [prompt_of(tokens, seed=7) for tokens in (1, 20, 70)]
+    requests = [driver.add(prompt, 12) for prompt in prompts]
+    driver.run()
+    assert [driver.output(request) for request in requests] == generate(checkpoint(family), prompts, 12)

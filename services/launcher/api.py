@@ -1,0 +1,76 @@
+"""What the launcher's commands ask a gateway over HTTP."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any  # Any: JSON
+
+import httpx
+import msgspec
+
+_TIMEOUT_S = 5.0
+
+
+class GatewayApi:
+    """A gateway's address. Every call raises httpx.HTTPError if it does not answer."""
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        # trust_env=False: a proxy set for the outside world must not stand between processes of one machine
+        self._client = httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S, trust_env=False)
+        self.url = url
+
+    def is_ready(self) -> bool:
+        """True if a request sent now can be served; False too if nobody listens."""
+        try:
+            return self._client.get("/ready").status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def why_not_ready(self) -> str:
+        """What `/ready` says, shortened; why nobody answers otherwise."""
+        try:
+            answer = self._client.get("/ready")
+        except httpx.TransportError as error:
+            return str(error)
+        return f"{answer.status_code} {answer.text[:300]}"
+
+    def status(self) -> Mapping[str, Any]:
+        """The document behind `/status`."""
+        answer = self._client.get("/status").raise_for_status()
+        document: Mapping[str, Any] = msgspec.json.decode(answer.content)
+        return document
+
+    def models(self) -> list[str]:
+        """Names of the models that clients may ask for."""
+        answer = self._client.get("/v1/models").raise_for_status()
+        return [str(entry["id"]) for entry in msgspec.json.decode(answer.content)["data"]]
+
+    def chat(self, model: str, text: str, max_tokens: int, timeout_s: float) -> Iterator[str]:
+        """Stream one greedy chat answer, piece by piece."""
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "stream": True,
+        }
+        with self._client.stream("POST", "/v1/chat/completions", json=body, timeout=timeout_s) as answer:
+            if answer.is_error:
+                answer.read()
+                raise httpx.HTTPStatusError(
+                    f"{answer.status_code}: {answer.text[:500]}", request=answer.request, response=answer
+                )
+            for line in answer.iter_lines():
+                field, _, value = line.partition(":")
+                if field == "data" and value.strip() != "[DONE]":
+                    yield _piece(msgspec.json.decode(value.strip()))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
+def _piece(event: Mapping[str, Any]) -> str:
+    if "error" in event:
+        raise httpx.RemoteProtocolError(f"the answer broke off: {event['error']}")
+    choices = event.get("choices") or [{}]
+    return str(choices[0].get("delta", {}).get("content") or "")

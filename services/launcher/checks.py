@@ -1,0 +1,178 @@
+"""What `penstock doctor` looks at on this machine. Each check returns findings and changes nothing."""
+
+import importlib.util
+import os
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+
+import psutil
+import redis
+
+from common.errors import ConfigError
+from common.net.redis import Registry
+from common.units import GIB, MIB, format_bytes
+from services.launcher.redis_server import find_redis_server, port_is_free
+
+_LEAST_FILES = 1024
+_GOOD_FILES = 4096
+_PACKAGES = ("fastapi", "msgspec", "numpy", "pyzmq", "redis", "tokenizers", "transformers", "uvicorn")
+_WORKER_PACKAGES = ("torch", "safetensors")
+
+
+class Level(Enum):
+    """How bad a finding is; only FAIL keeps the system from running."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor. `advice` says what to change; empty if nothing."""
+
+    level: Level
+    subject: str
+    text: str
+    advice: str = ""
+
+
+def check_python() -> Finding:
+    """The interpreter is new enough."""
+    text = sys.version.split()[0]
+    if sys.version_info < (3, 11):  # noqa: UP036 - it is what this check is for
+        return Finding(Level.FAIL, "python", text, "Penstock needs Python 3.11 or newer")
+    return Finding(Level.OK, "python", text)
+
+
+def check_packages() -> list[Finding]:
+    """Every package is there; without torch only a gateway can run."""
+    found: list[str] = []
+    lacking: list[Finding] = []
+    for name in (*_PACKAGES, *_WORKER_PACKAGES):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            only_workers = name in _WORKER_PACKAGES
+            lacking.append(
+                Finding(
+                    Level.WARN if only_workers else Level.FAIL,
+                    name,
+                    "not installed" + ("; gateways run, workers do not" if only_workers else ""),
+                    "make install, or pip install 'penstock[worker]'" if only_workers else "make install",
+                )
+            )
+    return [Finding(Level.OK, "packages", ", ".join(found)), *lacking]
+
+
+def check_cores() -> Finding:
+    """There is a core for each of two workers."""
+    cores = len(os.sched_getaffinity(0))
+    if cores < 2:
+        return Finding(
+            Level.WARN, "cores", f"{cores}", "prefill and decode share one core: expect them to slow each other"
+        )
+    return Finding(Level.OK, "cores", f"{cores}")
+
+
+def check_memory(device_memory_bytes: int) -> Finding:
+    """Two workers' page memory fits into what is free."""
+    free_bytes = psutil.virtual_memory().available
+    text = f"{format_bytes(free_bytes)} available; each worker takes {format_bytes(device_memory_bytes)} for KV pages"
+    if device_memory_bytes > free_bytes:
+        return Finding(Level.FAIL, "memory", text, "lower --device-memory")
+    if 2 * device_memory_bytes + GIB > free_bytes:
+        return Finding(Level.WARN, "memory", text, "two workers and a model may not fit; lower --device-memory")
+    return Finding(Level.OK, "memory", text)
+
+
+def check_shared_memory() -> Finding:
+    """Anonymous shared memory can be made: workers keep their pages in it and share it by file descriptor."""
+    try:
+        descriptor = os.memfd_create("penstock-doctor")
+    except (AttributeError, OSError) as error:
+        return Finding(
+            Level.FAIL, "memfd", f"cannot be made: {error}", "run on Linux, with a kernel that allows memfd_create"
+        )
+    try:
+        os.ftruncate(descriptor, MIB)
+    except OSError as error:
+        return Finding(Level.FAIL, "memfd", f"cannot hold 1 MiB: {error}", "raise the container's memory limit")
+    finally:
+        os.close(descriptor)
+    return Finding(Level.OK, "memfd", "shared memory works")
+
+
+def check_open_files() -> Finding:
+    """Every streaming client is a socket."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    text = f"{soft} (hard limit {hard})"
+    if soft < _LEAST_FILES:
+        return Finding(Level.FAIL, "open files", text, f"ulimit -n {_GOOD_FILES}")
+    if soft < _GOOD_FILES:
+        return Finding(Level.WARN, "open files", text, f"many clients at once need more: ulimit -n {_GOOD_FILES}")
+    return Finding(Level.OK, "open files", text)
+
+
+def check_port(host: str, port: int) -> Finding:
+    """The gateway can listen."""
+    try:
+        free = port_is_free(host, port)
+    except OSError as error:
+        return Finding(Level.FAIL, "port", f"{host} is no address of this machine: {error}", "change --host")
+    if not free:
+        return Finding(
+            Level.FAIL, "port", f"{host}:{port} is in use already, or may not be used", "give another --port"
+        )
+    return Finding(Level.OK, "port", f"{host}:{port} is free")
+
+
+def check_redis(url: str | None) -> Finding:
+    """The given Redis answers, or a binary is there to start one."""
+    if url is None:
+        try:
+            return Finding(Level.OK, "redis", f"penstock up would start {find_redis_server()}")
+        except ConfigError as error:
+            return Finding(Level.FAIL, "redis", "no server binary", str(error))
+    try:
+        registry = Registry(url, "doctor")
+        try:
+            registry.members()
+        finally:
+            registry.close()
+    except (redis.RedisError, ValueError) as error:
+        return Finding(Level.FAIL, "redis", f"{url} does not answer: {error}", "start it, or correct --redis")
+    return Finding(Level.OK, "redis", f"{url} answers")
+
+
+def check_device(device: str) -> Finding:
+    """The device that the workers would compute on is there."""
+    if importlib.util.find_spec("torch") is None:
+        return Finding(Level.WARN, "device", "unknown: torch is not installed", "pip install 'penstock[worker]'")
+    import torch  # takes seconds, and a gateway's machine has none
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    seen = f"GPUs seen by torch {torch.__version__}: {', '.join(gpus) or 'none'}"
+    if device == "cpu":
+        return Finding(Level.OK, "device", f"cpu; {seen}")
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or not (index or "0").isdigit():
+        return Finding(Level.FAIL, "device", f"--device={device!r}", "must be cpu, cuda or cuda:N")
+    if int(index or 0) >= len(gpus):
+        return Finding(
+            Level.FAIL,
+            "device",
+            f"{device} is not there; {seen}",
+            "check the driver, a CUDA build of torch, CUDA_VISIBLE_DEVICES",
+        )
+    return Finding(Level.OK, "device", f"{device}; {seen}")
+
+
+def worst(findings: Sequence[Finding]) -> Level:
+    """FAIL if any failed, else WARN if any warned, else OK."""
+    levels = {finding.level for finding in findings}
+    return next((level for level in (Level.FAIL, Level.WARN) if level in levels), Level.OK)

@@ -1,0 +1,115 @@
+"""Which processes a system consists of, and how each is started. Pure: settings in, commands out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from services.launcher.settings import UpSettings
+
+WORKER_ROLES = ("prefill", "decode", "mixed")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessPlan:
+    """One process."""
+
+    name: str
+    role: str
+    """prefill, decode, mixed, kvstore, gateway or redis."""
+    argv: tuple[str, ...]
+    environ: Mapping[str, str] = field(default_factory=dict)
+    url: str | None = None
+    """Address, where it is known before the start: of a gateway (HTTP) and of Redis."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What the launcher found out about the machine before it plans."""
+
+    program: tuple[str, ...]
+    """How `penstock` is run."""
+    model: str
+    redis: str
+    run_dir: str
+    cores: int
+
+
+def plan_processes(settings: UpSettings, site: Site) -> list[ProcessPlan]:
+    """Everything but Redis, in the order of starting. Secrets go by environment, the rest by flags."""
+    return [
+        _kvstore(settings, site),
+        *(_worker(settings, site, role, index) for role in WORKER_ROLES for index in range(getattr(settings, role))),
+        *(_gateway(settings, site, index) for index in range(settings.gateways)),
+    ]
+
+
+def compute_threads(settings: UpSettings, cores: int) -> int:
+    """Threads of each worker: together no more than the cores, since oversubscribed matrix products crawl."""
+    return settings.threads or max(1, cores // max(1, settings.workers))
+
+
+def _flags(**values: object) -> tuple[str, ...]:
+    return tuple(
+        word
+        for name, value in values.items()
+        if value is not None
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    )
+
+
+def _kvstore(settings: UpSettings, site: Site) -> ProcessPlan:
+    flags = _flags(
+        id="kvstore-0",
+        cluster=settings.cluster,
+        redis=site.redis,
+        model=site.model,
+        dtype=settings.dtype,
+        host_memory=settings.host_memory_bytes,
+    )
+    return ProcessPlan("kvstore-0", "kvstore", (*site.program, "kvstore", *flags))
+
+
+def _worker(settings: UpSettings, site: Site, role: str, index: int) -> ProcessPlan:
+    threads = compute_threads(settings, site.cores)
+    flags = _flags(
+        model=site.model,
+        served_model_name=settings.served_model_name,
+        id=f"{role}-{index}",
+        cluster=settings.cluster,
+        redis=site.redis,
+        run_dir=site.run_dir,
+        device=settings.device,
+        device_memory=settings.device_memory_bytes,
+        dtype=settings.dtype,
+        transport=settings.transport,
+        threads=threads,
+    )
+    environ = {
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "passive",  # an idle worker must not spin on the cores that its neighbour computes on
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return ProcessPlan(f"{role}-{index}", role, (*site.program, role, *flags), environ)
+
+
+def _gateway(settings: UpSettings, site: Site, index: int) -> ProcessPlan:
+    port = settings.port + index
+    flags = _flags(
+        model=site.model,
+        served_model_name=settings.served_model_name,
+        id=f"gateway-{index}",
+        cluster=settings.cluster,
+        redis=site.redis,
+        host=settings.host,
+        port=port,
+        drain_s=settings.drain_s,
+    )
+    environ = {} if settings.api_key is None else {"PENSTOCK_API_KEY": settings.api_key}
+    return ProcessPlan(
+        f"gateway-{index}", "gateway", (*site.program, "gateway", *flags), environ, url=http_url(settings.host, port)
+    )
+
+
+def http_url(host: str, port: int) -> str:
+    """Address that a client on this machine uses for a server listening on `host`."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

@@ -1,0 +1,109 @@
+"""Settings of the launcher's own commands: up, status and doctor."""
+
+from dataclasses import dataclass
+
+from common.settings import bytes_setting, setting
+from common.units import GIB, MIB
+
+_HIGHEST_PORT = 65_535
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpSettings:
+    """One field per flag; see `penstock up --help`. Variables of the services reach the services as they are."""
+
+    model: str | None = setting(
+        None, help="Folder or hub id of the model; unset: models/tiny, made with random weights if it is missing."
+    )
+    served_model_name: str | None = setting(None, help="Name clients use; unset: the folder's or hub id's last part.")
+    prefill: int = setting(1, help="Prefill workers.")
+    decode: int = setting(1, help="Decode workers.")
+    mixed: int = setting(0, help="Workers that do both phases.")
+    gateways: int = setting(1, help="Gateways; they listen on --port, --port + 1 and so on.")
+
+    host: str = setting("127.0.0.1", help="Address that the gateways listen on.")
+    port: int = setting(8000, help="HTTP port of the first gateway.")
+    api_key: str | None = setting(None, help="Key that clients must send as a bearer token; unset: none is needed.")
+    redis: str | None = setting(None, help="Redis to use; unset: a private one is started, and stopped at the end.")
+    cluster: str = setting("default", help="Processes with the same Redis and cluster name form one system.")
+
+    device: str = setting(
+        "cpu", help="Torch device of every worker: cpu, cuda or cuda:N.", allowed="cpu, cuda or cuda:N"
+    )
+    device_memory_bytes: int = bytes_setting(
+        1 * GIB, flag="device-memory", help="Hard budget of KV page memory of each worker."
+    )
+    host_memory_bytes: int = bytes_setting(1 * GIB, flag="host-memory", help="Memory of the KV store.")
+    dtype: str = setting(
+        "auto", choices=("auto", "float32", "bfloat16"), help="Weights and KV; auto takes the checkpoint's own."
+    )
+    transport: str = setting(
+        "auto",
+        choices=("auto", "shm", "tcp"),
+        help="How KV travels; auto takes shared memory where the probe succeeds.",
+    )
+    threads: int | None = setting(
+        None, help="Compute threads of each worker; unset: the cores that may be used, shared out evenly."
+    )
+
+    run_dir: str | None = setting(
+        None, help="Folder for logs and Unix sockets; unset: a temporary one, removed at the end."
+    )
+    ready_timeout_s: float = setting(300.0, help="Time that the system has to become ready.")
+    drain_s: float = setting(30.0, help="Time that running requests have to finish when the system is told to stop.")
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work. Raises ValueError."""
+        for name in ("prefill", "decode", "mixed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name}={getattr(self, name)}: must be 0 or more")
+        if self.gateways < 1:
+            raise ValueError(f"--gateways={self.gateways}: must be 1 or more")
+        if bool(self.prefill) != bool(self.decode):
+            raise ValueError(
+                f"--prefill={self.prefill} --decode={self.decode}: prefill and decode workers need each other; "
+                "give both, or neither and --mixed 1"
+            )
+        if not self.prefill and not self.mixed:
+            raise ValueError(
+                "--prefill=0 --decode=0 --mixed=0: nobody would compute; give --prefill and --decode, or --mixed"
+            )
+        if not 1 <= self.port <= _HIGHEST_PORT - self.gateways + 1:
+            raise ValueError(
+                f"--port={self.port}: must be 1 to {_HIGHEST_PORT - self.gateways + 1} with --gateways={self.gateways}"
+            )
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads={self.threads}: must be 1 or more")
+        for name in ("device_memory", "host_memory"):
+            if getattr(self, f"{name}_bytes") < MIB:
+                raise ValueError(f"--{name.replace('_', '-')}={getattr(self, f'{name}_bytes')}: must be 1MiB or more")
+        if not self.ready_timeout_s > 0:
+            raise ValueError(f"--ready-timeout-s={self.ready_timeout_s}: must be above 0")
+        if self.drain_s < 0:
+            raise ValueError(f"--drain-s={self.drain_s}: must be 0 or more")
+
+    @property
+    def workers(self) -> int:
+        """Processes that compute."""
+        return self.prefill + self.decode + self.mixed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusSettings:
+    """One field per flag; see `penstock status --help`."""
+
+    url: str = setting("http://127.0.0.1:8000", help="A gateway of the system.")
+    api_key: str | None = setting(None, help="Key of the gateway, if it asks for one.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorSettings:
+    """One field per flag; see `penstock doctor --help`."""
+
+    url: str | None = setting(None, help="Also check the running system behind this gateway.")
+    api_key: str | None = setting(None, help="Key of the gateway, if it asks for one.")
+    redis: str | None = setting(None, help="Also check that this Redis answers.")
+    host: str = setting("127.0.0.1", help="Address that the gateway would listen on.")
+    port: int = setting(8000, help="Port that the gateway would listen on; not checked with --url.")
+    device: str = setting("cpu", help="Torch device that the workers would use.")
+    device_memory_bytes: int = bytes_setting(1 * GIB, flag="device-memory", help="Page memory that a worker would get.")

@@ -1,0 +1,94 @@
+"""How a system looks on a terminal: workers, memory, links. Pure: status documents in, text out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any  # Any: JSON
+
+from common.kv_layout import DTYPE_BYTES, KvLayout
+from common.units import format_bytes
+from services.launcher.readiness import peer_name
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns, two spaces apart, without trailing blanks."""
+    table = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    return "\n".join("  ".join(cell.ljust(widths[i]) for i, cell in enumerate(row)).rstrip() for row in table)
+
+
+def memory_text(worker: Mapping[str, Any]) -> str:
+    """Pages in use and in all, and what they stand for in tokens and bytes; `-` for who has no pages."""
+    pages, model = worker["pages"], worker["model"]
+    if not pages["total"]:
+        return "-"
+    text = f"{pages['total'] - pages['free']} of {pages['total']} pages used"
+    if not model or model["dtype"] not in DTYPE_BYTES:
+        return text
+    layout = KvLayout(
+        layers=model["layers"],
+        kv_heads=model["kv_heads"],
+        head_dim=model["head_dim"],
+        dtype=model["dtype"],
+        block_tokens=model["block_tokens"],
+    )
+    tokens = pages["total"] // layout.layers * layout.block_tokens
+    total_bytes = pages["total"] * layout.page_bytes
+    return f"{text}; {format_bytes(total_bytes)} of KV for {tokens:,} tokens"
+
+
+def links_table(status: Mapping[str, Any]) -> str:
+    """How KV travels between each pair; empty text if no worker hands over."""
+    rows = [
+        [worker["id"], peer_name(link["peer"]), link["kind"], f"{link['gib_per_s']:.1f} GiB/s", link["reason"]]
+        for worker in status["workers"]
+        if worker["role"] == "prefill"
+        for link in worker["transports"]
+    ]
+    return columns(["KV FROM", "TO", "BY", "PROBED AT", "WHY NOT FASTER"], rows) if rows else ""
+
+
+def status_text(status: Mapping[str, Any]) -> str:
+    """The whole of `penstock status`."""
+    gateway = status["gateway"]
+    state = "ready" if gateway["ready"] else "NOT READY"
+    head = f"{gateway['id']} at {gateway['endpoint']}: {state}, {gateway['open_requests']} open requests"
+    rows = [_status_row(worker) for worker in status["workers"]]
+    table = columns(["WORKER", "ROLE", "STATE", "PID", "MODEL", "MEMORY", "WAITING", "RUNNING", "HANDING OVER"], rows)
+    parts = [head, table if rows else "no worker has joined", links_table(status)]
+    reasons = [f"{w['id']}: {w['reason']}" for w in status["workers"] if w["reason"]]
+    return "\n\n".join(part for part in [*parts, "\n".join(reasons)] if part)
+
+
+def _status_row(worker: Mapping[str, Any]) -> list[str]:
+    queue, model = worker["queue"], worker["model"]
+    return [
+        worker["id"],
+        worker["role"],
+        worker["state"],
+        str(worker["pid"]),
+        f"{model['name']} ({model['architecture']}, {model['dtype']})" if model else "-",
+        memory_text(worker),
+        str(queue["waiting"]),
+        str(queue["running"]),
+        str(queue["handing_over"]),
+    ]
+
+
+def process_table(
+    processes: Sequence[tuple[str, int, str]], status: Mapping[str, Any], device: str, threads: int
+) -> str:
+    """What `penstock up` started: rows of (name, pid, address) joined with what the gateway knows of each."""
+    workers = {worker["id"]: worker for worker in status["workers"]}
+    rows = []
+    for name, pid, address in processes:
+        worker = workers.get(name)
+        computes = worker is not None and worker["model"] is not None
+        rows.append(
+            [
+                name,
+                str(pid),
+                address or (worker["endpoint"] if worker else "-"),
+                f"{device}, {threads} thread{'s' * (threads > 1)}" if computes else "-",
+                memory_text(worker) if worker else "-",
+            ]
+        )
+    return columns(["PROCESS", "PID", "ADDRESS", "DEVICE", "MEMORY PLAN"], rows)

@@ -1,0 +1,197 @@
+"""Laws of the decode side, one transfer at a time."""
+
+import pytest
+
+from common.errors import ProtocolViolation
+from common.ids import Incarnation, PeerId, TransferId
+from common.messages.handover import (
+    Abort,
+    Commit,
+    Grant,
+    GrantRefused,
+    HandOver,
+    KvSent,
+    KvSpan,
+    Renew,
+    Stop,
+    Stopped,
+)
+from kvstore.handover.actions import Asked, Deliver, Fill, GaveUp, Quarantine, Release, Send
+from kvstore.handover.receiver import Receiver
+from tests.kvstore.handover.world import D, P, request
+
+T, EPOCH, LEASE_MS = TransferId("t"), Incarnation(7), 30_000
+GRANT = Grant(transfer=T, epoch=EPOCH, first_block=1, pages=((10, 11), (12, 13)), lease_ms=LEASE_MS)
+HANDOVER = HandOver(transfer=T, epoch=EPOCH, first_token=3)
+COMMITTED = [Deliver(T, HANDOVER), Send(P, Commit(transfer=T))]
+
+
+def receiver(*, remote: bool = True) -> Receiver:
+    core = Receiver(EPOCH, 2, repeat_ms=500, remember_ms=60_000)
+    assert core.open(P, GRANT, remote, 0.0) == [Send(P, GRANT)]
+    return core
+
+
+def sent(*spans: tuple[int, int, int], epoch: int = EPOCH) -> KvSent:
+    return KvSent(transfer=T, epoch=Incarnation(epoch), spans=tuple(KvSpan(*span) for span in spans))
+
+
+ALL = sent((0, 1, 2), (1, 1, 2))
+
+
+def test_it_delivers_when_every_block_of_every_layer_and_the_first_token_are_here() -> None:
+    core = receiver()
+    assert core.on_message(P, sent((0, 1, 1)), 1.0) == []
+    assert core.on_message(P, sent((1, 1, 2)), 1.0) == []
+    assert core.on_message(P, HANDOVER, 1.0) == []
+    assert core.on_message(P, sent((0, 2, 1)), 1.0) == COMMITTED
+    assert core.open_transfers == []
+    assert core.next_deadline_ms() is None
+
+
+def test_repeats_of_one_layer_do_not_stand_for_another() -> None:
+    core = receiver()
+    core.on_message(P, HANDOVER, 1.0)
+    for _ in range(4):
+        assert core.on_message(P, sent((0, 1, 2)), 1.0) == []
+    assert core.on_message(P, sent((1, 1, 2)), 1.0) == COMMITTED
+
+
+def test_a_transfer_of_no_blocks_is_complete_with_its_first_token() -> None:
+    core = Receiver(EPOCH, 2)
+    core.open(P, Grant(transfer=T, epoch=EPOCH, first_block=4, pages=((), ()), lease_ms=LEASE_MS), True, 0.0)
+    assert core.on_message(P, HANDOVER, 1.0) == COMMITTED
+
+
+def test_content_for_another_incarnation_is_refused_and_changes_nothing() -> None:
+    core = receiver()
+    for message in (sent((0, 1, 2), (1, 1, 2), epoch=6), HandOver(transfer=T, epoch=Incarnation(6), first_token=9)):
+        assert core.on_message(P, message, 1.0) == [Send(P, Stop(transfer=T, code="wrong_epoch"))]
+    core.on_message(P, ALL, 1.0)
+    assert core.on_message(P, HANDOVER, 1.0) == COMMITTED
+
+
+def test_blocks_that_were_not_granted_end_the_transfer() -> None:
+    for span in ((0, 0, 1), (0, 1, 3), (2, 1, 1), (0, 3, 1), (0, 1, 0), (-1, 1, 1)):
+        actions = receiver().on_message(P, sent((0, 1, 2), span), 1.0)
+        assert Quarantine(T) in actions
+        assert Send(P, Stop(transfer=T, code="protocol_violation")) in actions
+
+
+def test_another_peer_cannot_touch_a_transfer() -> None:
+    core, stranger = receiver(), PeerId("prefill@2")
+    core.on_message(P, ALL, 1.0)
+    for message in (HANDOVER, Abort(transfer=T, code="x"), Stopped(transfer=T), request(T)):
+        assert core.on_message(stranger, message, 1.0) == []
+    assert core.on_message(P, HANDOVER, 1.0) == COMMITTED
+
+
+def test_stopped_pages_stay_in_quarantine_until_the_writer_says_so_however_long() -> None:
+    core = receiver()
+    stop = Send(P, Stop(transfer=T, code="cancelled"))
+    assert core.stop(T, "cancelled", 0.0)[1:] == [Quarantine(T), stop]
+    for second in range(1, 200):
+        assert core.on_tick(second * 1000.0) == [stop]
+    assert core.on_message(P, ALL, 200_000.0) == []
+    assert core.on_message(P, HANDOVER, 200_000.0) == []
+    assert core.on_message(P, Stopped(transfer=T), 200_001.0) == [Release(T)]
+    assert core.on_message(P, Stopped(transfer=T), 200_002.0) == []
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_the_death_of_the_writer_frees_its_pages(stopping: bool) -> None:
+    core = receiver()
+    if stopping:
+        core.stop(T, "cancelled", 0.0)
+    actions = core.on_peer_dead(P, 1.0)
+    assert actions[-1] == Release(T)
+    assert any(isinstance(action, GaveUp) for action in actions) is not stopping
+    assert core.open_transfers == []
+
+
+def test_nothing_of_a_dead_peer_opens_anything_until_it_joins_again() -> None:
+    core = receiver()
+    core.on_peer_dead(P, 1.0)
+    late = TransferId("late")
+    assert core.on_message(P, request(late), 2.0) == []
+    assert core.open(P, Grant(transfer=late, epoch=EPOCH, first_block=0, pages=((), ()), lease_ms=9), True, 2.0) == [
+        Release(late)
+    ]
+    core.on_peer_joined(P)
+    assert core.on_message(P, request(late), 3.0) == [Asked(P, request(late))]
+
+
+def test_a_silent_writer_keeps_its_pages_in_quarantine() -> None:
+    actions = receiver().on_peer_silent(P, 1.0)
+    assert Quarantine(T) in actions
+    assert Release(T) not in actions
+
+
+def test_over_tcp_nobody_else_writes_so_a_stop_frees_at_once() -> None:
+    core = receiver(remote=False)
+    assert core.stop(T, "cancelled", 1.0)[1:] == [Send(P, Stop(transfer=T, code="cancelled")), Release(T)]
+    assert core.on_message(P, ALL, 2.0) == [Send(P, Stop(transfer=T, code="closed"))]
+
+
+def test_over_tcp_each_payload_is_written_once_and_into_its_pages() -> None:
+    core = receiver(remote=False)
+    assert core.on_message(P, sent((1, 2, 1)), 1.0) == [Fill(T, KvSpan(1, 2, 1), (13,), 0)]
+    assert core.on_message(P, sent((1, 2, 1), (0, 1, 2)), 1.0) == [Fill(T, KvSpan(0, 1, 2), (10, 11), 1)]
+    assert core.on_message(P, sent((0, 1, 2)), 1.0) == []
+
+
+def test_an_unrenewed_lease_ends_in_a_stop_and_a_renewed_one_does_not() -> None:
+    core = receiver()
+    assert core.on_message(P, Renew(transfers=(T,)), 20_000.0) == []
+    assert core.on_tick(LEASE_MS + 1.0) == []
+    assert core.next_deadline_ms() == 20_000.0 + LEASE_MS
+    assert Quarantine(T) in core.on_tick(20_000.0 + LEASE_MS)
+
+
+def test_messages_about_a_delivered_transfer_are_answered_with_commit() -> None:
+    core = receiver()
+    core.on_message(P, ALL, 1.0)
+    core.on_message(P, HANDOVER, 1.0)
+    for message in (HANDOVER, ALL, request(T), Renew(transfers=(T,))):
+        assert core.on_message(P, message, 2.0) == [Send(P, Commit(transfer=T))]
+    assert core.on_message(P, Abort(transfer=T, code="no_commit"), 3.0) == []
+    core.on_tick(61_002.0)
+    assert core.on_message(P, HANDOVER, 61_003.0) == [Send(P, Stop(transfer=T, code="closed"))]
+
+
+def test_a_lost_grant_is_sent_again() -> None:
+    assert receiver().on_message(P, request(T), 5.0) == [Send(P, GRANT)]
+
+
+def test_a_waiting_request_is_announced_once_and_can_be_refused() -> None:
+    core = Receiver(EPOCH, 2)
+    assert core.on_message(P, request(T), 0.0) == [Asked(P, request(T))]
+    assert core.on_message(P, request(T), 1.0) == []
+    refusal = GrantRefused(transfer=T, code="out_of_pages", text="none left", retryable=True)
+    assert core.refuse(T, "out_of_pages", "none left", True, 2.0) == [Send(P, refusal)]
+    assert core.open_transfers == []
+
+
+def test_a_waiting_request_ends_with_its_own_deadline() -> None:
+    core = Receiver(EPOCH, 2)
+    core.on_message(P, request(T, timeout_ms=900), 100.0)
+    assert core.next_deadline_ms() == 1_000.0
+    answer, gave_up = core.on_tick(1_000.0)
+    assert isinstance(answer, Send)
+    assert isinstance(answer.message, GrantRefused)
+    assert isinstance(gave_up, GaveUp)
+    assert (gave_up.phase, gave_up.code, gave_up.retryable) == ("grant", "deadline_exceeded", False)
+
+
+def test_pages_for_a_withdrawn_request_come_straight_back() -> None:
+    core = Receiver(EPOCH, 2)
+    core.on_message(P, request(T), 0.0)
+    assert [type(action) for action in core.on_message(P, Abort(transfer=T, code="cancelled"), 1.0)] == [GaveUp]
+    assert core.open(P, GRANT, True, 2.0) == [Send(P, Stop(transfer=T, code="closed")), Release(T)]
+    assert core.open_transfers == []
+
+
+def test_messages_that_never_belong_here_are_violations() -> None:
+    for message in (GRANT, Commit(transfer=T), Stop(transfer=T, code="x")):
+        with pytest.raises(ProtocolViolation, match="decode worker got"):
+            receiver().on_message(D, message, 0.0)

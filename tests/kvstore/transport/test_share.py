@@ -1,0 +1,234 @@
+"""Sharing page memory between the two ends, here in one process; see test_share_deaths.py for two."""
+
+import os
+import queue
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import ConfigError, PeerFailed
+from common.ids import Incarnation, PeerId, WorkerId, peer_id
+from common.kv_layout import KvLayout
+from common.messages.handover import KvSpan, Probed
+from common.messages.liveness import Member, TransportReport
+from kvstore.memory.host import HostMemory, open_host_memory
+from kvstore.transport.probe import TcpProbe, answer_probe, open_channel
+from kvstore.transport.share import Share
+from kvstore.transport.share_wire import Introduce, ProbeWritten, encode_frame
+from kvstore.transport.shared_pages import PoolDescription, SharedPages
+
+LAYOUT = KvLayout(layers=2, kv_heads=2, head_dim=32, dtype="float32")
+HOST, GUEST = peer_id(WorkerId("decode-0"), Incarnation(1)), peer_id(WorkerId("prefill-0"), Incarnation(2))
+WAIT_S, MIB = 30, 2**20
+News = queue.SimpleQueue[tuple[str, PeerId]]
+
+
+class Party:
+    """One end: its memory, its share, and what it heard."""
+
+    def __init__(self, name: PeerId, run_dir: Path) -> None:
+        self.name, self.news = name, News()
+        self.memory: HostMemory = open_host_memory(4 * MIB, LAYOUT)
+        self.share = Share(
+            name,
+            on_joined=lambda peer: self.news.put(("joined", peer)),
+            on_gone=lambda peer: self.news.put(("gone", peer)),
+        )
+        self.path = self.share.serve(self.memory, run_dir)
+
+    def heard(self) -> tuple[str, PeerId]:
+        return self.news.get(timeout=WAIT_S)
+
+    def close(self) -> None:
+        self.share.close()
+        self.memory.close()
+
+    def member(self, worker: str, incarnation: int, host: str = "here") -> Member:
+        return Member(
+            id=WorkerId(worker),
+            role="decode",
+            incarnation=Incarnation(incarnation),
+            endpoint="",
+            host=host,
+            pid=os.getpid(),
+            share_path=self.path,
+        )
+
+
+@pytest.fixture
+def parties(tmp_path: Path) -> Iterator[Callable[[PeerId], Party]]:
+    with ExitStack() as stack:
+
+        def make(name: PeerId) -> Party:
+            made = Party(name, tmp_path)
+            stack.callback(made.close)
+            return made
+
+        yield make
+
+
+def test_what_a_guest_writes_is_in_the_hosts_pages(parties: Callable[[PeerId], Party]) -> None:
+    host, guest = parties(HOST), parties(GUEST)
+    host.memory.pages.shrink(2)
+    host.memory.pages.grow(2)
+    target = guest.share.connect(HOST, host.path)
+    assert target.description.n_pages == host.memory.pages.n_pages
+    for page in (0, host.memory.pages.n_pages - 1):
+        target.write([page], np.full((1, LAYOUT.page_bytes), page % 251, np.uint8), [0])
+        assert (host.memory.pages.rows[page] == page % 251).all()
+
+
+def test_the_probe_leaves_no_memory_behind(parties: Callable[[PeerId], Party]) -> None:
+    host, guest = parties(HOST), parties(GUEST)
+    before_bytes = host.memory.backend.resident_bytes
+    target = guest.share.connect(HOST, host.path)
+    assert target.gib_per_s > 0
+    assert host.memory.backend.resident_bytes == before_bytes
+
+
+def test_both_ends_hear_of_an_end_exactly_once(parties: Callable[[PeerId], Party]) -> None:
+    host, guest = parties(HOST), parties(GUEST)
+    target = guest.share.connect(HOST, host.path)
+    assert host.heard() == ("joined", GUEST)
+    host.share.close()
+    assert guest.heard() == ("gone", HOST)
+    with pytest.raises(PeerFailed, match="not mapped any more"):
+        target.read([0])
+    assert guest.news.empty()
+    assert host.news.empty()
+
+
+def test_hanging_up_unmaps_first_and_is_news_for_the_host_only(parties: Callable[[PeerId], Party]) -> None:
+    host, guest = parties(HOST), parties(GUEST)
+    target = guest.share.connect(HOST, host.path)
+    assert host.heard() == ("joined", GUEST)
+    guest.share.hang_up(HOST)
+    assert target.closed
+    assert host.heard() == ("gone", GUEST)
+    again = guest.share.connect(HOST, host.path)
+    assert host.heard() == ("joined", GUEST)
+    assert not again.closed
+    assert guest.news.empty()
+
+
+def test_a_guest_with_two_connections_is_gone_with_the_last(parties: Callable[[PeerId], Party]) -> None:
+    host, guest = parties(HOST), parties(GUEST)
+    other = Share(GUEST, on_joined=lambda peer: None, on_gone=lambda peer: None)
+    guest.share.connect(HOST, host.path)
+    other.connect(HOST, host.path)
+    assert [host.heard(), host.heard()] == [("joined", GUEST)] * 2
+    other.close()
+    parties(peer_id(WorkerId("third"), Incarnation(3))).share.connect(HOST, host.path)
+    assert host.heard()[0] == "joined"  # so the end of `other` has been seen, and was no news
+    guest.share.hang_up(HOST)
+    assert host.heard() == ("gone", GUEST)
+
+
+def test_another_incarnation_than_expected_is_refused(parties: Callable[[PeerId], Party]) -> None:
+    host, guest = parties(HOST), parties(GUEST)
+    newer = peer_id(WorkerId("decode-0"), Incarnation(9))
+    with pytest.raises(PeerFailed, match=f"{HOST} listens where {newer} was expected"):
+        guest.share.connect(newer, host.path)
+
+
+def test_a_path_that_nobody_serves_is_the_peers_failure(parties: Callable[[PeerId], Party], tmp_path: Path) -> None:
+    with pytest.raises(PeerFailed, match="cannot reach the memory"):
+        parties(GUEST).share.connect(HOST, str(tmp_path / "nobody"))
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [b"\xff" * 64, b"\x04\0\0\0abcd", encode_frame(ProbeWritten(n_bytes=5)), encode_frame(Introduce(peer=GUEST)) * 2],
+)
+def test_rubbish_ends_the_connection_and_hurts_nobody_else(parties: Callable[[PeerId], Party], rubbish: bytes) -> None:
+    host, guest = parties(HOST), parties(GUEST)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
+        stranger.settimeout(WAIT_S)
+        stranger.connect(host.path)
+        stranger.sendall(rubbish)
+        while stranger.recv(65536):
+            pass
+    assert guest.share.connect(HOST, host.path).gib_per_s > 0
+
+
+def test_the_socket_is_private_and_removed_on_close(tmp_path: Path) -> None:
+    party = Party(HOST, tmp_path)
+    folder = Path(party.path).parent
+    assert folder.stat().st_mode & 0o777 == 0o700
+    party.close()
+    assert not folder.exists()
+
+
+def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
+    memory = open_host_memory(4 * MIB, LAYOUT)
+    share = Share(HOST, on_joined=lambda peer: None, on_gone=lambda peer: None)
+    with pytest.raises(ConfigError, match="use a shorter folder"):
+        share.serve(memory, tmp_path / ("x" * 100))
+    share.close()
+    memory.close()
+
+
+def test_a_description_that_does_not_fit_its_file_is_refused() -> None:
+    memory = open_host_memory(4 * MIB, LAYOUT)
+    good = PoolDescription(
+        peer=HOST, page_bytes=8192, chunk_bytes=2 * MIB, chunk_offsets=(0, 2 * MIB), probe_offset_bytes=0, probe_bytes=1
+    )
+    SharedPages(good, memory.pages.export_fd()).close()
+    for bad in (
+        {"chunk_offsets": (0, 2**40)},
+        {"chunk_offsets": (-4096,)},
+        {"chunk_offsets": (100,)},
+        {"page_bytes": 0},
+        {"page_bytes": 5000},
+        {"probe_offset_bytes": 2**40},
+    ):
+        fields = {name: getattr(good, name) for name in good.__struct_fields__} | bad
+        with pytest.raises(PeerFailed, match="do not fit"):
+            SharedPages(PoolDescription(**fields), memory.pages.export_fd())
+    memory.close()
+
+
+def test_where_shared_memory_works_it_is_taken_and_copies_arrive(parties: Callable[[PeerId], Party]) -> None:
+    host, guest = parties(HOST), parties(GUEST)
+    mine, theirs = guest.member("prefill-0", 2), host.member("decode-0", 1)
+    opened = open_channel(mine, theirs, guest.memory.pages, guest.share)
+    assert (opened.report.kind, opened.report.reason, opened.report.peer) == ("shm", "", HOST)
+    guest.memory.pages.rows[[3, 9]] = np.array([[33], [99]], np.uint8)
+    assert opened.channel.copy(KvSpan(0, 0, 2), (3, 9), (100, 7)) is None
+    assert host.memory.pages.rows[100].tolist() == [33] * LAYOUT.page_bytes
+    assert host.memory.pages.rows[7].tolist() == [99] * LAYOUT.page_bytes
+    with pytest.raises(PeerFailed, match="were asked for"):
+        opened.channel.copy(KvSpan(0, 0, 1), (0,), (host.memory.pages.n_pages,))
+    opened.channel.close()
+
+
+def test_elsewhere_tcp_is_taken_and_says_why(parties: Callable[[PeerId], Party]) -> None:
+    host, guest = parties(HOST), parties(GUEST)
+    mine = guest.member("prefill-0", 2)
+    for theirs, wanted, why in (
+        (host.member("decode-0", 1), "tcp", "chosen by"),
+        (host.member("decode-0", 1, host="there"), "auto", r"another host \(there, not here\)"),
+        (host.member("decode-0", 7), "auto", "listens where"),
+    ):
+        opened = open_channel(mine, theirs, guest.memory.pages, guest.share, wanted)
+        assert (opened.channel.kind, opened.report.kind) == ("tcp", "tcp")
+        assert re.search(why, opened.report.reason)
+    with pytest.raises(PeerFailed, match="--transport=shm does not work"):
+        open_channel(mine, host.member("decode-0", 7), guest.memory.pages, guest.share, "shm")
+
+
+def test_the_tcp_probe_measures_only_what_arrived_whole() -> None:
+    opened = TransportReport(peer=HOST, kind="tcp", gib_per_s=0.0, reason="far away")
+    probe = TcpProbe(opened, nonce=77, now_ms=100.0)
+    message, payloads = probe.message
+    report = probe.on_probed(answer_probe(message, payloads), now_ms=104.0)
+    assert (report.kind, report.reason) == ("tcp", "far away")
+    assert report.gib_per_s == pytest.approx(4 / 1024 / 0.004, abs=1e-3)
+    for wrong in (Probed(nonce=77, crc32=0), Probed(nonce=78, crc32=answer_probe(message, payloads).crc32)):
+        with pytest.raises(PeerFailed, match="another payload"):
+            probe.on_probed(wrong, now_ms=104.0)

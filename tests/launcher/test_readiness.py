@@ -1,0 +1,102 @@
+"""What a starting system still lacks, and how a running one is shown."""
+
+from typing import Any
+
+from services.launcher.readiness import Expected, missing
+from services.launcher.tables import columns, links_table, memory_text, process_table, status_text
+
+EXPECTED = [Expected("prefill-0", "prefill", 1), Expected("decode-0", "decode", 2), Expected("kvstore-0", "kvstore", 3)]
+MODEL = {
+    "name": "m",
+    "architecture": "A",
+    "dtype": "float32",
+    "layers": 2,
+    "kv_heads": 2,
+    "head_dim": 8,
+    "block_tokens": 16,
+}
+
+
+def worker(name: str, pid: int, **changed: Any) -> dict[str, Any]:
+    pages = {"total": 0, "free": 0}
+    queue = {"waiting": 1, "running": 2, "handing_over": 3}
+    fields = {
+        "state": "ready",
+        "reason": "",
+        "reported": True,
+        "transports": [],
+        "model": None,
+        "endpoint": f"tcp://{name}",
+    }
+    return {"id": name, "role": name.split("-")[0], "pid": pid, "pages": pages, "queue": queue, **fields, **changed}
+
+
+LINK = {"peer": "decode-0@00ff", "kind": "tcp", "gib_per_s": 1.26, "reason": "another host"}
+
+
+def status(*workers: dict[str, Any]) -> dict[str, Any]:
+    return {"gateway": {"id": "g", "endpoint": "http://g", "ready": True, "open_requests": 4}, "workers": list(workers)}
+
+
+def complete() -> list[dict[str, Any]]:
+    return [worker("prefill-0", 1, transports=[LINK]), worker("decode-0", 2), worker("kvstore-0", 3)]
+
+
+def test_nothing_is_missing_when_all_are_ready_and_linked() -> None:
+    assert missing(EXPECTED, status(*complete())) == {}
+
+
+def test_everybody_is_missing_from_an_empty_status() -> None:
+    assert set(missing(EXPECTED, {})) == {"prefill-0", "decode-0", "kvstore-0"}
+
+
+def test_a_former_life_does_not_count() -> None:
+    workers = complete()
+    workers[1]["pid"] = 99
+    assert missing(EXPECTED, status(*workers)) == {"decode-0": "has not joined the membership"}
+
+
+def test_the_reason_of_a_worker_that_is_not_ready_is_passed_on() -> None:
+    workers = complete()
+    workers[2] |= {"state": "refused", "reason": "dtype differs"}
+    assert missing(EXPECTED, status(*workers)) == {"kvstore-0": "is refused: dtype differs"}
+
+
+def test_a_prefill_worker_needs_a_transport_to_every_decode_worker() -> None:
+    both = [*EXPECTED, Expected("decode-1", "decode", 4)]
+    lacking = missing(both, status(*complete(), worker("decode-1", 4)))
+    assert lacking == {"prefill-0": "has no KV transport to decode-1 yet"}
+
+
+def test_columns_line_up() -> None:
+    assert columns(["A", "BB"], [["xxx", "y"], ["", "zz"]]) == "A    BB\nxxx  y\n     zz"
+
+
+def test_memory_is_told_in_pages_bytes_and_tokens() -> None:
+    full = worker("decode-0", 2, model=MODEL, pages={"total": 64, "free": 60})
+    assert memory_text(full) == "4 of 64 pages used; 128.0 KiB of KV for 512 tokens"
+    assert memory_text(worker("x-0", 1)) == "-"
+
+
+def test_links_name_both_ends_and_why_not_the_faster_way() -> None:
+    table = links_table(status(*complete()))
+    assert table.splitlines()[1] == "prefill-0  decode-0  tcp  1.3 GiB/s  another host"
+    assert links_table(status(worker("mixed-0", 1))) == ""
+
+
+def test_the_status_text_shows_workers_links_and_reasons() -> None:
+    workers = complete()
+    workers[1] |= {"state": "draining", "reason": "it finishes its work", "model": MODEL}
+    text = status_text(status(*workers))
+    assert "g at http://g: ready, 4 open requests" in text
+    assert "m (A, float32)" in text
+    assert "decode-0: it finishes its work" in text
+    assert "no worker has joined" in status_text(status())
+
+
+def test_the_process_table_has_a_row_for_every_process() -> None:
+    workers = complete()
+    workers[1] |= {"model": MODEL, "pages": {"total": 2, "free": 2}}
+    table = process_table([("redis", 9, "redis://r"), ("decode-0", 2, "")], status(*workers), "cpu", 2).splitlines()
+    assert table[1].split() == ["redis", "9", "redis://r", "-", "-"]
+    assert "tcp://decode-0  cpu, 2 threads  0 of 2 pages used" in table[2]
