@@ -15,6 +15,7 @@ from common.errors import ConfigError
 from common.ids import Incarnation, WorkerId, peer_id
 from common.log import Log
 from common.messages.liveness import Member
+from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
 from common.policy.routing import POLICIES
@@ -143,7 +144,7 @@ def _member(settings: GatewaySettings, port: int) -> Member:
         role="gateway",
         incarnation=Incarnation(secrets.randbits(64)),
         endpoint=f"http://{settings.advertise_host or settings.host}:{port}",
-        host=socket.gethostname(),
+        host=kernel_identity(),
         pid=os.getpid(),
         joined_unix_ms=time.time_ns() // 1_000_000,
     )

@@ -9,15 +9,14 @@ def attention(
     key: Tensor,
     value: Tensor,
     *,
-    first_query: int,
-    first_key: int = 0,
+    offset: int,
     scaling: float,
     window_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Causal attention of a run of queries over a run of keys of one sequence.
 
-    query       [tokens, heads, head_dim], at positions first_query, first_query + 1, ...
-    key, value  [keys, kv_heads, head_dim], at positions first_key, first_key + 1, ...; heads share kv_heads in order
+    query       [tokens, heads, head_dim], at positions offset, offset + 1, ... counted from the first key's
+    key, value  [keys, kv_heads, head_dim], at positions 0, 1, ...; heads share kv_heads in order
     A query at position i sees keys at positions j <= i, and with a window only those with i - j < window_tokens.
     Returns out [tokens, heads, head_dim] in the query's dtype and lse [tokens, heads] float32, the natural log of
     the sum of e^(scaled score). A query that sees no key has out = 0 and lse = -inf.
@@ -28,8 +27,8 @@ def attention(
     wide_key = key.double().repeat_interleave(group, dim=1)
     wide_value = value.double().repeat_interleave(group, dim=1)
     scores = torch.einsum("thd,shd->hts", query.double(), wide_key) * scaling
-    query_at = torch.arange(first_query, first_query + tokens, device=query.device)[:, None]
-    key_at = torch.arange(first_key, first_key + keys, device=query.device)[None, :]
+    query_at = torch.arange(offset, offset + tokens, device=query.device)[:, None]
+    key_at = torch.arange(keys, device=query.device)[None, :]
     seen = key_at <= query_at
     if window_tokens is not None:
         seen = seen & (query_at - key_at < window_tokens)

@@ -50,7 +50,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str
     """ZeroMQ address to dial; for a gateway its HTTP address."""
     host: str
-    """Equal for processes that can share memory: host name plus boot and mount identity."""
+    """Equal for processes of one running kernel, which may be able to share memory."""
     pid: int
     share_path: str | None = None
     """Unix socket that hands out the file descriptor of the page memory; None: no shared memory."""

@@ -8,13 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from pathlib import Path
 
 from common.errors import ConfigError
 from common.ids import Incarnation, WorkerId, peer_id
 from common.kv_layout import KvLayout
 from common.log import Log
 from common.messages.liveness import Member
+from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
 from common.settings import load, usage
@@ -59,7 +59,7 @@ def _run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
             role="kvstore",
             incarnation=incarnation,
             endpoint=_advertised(exchange.endpoint, settings.advertise_host),
-            host=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),  # one kernel, one memory
+            host=kernel_identity(),
             pid=os.getpid(),
             model_path=settings.model,
             joined_unix_ms=time.time_ns() // 1_000_000,

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import threading
+import traceback
 from collections.abc import Sequence
 
 from common.errors import ConfigError
@@ -36,9 +38,17 @@ def _run(role: str, settings: WorkerSettings) -> int:
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: signals.append(received))
+    threading.excepthook = _end_process
     with Worker(role, settings) as worker:
         worker.serve(lambda: bool(signals))
     return 0
+
+
+def _end_process(failure: threading.ExceptHookArgs) -> None:
+    """A thread died of our own bug: without it requests would hang, so the process goes, and its supervisor acts."""
+    traceback.print_exception(failure.exc_type, failure.exc_value, failure.exc_traceback)
+    sys.stderr.flush()
+    os._exit(70)
 
 
 if __name__ == "__main__":

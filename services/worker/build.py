@@ -16,6 +16,7 @@ from common.ids import Incarnation, WorkerId, peer_id
 from common.kv_layout import KvLayout
 from common.log import Log
 from common.messages.liveness import Member, ModelIdentity
+from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
 from common.policy.batching import DecodeFirst
@@ -144,7 +145,7 @@ class Worker:
             role=self._role,
             incarnation=self._incarnation,
             endpoint=endpoint,
-            host=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            host=kernel_identity(),
             pid=os.getpid(),
             share_path=share_path,
             model=model,

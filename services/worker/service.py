@@ -35,6 +35,7 @@ from services.worker.inbox import (
 from services.worker.links import Links
 
 _TICK_MS = 50.0
+_CHECK_MS = 5_000.0
 
 
 class Core(Protocol):
@@ -56,7 +57,9 @@ class Core(Protocol):
         """Whether KvSent of this transfer must bring the bytes along."""
         ...
 
-    def on_copied(self, transfer: TransferId, span: KvSpan, *, ok: bool, now_ms: float) -> list[Action]:
+    def on_copied(
+        self, transfer: TransferId, span: KvSpan, *, ok: bool, elapsed_ms: float, now_ms: float
+    ) -> list[Action]:
         """A copy ended."""
         ...
 
@@ -107,7 +110,7 @@ class WorkerService:
         self._core, self._exchange, self._inbox = core, exchange, inbox
         self._engine, self._links, self._clock = engine, links, clock
         self._log = log
-        self._was_idle = True
+        self._checked_ms, self._unchecked = 0.0, False
 
     def serve(self, stopping: Callable[[], bool], *, drain_ms: float = 20_000.0) -> None:
         """Run until `stopping()`, then until no request is left or `drain_ms` have passed.
@@ -121,6 +124,8 @@ class WorkerService:
             if stopping() and stop_by_ms is None:
                 stop_by_ms = now_ms + drain_ms
             if stop_by_ms is not None and (self._core.idle or now_ms >= stop_by_ms):
+                if self._core.idle:
+                    self._core.check()
                 return
             for peer, message, payloads in self._exchange.receive(_TICK_MS):
                 self._hear(peer, message, payloads)
@@ -130,9 +135,10 @@ class WorkerService:
             if now_ms - ticked_ms >= _TICK_MS:
                 ticked_ms = now_ms
                 self._act(self._core.on_tick(now_ms), ())
-                self._check_when_idle()
+                self._check_when_idle(now_ms)
             plan = self._core.plan()
             if plan is not None:
+                self._unchecked = True
                 self._engine.submit(plan)
 
     def _hear(self, peer: PeerId, message: AnyMessage, payloads: Sequence[Payload]) -> None:
@@ -160,7 +166,10 @@ class WorkerService:
                 if not done.ok:
                     self._log.event("copy_failed", transfer=done.job.transfer, peer=done.job.to, text=done.error_text)
                 self._links.keep_payload(done)
-                self._act(self._core.on_copied(done.job.transfer, done.job.span, ok=done.ok, now_ms=now_ms), ())
+                job, elapsed_ms = done.job, done.elapsed_ms
+                self._act(
+                    self._core.on_copied(job.transfer, job.span, ok=done.ok, elapsed_ms=elapsed_ms, now_ms=now_ms), ()
+                )
                 self._links.forget_payload(done)
                 return []
             case MembersRead(members=members):
@@ -198,8 +207,8 @@ class WorkerService:
                     self._exchange.hang_up(peer)
                     self._links.close_channel(peer)
 
-    def _check_when_idle(self) -> None:
-        idle = self._core.idle
-        if idle and not self._was_idle:
+    def _check_when_idle(self, now_ms: float) -> None:
+        """The laws cost milliseconds on a large pool, so a worker that is idle between requests checks now and then."""
+        if self._unchecked and self._core.idle and now_ms - self._checked_ms >= _CHECK_MS:
             self._core.check()
-        self._was_idle = idle
+            self._checked_ms, self._unchecked = now_ms, False

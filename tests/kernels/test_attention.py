@@ -27,7 +27,7 @@ def test_prefill_over_a_cached_prefix_equals_the_reference(head_dim: int, dtype:
     query = drawn(7, 4, head_dim, dtype=dtype)
     key, value = drawn(40, 2, head_dim, dtype=dtype, seed=1), drawn(40, 2, head_dim, dtype=dtype, seed=2)
     found = prefill_attention(query, key, value, scaling=head_dim**-0.5)
-    assert_close(found, reference.attention(query, key, value, first_query=33, scaling=head_dim**-0.5), dtype)
+    assert_close(found, reference.attention(query, key, value, offset=33, scaling=head_dim**-0.5), dtype)
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 40])
@@ -35,7 +35,7 @@ def test_prefill_over_a_cached_prefix_equals_the_reference(head_dim: int, dtype:
 def test_prefill_sees_only_the_window(tokens: int, window_tokens: int) -> None:
     query, key, value = drawn(tokens, 6, 16), drawn(40, 3, 16, seed=1), drawn(40, 3, 16, seed=2)
     found = prefill_attention(query, key, value, scaling=0.25, window_tokens=window_tokens)
-    meant = reference.attention(query, key, value, first_query=40 - tokens, scaling=0.25, window_tokens=window_tokens)
+    meant = reference.attention(query, key, value, offset=40 - tokens, scaling=0.25, window_tokens=window_tokens)
     assert_close(found, meant, torch.float32)
 
 
@@ -50,7 +50,7 @@ def test_decode_of_ragged_sequences_equals_the_reference_of_each(kv_heads: int) 
     out, lse = decode_attention(query, key, value, mask, scaling=0.2)
     for row, length in enumerate(lengths):
         meant = reference.attention(
-            query[row : row + 1], key[row, :length], value[row, :length], first_query=length - 1, scaling=0.2
+            query[row : row + 1], key[row, :length], value[row, :length], offset=length - 1, scaling=0.2
         )
         assert_close((out[row : row + 1], lse[row : row + 1]), meant, torch.float32)
 
@@ -65,9 +65,9 @@ def test_decode_of_a_sequence_without_keys_is_zero_with_lse_minus_infinity() -> 
 
 def test_attention_over_two_parts_merges_to_attention_over_all() -> None:
     query, key, value = drawn(3, 4, 16), drawn(20, 2, 16, seed=1), drawn(20, 2, 16, seed=2)
-    whole = reference.attention(query, key, value, first_query=17, scaling=0.3)
-    first = reference.attention(query, key[:9], value[:9], first_query=17, scaling=0.3)
-    second = reference.attention(query, key[9:], value[9:], first_query=17, first_key=9, scaling=0.3)
+    whole = reference.attention(query, key, value, offset=17, scaling=0.3)
+    first = reference.attention(query, key[:9], value[:9], offset=17, scaling=0.3)
+    second = reference.attention(query, key[9:], value[9:], offset=8, scaling=0.3)
     assert_close(merge_partials(*first, *second), whole, torch.float32)
     assert_close(merge_partials(*second, *first), whole, torch.float32)
 
@@ -102,7 +102,7 @@ def test_attention_in_steps_equals_the_reference(causal: bool) -> None:
     query, key, value = drawn(9, 4, 16), drawn(9, 4, 16, seed=1), drawn(9, 4, 16, seed=2)
     batched = [one.transpose(0, 1)[None] for one in (query, key, value)]
     out, lse = attend_in_steps(*batched, scaling=0.25, causal=causal)
-    meant = reference.attention(query, key, value, first_query=0 if causal else 100, scaling=0.25)
+    meant = reference.attention(query, key, value, offset=0 if causal else 100, scaling=0.25)
     assert_close((out[0].transpose(0, 1), lse[0].transpose(0, 1)), meant, torch.float32)
 
 

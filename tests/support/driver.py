@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
 from common.messages.liveness import Hello, Member, Ping, Report, Welcome
-from common.messages.requests import Cancel, Failed, Generate, Sampling, TokenLogprob, Tokens
+from common.messages.requests import Cancel, Failed, Generate, Sampling, Timings, TokenLogprob, Tokens
 from common.net.sockets import Exchange
 
 _PING_S = 0.3
@@ -23,6 +23,7 @@ class Outcome:
     finish: str | None = None
     failed: Failed | None = None
     cached_tokens: int | None = None
+    timings: Timings | None = None
 
     @property
     def done(self) -> bool:
@@ -114,7 +115,7 @@ class Driver:
                         outcome.logprobs += delta.logprobs
                         outcome.finish = delta.finish
                         if delta.cached_tokens is not None:
-                            outcome.cached_tokens = delta.cached_tokens
+                            outcome.cached_tokens, outcome.timings = delta.cached_tokens, delta.timings
 
     def until(self, condition: Callable[[], bool], what: str, *, timeout_s: float = 60.0) -> None:
         """Pump until the condition holds; a named failure after the deadline."""

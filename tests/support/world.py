@@ -216,7 +216,10 @@ class World:
             self.perform(what, what.core.on_step(self.engine.step(step, None), self.now_ms))
         else:
             copy = what.copies.popleft()
-            self.perform(what, what.core.on_copied(copy.order.transfer, copy.order.span, ok=True, now_ms=self.now_ms))
+            self.perform(
+                what,
+                what.core.on_copied(copy.order.transfer, copy.order.span, ok=True, elapsed_ms=1.0, now_ms=self.now_ms),
+            )
         return True
 
     def carry(self, link: tuple[PeerId, PeerId]) -> None:

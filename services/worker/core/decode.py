@@ -107,7 +107,9 @@ class DecodeCore:
         """Whether KvSent of this transfer must bring the bytes along."""
         return self._incoming.wants_payloads(transfer)
 
-    def on_copied(self, transfer: TransferId, span: KvSpan, *, ok: bool, now_ms: float) -> list[Action]:
+    def on_copied(
+        self, transfer: TransferId, span: KvSpan, *, ok: bool, elapsed_ms: float, now_ms: float
+    ) -> list[Action]:
         """Nothing is copied from here."""
         return []
 

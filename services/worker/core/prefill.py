@@ -79,6 +79,9 @@ class PrefillCore:
         self._requests: dict[TransferId, RequestId] = {}
         self._transfers = 0
         self._handed_over_total = 0
+        self._copies_total = 0
+        self._copied_bytes_total = 0
+        self._copy_ms_total = 0.0
 
     # -- events
 
@@ -164,8 +167,13 @@ class PrefillCore:
         """Nobody sends KV here."""
         return False
 
-    def on_copied(self, transfer: TransferId, span: KvSpan, *, ok: bool, now_ms: float) -> list[Action]:
+    def on_copied(
+        self, transfer: TransferId, span: KvSpan, *, ok: bool, elapsed_ms: float, now_ms: float
+    ) -> list[Action]:
         """A copy ended, well or not."""
+        self._copies_total += 1
+        self._copy_ms_total += elapsed_ms
+        self._copied_bytes_total += span.n_blocks * self._layout.page_bytes if ok else 0
         return self._carry_out(self._sender.copied(transfer, span, now_ms, ok=ok), now_ms)
 
     def on_channel(self, report: TransportReport, now_ms: float) -> list[Action]:
@@ -334,6 +342,9 @@ class PrefillCore:
             counters={
                 "computed_tokens_total": float(self._scheduler.computed_tokens_total),
                 "handed_over_total": float(self._handed_over_total),
+                "kv_copies_total": float(self._copies_total),
+                "kv_copied_bytes_total": float(self._copied_bytes_total),
+                "kv_copy_ms_total": self._copy_ms_total,
                 "steps_total": float(self._scheduler.steps_total),
             },
         )

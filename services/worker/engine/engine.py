@@ -51,8 +51,8 @@ class TorchEngine:
         attention = PagedAttention(batch, self._views, model.compute_dtype, announce)
         hidden = model.runner.run(batch.ids, batch.positions, attention)
         sampling = [segment for segment in plan.segments if segment.sample]
-        logits = model.runner.logits(hidden.index_select(0, batch.sample_rows)) if sampling else hidden
-        sampled = sample(sampling, logits)
+        rows = hidden.index_select(0, batch.sample_rows)
+        sampled = sample(sampling, model.runner.logits(rows)) if sampling else ()
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)
         return StepResult(plan.number, sampled, (time.perf_counter() - started_s) * 1e3)

@@ -24,8 +24,6 @@ _LIKELIEST = (1024, 16_384)
 
 def sample(segments: Sequence[Segment], logits: Tensor) -> tuple[Sampled, ...]:
     """The next token of each segment. `logits` [segments, vocab] float32 is left as it is."""
-    if not segments:
-        return ()
     plain = [_is_plain_greedy(segment.sampling) for segment in segments]
     likeliest: list[int] = logits.argmax(dim=-1).tolist() if any(plain) else []
     sampled: list[Sampled] = []

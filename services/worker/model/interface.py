@@ -1,6 +1,6 @@
 """The seam between `transformers`' layers and whoever keeps their keys and values."""
 
-from typing import Protocol
+from typing import Any, Protocol  # Any: keyword arguments that transformers' layers pass through
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -35,21 +35,21 @@ def _attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    step: StepAttention,
-    sliding_window: int | None = None,
-    **_: object,
+    **call: Any,
 ) -> tuple[Tensor, None]:
-    """What a layer calls: query [1, heads, tokens, head_dim], key and value likewise -> [1, tokens, heads, head_dim]."""
+    """What a layer calls: query [1, heads, tokens, head_dim], key and value likewise -> [1, tokens, heads, head_dim].
+
+    `call` holds the layer's `scaling`, its `sliding_window` if it has one, and the `step` that the runner passed in.
+    """
+    step: StepAttention = call["step"]
     layer: int = module.layer_idx  # type: ignore[assignment]  # every attention module of transformers has it
     out = step.attend(
         layer,
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
-        scaling=scaling,
-        window_tokens=sliding_window,
+        scaling=call["scaling"],
+        window_tokens=call.get("sliding_window"),
     )
     return out.unsqueeze(0), None
 
