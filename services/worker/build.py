@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from common.clock import MonotonicClock
 from common.errors import ConfigError
 from common.ids import Incarnation, WorkerId, peer_id
 from common.kv_layout import KvLayout
@@ -29,7 +28,7 @@ from kvstore.transport.share import Share
 from services.worker.core import decode, prefill
 from services.worker.core.callers import Callers
 from services.worker.core.generation import Generation
-from services.worker.core.incoming import Incoming
+from services.worker.core.incoming import GrantTerms, Incoming
 from services.worker.core.neighbours import Neighbours
 from services.worker.core.scheduler import Scheduler
 from services.worker.engine.engine import TorchEngine
@@ -53,7 +52,6 @@ class Worker:
         self._incarnation = Incarnation(secrets.randbits(64))
         self._id = WorkerId(settings.id or f"{role}-{secrets.token_hex(3)}")
         self._log = Log(process=self._id)
-        self._clock = MonotonicClock()
         self._cleanup = contextlib.ExitStack()
         self._service: WorkerService | None = None
         self._membership: Membership | None = None
@@ -103,7 +101,7 @@ class Worker:
         engine = EngineThread(TorchEngine(model, memory.pages.tensor, inspected.layout), inbox)
         self._cleanup.callback(engine.stop, _STEP_END_S)
         core = self._core(mine, memory, inspected.layout, context_tokens)
-        self._service = WorkerService(core, exchange, inbox, engine, links, self._clock, self._log)
+        self._service = WorkerService(core, exchange, inbox, engine, links, self._log)
         membership = Membership(settings.redis, settings.cluster, mine, lambda members: inbox.put(MembersRead(members)))
         membership.join()
         self._cleanup.callback(membership.stop)
@@ -167,7 +165,7 @@ class Worker:
         generation = Generation(scheduler, context_tokens=context_tokens)
         receiver = Receiver(mine.incarnation, layout.layers)
         incoming = Incoming(
-            receiver, ledger, layout, scheduler, generation, epoch=mine.incarnation, lease_ms=settings.lease_ms
+            receiver, ledger, scheduler, generation, GrantTerms(layout, mine.incarnation, settings.lease_ms)
         )
         return decode.DecodeCore(
             mine, decode.Parts(ledger, scheduler, generation, incoming, callers), max_queued=settings.max_queued

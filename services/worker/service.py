@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from common.clock import Clock
+from common.clock import MonotonicClock
 from common.errors import ProtocolViolation
 from common.ids import PeerId, TransferId
 from common.log import Log
@@ -105,10 +105,10 @@ class WorkerService:
     """Runs a core over real sockets, threads and memory."""
 
     def __init__(
-        self, core: Core, exchange: Exchange, inbox: Inbox, engine: EngineThread, links: Links, clock: Clock, log: Log
+        self, core: Core, exchange: Exchange, inbox: Inbox, engine: EngineThread, links: Links, log: Log
     ) -> None:
         self._core, self._exchange, self._inbox = core, exchange, inbox
-        self._engine, self._links, self._clock = engine, links, clock
+        self._engine, self._links, self._clock = engine, links, MonotonicClock()
         self._log = log
         self._checked_ms, self._unchecked = 0.0, False
 

@@ -13,9 +13,6 @@ from tests.architecture.tree import FILES, ROOT, parsed
 FILE_LINES, FUNCTION_LINES, CLASS_LINES, PARAMETERS, MEDIAN_LINES = 400, 60, 250, 6, 150
 OUTLIERS: dict[str, str] = {  # "path:name" -> why it may be larger
     "common/settings.py:setting": "the keywords of a declaration; a field names the two or three that it needs",
-    "services/worker/core/incoming.py:__init__": "wires the parts of a worker's core together",
-    "services/worker/service.py:__init__": "wires the parts of a worker's shell together",
-    "services/worker/core/prefill.py:PrefillCore": "one role's whole message table, kept in one place",
 }
 
 BANNED_IN_NAMES = ("Manager", "Handler", "Helper", "Util", "Info", "Impl", "Data", "Base")

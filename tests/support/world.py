@@ -22,7 +22,7 @@ from services.worker.core.callers import Callers
 from services.worker.core.decode import DecodeCore
 from services.worker.core.decode import Parts as DecodeParts
 from services.worker.core.generation import Generation
-from services.worker.core.incoming import Incoming
+from services.worker.core.incoming import GrantTerms, Incoming
 from services.worker.core.neighbours import Neighbours
 from services.worker.core.plan import StepPlan
 from services.worker.core.prefill import Parts as PrefillParts
@@ -97,11 +97,9 @@ class World:
             incoming = Incoming(
                 Receiver(mine.incarnation, 2),
                 ledger,
-                LAYOUT,
                 scheduler,
                 generation,
-                epoch=mine.incarnation,
-                lease_ms=30_000,
+                GrantTerms(LAYOUT, mine.incarnation, 30_000),
             )
             core = DecodeCore(mine, DecodeParts(ledger, scheduler, generation, incoming, callers), max_queued=100)
         self.processes[role] = Process(peer_id(mine.id, mine.incarnation), core, ledger)

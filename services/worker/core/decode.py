@@ -6,6 +6,8 @@ decode worker) it computes the prompt too: that is all a mixed worker does.
 
 from dataclasses import dataclass
 
+import msgspec
+
 from common.errors import ProtocolViolation
 from common.ids import PeerId, RequestId, TransferId
 from common.messages import AnyMessage
@@ -19,6 +21,7 @@ from services.worker.core.callers import Callers
 from services.worker.core.generation import Generation
 from services.worker.core.incoming import Incoming
 from services.worker.core.plan import StepPlan, StepResult
+from services.worker.core.reporting import Reporter
 from services.worker.core.scheduler import Scheduler
 
 _TOMBSTONE_MS = 60_000.0
@@ -42,6 +45,7 @@ class DecodeCore:
         self._mine, self._max_queued = mine, max_queued
         self._ledger, self._scheduler = parts.ledger, parts.scheduler
         self._generation, self._incoming, self._callers = parts.generation, parts.incoming, parts.callers
+        self._reporter = Reporter(mine, parts.ledger, parts.scheduler)
         self._cancelled: dict[RequestId, float] = {}  # -> when to forget it
 
     def on_message(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
@@ -152,35 +156,12 @@ class DecodeCore:
 
     def report(self, sequence: int) -> Report:
         """State for whoever pinged."""
-        queue = self._scheduler.queue()
+        queue = msgspec.structs.replace(self._scheduler.queue(), handing_over=self._incoming.n_open)
         counters = {
             "generated_tokens_total": float(self._generation.generated_tokens_total),
-            "computed_tokens_total": float(self._scheduler.computed_tokens_total),
             "finished_requests_total": float(self._generation.finished_total),
-            "preemptions_total": float(self._scheduler.preemptions_total),
-            "steps_total": float(self._scheduler.steps_total),
         }
-        return Report(
-            worker=self._mine.id,
-            role=self._mine.role,
-            incarnation=self._mine.incarnation,
-            sequence=sequence,
-            pages=self._ledger.counts(),
-            queue=type(queue)(
-                waiting=queue.waiting,
-                running=queue.running,
-                handing_over=self._incoming.n_open,
-                waiting_tokens=queue.waiting_tokens,
-            ),
-            transports=self.transports,
-            engine_steps=self._scheduler.steps_total,
-            counters=counters,
-        )
-
-    @property
-    def transports(self) -> tuple[TransportReport, ...]:
-        """Receiving needs no channel of our own."""
-        return ()
+        return self._reporter.report(sequence, queue, counters)
 
     @property
     def idle(self) -> bool:

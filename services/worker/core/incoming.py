@@ -34,6 +34,15 @@ class _Incoming:
     """The gateway knows that this ends without an answer, or ended it itself."""
 
 
+@dataclass(frozen=True, slots=True)
+class GrantTerms:
+    """What every grant of this worker says."""
+
+    layout: KvLayout
+    epoch: Incarnation
+    lease_ms: int
+
+
 class Incoming:
     """Grants pages to prefill workers, first come first served, and takes their finished prompts over."""
 
@@ -41,16 +50,12 @@ class Incoming:
         self,
         receiver: Receiver,
         ledger: Ledger,
-        layout: KvLayout,
         scheduler: Scheduler,
         generation: Generation,
-        *,
-        epoch: Incarnation,
-        lease_ms: int,
+        terms: GrantTerms,
     ) -> None:
-        self._receiver, self._ledger, self._layout = receiver, ledger, layout
-        self._scheduler, self._generation = scheduler, generation
-        self._epoch, self._lease_ms = epoch, lease_ms
+        self._receiver, self._ledger = receiver, ledger
+        self._scheduler, self._generation, self._terms = scheduler, generation, terms
         self._queue: deque[TransferId] = deque()
         self._transfers: dict[TransferId, _Incoming] = {}
 
@@ -127,15 +132,15 @@ class Incoming:
 
     def _grant(self, incoming: _Incoming, now_ms: float) -> list[Action]:
         request = incoming.request
-        n_pages = self._layout.pages_for(len(request.prompt))
-        incoming.table = PageTable(self._layout.layers)
+        n_pages = self._terms.layout.pages_for(len(request.prompt))
+        incoming.table = PageTable(self._terms.layout.layers)
         incoming.table.append(self._ledger.alloc(Owner(request.transfer), n_pages, PageState.GRANTED))
         grant = Grant(
             transfer=request.transfer,
-            epoch=self._epoch,
+            epoch=self._terms.epoch,
             first_block=0,
             pages=tuple(tuple(row) for row in incoming.table.ids.tolist()),
-            lease_ms=self._lease_ms,
+            lease_ms=self._terms.lease_ms,
         )
         opened = self._receiver.open(incoming.sender, grant, request.transport != "tcp", now_ms)
         return self._carry_out(opened, now_ms)

@@ -1,6 +1,6 @@
 """The core of a prefill worker. Pure: messages, layer and step results in, actions out.
 
-Owns the queue of prompts and one `_Prompt` per request until its KV is handed over, it failed, or it was cancelled.
+Owns the queue of prompts and one Prompt per request until its KV is handed over, it failed, or it was cancelled.
 Pages belong to the Scheduler; while a copy may read them they are held, and the Sender says when that is over.
 """
 
@@ -12,8 +12,8 @@ from common.ids import PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
 from common.messages import AnyMessage
 from common.messages.handover import Commit, Grant, GrantRefused, GrantRequest, KvSpan, Stop
-from common.messages.liveness import Hello, Member, Ping, Refused, Report, TransportReport, Welcome
-from common.messages.requests import Cancel, Failed, Generate, Timings
+from common.messages.liveness import Hello, Member, Ping, QueueCounts, Refused, Report, TransportReport, Welcome
+from common.messages.requests import Cancel, Generate, Timings
 from kvstore.handover.actions import GaveUp, Granted, HandedOver, PostCopy, Release, Send, SenderAction
 from kvstore.handover.outgoing import FirstToken
 from kvstore.handover.sender import Sender
@@ -22,38 +22,14 @@ from services.worker.core.actions import Action, Copy
 from services.worker.core.callers import Callers
 from services.worker.core.neighbours import Neighbours
 from services.worker.core.plan import Segment, StepPlan, StepResult
+from services.worker.core.prompt import Prompt
+from services.worker.core.reporting import CopyTotals, Reporter
 from services.worker.core.scheduler import NewToken, Scheduler
-from services.worker.core.sequence import Sequence
 
 _ASK_AHEAD = 2
 """Transfers that may wait for a grant at once: the prompt being computed and the one after it."""
 _CONNECT_GRACE_MS = 2_000.0
 """How long a prompt waits for a decode worker that is only just being connected."""
-
-
-@dataclass(slots=True)
-class _Prompt:
-    message: Generate
-    gateway: PeerId
-    arrived_ms: float
-    deadline_ms: float
-    transfer: TransferId | None = None
-    decode: PeerId | None = None
-    sequence: Sequence | None = None
-    asked_ms: float = 0.0
-    granted_ms: float | None = None
-    computed_ms: float | None = None
-    told: bool = False
-    """The gateway knows the outcome, or has cancelled."""
-
-    @property
-    def phase(self) -> str:
-        """Where it is, in the words of messages.requests.Failed."""
-        if self.transfer is None:
-            return "prefill_queue"
-        if self.computed_ms is None:
-            return "prefill"
-        return "grant" if self.granted_ms is None else "transfer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +50,12 @@ class PrefillCore:
         self._mine, self._layout, self._max_queued = mine, layout, max_queued
         self._ledger, self._scheduler, self._sender = parts.ledger, parts.scheduler, parts.sender
         self._callers, self._neighbours = parts.callers, parts.neighbours
-        self._queue: deque[_Prompt] = deque()
-        self._prompts: dict[RequestId, _Prompt] = {}
+        self._queue: deque[Prompt] = deque()
+        self._prompts: dict[RequestId, Prompt] = {}
         self._requests: dict[TransferId, RequestId] = {}
         self._transfers = 0
-        self._handed_over_total = 0
-        self._copies_total = 0
-        self._copied_bytes_total = 0
-        self._copy_ms_total = 0.0
+        self._totals = CopyTotals()
+        self._reporter = Reporter(mine, parts.ledger, parts.scheduler)
 
     # -- events
 
@@ -108,16 +82,16 @@ class PrefillCore:
     def _on_generate(self, gateway: PeerId, message: Generate, now_ms: float) -> list[Action]:
         if message.request in self._prompts:
             return []  # a repeat
-        prompt = _Prompt(message, gateway, now_ms, now_ms + message.timeout_ms)
+        prompt = Prompt(message, gateway, now_ms, now_ms + message.timeout_ms)
         if message.decode is None:
-            return [_failed(prompt, "protocol_violation", f"{self._mine.id} only prefills; no decode worker was named")]
+            return [*prompt.tell("protocol_violation", f"{self._mine.id} only prefills; no decode worker was named")]
         if not self._scheduler.fits_pool(len(message.prompt), 1):
             pages = self._scheduler.pool_pages_for(len(message.prompt), 1)
             text = f"the prompt needs {pages} pages; {self._mine.id} has {self._ledger.total_pages} in all"
-            return [_failed(prompt, "out_of_pages", text)]
+            return [*prompt.tell("out_of_pages", text)]
         if len(self._queue) >= self._max_queued:
             text = f"{len(self._queue)} requests are waiting on {self._mine.id} already"
-            return [_failed(prompt, "busy", text, retryable=True)]
+            return [*prompt.tell("busy", text, retryable=True)]
         self._prompts[message.request] = prompt
         self._queue.append(prompt)
         return self._pump(now_ms)
@@ -135,17 +109,10 @@ class PrefillCore:
         actions: list[Action] = []
         for segment in step.segments if step is not None else ():
             prompt = self._prompts.get(segment.request)
-            span = self._finished_span(segment, layer)
+            span = finished_span(segment, layer, self._layout)
             if prompt is not None and prompt.transfer is not None and span is not None:
                 actions += self._carry_out(self._sender.computed(prompt.transfer, span), now_ms)
         return actions
-
-    def _finished_span(self, segment: Segment, layer: int) -> KvSpan | None:
-        """The blocks that this step completes; a last, partly filled one counts when the prompt ends in it."""
-        first = segment.start // self._layout.block_tokens
-        end_tokens = segment.start + segment.count
-        end = self._layout.blocks_for(end_tokens) if segment.sample else end_tokens // self._layout.block_tokens
-        return KvSpan(layer, first, end - first) if end > first else None
 
     def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
         """The engine finished a step."""
@@ -171,9 +138,9 @@ class PrefillCore:
         self, transfer: TransferId, span: KvSpan, *, ok: bool, elapsed_ms: float, now_ms: float
     ) -> list[Action]:
         """A copy ended, well or not."""
-        self._copies_total += 1
-        self._copy_ms_total += elapsed_ms
-        self._copied_bytes_total += span.n_blocks * self._layout.page_bytes if ok else 0
+        self._totals.copies += 1
+        self._totals.copy_ms += elapsed_ms
+        self._totals.copied_bytes += span.n_blocks * self._layout.page_bytes if ok else 0
         return self._carry_out(self._sender.copied(transfer, span, now_ms, ok=ok), now_ms)
 
     def on_channel(self, report: TransportReport, now_ms: float) -> list[Action]:
@@ -214,8 +181,7 @@ class PrefillCore:
         late = [p for p in self._prompts.values() if now_ms >= p.deadline_ms and not p.told]
         late.sort(key=lambda p: p.transfer is not None)  # queued ones first, or the room the others leave starts them
         for prompt in late:
-            phase = prompt.phase
-            actions += self._tell(prompt, "deadline_exceeded", phase, f"the request's time ran out in phase {phase}")
+            actions += prompt.tell("deadline_exceeded", f"the request's time ran out in phase {prompt.phase}")
             actions += self._end(prompt, "deadline_exceeded", now_ms)
         actions += self._carry_out(self._sender.on_tick(now_ms), now_ms)
         return actions + self._pump(now_ms)
@@ -236,7 +202,7 @@ class PrefillCore:
                 continue
             if decode is None:
                 text = f"{self._mine.id} cannot reach decode worker {worker}: {self._neighbours.why_not(worker)}"
-                actions += self._tell(prompt, "no_worker", "prefill_queue", text, retryable=True)
+                actions += prompt.tell("no_worker", text, retryable=True)
                 actions += self._end(prompt, "no_worker", now_ms)
                 continue
             if self._n_ungranted >= _ASK_AHEAD or not self._scheduler.has_room(len(prompt.message.prompt)):
@@ -249,7 +215,7 @@ class PrefillCore:
     def _n_ungranted(self) -> int:
         return sum(1 for p in self._prompts.values() if p.transfer is not None and p.granted_ms is None)
 
-    def _start(self, prompt: _Prompt, decode: PeerId, now_ms: float) -> list[Action]:
+    def _start(self, prompt: Prompt, decode: PeerId, now_ms: float) -> list[Action]:
         message = prompt.message
         self._transfers += 1
         transfer = TransferId(f"{self._mine.id}@{self._mine.incarnation:016x}/{self._transfers}")
@@ -277,15 +243,16 @@ class PrefillCore:
                 case Send():
                     actions.append(step)
                 case PostCopy(transfer=transfer, span=span):
-                    actions.append(Copy(step, self._source_pages(transfer, span)))
+                    prompt = self._prompts[self._requests[transfer]]
+                    actions.append(Copy(step, prompt.source_pages(span)))
                 case Granted(transfer=transfer):
                     self._prompts[self._requests[transfer]].granted_ms = now_ms
                     actions += self._pump(now_ms)
                 case HandedOver():
-                    self._handed_over_total += 1
+                    self._totals.handed_over += 1
                 case GaveUp(transfer=transfer):
                     prompt = self._prompts[self._requests[transfer]]
-                    actions += self._tell(prompt, step.code, step.phase, step.text, retryable=step.retryable)
+                    actions += prompt.tell(step.code, step.text, phase=step.phase, retryable=step.retryable)
                     self._scheduler.drop(prompt.message.request)
                 case Release(transfer=transfer):
                     request = self._requests.pop(transfer)
@@ -295,13 +262,7 @@ class PrefillCore:
                     actions += self._pump(now_ms)
         return actions
 
-    def _source_pages(self, transfer: TransferId, span: KvSpan) -> tuple[int, ...]:
-        sequence = self._prompts[self._requests[transfer]].sequence
-        assert sequence is not None
-        row = sequence.table.ids[span.layer, span.first_block : span.first_block + span.n_blocks]
-        return tuple(row.tolist())
-
-    def _end(self, prompt: _Prompt, code: str, now_ms: float) -> list[Action]:
+    def _end(self, prompt: Prompt, code: str, now_ms: float) -> list[Action]:
         """Stop working on a prompt whose gateway needs no word of it any more."""
         if prompt.transfer is None:
             self._queue.remove(prompt)
@@ -309,12 +270,6 @@ class PrefillCore:
             return []
         self._scheduler.drop(prompt.message.request)
         return self._carry_out(self._sender.cancel(prompt.transfer, code, now_ms), now_ms)
-
-    def _tell(self, prompt: _Prompt, code: str, phase: str, text: str, *, retryable: bool = False) -> list[Action]:
-        if prompt.told:
-            return []
-        prompt.told = True
-        return [_failed(prompt, code, text, phase=phase, retryable=retryable)]
 
     # -- state for others
 
@@ -324,35 +279,14 @@ class PrefillCore:
 
     def report(self, sequence: int) -> Report:
         """State for whoever pinged."""
-        queue = self._scheduler.queue()
-        return Report(
-            worker=self._mine.id,
-            role=self._mine.role,
-            incarnation=self._mine.incarnation,
-            sequence=sequence,
-            pages=self._ledger.counts(),
-            queue=type(queue)(
-                waiting=len(self._queue) + queue.waiting,
-                running=queue.running,
-                handing_over=sum(1 for p in self._prompts.values() if p.computed_ms is not None),
-                waiting_tokens=queue.waiting_tokens + sum(len(p.message.prompt) for p in self._queue),
-            ),
-            transports=self.transports,
-            engine_steps=self._scheduler.steps_total,
-            counters={
-                "computed_tokens_total": float(self._scheduler.computed_tokens_total),
-                "handed_over_total": float(self._handed_over_total),
-                "kv_copies_total": float(self._copies_total),
-                "kv_copied_bytes_total": float(self._copied_bytes_total),
-                "kv_copy_ms_total": self._copy_ms_total,
-                "steps_total": float(self._scheduler.steps_total),
-            },
+        computing = self._scheduler.queue()
+        queue = QueueCounts(
+            waiting=len(self._queue) + computing.waiting,
+            running=computing.running,
+            handing_over=sum(1 for p in self._prompts.values() if p.computed_ms is not None),
+            waiting_tokens=computing.waiting_tokens + sum(len(p.message.prompt) for p in self._queue),
         )
-
-    @property
-    def transports(self) -> tuple[TransportReport, ...]:
-        """How KV travels to each decode worker."""
-        return self._neighbours.transports
+        return self._reporter.report(sequence, queue, self._totals.counters(), self._neighbours.transports)
 
     @property
     def idle(self) -> bool:
@@ -365,7 +299,9 @@ class PrefillCore:
         self._sender.check()
 
 
-def _failed(prompt: _Prompt, code: str, text: str, *, phase: str = "prefill_queue", retryable: bool = False) -> Send:
-    request = prompt.message.request
-    failed = Failed(request=request, code=code, phase=phase, text=text, retryable=retryable, transfer=prompt.transfer)
-    return Send(prompt.gateway, failed)
+def finished_span(segment: Segment, layer: int, layout: KvLayout) -> KvSpan | None:
+    """The blocks that a step completes; a last, partly filled one counts when the prompt ends in it."""
+    first = segment.start // layout.block_tokens
+    end_tokens = segment.start + segment.count
+    end = layout.blocks_for(end_tokens) if segment.sample else end_tokens // layout.block_tokens
+    return KvSpan(layer, first, end - first) if end > first else None
