@@ -166,8 +166,7 @@ class PrefillCore:
 
     def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
         """A decode worker died (the kernel or its silence said so)."""
-        actions = self._carry_out(self._sender.on_peer_dead(peer), now_ms)
-        return actions + self._neighbours.forget(peer)
+        return self._carry_out(self._sender.on_peer_dead(peer), now_ms) + self._neighbours.forget(peer)
 
     def on_tick(self, now_ms: float) -> list[Action]:
         """Pings, deadlines, renewals, silence."""
@@ -205,15 +204,12 @@ class PrefillCore:
                 actions += prompt.tell("no_worker", text, retryable=True)
                 actions += self._end(prompt, "no_worker", now_ms)
                 continue
-            if self._n_ungranted >= _ASK_AHEAD or not self._scheduler.has_room(len(prompt.message.prompt)):
+            ungranted = sum(p.transfer is not None and p.granted_ms is None for p in self._prompts.values())
+            if ungranted >= _ASK_AHEAD or not self._scheduler.has_room(len(prompt.message.prompt)):
                 break
             self._queue.remove(prompt)
             actions += self._start(prompt, decode, now_ms)
         return actions
-
-    @property
-    def _n_ungranted(self) -> int:
-        return sum(1 for p in self._prompts.values() if p.transfer is not None and p.granted_ms is None)
 
     def _start(self, prompt: Prompt, decode: PeerId, now_ms: float) -> list[Action]:
         message = prompt.message
