@@ -5,11 +5,13 @@ import secrets
 import socket
 import time
 import zlib
+from pathlib import Path
 
 from common.errors import PeerFailed
 from common.ids import PeerId
 from kvstore.transport.share_wire import Introduce, Offer, ProbeSeen, ProbeWritten, encode_frame, receive_frame
 from kvstore.transport.shared_pages import SharedPages
+from kvstore.transport.socket_path import short_name
 
 _TIMEOUT_S = 2.0
 _ROUNDS = 8
@@ -21,7 +23,8 @@ def visit(self_id: PeerId, host: PeerId, path: str) -> tuple[socket.socket, Shar
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(_TIMEOUT_S)
-        connection.connect(path)
+        with short_name(Path(path)) as name:
+            connection.connect(name)
         pages = _map(connection, self_id, host, deadline_s)
         try:
             _probe(connection, pages, deadline_s)

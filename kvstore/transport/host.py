@@ -12,8 +12,8 @@ from common.ids import PeerId
 from kvstore.memory.host import PROBE_SLOT_BYTES, PROBE_SLOTS, HostMemory
 from kvstore.transport.share_wire import FrameReader, Introduce, Offer, ProbeSeen, ProbeWritten, encode_frame
 from kvstore.transport.shared_pages import PoolDescription
+from kvstore.transport.socket_path import short_name
 
-_MAX_PATH_BYTES = 107
 _SEND_TIMEOUT_S = 1.0
 
 
@@ -39,15 +39,12 @@ class Host:
         """Listen in a new folder of mode 0700 under `run_dir`. Raises ConfigError."""
         folder = run_dir / self_id
         path = folder / "pages.sock"
-        if len(os.fsencode(path)) > _MAX_PATH_BYTES:
-            raise ConfigError(
-                f"--run-dir={run_dir}: the socket's path {path} is longer than {_MAX_PATH_BYTES} bytes; use a shorter folder"
-            )
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             folder.mkdir(mode=stat.S_IRWXU)
-            listener.bind(os.fspath(path))
+            with short_name(path) as name:
+                listener.bind(name)
             listener.listen(64)
         except OSError as error:
             listener.close()
