@@ -9,10 +9,12 @@ from common.ids import PeerId, peer_id
 from common.messages.handover import Probe, Probed
 from common.messages.liveness import Member, TransportReport
 from common.net.sockets import Payload
+from kvstore.memory.device import DevicePages
 from kvstore.memory.page_pool import PagePool
 from kvstore.transport.channel import Channel
 from kvstore.transport.share import Share
 from kvstore.transport.shm import ShmChannel
+from kvstore.transport.staged import StagedChannel
 from kvstore.transport.tcp import TcpChannel
 
 TCP_PROBE_BYTES = 4 * 2**20
@@ -26,12 +28,16 @@ class OpenedChannel:
     report: TransportReport
 
 
-def open_channel(mine: Member, theirs: Member, pages: PagePool, share: Share, wanted: str = "auto") -> OpenedChannel:
+def open_channel(
+    mine: Member, theirs: Member, pages: PagePool | DevicePages, share: Share, wanted: str = "auto"
+) -> OpenedChannel:
     """Shared memory where a test write arrives, else tcp. `wanted`: auto, shm or tcp.
 
     Raises PeerFailed if `wanted` is shm and shared memory does not work.
     """
     peer = peer_id(theirs.id, theirs.incarnation)
+    if isinstance(pages, DevicePages):
+        return _open_staged(peer, pages, wanted)
     reason = "chosen by --transport=tcp"
     if wanted != "tcp":
         try:
@@ -42,6 +48,13 @@ def open_channel(mine: Member, theirs: Member, pages: PagePool, share: Share, wa
                 raise PeerFailed(f"--transport=shm does not work with {peer}: {reason}") from error
     report = TransportReport(peer=peer, kind="tcp", gib_per_s=0.0, reason=reason)
     return OpenedChannel(TcpChannel(pages.rows), report)
+
+
+def _open_staged(peer: PeerId, pages: DevicePages, wanted: str) -> OpenedChannel:
+    reason = f"our pages lie on {pages.tensor.device}"
+    if wanted == "shm":
+        raise PeerFailed(f"--transport=shm does not work with {peer}: {reason}")
+    return OpenedChannel(StagedChannel(pages), TransportReport(peer=peer, kind="tcp", gib_per_s=0.0, reason=reason))
 
 
 def _open_shm(mine: Member, theirs: Member, peer: PeerId, pages: PagePool, share: Share) -> OpenedChannel:

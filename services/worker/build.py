@@ -22,6 +22,7 @@ from common.policy.batching import DecodeFirst
 from kvstore.handover.receiver import Receiver
 from kvstore.handover.sender import Sender
 from kvstore.index.ledger import Ledger
+from kvstore.memory.device import DeviceMemory, open_device_memory
 from kvstore.memory.host import HostMemory, open_host_memory
 from kvstore.transport.copier import Copier
 from kvstore.transport.share import Share
@@ -37,7 +38,7 @@ from services.worker.engine_thread import EngineThread
 from services.worker.inbox import CopyEnded, Inbox, MembersRead, PeerGone, PeerJoined
 from services.worker.links import Links
 from services.worker.model.identity import inspect_model
-from services.worker.model.load import LoadedModel, load_model
+from services.worker.model.load import LoadedModel, load_model, require_device
 from services.worker.service import Core, WorkerService
 from services.worker.settings import WorkerSettings
 
@@ -81,7 +82,7 @@ class Worker:
         context_tokens = self._context_tokens(inspected.identity)
         exchange = Exchange(peer, settings.bind)
         self._cleanup.callback(exchange.close)
-        memory = open_host_memory(settings.device_memory_bytes, inspected.layout)
+        memory = self._open_memory(inspected.layout)
         self._cleanup.callback(memory.close)
         self._log.event("memory_planned", plan=str(memory.plan))
         inbox = Inbox(exchange.wake)
@@ -91,8 +92,9 @@ class Worker:
             on_gone=lambda gone: inbox.put(PeerGone(gone)),
         )
         copier = Copier(lambda done: inbox.put(CopyEnded(done)))
-        run_dir = self._run_dir()
-        share_path = share.serve(memory, run_dir) if self._role == "decode" else None
+        share_path = None
+        if self._role == "decode" and isinstance(memory, HostMemory):
+            share_path = share.serve(memory, self._run_dir())
         mine = self._member(exchange.endpoint, inspected.identity, str(inspected.folder), share_path)
         links = Links(mine, memory.pages, share, copier, inbox, transport=settings.transport)
         self._cleanup.callback(links.close)
@@ -108,6 +110,12 @@ class Worker:
         self._log.event(
             "ready", role=self._role, endpoint=exchange.endpoint, threads=threads, weight_bytes=model.weight_bytes
         )
+
+    def _open_memory(self, layout: KvLayout) -> HostMemory | DeviceMemory:
+        settings = self._settings
+        if settings.device == "cpu":
+            return open_host_memory(settings.device_memory_bytes, layout)
+        return open_device_memory(settings.device_memory_bytes, layout, require_device(settings.device))
 
     def _context_tokens(self, identity: ModelIdentity) -> int:
         asked = self._settings.max_context_tokens
@@ -151,7 +159,7 @@ class Worker:
             joined_unix_ms=time.time_ns() // 1_000_000,
         )
 
-    def _core(self, mine: Member, memory: HostMemory, layout: KvLayout, context_tokens: int) -> Core:
+    def _core(self, mine: Member, memory: HostMemory | DeviceMemory, layout: KvLayout, context_tokens: int) -> Core:
         settings = self._settings
         ledger = Ledger(memory.pages.n_pages)
         policy = DecodeFirst(settings.max_step_tokens, layout.block_tokens)

@@ -15,6 +15,7 @@ from common.messages.base import Message
 from common.messages.handover import KvSent, KvSpan, Probed
 from common.messages.liveness import Member, TransportReport
 from common.net.sockets import Exchange, Payload
+from kvstore.memory.device import DevicePages
 from kvstore.memory.page_pool import PagePool
 from kvstore.transport.copier import Copier, CopyDone, CopyJob
 from kvstore.transport.probe import TcpProbe, open_channel
@@ -28,7 +29,7 @@ class Links:
     """Opens channels, posts copies, keeps payloads until their KvSent leaves."""
 
     def __init__(
-        self, mine: Member, pages: PagePool, share: Share, copier: Copier, inbox: Inbox, *, transport: str
+        self, mine: Member, pages: PagePool | DevicePages, share: Share, copier: Copier, inbox: Inbox, *, transport: str
     ) -> None:
         self._mine, self._pages, self._share, self._copier = mine, pages, share, copier
         self._inbox, self._transport = inbox, transport
@@ -104,7 +105,10 @@ class Links:
 
     def fill(self, pages: Sequence[int], payload: Payload) -> None:
         """Write a received payload into our own pages."""
-        write_payload(self._pages.rows, pages, payload)
+        if isinstance(self._pages, DevicePages):
+            self._pages.write(pages, payload)
+        else:
+            write_payload(self._pages.rows, pages, payload)
 
     def close(self) -> None:
         """End the copier and every mapping."""

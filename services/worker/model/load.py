@@ -57,7 +57,7 @@ def load_model(
 
     Raises ConfigError: not found, not servable exactly, tensors missing, unexpected or of another shape.
     """
-    place = _require_device(device)
+    place = require_device(device)
     inspected = inspect_model(path_or_hub_id, dtype, name=name)
     own_dtype = _TORCH_DTYPES[inspected.identity.dtype]
     computed_in = compute_dtype(place, own_dtype)
@@ -80,7 +80,8 @@ def load_model(
     )
 
 
-def _require_device(device: str) -> torch.device:
+def require_device(device: str) -> torch.device:
+    """The device that `--device` names. Raises ConfigError if torch knows or sees no such device."""
     try:
         place = torch.device(device)
     except RuntimeError as error:
