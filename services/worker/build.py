@@ -26,11 +26,13 @@ from kvstore.memory.device import DeviceMemory, open_device_memory
 from kvstore.memory.host import HostMemory, open_host_memory
 from kvstore.transport.copier import Copier
 from kvstore.transport.share import Share
-from services.worker.core import decode, prefill
 from services.worker.core.callers import Callers
+from services.worker.core.decode import DecodeCore
 from services.worker.core.generation import Generation
 from services.worker.core.incoming import GrantTerms, Incoming
 from services.worker.core.neighbours import Neighbours
+from services.worker.core.prefill import PrefillCore
+from services.worker.core.role import Parts, WorkerRole
 from services.worker.core.scheduler import Scheduler
 from services.worker.engine.engine import TorchEngine
 from services.worker.engine.torch_options import configure_torch
@@ -39,7 +41,7 @@ from services.worker.inbox import CopyEnded, Inbox, MembersRead, PeerGone, PeerJ
 from services.worker.links import Links
 from services.worker.model.identity import inspect_model
 from services.worker.model.load import LoadedModel, load_model, require_device
-from services.worker.service import Core, WorkerService
+from services.worker.service import WorkerService
 from services.worker.settings import WorkerSettings
 
 _STEP_END_S = 30.0
@@ -159,22 +161,21 @@ class Worker:
             joined_unix_ms=time.time_ns() // 1_000_000,
         )
 
-    def _core(self, mine: Member, memory: HostMemory | DeviceMemory, layout: KvLayout, context_tokens: int) -> Core:
+    def _core(
+        self, mine: Member, memory: HostMemory | DeviceMemory, layout: KvLayout, context_tokens: int
+    ) -> WorkerRole:
         settings = self._settings
         ledger = Ledger(memory.pages.n_pages)
         policy = DecodeFirst(settings.max_step_tokens, layout.block_tokens)
         scheduler = Scheduler(ledger, layout, policy, max_running=settings.max_running)
-        callers = Callers(mine, silent_ms=settings.silent_peer_ms)
+        parts = Parts(ledger, scheduler, Callers(mine, silent_ms=settings.silent_peer_ms))
         if self._role == "prefill":
             neighbours = Neighbours(mine, silent_ms=settings.silent_peer_ms)
             sender = Sender(layout.layers)
-            parts = prefill.Parts(ledger, scheduler, sender, callers, neighbours)
-            return prefill.PrefillCore(mine, parts, layout, max_queued=settings.max_queued)
+            return PrefillCore(mine, parts, sender, neighbours, layout, max_queued=settings.max_queued)
         generation = Generation(scheduler, context_tokens=context_tokens)
         receiver = Receiver(mine.incarnation, layout.layers)
         incoming = Incoming(
             receiver, ledger, scheduler, generation, GrantTerms(layout, mine.incarnation, settings.lease_ms)
         )
-        return decode.DecodeCore(
-            mine, decode.Parts(ledger, scheduler, generation, incoming, callers), max_queued=settings.max_queued
-        )
+        return DecodeCore(mine, parts, generation, incoming, max_queued=settings.max_queued)

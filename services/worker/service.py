@@ -1,23 +1,21 @@
 """The loop of a worker: hear, decide, act, compute. One thread owns all state; it makes no serving decision itself."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import msgspec
 
 from common.clock import MonotonicClock
 from common.errors import ProtocolViolation
-from common.ids import PeerId, TransferId
+from common.ids import PeerId
 from common.log import Log
 from common.messages import AnyMessage
-from common.messages.handover import KvSent, KvSpan, Probe, Probed
-from common.messages.liveness import Member, TransportReport
+from common.messages.handover import KvSent, Probe, Probed
 from common.net.sockets import Exchange, Payload
 from kvstore.handover.actions import Fill, Send
 from kvstore.transport.probe import answer_probe
 from kvstore.transport.tcp import check_payloads
 from services.worker.core.actions import Action, Copy, Dial, HangUp, OpenChannel
-from services.worker.core.plan import StepPlan, StepResult
+from services.worker.core.role import WorkerRole
 from services.worker.engine_thread import EngineThread
 from services.worker.inbox import (
     ChannelFailed,
@@ -36,81 +34,20 @@ from services.worker.links import Links
 
 _TICK_MS = 50.0
 _CHECK_MS = 5_000.0
-
-
-class Core(Protocol):
-    """What PrefillCore and DecodeCore have in common."""
-
-    def on_message(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
-        """A message came."""
-        ...
-
-    def on_layer(self, layer: int, now_ms: float) -> list[Action]:
-        """The engine wrote one layer's K and V."""
-        ...
-
-    def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
-        """The engine finished a step."""
-        ...
-
-    def wants_payloads(self, transfer: TransferId) -> bool:
-        """Whether KvSent of this transfer must bring the bytes along."""
-        ...
-
-    def on_copied(
-        self, transfer: TransferId, span: KvSpan, *, ok: bool, elapsed_ms: float, now_ms: float
-    ) -> list[Action]:
-        """A copy ended."""
-        ...
-
-    def on_channel(self, report: TransportReport, now_ms: float) -> list[Action]:
-        """A way to a peer was found."""
-        ...
-
-    def on_channel_failed(self, peer: PeerId, text: str) -> list[Action]:
-        """No way to a peer was found."""
-        ...
-
-    def on_peer_joined(self, peer: PeerId) -> list[Action]:
-        """A peer maps our memory from now on."""
-        ...
-
-    def on_members(self, members: list[Member], now_ms: float) -> list[Action]:
-        """The membership was read."""
-        ...
-
-    def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
-        """The kernel reported a peer's death."""
-        ...
-
-    def on_tick(self, now_ms: float) -> list[Action]:
-        """Time passed."""
-        ...
-
-    def plan(self) -> StepPlan | None:
-        """The next step, if the engine is free and there is work."""
-        ...
-
-    @property
-    def idle(self) -> bool:
-        """No request is here."""
-        ...
-
-    def check(self) -> None:
-        """Conservation laws."""
-        ...
+_NOTICE_MS = 1_200.0  # two pings: time for gateways to see in a report that this worker drains
 
 
 class WorkerService:
     """Runs a core over real sockets, threads and memory."""
 
     def __init__(
-        self, core: Core, exchange: Exchange, inbox: Inbox, engine: EngineThread, links: Links, log: Log
+        self, core: WorkerRole, exchange: Exchange, inbox: Inbox, engine: EngineThread, links: Links, log: Log
     ) -> None:
         self._core, self._exchange, self._inbox = core, exchange, inbox
         self._engine, self._links, self._clock = engine, links, MonotonicClock()
         self._log = log
         self._checked_ms, self._unchecked = 0.0, False
+        self._drain_from_ms: float | None = None
 
     def serve(self, stopping: Callable[[], bool], *, drain_ms: float = 20_000.0) -> None:
         """Run until `stopping()`, then until no request is left or `drain_ms` have passed.
@@ -118,14 +55,9 @@ class WorkerService:
         Raises what the engine raised: a worker whose engine died is of no use.
         """
         ticked_ms = 0.0
-        stop_by_ms: float | None = None
         while True:
             now_ms = self._clock.now_ms()
-            if stopping() and stop_by_ms is None:
-                stop_by_ms = now_ms + drain_ms
-            if stop_by_ms is not None and (self._core.idle or now_ms >= stop_by_ms):
-                if self._core.idle:
-                    self._core.check()
+            if stopping() and self._may_end(now_ms, drain_ms):
                 return
             for peer, message, payloads in self._exchange.receive(_TICK_MS):
                 self._hear(peer, message, payloads)
@@ -140,6 +72,18 @@ class WorkerService:
             if plan is not None:
                 self._unchecked = True
                 self._engine.submit(plan)
+
+    def _may_end(self, now_ms: float, drain_ms: float) -> bool:
+        """From the first call on, the worker drains. Callers get a moment to see it, and requests time to finish."""
+        if self._drain_from_ms is None:
+            self._core.drain()
+            self._drain_from_ms = now_ms
+        elapsed_ms = now_ms - self._drain_from_ms
+        if elapsed_ms < _NOTICE_MS and self._core.has_callers:
+            return False
+        if self._core.idle:
+            self._core.check()
+        return self._core.idle or elapsed_ms >= drain_ms
 
     def _hear(self, peer: PeerId, message: AnyMessage, payloads: Sequence[Payload]) -> None:
         try:

@@ -120,6 +120,20 @@ def test_a_killed_gateway_breaks_its_streams_and_the_workers_free_everything(
     assert_serves(system, reference)
 
 
+def test_a_decode_worker_told_to_stop_finishes_its_streams_first(
+    system: Cluster, model: Path, reference: Reference
+) -> None:
+    streams = long_streams(system)
+    before = system.members()
+    assert system.stop("decode-0", timeout_s=60) == 0
+    for stream in streams:
+        stream.wait(ANSWER_WITHIN_S)
+        assert stream.error is None and len(stream.tokens) == LONG
+    start(system, model, "decode")
+    system.await_members("decode-0", besides=before)
+    assert_serves(system, reference)
+
+
 def test_twenty_percent_of_two_hundred_clients_leave_and_every_page_comes_back(
     system: Cluster, reference: Reference
 ) -> None:
@@ -141,3 +155,21 @@ def test_twenty_percent_of_two_hundred_clients_leave_and_every_page_comes_back(
             assert stream.tokens == reference.generate(stream.prompt, stream.max_tokens)
     assert sum(s.left for s in streams) >= 30
     assert_serves(system, reference)
+
+
+def test_without_redis_everybody_who_is_there_serves_on(
+    model: Path, reference: Reference, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with cluster(tmp_path_factory.mktemp("logs")) as processes:
+        processes.start("mixed", "mixed-0", model=model, served_model_name="m", dtype="float32", device_memory="64MiB")
+        start_gateway(processes, model)
+        processes.await_members("mixed-0", "gateway-0")
+        endpoint = url(processes)
+        until(lambda: ready(endpoint), "ready")
+        processes.shut_down_redis()
+        prompt = random_prompt(random.Random(5), 40)
+        for _ in range(3):
+            stream = Stream(endpoint, prompt, LONG)  # longer than the membership's lease, in all
+            stream.wait(60)
+            assert stream.error is None
+            assert stream.tokens[:12] == reference.generate(prompt, 12)

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import redis
 
 from common.messages.liveness import Member
 from common.net.redis import Registry
@@ -68,6 +70,12 @@ class Cluster:
             if time.monotonic() > deadline_s:
                 raise AssertionError(f"{missing} not there after {timeout_s} s:\n{self.log(missing[0])[-3000:]}")
             time.sleep(0.05)
+
+    def shut_down_redis(self) -> None:
+        """The server ends; nobody is told."""
+        self.registry.close()
+        with suppress(redis.ConnectionError):  # it closes the connection instead of answering
+            redis.Redis.from_url(self.redis_url).shutdown(nosave=True)
 
     def kill(self, name: str) -> None:
         """kill -9, and wait for the body."""

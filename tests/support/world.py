@@ -20,13 +20,12 @@ from kvstore.index.ledger import Ledger
 from services.worker.core.actions import Action, Copy, Dial, HangUp, OpenChannel
 from services.worker.core.callers import Callers
 from services.worker.core.decode import DecodeCore
-from services.worker.core.decode import Parts as DecodeParts
 from services.worker.core.generation import Generation
 from services.worker.core.incoming import GrantTerms, Incoming
 from services.worker.core.neighbours import Neighbours
 from services.worker.core.plan import StepPlan
-from services.worker.core.prefill import Parts as PrefillParts
 from services.worker.core.prefill import PrefillCore
+from services.worker.core.role import Parts
 from services.worker.core.scheduler import Scheduler
 from tests.support.fake_engine import FakeEngine
 
@@ -86,12 +85,11 @@ class World:
         )
         ledger = Ledger(self.pages[role])
         scheduler = Scheduler(ledger, LAYOUT, DecodeFirst(12, 4), max_running=5)
-        callers = Callers(mine, silent_ms=SILENT_MS)
+        parts = Parts(ledger, scheduler, Callers(mine, silent_ms=SILENT_MS))
         core: PrefillCore | DecodeCore
         if role == "prefill":
             neighbours = Neighbours(mine, silent_ms=SILENT_MS)
-            parts = PrefillParts(ledger, scheduler, Sender(2), callers, neighbours)
-            core = PrefillCore(mine, parts, LAYOUT, max_queued=100)
+            core = PrefillCore(mine, parts, Sender(2), neighbours, LAYOUT, max_queued=100)
         else:
             generation = Generation(scheduler, context_tokens=1000)
             incoming = Incoming(
@@ -101,7 +99,7 @@ class World:
                 generation,
                 GrantTerms(LAYOUT, mine.incarnation, 30_000),
             )
-            core = DecodeCore(mine, DecodeParts(ledger, scheduler, generation, incoming, callers), max_queued=100)
+            core = DecodeCore(mine, parts, generation, incoming, max_queued=100)
         self.processes[role] = Process(peer_id(mine.id, mine.incarnation), core, ledger)
         self.members = [m for m in getattr(self, "members", []) if m.role != role] + [mine]
         for process in self.processes.values():

@@ -40,6 +40,11 @@ class Callers:
             self.forget(peer)
         return gone
 
+    @property
+    def n_callers(self) -> int:
+        """Callers heard of late."""
+        return len(self._heard_ms)
+
     def forget(self, peer: PeerId) -> None:
         """The caller is dead."""
         self._heard_ms.pop(peer, None)

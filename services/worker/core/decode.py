@@ -4,58 +4,40 @@ A decode worker takes prompts over from prefill workers and draws their answers.
 decode worker) it computes the prompt too: that is all a mixed worker does.
 """
 
-from dataclasses import dataclass
-
 import msgspec
 
 from common.errors import ProtocolViolation
 from common.ids import PeerId, RequestId, TransferId
 from common.messages import AnyMessage
-from common.messages.handover import Abort, GrantRefused, GrantRequest, HandOver, KvSent, KvSpan, Renew, Stopped
-from common.messages.liveness import Hello, Member, Ping, Report, TransportReport
+from common.messages.handover import Abort, GrantRefused, GrantRequest, HandOver, KvSent, Renew, Stopped
+from common.messages.liveness import Hello, Member, Ping, Report
 from common.messages.requests import Cancel, Failed, Generate
 from kvstore.handover.actions import Send
-from kvstore.index.ledger import Ledger
 from services.worker.core.actions import Action
-from services.worker.core.callers import Callers
 from services.worker.core.generation import Generation
 from services.worker.core.incoming import Incoming
-from services.worker.core.plan import StepPlan, StepResult
-from services.worker.core.reporting import Reporter
-from services.worker.core.scheduler import Scheduler
+from services.worker.core.plan import StepResult
+from services.worker.core.role import Parts, WorkerRole
 
 _TOMBSTONE_MS = 60_000.0
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a decode core is made of; each owns its own state."""
-
-    ledger: Ledger
-    scheduler: Scheduler
-    generation: Generation
-    incoming: Incoming
-    callers: Callers
-
-
-class DecodeCore:
+class DecodeCore(WorkerRole):
     """Routes events to the parts; itself it owns only the memory of cancelled requests, each for a minute."""
 
-    def __init__(self, mine: Member, parts: Parts, *, max_queued: int) -> None:
-        self._mine, self._max_queued = mine, max_queued
-        self._ledger, self._scheduler = parts.ledger, parts.scheduler
-        self._generation, self._incoming, self._callers = parts.generation, parts.incoming, parts.callers
-        self._reporter = Reporter(mine, parts.ledger, parts.scheduler)
+    def __init__(
+        self, mine: Member, parts: Parts, generation: Generation, incoming: Incoming, *, max_queued: int
+    ) -> None:
+        super().__init__(mine, parts, max_queued=max_queued)
+        self._generation, self._incoming = generation, incoming
         self._cancelled: dict[RequestId, float] = {}  # -> when to forget it
 
     def on_message(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
         """Handle one message. Raises ProtocolViolation for one that has no business here."""
         self._callers.heard(peer, now_ms)
         match message:
-            case Ping(sequence=sequence):
-                return [Send(peer, self.report(sequence))]
-            case Hello():
-                return [self._callers.greet(peer, message)]
+            case Ping() | Hello():
+                return self._answer(peer, message)
             case Generate():
                 return self._on_generate(peer, message, now_ms)
             case GrantRequest():
@@ -70,6 +52,9 @@ class DecodeCore:
     def _on_generate(self, gateway: PeerId, message: Generate, now_ms: float) -> list[Action]:
         if message.request in self._generation or message.request in self._cancelled:
             return []  # a repeat, or cancelled before it came
+        if self._reporter.draining:
+            text = f"{self._mine.id} is draining and takes nothing new"
+            return [_failed(gateway, message.request, "no_worker", text, retryable=True)]
         tokens, max_tokens = len(message.prompt), message.sampling.max_tokens
         if not self._scheduler.fits_pool(tokens, max_tokens):
             pages = self._scheduler.pool_pages_for(tokens, max_tokens)
@@ -103,44 +88,18 @@ class DecodeCore:
         actions = self._generation.on_tokens(self._scheduler.complete(result), now_ms)
         return actions + self._incoming.pump(now_ms)
 
-    def on_layer(self, layer: int, now_ms: float) -> list[Action]:
-        """Nothing is streamed away from here."""
-        return []
-
     def wants_payloads(self, transfer: TransferId) -> bool:
         """Whether KvSent of this transfer must bring the bytes along."""
         return self._incoming.wants_payloads(transfer)
-
-    def on_copied(
-        self, transfer: TransferId, span: KvSpan, *, ok: bool, elapsed_ms: float, now_ms: float
-    ) -> list[Action]:
-        """Nothing is copied from here."""
-        return []
-
-    def on_channel(self, report: TransportReport, now_ms: float) -> list[Action]:
-        """A decode worker opens no channel."""
-        return []
-
-    def plan(self) -> StepPlan | None:
-        """The next step to compute, if any."""
-        return self._scheduler.plan()
 
     def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
         """The kernel reported the death of a process that had our memory mapped."""
         self._callers.forget(peer)
         return self._incoming.on_sender_dead(peer, now_ms)
 
-    def on_channel_failed(self, peer: PeerId, text: str) -> list[Action]:
-        """A decode worker opens no channel."""
-        return []
-
     def on_peer_joined(self, peer: PeerId) -> list[Action]:
         """A prefill worker maps our pages (again): it is alive."""
         self._incoming.on_sender_joined(peer)
-        return []
-
-    def on_members(self, members: list[Member], now_ms: float) -> list[Action]:
-        """A decode worker dials nobody."""
         return []
 
     def on_tick(self, now_ms: float) -> list[Action]:

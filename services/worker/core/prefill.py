@@ -5,7 +5,6 @@ Pages belong to the Scheduler; while a copy may read them they are held, and the
 """
 
 from collections import deque
-from dataclasses import dataclass
 
 from common.errors import ProtocolViolation
 from common.ids import PeerId, RequestId, TransferId
@@ -17,14 +16,13 @@ from common.messages.requests import Cancel, Generate, Timings
 from kvstore.handover.actions import GaveUp, Granted, HandedOver, PostCopy, Release, Send, SenderAction
 from kvstore.handover.outgoing import FirstToken
 from kvstore.handover.sender import Sender
-from kvstore.index.ledger import Ledger
 from services.worker.core.actions import Action, Copy
-from services.worker.core.callers import Callers
 from services.worker.core.neighbours import Neighbours
-from services.worker.core.plan import Segment, StepPlan, StepResult
+from services.worker.core.plan import Segment, StepResult
 from services.worker.core.prompt import Prompt
-from services.worker.core.reporting import CopyTotals, Reporter
-from services.worker.core.scheduler import NewToken, Scheduler
+from services.worker.core.reporting import CopyTotals
+from services.worker.core.role import Parts, WorkerRole
+from services.worker.core.scheduler import NewToken
 
 _ASK_AHEAD = 2
 """Transfers that may wait for a grant at once: the prompt being computed and the one after it."""
@@ -32,30 +30,19 @@ _CONNECT_GRACE_MS = 2_000.0
 """How long a prompt waits for a decode worker that is only just being connected."""
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a prefill core is made of; each owns its own state."""
-
-    ledger: Ledger
-    scheduler: Scheduler
-    sender: Sender
-    callers: Callers
-    neighbours: Neighbours
-
-
-class PrefillCore:
+class PrefillCore(WorkerRole):
     """Computes prompts and hands their KV to decode workers, layer by layer."""
 
-    def __init__(self, mine: Member, parts: Parts, layout: KvLayout, *, max_queued: int) -> None:
-        self._mine, self._layout, self._max_queued = mine, layout, max_queued
-        self._ledger, self._scheduler, self._sender = parts.ledger, parts.scheduler, parts.sender
-        self._callers, self._neighbours = parts.callers, parts.neighbours
+    def __init__(
+        self, mine: Member, parts: Parts, sender: Sender, neighbours: Neighbours, layout: KvLayout, *, max_queued: int
+    ) -> None:
+        super().__init__(mine, parts, max_queued=max_queued)
+        self._sender, self._neighbours, self._layout = sender, neighbours, layout
         self._queue: deque[Prompt] = deque()
         self._prompts: dict[RequestId, Prompt] = {}
         self._requests: dict[TransferId, RequestId] = {}
         self._transfers = 0
         self._totals = CopyTotals()
-        self._reporter = Reporter(mine, parts.ledger, parts.scheduler)
 
     # -- events
 
@@ -68,10 +55,8 @@ class PrefillCore:
                 return self._carry_out(self._sender.on_message(peer, message, now_ms), now_ms)
         self._callers.heard(peer, now_ms)
         match message:
-            case Ping(sequence=sequence):
-                return [Send(peer, self.report(sequence))]
-            case Hello():
-                return [self._callers.greet(peer, message)]
+            case Ping() | Hello():
+                return self._answer(peer, message)
             case Generate():
                 return self._on_generate(peer, message, now_ms)
             case Cancel(request=request):
@@ -83,6 +68,8 @@ class PrefillCore:
         if message.request in self._prompts:
             return []  # a repeat
         prompt = Prompt(message, gateway, now_ms, now_ms + message.timeout_ms)
+        if self._reporter.draining:
+            return [*prompt.tell("no_worker", f"{self._mine.id} is draining and takes nothing new", retryable=True)]
         if message.decode is None:
             return [*prompt.tell("protocol_violation", f"{self._mine.id} only prefills; no decode worker was named")]
         if not self._scheduler.fits_pool(len(message.prompt), 1):
@@ -130,10 +117,6 @@ class PrefillCore:
         first = FirstToken(token=new.token, logprob=new.logprob, timings=timings)
         return self._carry_out(self._sender.finished(prompt.transfer, first, now_ms), now_ms)
 
-    def wants_payloads(self, transfer: TransferId) -> bool:
-        """Nobody sends KV here."""
-        return False
-
     def on_copied(
         self, transfer: TransferId, span: KvSpan, *, ok: bool, elapsed_ms: float, now_ms: float
     ) -> list[Action]:
@@ -151,10 +134,6 @@ class PrefillCore:
     def on_channel_failed(self, peer: PeerId, text: str) -> list[Action]:
         """A decode worker cannot be reached by the transport that was asked for."""
         self._neighbours.on_channel_failed(peer, text)
-        return []
-
-    def on_peer_joined(self, peer: PeerId) -> list[Action]:
-        """Nobody writes into a prefill worker's pages."""
         return []
 
     def on_members(self, members: list[Member], now_ms: float) -> list[Action]:
@@ -268,10 +247,6 @@ class PrefillCore:
         return self._carry_out(self._sender.cancel(prompt.transfer, code, now_ms), now_ms)
 
     # -- state for others
-
-    def plan(self) -> StepPlan | None:
-        """The next step to compute, if any."""
-        return self._scheduler.plan()
 
     def report(self, sequence: int) -> Report:
         """State for whoever pinged."""

@@ -32,6 +32,8 @@ class Reporter:
 
     def __init__(self, mine: Member, ledger: Ledger, scheduler: Scheduler) -> None:
         self._mine, self._ledger, self._scheduler = mine, ledger, scheduler
+        self.draining = False
+        """True from the call to stop: gateways see it and send no more."""
 
     def report(
         self,
@@ -57,4 +59,5 @@ class Reporter:
                 "steps_total": float(scheduler.steps_total),
                 **counters,
             },
+            draining=self.draining,
         )

@@ -175,3 +175,17 @@ def test_a_prompt_for_an_unknown_decode_worker_fails_by_name_after_a_moment() ->
         pass
     failed = target.answers[R].failed
     assert failed is not None and failed.code == "no_worker" and "decode-9" in failed.text
+
+
+def test_a_draining_worker_finishes_what_it_has_and_takes_nothing_new() -> None:
+    target = world()
+    target.send("r", prompt(6), 40)
+    run_until(target, lambda: len(target.answers[R].tokens) > 3)
+    for process in target.processes.values():
+        process.core.drain()
+        assert process.core.report(1).draining
+    target.send("late", prompt(6), 5)
+    target.settle()
+    assert target.answers[R].tokens == answer(prompt(6), 40)
+    failed = target.answers[RequestId("late")].failed
+    assert failed is not None and failed.retryable and "draining" in failed.text
