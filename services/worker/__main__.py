@@ -11,6 +11,7 @@ from common.errors import ConfigError
 from common.settings import load, usage
 from services.worker.settings import WorkerSettings
 
+_SWITCH_S = 0.0005  # the loop waits so long at the most for the lock that the engine thread holds; 5 ms by default
 ROLES = ("prefill", "decode", "mixed")
 _SUMMARY = {
     "prefill": "Computes prompts and streams their KV to decode workers.",
@@ -39,6 +40,7 @@ def _run(role: str, settings: WorkerSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: signals.append(received))
     threading.excepthook = _end_process
+    sys.setswitchinterval(_SWITCH_S)
     with Worker(role, settings) as worker:
         worker.serve(lambda: bool(signals))
     return 0
