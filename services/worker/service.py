@@ -59,10 +59,11 @@ class WorkerService:
             now_ms = self._clock.now_ms()
             if stopping() and self._may_end(now_ms, drain_ms):
                 return
-            for peer, message, payloads in self._exchange.receive(_TICK_MS):
-                self._hear(peer, message, payloads)
-            for event in self._inbox.take():
+            received = self._exchange.receive(_TICK_MS)
+            for event in self._inbox.take():  # first: news of a death must not undo what the same peer asked after it
                 self._act(self._decide(event), ())
+            for peer, message, payloads in received:
+                self._hear(peer, message, payloads)
             now_ms = self._clock.now_ms()
             if now_ms - ticked_ms >= _TICK_MS:
                 ticked_ms = now_ms
@@ -83,7 +84,10 @@ class WorkerService:
             return False
         if self._core.idle:
             self._core.check()
-        return self._core.idle or elapsed_ms >= drain_ms
+            return True
+        if elapsed_ms >= drain_ms:
+            self._act(self._core.abandon(), ())
+        return elapsed_ms >= drain_ms
 
     def _hear(self, peer: PeerId, message: AnyMessage, payloads: Sequence[Payload]) -> None:
         try:
@@ -139,17 +143,25 @@ class WorkerService:
                 case Send(to, message):
                     if not self._exchange.send(to, message, self._links.payloads_for(message)):
                         self._log.event("send_refused", peer=to, message=type(message).__name__)
+                        self._core.on_unsent(to, message)
                 case Copy():
                     self._links.copy(action)
                 case Fill(pages=pages, payload=index):
                     self._links.fill(pages, payloads[index])
                 case Dial(peer, endpoint):
-                    self._exchange.dial(peer, endpoint)
+                    self._dial(peer, endpoint)
                 case OpenChannel(peer, member):
                     self._links.open(peer, member)
                 case HangUp(peer):
                     self._exchange.hang_up(peer)
                     self._links.close_channel(peer)
+
+    def _dial(self, peer: PeerId, endpoint: str) -> None:
+        try:
+            self._exchange.dial(peer, endpoint)
+        except ProtocolViolation as error:  # what the membership says of it is no address
+            self._log.event("dial_failed", peer=peer, endpoint=endpoint, text=str(error))
+            self._core.on_channel_failed(peer, str(error))
 
     def _check_when_idle(self, now_ms: float) -> None:
         """The laws cost milliseconds on a large pool, so a worker that is idle between requests checks now and then."""

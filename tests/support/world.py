@@ -70,6 +70,7 @@ class World:
         self.rng, self.transport = rng, transport
         self.now_ms = 0.0
         self.links: dict[tuple[PeerId, PeerId], deque] = {}
+        self.lost: list[tuple[PeerId, object]] = []
         self.answers: dict[RequestId, Answer] = {}
         self.lives = 0
         self.engine = FakeEngine(layers=2, block_tokens=4)
@@ -168,6 +169,10 @@ class World:
     def post(self, source: PeerId, target: PeerId, message: object) -> None:
         self.links.setdefault((source, target), deque()).append(message)
 
+    def unheard(self, peer: PeerId) -> list[object]:
+        """Messages to somebody who is not there."""
+        return [message for target, message in self.lost if target == peer]
+
     def process(self, peer: PeerId) -> Process | None:
         return next((p for p in self.processes.values() if p.peer == peer and p.alive), None)
 
@@ -225,7 +230,9 @@ class World:
             self.hear(message)
             return
         process = self.process(target)
-        if process is not None:
+        if process is None:
+            self.lost.append((target, message))
+        else:
             self.perform(process, process.core.on_message(source, message, self.now_ms))
 
     def pass_time(self, ms: float) -> None:

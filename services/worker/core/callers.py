@@ -40,6 +40,10 @@ class Callers:
             self.forget(peer)
         return gone
 
+    def knows(self, peer: PeerId) -> bool:
+        """Whether the caller was heard of late."""
+        return peer in self._heard_ms
+
     @property
     def n_callers(self) -> int:
         """Callers heard of late."""

@@ -83,6 +83,13 @@ class DecodeCore(WorkerRole):
         self._generation.forget(request)
         return self._incoming.cancel(request, "cancelled", now_ms) + self._incoming.pump(now_ms)
 
+    def abandon(self) -> list[Action]:
+        """The drain time is over: tell every gateway that still waits."""
+        return self._generation.abandon() + self._incoming.abandon()
+
+    def _end_unheard(self, request: RequestId) -> None:
+        self._generation.forget(request)
+
     def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
         """The engine finished a step."""
         actions = self._generation.on_tokens(self._scheduler.complete(result), now_ms)
@@ -107,8 +114,8 @@ class DecodeCore(WorkerRole):
         for request in [r for r, until in self._cancelled.items() if now_ms >= until]:
             del self._cancelled[request]
         actions: list[Action] = []
-        for peer in self._callers.gone_silent(now_ms):
-            self._generation.forget_gateway(peer)
+        for peer in self._gone_silent(now_ms):
+            actions += self._generation.forget_gateway(peer)
             actions += self._incoming.forget_gateway(peer, now_ms)
             actions += self._incoming.on_sender_silent(peer, now_ms)
         return actions + self._generation.on_tick(now_ms) + self._incoming.on_tick(now_ms)

@@ -98,19 +98,26 @@ class Generation:
         if self._answers.pop(request, None) is not None:
             self._scheduler.drop(request)
 
-    def forget_gateway(self, gateway: PeerId) -> None:
-        """Nobody waits for these answers any more."""
-        for request in [r for r, answer in self._answers.items() if answer.gateway == gateway]:
-            self.forget(request)
+    def forget_gateway(self, gateway: PeerId) -> list[Action]:
+        """The gateway fell silent. It is told all the same: if it only paused, it must not wait for ever."""
+        mine = [request for request, answer in self._answers.items() if answer.gateway == gateway]
+        text = f"gateway {gateway} was silent for too long"
+        return [action for request in mine for action in self._fail(request, "peer_failed", text, retryable=True)]
+
+    def abandon(self) -> list[Action]:
+        """This worker ends: tell every gateway that still waits."""
+        text = "the worker was told to stop, and its time to drain is over"
+        return [a for request in list(self._answers) for a in self._fail(request, "peer_failed", text, retryable=True)]
+
+    def _fail(self, request: RequestId, code: str, text: str, *, retryable: bool) -> list[Action]:
+        answer = self._answers[request]
+        phase = "decode" if answer.started else "prefill"
+        self.forget(request)
+        failed = Failed(request=request, code=code, phase=phase, text=f"{text} (phase {phase})", retryable=retryable)
+        return [Send(answer.gateway, failed)]
 
     def on_tick(self, now_ms: float) -> list[Action]:
         """Ends requests whose time is up."""
-        actions: list[Action] = []
-        for request in [r for r, answer in self._answers.items() if now_ms >= answer.deadline_ms]:
-            answer = self._answers[request]
-            phase = "decode" if answer.started else "prefill"
-            text = f"the request's time ran out in phase {phase}"
-            failed = Failed(request=request, code="deadline_exceeded", phase=phase, text=text, retryable=False)
-            actions.append(Send(answer.gateway, failed))
-            self.forget(request)
-        return actions
+        late = [request for request, answer in self._answers.items() if now_ms >= answer.deadline_ms]
+        text = "the request's time ran out"
+        return [a for request in late for a in self._fail(request, "deadline_exceeded", text, retryable=False)]

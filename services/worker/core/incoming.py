@@ -89,9 +89,12 @@ class Incoming:
         return actions
 
     def forget_gateway(self, gateway: PeerId, now_ms: float) -> list[Action]:
-        """Nobody waits for these requests any more."""
+        """The gateway fell silent. It is told all the same: if it only paused, it must not wait for ever."""
+        text = f"gateway {gateway} was silent for too long"
+        mine = [transfer for transfer, i in self._transfers.items() if i.arrival.gateway == gateway]
+        told = [a for t in mine for a in self._tell(GaveUp(t, "transfer", "peer_failed", text, True))]
         requests = {i.arrival.request: None for i in self._transfers.values() if i.arrival.gateway == gateway}
-        return [action for request in requests for action in self.cancel(request, "gateway_gone", now_ms)]
+        return told + [action for request in requests for action in self.cancel(request, "gateway_gone", now_ms)]
 
     def on_tick(self, now_ms: float) -> list[Action]:
         """Deadlines of open transfers, leases, repeats."""
@@ -124,7 +127,8 @@ class Incoming:
         actions: list[Action] = []
         while self._queue:
             incoming = self._transfers[self._queue[0]]
-            if not self._scheduler.has_room(len(incoming.request.prompt) + 1):
+            grows = incoming.request.sampling.max_tokens > 1  # the last drawn token needs no page
+            if not self._scheduler.has_room(len(incoming.request.prompt) + grows, promised=self._n_granted):
                 break
             self._queue.popleft()
             actions += self._grant(incoming, now_ms)
@@ -180,8 +184,14 @@ class Incoming:
         if incoming is None:
             return []
         if incoming.table is None:  # it held nothing, so no Release will come
-            del self._transfers[gave_up.transfer]
             self._queue.remove(gave_up.transfer)
+        told = self._tell(gave_up)
+        if incoming.table is None:
+            del self._transfers[gave_up.transfer]
+        return told
+
+    def _tell(self, gave_up: GaveUp) -> list[Action]:
+        incoming = self._transfers[gave_up.transfer]
         if incoming.told:
             return []
         incoming.told = True
@@ -201,6 +211,16 @@ class Incoming:
         """Whether KvSent of this transfer must bring the bytes along."""
         incoming = self._transfers.get(transfer)
         return incoming is not None and incoming.request.transport == "tcp"
+
+    @property
+    def _n_granted(self) -> int:
+        return len(self._transfers) - len(self._queue)
+
+    def abandon(self) -> list[Action]:
+        """This worker ends: tell every gateway that still waits."""
+        text = "the decode worker was told to stop, and its time to drain is over"
+        steps = [GaveUp(transfer, "transfer", "peer_failed", text, True) for transfer in self._transfers]
+        return [action for step in steps for action in self._tell(step)]
 
     @property
     def n_open(self) -> int:

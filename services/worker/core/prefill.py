@@ -25,7 +25,7 @@ from services.worker.core.role import Parts, WorkerRole
 from services.worker.core.scheduler import NewToken
 
 _ASK_AHEAD = 2
-"""Transfers that may wait for a grant at once: the prompt being computed and the one after it."""
+"""Transfers that may wait for one decode worker's grant: the prompt being computed and the one after it."""
 _CONNECT_GRACE_MS = 2_000.0
 """How long a prompt waits for a decode worker that is only just being connected."""
 
@@ -95,8 +95,7 @@ class PrefillCore(WorkerRole):
         step = self._scheduler.step
         actions: list[Action] = []
         for segment in step.segments if step is not None else ():
-            prompt = self._prompts.get(segment.request)
-            span = finished_span(segment, layer, self._layout)
+            prompt, span = self._prompts.get(segment.request), finished_span(segment, layer, self._layout)
             if prompt is not None and prompt.transfer is not None and span is not None:
                 actions += self._carry_out(self._sender.computed(prompt.transfer, span), now_ms)
         return actions
@@ -139,28 +138,23 @@ class PrefillCore(WorkerRole):
     def on_members(self, members: list[Member], now_ms: float) -> list[Action]:
         """The membership as Redis has it."""
         actions, replaced = self._neighbours.on_members(members, now_ms)
-        for peer in replaced:
-            actions += self.on_peer_dead(peer, now_ms)
-        return actions
+        return actions + [action for peer in replaced for action in self.on_peer_dead(peer, now_ms)]
 
     def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
         """A decode worker died (the kernel or its silence said so)."""
-        return self._carry_out(self._sender.on_peer_dead(peer), now_ms) + self._neighbours.forget(peer)
+        forgotten = self._neighbours.forget(peer)  # first, or the room that its prompts leave starts more for it
+        return self._carry_out(self._sender.on_peer_dead(peer), now_ms) + forgotten
 
     def on_tick(self, now_ms: float) -> list[Action]:
         """Pings, deadlines, renewals, silence."""
         actions, silent = self._neighbours.on_tick(now_ms)
         for peer in silent:
             actions += self.on_peer_dead(peer, now_ms)
-        for gateway in self._callers.gone_silent(now_ms):
-            for prompt in [p for p in self._prompts.values() if p.gateway == gateway]:
-                prompt.told = True
-                actions += self._end(prompt, "gateway_gone", now_ms)
+        for gateway in self._gone_silent(now_ms):
+            unheard = [p for p in self._prompts.values() if p.gateway == gateway]
+            actions += self._end_all(unheard, "peer_failed", f"gateway {gateway} was silent for too long", now_ms)
         late = [p for p in self._prompts.values() if now_ms >= p.deadline_ms and not p.told]
-        late.sort(key=lambda p: p.transfer is not None)  # queued ones first, or the room the others leave starts them
-        for prompt in late:
-            actions += prompt.tell("deadline_exceeded", f"the request's time ran out in phase {prompt.phase}")
-            actions += self._end(prompt, "deadline_exceeded", now_ms)
+        actions += self._end_all(late, "deadline_exceeded", "the request's time ran out", now_ms)
         actions += self._carry_out(self._sender.on_tick(now_ms), now_ms)
         return actions + self._pump(now_ms)
 
@@ -183,12 +177,16 @@ class PrefillCore(WorkerRole):
                 actions += prompt.tell("no_worker", text, retryable=True)
                 actions += self._end(prompt, "no_worker", now_ms)
                 continue
-            ungranted = sum(p.transfer is not None and p.granted_ms is None for p in self._prompts.values())
-            if ungranted >= _ASK_AHEAD or not self._scheduler.has_room(len(prompt.message.prompt)):
+            if not self._scheduler.has_room(len(prompt.message.prompt)):
                 break
+            if self._n_asking(decode) >= _ASK_AHEAD:
+                continue  # that decode worker is full; others may not be
             self._queue.remove(prompt)
             actions += self._start(prompt, decode, now_ms)
         return actions
+
+    def _n_asking(self, decode: PeerId) -> int:
+        return sum(p.decode == decode and p.granted_ms is None for p in self._prompts.values())
 
     def _start(self, prompt: Prompt, decode: PeerId, now_ms: float) -> list[Action]:
         message = prompt.message
@@ -236,6 +234,20 @@ class PrefillCore(WorkerRole):
                     self._scheduler.unhold(request)
                     actions += self._pump(now_ms)
         return actions
+
+    def _end_all(self, prompts: list[Prompt], code: str, text: str, now_ms: float) -> list[Action]:
+        """End queued prompts first, or the room that the others leave would start them."""
+        actions: list[Action] = []
+        for prompt in sorted(prompts, key=lambda p: p.transfer is not None):
+            if self._prompts.get(prompt.message.request) is prompt:
+                actions += prompt.tell(code, f"{text} (phase {prompt.phase})", retryable=code == "peer_failed")
+                actions += self._end(prompt, code, now_ms)
+        return actions
+
+    def abandon(self) -> list[Action]:
+        """The drain time is over: tell every gateway that still waits."""
+        text = "the worker was told to stop, and its time to drain is over"
+        return [a for p in self._prompts.values() for a in p.tell("peer_failed", text, retryable=True)]
 
     def _end(self, prompt: Prompt, code: str, now_ms: float) -> list[Action]:
         """Stop working on a prompt whose gateway needs no word of it any more."""

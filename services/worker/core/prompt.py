@@ -9,7 +9,7 @@ from kvstore.handover.actions import Send
 from services.worker.core.sequence import Sequence
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Prompt:
     """Mutable record, owned by the PrefillCore."""
 

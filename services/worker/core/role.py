@@ -3,10 +3,12 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from common.ids import PeerId, TransferId
+from common.ids import PeerId, RequestId, TransferId
 from common.messages import AnyMessage
+from common.messages.base import Message
 from common.messages.handover import KvSpan
 from common.messages.liveness import Hello, Member, Ping, Report, TransportReport
+from common.messages.requests import Failed, Tokens
 from kvstore.handover.actions import Send
 from kvstore.index.ledger import Ledger
 from services.worker.core.actions import Action
@@ -32,6 +34,7 @@ class WorkerRole(ABC):
         self._mine, self._max_queued = mine, max_queued
         self._ledger, self._scheduler, self._callers = parts.ledger, parts.scheduler, parts.callers
         self._reporter = Reporter(mine, parts.ledger, parts.scheduler)
+        self._owed: dict[PeerId, list[Failed]] = {}  # until their gateway pings, or falls silent
 
     @abstractmethod
     def on_message(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
@@ -61,6 +64,26 @@ class WorkerRole(ABC):
     @abstractmethod
     def check(self) -> None:
         """Conservation laws. Raises RuntimeError with the numbers."""
+
+    @abstractmethod
+    def abandon(self) -> list[Action]:
+        """The drain time is over: tell every gateway that still waits."""
+
+    def _end_unheard(self, request: RequestId) -> None:
+        """Its gateway did not get what was sent: there is no use in going on."""
+
+    def on_unsent(self, peer: PeerId, message: Message) -> None:
+        """A message could not be sent. Requests whose tokens are lost fail, as soon as their gateway is heard again."""
+        requests: tuple[RequestId, ...] = ()
+        if isinstance(message, Tokens):
+            requests = tuple(delta.request for delta in message.deltas)
+        elif isinstance(message, Failed):
+            requests = (message.request,)
+        for request in requests:
+            self._end_unheard(request)
+            text = f"{self._mine.id} could not reach the gateway for a while"
+            failed = Failed(request=request, code="peer_failed", phase="decode", text=text, retryable=True)
+            self._owed.setdefault(peer, []).append(failed)
 
     def on_layer(self, layer: int, now_ms: float) -> list[Action]:
         """The engine wrote one layer's K and V of the step it computes."""
@@ -105,7 +128,14 @@ class WorkerRole(ABC):
         """Whether somebody is there who may still believe that this worker takes requests."""
         return self._callers.n_callers > 0
 
+    def _gone_silent(self, now_ms: float) -> list[PeerId]:
+        gone = self._callers.gone_silent(now_ms)
+        for peer in [peer for peer in self._owed if not self._callers.knows(peer)]:
+            del self._owed[peer]
+        return gone
+
     def _answer(self, peer: PeerId, message: Ping | Hello) -> list[Action]:
         if isinstance(message, Ping):
-            return [Send(peer, self.report(message.sequence))]
+            owed = [Send(peer, failed) for failed in self._owed.pop(peer, ())]
+            return [Send(peer, self.report(message.sequence)), *owed]
         return [self._callers.greet(peer, message)]

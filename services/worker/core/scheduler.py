@@ -123,14 +123,18 @@ class Scheduler:
         """Whether the sequence could run alone on this worker. One that could not would wait for ever."""
         return self.pool_pages_for(prompt_tokens, max_tokens) <= self._ledger.total_pages
 
-    def has_room(self, tokens: int) -> bool:
-        """Whether a sequence of that length, arriving now, would start with the next plan."""
-        return not self._waiting and self._room_for(tokens)
+    def has_room(self, tokens: int, *, promised: int = 0) -> bool:
+        """Whether a sequence of that length, arriving now, would start with the next plan.
 
-    def _room_for(self, tokens: int) -> bool:
-        """Pages for that many tokens, and one more block for each sequence that runs already."""
-        needed = self._layout.pages_for(tokens) + len(self._running) * self._layout.layers
-        return len(self._running) < self._max_running and needed <= self._ledger.free_pages
+        `promised` sequences have their pages already and will run here, but have not arrived.
+        """
+        return not self._waiting and self._room_for(tokens, promised)
+
+    def _room_for(self, tokens: int, promised: int = 0) -> bool:
+        """Pages for that many tokens, and one more block for each sequence that runs already or will."""
+        others = len(self._running) + promised
+        needed = self._layout.pages_for(tokens) + others * self._layout.layers
+        return others < self._max_running and needed <= self._ledger.free_pages
 
     # -- steps
 

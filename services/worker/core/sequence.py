@@ -7,7 +7,7 @@ from common.messages.requests import Sampling
 from kvstore.index.page_table import PageTable
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Sequence:
     """Mutable record, owned by the Scheduler; everybody else gets it to read."""
 

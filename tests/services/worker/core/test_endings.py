@@ -2,10 +2,11 @@
 
 import random
 
-from common.ids import Incarnation, RequestId, WorkerId
+from common.ids import Incarnation, RequestId, WorkerId, peer_id
 from common.messages.handover import GrantRequest
-from common.messages.liveness import Member
-from common.messages.requests import Sampling
+from common.messages.liveness import Member, Welcome
+from common.messages.requests import Sampling, TokenDelta, Tokens
+from kvstore.handover.actions import Send
 from tests.support.fake_engine import answer
 from tests.support.world import GATEWAY, SILENT_MS, World
 
@@ -189,3 +190,112 @@ def test_a_draining_worker_finishes_what_it_has_and_takes_nothing_new() -> None:
     assert target.answers[R].tokens == answer(prompt(6), 40)
     failed = target.answers[RequestId("late")].failed
     assert failed is not None and failed.retryable and "draining" in failed.text
+
+
+def silence_the_gateway(target: World) -> None:
+    """Everybody but the gateway is heard, and time passes."""
+    target.now_ms += SILENT_MS + 1
+    for process in target.processes.values():
+        for peer in [p.peer for p in target.processes.values()]:
+            process.core._callers.heard(peer, target.now_ms)
+        target.perform(process, process.core.on_tick(target.now_ms))
+
+
+def test_a_gateway_that_only_paused_is_told_that_its_requests_are_gone() -> None:
+    target = world()
+    target.send("r", prompt(6), 300)
+    run_until(target, lambda: len(target.answers[R].tokens) > 3)
+    silence_the_gateway(target)
+    target.settle()
+    failed = target.answers[R].failed
+    assert failed is not None and failed.retryable and "silent" in failed.text
+
+
+def test_a_silent_gateway_with_running_and_unreachable_prompts_breaks_nothing() -> None:
+    target = world(decode_pages=20)
+    for number in range(3):
+        target.send(f"r{number}", prompt(30), 5)
+    for number in range(3):
+        message = target.generate(f"u{number}", prompt(4), Sampling(max_tokens=2), decode="decode-9")
+        target.post(GATEWAY, target.processes["prefill"].peer, message)
+    prefill = target.processes["prefill"]
+    run_until(target, lambda: len(prefill.core._prompts) == 6)
+    silence_the_gateway(target)
+    run_until(target, lambda: all(p.core.idle for p in target.processes.values()), turns=2_000)
+    assert all(p.ledger.free_pages == p.ledger.total_pages for p in target.processes.values())
+
+
+def test_no_prompt_is_started_for_a_decode_worker_just_declared_dead() -> None:
+    target = world(decode_pages=20)
+    for number in range(6):
+        target.send(f"r{number}", prompt(30), 5)
+    prefill, decode = target.processes["prefill"], target.processes["decode"]
+    run_until(target, lambda: len(prefill.core._prompts) >= 4 and len(prefill.core._queue) >= 1)
+    actions = prefill.core.on_peer_dead(decode.peer, target.now_ms)
+    asked = [a for a in actions if isinstance(a, Send) and isinstance(a.message, GrantRequest)]
+    assert asked == []
+
+
+def test_a_full_decode_worker_does_not_hold_up_prompts_for_another() -> None:
+    target = world(decode_pages=20)
+    prefill = target.processes["prefill"]
+    other = Member(id=WorkerId("decode-1"), role="decode", incarnation=Incarnation(78), endpoint="z", host="h", pid=3)
+    target.members.append(other)
+    target.perform(prefill, prefill.core.on_members(target.members, target.now_ms))
+    peer = peer_id(other.id, other.incarnation)
+    target.perform(prefill, prefill.core.on_message(peer, Welcome(member=other), target.now_ms))
+    decode = target.processes["decode"]
+    hear = decode.core.on_message
+    decode.core.on_message = lambda p, m, now: [] if isinstance(m, GrantRequest) else hear(p, m, now)  # never grants
+    for number in range(4):
+        target.send(f"full{number}", prompt(4), 4)
+    message = target.generate("r", prompt(4), Sampling(max_tokens=2), decode="decode-1")
+    target.post(GATEWAY, prefill.peer, message)
+    while target.turn():
+        pass
+    assert any(isinstance(message, GrantRequest) for message in target.unheard(peer))
+
+
+def test_a_prompt_that_fills_the_decode_pool_exactly_is_granted() -> None:
+    target = world(decode_pages=20)  # ten blocks of four tokens over two layers
+    target.send("r", prompt(40), 1)
+    target.settle()
+    assert target.answers[R].tokens == answer(prompt(40), 1)
+
+
+def test_no_more_requests_are_granted_than_may_run() -> None:
+    target = world()
+    for number in range(12):
+        target.send(f"r{number}", prompt(4), 60)
+    most = 0
+    for _ in range(3_000):
+        most = max(most, target.processes["decode"].core._scheduler.n_running)
+        if not target.turn():
+            break
+    assert most == 5  # max_running of this world
+
+
+def test_tokens_that_could_not_be_sent_end_their_request_at_the_next_ping() -> None:
+    target = world()
+    target.send("r", prompt(6), 300)
+    decode = target.processes["decode"]
+    run_until(target, lambda: len(target.answers[R].tokens) > 3)
+    lost = Tokens(deltas=(TokenDelta(R, 4, (1,)),))
+    decode.core.on_unsent(GATEWAY, lost)
+    target.settle()
+    assert target.answers[R].failed is None
+    target.pass_time(400.0)
+    while target.turn():
+        pass
+    failed = target.answers[R].failed
+    assert failed is not None and failed.code == "peer_failed"
+    assert decode.ledger.free_pages == 400
+
+
+def test_who_still_waits_when_the_drain_time_is_over_is_told() -> None:
+    target = world()
+    target.send("r", prompt(6), 300)
+    target.send("young", prompt(150), 3)
+    run_until(target, lambda: len(target.answers[R].tokens) > 3)
+    told = [a.message.request for p in target.processes.values() for a in p.core.abandon()]
+    assert R in told
