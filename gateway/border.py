@@ -4,6 +4,7 @@ Gives each request its id, asks for the key, counts answers by status, and turns
 a traceback in the log. A plain ASGI wrapper, so that a streamed token passes one extra function call.
 """
 
+import asyncio
 import hmac
 import re
 import secrets
@@ -16,10 +17,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from common.errors import BodyTooLarge, InvalidRequest, ServingError
 from common.log import Log
 from common.units import format_bytes
-from gateway.errors import Internal, Unauthorized, error_response
+from gateway.errors import BodyTooSlow, Internal, Unauthorized, error_response
 from gateway.metrics import GatewayMetrics
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+BODY_TIMEOUT_S = 30.0
 CLIENT_LEFT_STATUS = 499  # never sent; how proxies log a client that did not wait
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _KNOWN_PATH = re.compile(r"/(v1/(models|completions|chat/completions)|health|ready|metrics|status)")
@@ -76,15 +78,19 @@ class Border:
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The whole body. Raises BodyTooLarge as soon as its length is announced or reached."""
+    """The whole body. Raises BodyTooLarge as soon as its length is announced or reached, BodyTooSlow."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit_bytes:
         raise _too_large(limit_bytes, f"{format_bytes(int(announced))} were announced")
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limit_bytes:
-            raise _too_large(limit_bytes, "more came")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for part in request.stream():
+                body += part
+                if len(body) > limit_bytes:
+                    raise _too_large(limit_bytes, "more came")
+    except TimeoutError:
+        raise BodyTooSlow(f"the body was not complete after {BODY_TIMEOUT_S:g} s") from None
     return bytes(body)
 
 

@@ -14,6 +14,12 @@ class Unauthorized(ServingError):
     code, http_status = "invalid_api_key", 401
 
 
+class BodyTooSlow(ServingError):
+    """The body did not come within its time."""
+
+    code, http_status = "body_too_slow", 408
+
+
 class NotFound(ServingError):
     """No such path."""
 
@@ -40,4 +46,6 @@ def error_body(error: ServingError) -> bytes:
 def error_response(error: ServingError) -> Response:
     """The whole answer; busy ones say when to come back."""
     headers = {"retry-after": str(RETRY_AFTER_S)} if error.http_status == 503 else {}
+    if error.http_status == 401:
+        headers["www-authenticate"] = "Bearer"
     return Response(error_body(error), error.http_status, headers, "application/json")

@@ -42,7 +42,7 @@ class StatusRoutes:
             "/status": self.status,
         }
         for path, endpoint in routes.items():
-            app.add_api_route(path, endpoint, methods=["GET"])
+            app.add_api_route(path, endpoint, methods=["GET", "HEAD"])
 
     async def health(self, request: Request) -> Response:
         """200 while the process lives."""

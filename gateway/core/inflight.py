@@ -156,7 +156,7 @@ class Inflight:
             return []
         name = one.entry_name if sender == one.entry else one.decode_name
         tokens = f"after {one.next_position} tokens" if one.next_position else "before the first token"
-        text = f"{name} failed in phase {failed.phase} {tokens}: {failed.text}"
+        text = f"{name} gave up in phase {failed.phase} {tokens}: {failed.text}"
         return self._fail(one, WorkerFailed(failed, text=text), but=sender)
 
     def on_lost(self, lost: Lost) -> list[Action]:

@@ -6,7 +6,8 @@ before pages were given. Each has a deadline: the request's own while it waits, 
 while it is being stopped. Quarantine has no end but Stopped, Abort or death: time alone proves nothing about a writer.
 
 Owns `_closed`: how transfers ended, and `_dead`: senders that the kernel reported gone, both for a while. So late
-messages get the answer that ends the sender's wait, and those of the dead open nothing that nobody would close.
+messages get the answer that ends the sender's wait, and nobody is granted pages for a mapping that has ended. A sender
+without a mapping may live: over tcp it is served as ever, and if it is dead, its silence and its leases tell.
 """
 
 from common.errors import ProtocolViolation
@@ -34,13 +35,13 @@ class _Incoming:
 
     __slots__ = ("coverage", "deadline_ms", "grant", "handover", "sender", "state", "stop_code", "writer_is_remote")
 
-    def __init__(self, sender: PeerId, deadline_ms: float) -> None:
+    def __init__(self, sender: PeerId, deadline_ms: float, writer_is_remote: bool) -> None:
         self.sender, self.deadline_ms = sender, deadline_ms
         self.state = ReceiverState.ASKED
         self.grant: Grant | None = None
         self.coverage = Coverage(0, 0, 0)
         self.handover: HandOver | None = None
-        self.writer_is_remote = True
+        self.writer_is_remote = writer_is_remote  # as asked for; as granted from `open` on
         self.stop_code = ""
 
 
@@ -70,17 +71,17 @@ class Receiver:
     def open(self, sender: PeerId, grant: Grant, writer_is_remote: bool, now_ms: float) -> list[ReceiverAction]:
         """Give pages. `writer_is_remote`: the sender writes them itself (shm), so they may need quarantine.
 
-        If the sender withdrew or died meanwhile, the answer is Release: the pages are free at once.
+        If the sender withdrew meanwhile, or would write through a mapping that has ended, the answer is Release: the pages are free at once.
         """
         if len(grant.pages) != self._layers or len({len(row) for row in grant.pages}) != 1:
             raise ValueError(
                 f"grant of {len(grant.pages)} rows; every one of {self._layers} layers needs equally many pages"
             )
-        if sender in self._dead:
+        if writer_is_remote and sender in self._dead:
             return [Release(grant.transfer)]
         if grant.transfer in self._closed:
             return [self._late(sender, grant.transfer), Release(grant.transfer)]
-        incoming = self._open.setdefault(grant.transfer, _Incoming(sender, now_ms))
+        incoming = self._open.setdefault(grant.transfer, _Incoming(sender, now_ms, writer_is_remote))
         incoming.state = advance(RECEIVER, incoming.state, ReceiverEvent.GRANT)
         incoming.grant, incoming.writer_is_remote = grant, writer_is_remote
         incoming.coverage = Coverage(self._layers, grant.first_block, grant.first_block + len(grant.pages[0]))
@@ -99,9 +100,9 @@ class Receiver:
 
     def on_message(self, sender: PeerId, message: AnyMessage, now_ms: float) -> list[ReceiverAction]:
         """Handle one message from a prefill worker. Raises ProtocolViolation for one that never belongs here."""
-        if sender in self._dead:
-            return []  # sent before it died
         match message:
+            case GrantRequest(transport=transport) if transport != "tcp" and sender in self._dead:
+                return []  # sent before its mapping ended
             case GrantRequest():
                 return self._on_request(sender, message, now_ms)
             case Renew(transfers=transfers):
@@ -142,18 +143,20 @@ class Receiver:
         return actions
 
     def on_peer_joined(self, sender: PeerId) -> None:
-        """A sender mapped our memory (again, if it had hung up): its messages count from now on."""
+        """A sender mapped our memory (again, if it had hung up): it may ask to write there from now on."""
         self._dead.pop(sender, None)
 
     def on_peer_dead(self, sender: PeerId, now_ms: float) -> list[ReceiverAction]:
         """The kernel says that a sender has no mapping of our memory any more: it died or hung up, and cannot write.
 
-        Its messages are ignored until `on_peer_joined`.
+        Ends what it writes, or asked to write, for itself; no such request of it is heard until `on_peer_joined`.
         """
         self._dead[sender] = now_ms + self._remember_ms
         actions: list[ReceiverAction] = []
         for transfer in self._transfers_of(sender):
             incoming = self._open[transfer]
+            if not incoming.writer_is_remote:
+                continue
             text = f"prefill worker {sender} died"
             actions += self._writer_gone(transfer, incoming, "peer_failed", text, now_ms)
         return actions
@@ -199,7 +202,8 @@ class Receiver:
         if incoming is None:
             if request.transfer in self._closed:
                 return [self._late(sender, request.transfer)]
-            self._open[request.transfer] = _Incoming(sender, now_ms + request.timeout_ms)
+            writer_is_remote = request.transport != "tcp"
+            self._open[request.transfer] = _Incoming(sender, now_ms + request.timeout_ms, writer_is_remote)
             return [Asked(sender, request)]
         if incoming.sender == sender and incoming.state is ReceiverState.FILLING and incoming.grant is not None:
             return [Send(sender, incoming.grant)]  # the first one was lost

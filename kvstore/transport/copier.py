@@ -37,6 +37,22 @@ class CopyDone:
     """Of the copy alone; 0 if it never began."""
 
 
+@dataclass(slots=True)
+class _Attached:
+    """One channel from `attach` to `detach`."""
+
+    channel: Channel
+    detached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Posted:
+    """A job and the channel that it was posted for: no other one may ever write into its pages."""
+
+    job: CopyJob
+    attached: _Attached | None
+
+
 @dataclass(frozen=True, slots=True)
 class _Close:
     channel: Channel
@@ -49,7 +65,7 @@ class _Reached:
     reached: threading.Event
 
 
-_Item = CopyJob | _Close | _Reached | None
+_Item = _Posted | _Close | _Reached | None
 
 
 class Copier:
@@ -63,7 +79,7 @@ class Copier:
         self._on_done = on_done
         self._clock = clock or MonotonicClock()
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
-        self._channels: dict[PeerId, Channel] = {}
+        self._attached: dict[PeerId, _Attached] = {}
         self._ending = threading.Lock()  # makes "still running?" and queueing one step
         self._running = True
         self._stopping = False
@@ -71,24 +87,27 @@ class Copier:
         self._thread.start()
 
     def attach(self, peer: PeerId, channel: Channel) -> None:
-        """Use this channel for jobs to `peer` from now on; an earlier one is closed."""
+        """Use this channel for jobs to `peer` posted from now on; an earlier one is detached."""
         self.detach(peer)
-        self._channels[peer] = channel
+        self._attached[peer] = _Attached(channel)
 
     def detach(self, peer: PeerId) -> None:
         """Close the channel to `peer` after the copy in progress; jobs still waiting for it end as failed."""
-        channel = self._channels.pop(peer, None)
-        if channel is not None and not self._put(_Close(channel)):
-            channel.close()
+        attached = self._attached.pop(peer, None)
+        if attached is None:
+            return
+        attached.detached = True
+        if not self._put(_Close(attached.channel)):
+            attached.channel.close()
 
     def kind(self, peer: PeerId) -> str | None:
         """Kind of the channel to `peer`; None if there is none."""
-        channel = self._channels.get(peer)
-        return None if channel is None else channel.kind
+        attached = self._attached.get(peer)
+        return None if attached is None else attached.channel.kind
 
     def post(self, job: CopyJob) -> None:
-        """Queue a job. After `stop` it ends as failed at once."""
-        if not self._put(job):
+        """Queue a job for the channel that its peer has now. After `stop` it ends as failed at once."""
+        if not self._put(_Posted(job, self._attached.get(job.to))):
             self._on_done(_never(job))
 
     def drain(self, timeout_s: float) -> bool:
@@ -113,8 +132,8 @@ class Copier:
         try:
             while (item := self._queue.get()) is not None and not self._stopping:
                 match item:
-                    case CopyJob():
-                        done = self._perform(item)
+                    case _Posted():
+                        done = self._perform(item.job, item.attached)
                         item = None  # its end is told once, also if telling fails
                         self._on_done(done)
                     case _:
@@ -122,22 +141,21 @@ class Copier:
         finally:  # also when our own bug ends this thread: nobody may wait for a job for ever
             self._abandon(item)
 
-    def _perform(self, job: CopyJob) -> CopyDone:
-        channel = self._channels.get(job.to)
-        if channel is None:
+    def _perform(self, job: CopyJob, attached: _Attached | None) -> CopyDone:
+        if attached is None or attached.detached:
             return CopyDone(job, False, None, f"no connection to {job.to}", 0.0)
         began_ms = self._clock.now_ms()
         try:
-            payload = channel.copy(job.span, job.source_pages, job.target_pages)
+            payload = attached.channel.copy(job.span, job.source_pages, job.target_pages)
         except PeerFailed as error:
             return CopyDone(job, False, None, str(error), self._clock.now_ms() - began_ms)
         return CopyDone(job, True, payload, "", self._clock.now_ms() - began_ms)
 
-    def _pass_by(self, item: CopyJob | _Close | _Reached) -> None:
+    def _pass_by(self, item: _Posted | _Close | _Reached) -> None:
         """What becomes of an item that is not copied."""
         match item:
-            case CopyJob():
-                self._on_done(_never(item))
+            case _Posted(job=job):
+                self._on_done(_never(job))
             case _Close(channel=channel):
                 channel.close()
             case _Reached(reached=reached):
@@ -152,8 +170,8 @@ class Copier:
         for item in left:
             if item is not None:
                 self._pass_by(item)
-        for peer in list(self._channels):
-            self._channels.pop(peer).close()
+        for peer in list(self._attached):
+            self._attached.pop(peer).channel.close()
 
 
 def _never(job: CopyJob) -> CopyDone:

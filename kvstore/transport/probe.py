@@ -13,6 +13,7 @@ from kvstore.memory.device import DevicePages
 from kvstore.memory.page_pool import PagePool
 from kvstore.transport.channel import Channel
 from kvstore.transport.share import Share
+from kvstore.transport.shared_pages import SharedPages
 from kvstore.transport.shm import ShmChannel
 from kvstore.transport.staged import StagedChannel
 from kvstore.transport.tcp import TcpChannel
@@ -26,6 +27,8 @@ class OpenedChannel:
 
     channel: Channel
     report: TransportReport
+    mapping: SharedPages | None = None
+    """shm: what `Share.hang_up` ends if the channel is not wanted after all."""
 
 
 def open_channel(
@@ -65,31 +68,31 @@ def _open_shm(mine: Member, theirs: Member, peer: PeerId, pages: PagePool, share
     target = share.connect(peer, theirs.share_path)
     page_bytes = target.description.page_bytes
     if page_bytes != pages.layout.page_bytes:
-        share.hang_up(peer)
+        share.hang_up(peer, target)
         raise PeerFailed(f"{peer} has pages of {page_bytes} bytes, not {pages.layout.page_bytes}")
     report = TransportReport(peer=peer, kind="shm", gib_per_s=round(target.gib_per_s, 3))
-    return OpenedChannel(ShmChannel(pages.rows, target), report)
+    return OpenedChannel(ShmChannel(pages.rows, target), report, target)
 
 
 class TcpProbe:
     """One test payload, from `message` to `on_probed`. Pure: the caller sends and tells the time."""
 
     def __init__(self, opened: TransportReport, nonce: int, now_ms: float) -> None:
-        self._opened, self._nonce, self._began_ms = opened, nonce, now_ms
+        self.opened, self.nonce, self.began_ms = opened, nonce, now_ms
         self._payload = nonce.to_bytes(8, "little") * (TCP_PROBE_BYTES // 8)
 
     @property
     def message(self) -> tuple[Probe, list[Payload]]:
         """What to send."""
-        return Probe(nonce=self._nonce), [self._payload]
+        return Probe(nonce=self.nonce), [self._payload]
 
     def on_probed(self, message: Probed, now_ms: float) -> TransportReport:
         """The report with the rate, from one round trip. Raises PeerFailed if the bytes did not arrive whole."""
-        if message != Probed(nonce=self._nonce, crc32=zlib.crc32(self._payload)):
-            raise PeerFailed(f"{self._opened.peer} received another payload than was sent")
-        elapsed_s = max(now_ms - self._began_ms, 0.001) / 1000
+        if message != Probed(nonce=self.nonce, crc32=zlib.crc32(self._payload)):
+            raise PeerFailed(f"{self.opened.peer} received another payload than was sent")
+        elapsed_s = max(now_ms - self.began_ms, 0.001) / 1000
         rate = round(len(self._payload) / elapsed_s / 2**30, 3)
-        return TransportReport(peer=self._opened.peer, kind="tcp", gib_per_s=rate, reason=self._opened.reason)
+        return TransportReport(peer=self.opened.peer, kind="tcp", gib_per_s=rate, reason=self.opened.reason)
 
 
 def answer_probe(message: Probe, payloads: Sequence[Payload]) -> Probed:

@@ -10,14 +10,33 @@ import selectors
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from common.clock import Clock, MonotonicClock
 from common.errors import PeerFailed
 from common.ids import PeerId
 from kvstore.memory.host import HostMemory
 from kvstore.transport.guest import visit
 from kvstore.transport.host import Guest, Host
 from kvstore.transport.shared_pages import SharedPages
+
+_INTRODUCE_WITHIN_MS = 5_000.0
+
+
+@dataclass(eq=False, slots=True)
+class _Visit:
+    """One mapped peer. Leaves by hanging up, by being replaced, or by the host's end; each unmaps and closes."""
+
+    peer: PeerId
+    connection: socket.socket
+    pages: SharedPages
+    watched: bool = True
+    """Whether the selector knows the connection."""
+
+    def close(self) -> None:
+        self.pages.close()  # first unmap, then let the host know
+        self.connection.close()
 
 
 class Share:
@@ -29,13 +48,20 @@ class Share:
     """
 
     def __init__(
-        self, self_id: PeerId, *, on_joined: Callable[[PeerId], None], on_gone: Callable[[PeerId], None]
+        self,
+        self_id: PeerId,
+        *,
+        on_joined: Callable[[PeerId], None],
+        on_gone: Callable[[PeerId], None],
+        clock: Clock | None = None,
     ) -> None:
         self._self_id, self._on_joined, self._on_gone = self_id, on_joined, on_gone
-        self._lock = threading.Lock()  # guards _visited, and that it agrees with the selector
-        self._visited: dict[PeerId, tuple[socket.socket, SharedPages]] = {}
+        self._clock = clock or MonotonicClock()
+        self._lock = threading.Lock()  # guards _visited, that it agrees with the selector, and _stopping
+        self._visited: dict[PeerId, _Visit] = {}
         self._host: Host | None = None
         self._guests: dict[PeerId, int] = {}  # open connections; the share's thread alone
+        self._strangers: dict[Guest, float] = {}  # until when (ms) they may introduce themselves; as above
         self._selector = selectors.DefaultSelector()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake_fd, selectors.EVENT_READ, None)
@@ -53,31 +79,55 @@ class Share:
         return os.fspath(host.path)
 
     def connect(self, peer: PeerId, path: str) -> SharedPages:
-        """Map a peer's pages and prove that both see the same memory; takes milliseconds. Raises PeerFailed."""
+        """Map a peer's pages and prove that both see the same memory; takes milliseconds. Raises PeerFailed.
+
+        An earlier mapping of that peer is unmapped, also one that came about meanwhile.
+        """
         self.hang_up(peer)
         connection, pages = visit(self._self_id, peer, path)
         connection.setblocking(False)
+        new = _Visit(peer, connection, pages)
         with self._lock:
-            self._visited[peer] = (connection, pages)
-            self._selector.register(connection, selectors.EVENT_READ, peer)
-        self._wake()
+            replaced, stopping = self._visited.get(peer), self._stopping
+            if replaced is not None:
+                self._forget(replaced)
+            if not stopping:
+                self._visited[peer] = new
+                self._selector.register(connection, selectors.EVENT_READ, new)
+                self._wake()
+        if replaced is not None:
+            replaced.close()
+        if stopping:
+            new.close()
+            raise PeerFailed(f"this process is closing and maps nothing of {peer} any more")
         return pages
 
-    def hang_up(self, peer: PeerId) -> None:
-        """Unmap a peer's pages, after the copy in progress, and end the connection. Unknown peers are ignored."""
+    def hang_up(self, peer: PeerId, pages: SharedPages | None = None) -> None:
+        """Unmap a peer's pages, after the copy in progress, and end the connection. Unknown peers are ignored.
+
+        `pages`: only if it is these that are mapped still, and not others that replaced them.
+        """
         with self._lock:
-            visited = self._visited.pop(peer, None)
-            if visited is not None:
-                self._selector.unregister(visited[0])
-        if visited is not None:
-            visited[1].close()  # first unmap, then let the host know
-            visited[0].close()
+            visited = self._visited.get(peer)
+            if visited is None or (pages is not None and visited.pages is not pages):
+                return
+            self._forget(visited)
+        visited.close()
+
+    def _forget(self, visited: _Visit) -> None:
+        """Watch a visit no more; under the lock. The caller closes it."""
+        if self._visited.get(visited.peer) is visited:
+            del self._visited[visited.peer]
+        if visited.watched:
+            visited.watched = False
+            self._selector.unregister(visited.connection)
 
     def close(self) -> None:
         """Stop serving, hang up everywhere, end the thread. Guests learn of it by end of file. Once is enough."""
-        if self._stopping:
-            return
-        self._stopping = True
+        with self._lock:
+            if self._stopping:
+                return
+            self._stopping = True
         self._wake()
         self._thread.join()
         for peer in list(self._visited):
@@ -95,7 +145,7 @@ class Share:
 
     def _run(self) -> None:
         while not self._stopping:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(self._patience_s()):
                 match key.data:
                     case None:
                         os.eventfd_read(self._wake_fd)
@@ -103,12 +153,24 @@ class Share:
                         self._accept(host)
                     case Guest() as guest:
                         self._hear(guest)
-                    case peer:
-                        self._hear_host(PeerId(peer), key.fileobj)
+                    case _Visit() as visited:
+                        self._hear_host(visited)
+            self._end_strangers()
+
+    def _patience_s(self) -> float | None:
+        """How long the next stranger may still be silent; None without strangers."""
+        until_ms = min(self._strangers.values(), default=None)
+        return None if until_ms is None else max(0.0, until_ms - self._clock.now_ms()) / 1000
+
+    def _end_strangers(self) -> None:
+        now_ms = self._clock.now_ms()
+        for guest in [guest for guest, until_ms in self._strangers.items() if now_ms >= until_ms]:
+            self._guest_ended(guest)
 
     def _accept(self, host: Host) -> None:
         guest = host.accept()
         if guest is not None:
+            self._strangers[guest] = self._clock.now_ms() + _INTRODUCE_WITHIN_MS
             with self._lock:
                 self._selector.register(guest.connection, selectors.EVENT_READ, guest)
 
@@ -120,6 +182,7 @@ class Share:
         except PeerFailed:
             alive = False  # it broke the rules or left: its connection ends, which it notices
         if not known and guest.peer is not None:
+            del self._strangers[guest]
             self._guests[guest.peer] = self._guests.get(guest.peer, 0) + 1
             self._on_joined(guest.peer)
         if not alive:
@@ -129,6 +192,7 @@ class Share:
         with self._lock:
             self._selector.unregister(guest.connection)
         guest.connection.close()
+        self._strangers.pop(guest, None)
         if guest.peer is None:
             return
         self._guests[guest.peer] -= 1
@@ -136,16 +200,13 @@ class Share:
             del self._guests[guest.peer]
             self._on_gone(guest.peer)
 
-    def _hear_host(self, peer: PeerId, connection: object) -> None:
+    def _hear_host(self, visited: _Visit) -> None:
         with self._lock:
-            visited = self._visited.get(peer)
-            if visited is None or visited[0] is not connection or not _at_end(visited[0]):
+            if not visited.watched or not _at_end(visited.connection):
                 return  # hung up by this process meanwhile, or only chatter
-            del self._visited[peer]
-            self._selector.unregister(visited[0])
-        visited[1].close()
-        visited[0].close()
-        self._on_gone(peer)
+            self._forget(visited)
+        visited.close()
+        self._on_gone(visited.peer)
 
 
 def _at_end(connection: socket.socket) -> bool:

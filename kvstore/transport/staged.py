@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from common.errors import PeerFailed
 from common.messages.handover import KvSpan
 from common.net.sockets import Payload
@@ -17,10 +19,13 @@ class StagedChannel:
         self._source = source
 
     def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Payload:
-        """The span's pages, one after the other. Raises PeerFailed."""
+        """The span's pages, one after the other. Raises PeerFailed, also if there is no memory for the copy now."""
         if len(source_pages) != len(target_pages):
             raise PeerFailed(f"layer {span.layer}: {len(source_pages)} pages for {len(target_pages)} granted ones")
-        return self._source.read(source_pages)
+        try:
+            return self._source.read(source_pages)
+        except (torch.OutOfMemoryError, MemoryError) as error:  # a full device fails one copy, not the process
+            raise PeerFailed(f"no memory to copy {len(source_pages)} pages of layer {span.layer}: {error}") from error
 
     def close(self) -> None:
         """Nothing is held."""

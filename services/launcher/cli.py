@@ -15,6 +15,7 @@ from services.launcher.commands import COMMANDS, Command, named, settings_classe
 from services.launcher.environment import foreign_variables
 
 _EXIT_SETTING = 2
+_EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _HELP_FLAGS = {"--help", "-h"}
 
 
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"penstock {command.name}: {error}", file=sys.stderr)
         return _EXIT_SETTING
+    except KeyboardInterrupt:  # before the command took the signal over
+        return _EXIT_INTERRUPTED
 
 
 def find(arguments: Sequence[str]) -> Command | None:

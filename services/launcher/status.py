@@ -18,6 +18,9 @@ def main(argv: Sequence[str]) -> int:
     api = GatewayApi(settings.url, settings.api_key)
     try:
         document = api.status()
+    except httpx.HTTPStatusError as error:
+        print(f"penstock status: {settings.url}: {_refusal(error.response)}", file=sys.stderr)
+        return 1
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         print(f"penstock status: {settings.url} does not answer: {error}", file=sys.stderr)
         return 1
@@ -25,3 +28,9 @@ def main(argv: Sequence[str]) -> int:
         api.close()
     print(status_text(document))
     return 0 if document["gateway"]["ready"] else 1
+
+
+def _refusal(response: httpx.Response) -> str:
+    if response.status_code == 401:
+        return "asks for a key: give it with --api-key"
+    return f"answered {response.status_code}: {response.text[:200]}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from common.errors import ServingError
+from common.errors import ConfigError, ServingError
 from services.launcher.plan import WORKER_ROLES, ProcessPlan
 from services.launcher.processes import Child, end
 from services.launcher.restarts import GiveUp, RestartPolicy
@@ -16,6 +16,7 @@ from services.launcher.restarts import GiveUp, RestartPolicy
 _WORKER_END_S = 25.0  # a worker drains for 20 s
 _REST_END_S = 10.0
 _TAIL_LINES = 12
+_EXIT_SETTING = 2  # of every process of ours: a setting must be changed
 
 
 class StartFailed(ServingError):
@@ -73,11 +74,12 @@ class System:
         return child
 
     def raise_if_ended(self) -> None:
-        """For the time of starting: StartFailed if any child has ended, with its own words."""
+        """For the time of starting: StartFailed, or ConfigError if it was for a setting, in the words of who ended."""
         for child in self.children:
             code = child.poll()
             if code is not None:
-                raise StartFailed(f"{child.plan.name} ended during the start ({_cause(code)}):\n{log_text(child)}")
+                kind = ConfigError if code == _EXIT_SETTING else StartFailed
+                raise kind(f"{child.plan.name} ended during the start ({_cause(code)}):\n{log_text(child)}")
 
     def revive(self, now_s: float) -> None:
         """Start again who has died and whose wait is over. Raises ServingError if one dies too often."""

@@ -34,7 +34,10 @@ _ANSWER_TIMEOUT_S = 120.0
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0 after Ctrl-C or SIGTERM, 1 if the system could not start or stay up. Raises ConfigError."""
+    """Exit code 0 after Ctrl-C or SIGTERM, 1 if the system could not start or stay up, 2 if a setting must be changed.
+
+    Raises ConfigError for what can be refused before anything starts.
+    """
     settings = load(UpSettings, argv, os.environ, known=settings_classes())
     _refuse_taken_ports(settings)
     run_dir = _run_dir(settings.run_dir)
@@ -63,12 +66,13 @@ def _run(settings: UpSettings, model: str, run_dir: RunDir, system: System, inte
         _say("stopped before it was up")
     except ServingError as error:
         print(f"penstock up: {error}", file=sys.stderr, flush=True)
-        code = 1
+        code = 2 if isinstance(error, ConfigError) else 1
     seen, drain_s = interrupts.count, settings.drain_s if code == 0 else 0.0
     _say(f"stopping: requests get up to {drain_s:g} s to finish; Ctrl-C again stops at once" if drain_s else "stopping")
     try:
         with interrupts.breaking_in(seen):
             system.drain(drain_s)
+        _say("stopped")
     except Interrupted:
         _say("stopped at once")
     return code

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from common.ids import PeerId
 from common.messages.liveness import Member, TransportReport
 from kvstore.transport.copier import CopyDone
+from kvstore.transport.probe import OpenedChannel
 from services.worker.core.plan import StepResult
 
 
@@ -53,8 +54,16 @@ class PeerGone:
 
 
 @dataclass(frozen=True, slots=True)
+class ChannelTried:
+    """An attempt to open a channel ended, with the channel or the reason why not. For `Links.on_tried` alone."""
+
+    peer: PeerId
+    outcome: OpenedChannel | str
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelOpened:
-    """A channel to a peer was probed."""
+    """A channel to a peer is attached."""
 
     report: TransportReport
 
@@ -75,7 +84,16 @@ class PeerJoined:
 
 
 Event = (
-    LayerDone | StepDone | EngineDied | CopyEnded | MembersRead | PeerGone | PeerJoined | ChannelOpened | ChannelFailed
+    LayerDone
+    | StepDone
+    | EngineDied
+    | CopyEnded
+    | MembersRead
+    | PeerGone
+    | PeerJoined
+    | ChannelTried
+    | ChannelOpened
+    | ChannelFailed
 )
 
 

@@ -6,6 +6,7 @@ Owns the copier and the share. Used by the loop's thread; opening a channel take
 import secrets
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from common.clock import Clock
 from common.errors import PeerFailed
@@ -18,15 +19,31 @@ from common.net.sockets import Exchange, Payload
 from kvstore.memory.device import DevicePages
 from kvstore.memory.page_pool import PagePool
 from kvstore.transport.copier import Copier, CopyDone, CopyJob
-from kvstore.transport.probe import TcpProbe, open_channel
+from kvstore.transport.probe import OpenedChannel, TcpProbe, open_channel
 from kvstore.transport.share import Share
 from kvstore.transport.tcp import write_payload
 from services.worker.core.actions import Copy
-from services.worker.inbox import ChannelFailed, ChannelOpened, Inbox
+from services.worker.inbox import ChannelFailed, ChannelOpened, ChannelTried, Inbox
+
+_MEASURE_WITHIN_MS = 5_000.0
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One thread that opens a channel. Leaves when its result is heard, which takes seconds at most."""
+
+    wanted: bool = True
+    """False once the channel was closed before it was open."""
+    then: Member | None = None
+    """Whom to open next: there is one attempt per peer at a time, so a late one cannot end a newer one's mapping."""
 
 
 class Links:
-    """Opens channels, posts copies, keeps payloads until their KvSent leaves."""
+    """Opens channels, posts copies, keeps payloads until their KvSent leaves.
+
+    Owns `_attempts`: channels being opened. Owns `_unmeasured` and `_probes`: open tcp channels whose rate was never
+    asked for, and those whose answer is awaited, for `_MEASURE_WITHIN_MS`. `close_channel` ends all of it.
+    """
 
     def __init__(
         self, mine: Member, pages: PagePool | DevicePages, share: Share, copier: Copier, inbox: Inbox, *, transport: str
@@ -35,6 +52,8 @@ class Links:
         self._inbox, self._transport = inbox, transport
         self._log = Log(process=mine.id)
         self._payloads: dict[tuple[TransferId, KvSpan], Payload] = {}
+        self._attempts: dict[PeerId, _Attempt] = {}
+        self._unmeasured: set[PeerId] = set()
         self._probes: dict[PeerId, TcpProbe] = {}
 
     @property
@@ -43,33 +62,71 @@ class Links:
         return self._pages.layout.page_bytes
 
     def open(self, peer: PeerId, member: Member) -> None:
-        """Find a way to `peer`; the inbox gets ChannelOpened, or ChannelFailed."""
+        """Find a way to `peer`; the inbox gets ChannelTried, which is for `on_tried`."""
+        running = self._attempts.get(peer)
+        if running is not None:
+            running.wanted, running.then = False, member
+            return
+        self._attempts[peer] = _Attempt()
         threading.Thread(target=self._open, args=(peer, member), name=f"open {peer}", daemon=True).start()
 
     def _open(self, peer: PeerId, member: Member) -> None:
         try:
             opened = open_channel(self._mine, member, self._pages, self._share, self._transport)
         except PeerFailed as error:
-            self._inbox.put(ChannelFailed(peer, str(error)))
+            self._inbox.put(ChannelTried(peer, str(error)))
             return
-        self._copier.attach(peer, opened.channel)
-        self._inbox.put(ChannelOpened(opened.report))
+        self._inbox.put(ChannelTried(peer, opened))
+
+    def on_tried(self, tried: ChannelTried) -> ChannelOpened | ChannelFailed | None:
+        """An attempt ended: what to tell the core now; None if nobody waits for this one any more."""
+        peer, outcome = tried.peer, tried.outcome
+        attempt = self._attempts.pop(peer)
+        if attempt.wanted and isinstance(outcome, OpenedChannel):
+            self._copier.attach(peer, outcome.channel)
+            if outcome.report.kind == "tcp":
+                self._unmeasured.add(peer)
+            return ChannelOpened(outcome.report)
+        if attempt.wanted:
+            return ChannelFailed(peer, str(outcome))
+        if isinstance(outcome, OpenedChannel):
+            outcome.channel.close()
+            if outcome.mapping is not None:
+                self._share.hang_up(peer, outcome.mapping)
+        if attempt.then is not None:
+            self.open(peer, attempt.then)
+        return None
 
     def measure(self, report: TransportReport, exchange: Exchange, clock: Clock) -> bool:
-        """Start measuring an opened tcp channel; False if its rate is known already."""
-        if report.kind != "tcp" or report.gib_per_s:
+        """True if the report must not be announced: its rate is being measured, or the channel was closed meanwhile.
+
+        Each tcp channel is measured once; if that fails it is announced, and used, with the rate 0.
+        """
+        peer = report.peer
+        if self._copier.kind(peer) is None:
+            return True
+        if peer not in self._unmeasured:
             return False
+        self._unmeasured.remove(peer)
         probe = TcpProbe(report, secrets.randbits(63), clock.now_ms())
-        self._probes[report.peer] = probe
         message, payloads = probe.message
-        exchange.send(report.peer, message, payloads)
+        if not exchange.send(peer, message, payloads):
+            return False
+        self._probes[peer] = probe
         return True
+
+    def on_tick(self, now_ms: float) -> None:
+        """Wait no longer for lost measurements: the inbox gets ChannelOpened without a rate."""
+        late = [peer for peer, probe in self._probes.items() if now_ms - probe.began_ms >= _MEASURE_WITHIN_MS]
+        for peer in late:
+            self._inbox.put(ChannelOpened(self._probes.pop(peer).opened))
 
     def on_probed(self, peer: PeerId, message: Probed, now_ms: float) -> None:
         """The peer answered the test payload; the inbox gets ChannelOpened with the rate."""
-        probe = self._probes.pop(peer, None)
-        if probe is None:
-            return
+        probe = self._probes.get(peer)
+        if probe is None or probe.nonce != message.nonce:
+            return  # too late, or of an earlier connection
+        del self._probes[peer]
         try:
             self._inbox.put(ChannelOpened(probe.on_probed(message, now_ms)))
         except PeerFailed as error:
@@ -77,6 +134,10 @@ class Links:
 
     def close_channel(self, peer: PeerId) -> None:
         """Nothing is written to the peer after the copy in progress; its memory is unmapped."""
+        attempt = self._attempts.get(peer)
+        if attempt is not None:
+            attempt.wanted, attempt.then = False, None
+        self._unmeasured.discard(peer)
         self._probes.pop(peer, None)
         self._copier.detach(peer)
         self._share.hang_up(peer)

@@ -20,6 +20,7 @@ from services.worker.engine_thread import EngineThread
 from services.worker.inbox import (
     ChannelFailed,
     ChannelOpened,
+    ChannelTried,
     CopyEnded,
     EngineDied,
     Event,
@@ -67,6 +68,7 @@ class WorkerService:
             now_ms = self._clock.now_ms()
             if now_ms - ticked_ms >= _TICK_MS:
                 ticked_ms = now_ms
+                self._links.on_tick(now_ms)
                 self._act(self._core.on_tick(now_ms), ())
                 self._check_when_idle(now_ms)
             plan = self._core.plan()
@@ -126,6 +128,9 @@ class WorkerService:
                 return self._core.on_peer_dead(peer, now_ms)
             case PeerJoined(peer=peer):
                 return self._core.on_peer_joined(peer)
+            case ChannelTried():
+                settled = self._links.on_tried(event)
+                return [] if settled is None else self._decide(settled)
             case ChannelOpened(report=report):
                 if self._links.measure(report, self._exchange, self._clock):
                     return []

@@ -95,7 +95,9 @@ def test_the_official_client_raises_the_error_of_a_broken_stream(up: Cluster) ->
     up.decode.say(gateway, tokens(generate.request, 0, ids("ab")))
     failed = Failed(request=generate.request, code="out_of_pages", phase="decode", text="no pages", retryable=True)
     up.decode.say(gateway, failed)
-    with pytest.raises(openai.APIError, match="decode worker decode-0 failed in phase decode after 2 tokens: no pages"):
+    with pytest.raises(
+        openai.APIError, match="decode worker decode-0 gave up in phase decode after 2 tokens: no pages"
+    ):
         answer.result(PATIENCE_S)
     assert up.prefill.hear(Cancel)[1].request == generate.request
 
@@ -139,7 +141,7 @@ def test_a_workers_refusal_keeps_its_code_and_gets_its_status(up: Cluster, code:
     answer = up.in_background(lambda: up.client().completions.create(model=NAME, prompt="x", stream=True))
     gateway, generate = up.accept()
     up.prefill.say(gateway, Failed(request=generate.request, code=code, phase="grant", text="no", retryable=False))
-    with pytest.raises(openai.APIStatusError, match="prefill worker prefill-0 failed in phase grant") as caught:
+    with pytest.raises(openai.APIStatusError, match="prefill worker prefill-0 gave up in phase grant") as caught:
         answer.result(PATIENCE_S)
     assert (caught.value.status_code, caught.value.code) == (status, code)
     assert up.decode.hear(Cancel)[1].request == generate.request

@@ -101,7 +101,6 @@ class DecodeCore(WorkerRole):
 
     def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
         """The kernel reported the death of a process that had our memory mapped."""
-        self._callers.forget(peer)
         return self._incoming.on_sender_dead(peer, now_ms)
 
     def on_peer_joined(self, peer: PeerId) -> list[Action]:

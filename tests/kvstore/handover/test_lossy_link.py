@@ -7,7 +7,7 @@ import pytest
 
 from common.ids import TransferId
 from kvstore.index.ledger import PageState
-from tests.kvstore.handover.world import World
+from tests.kvstore.handover.world import P, World
 
 
 def run(seed: int, transport: str) -> World:
@@ -50,6 +50,19 @@ def test_every_page_has_exactly_one_end(seed: int, transport: str) -> None:
         handed_over = {name for name, job in world.jobs.items() if job.ends == ["handed over"]}
         if world.receiver_alive:
             assert handed_over <= set(world.delivered)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_mappings_that_come_and_go_do_not_disturb_tcp(seed: int) -> None:
+    world = World(random.Random(seed), copy_failure=0.0)
+    world.sender = type(world.sender)(3, commit_wait_ms=55_000)
+    world.start("t", 6, 0, "tcp")
+    for number in range(40):
+        world.step()
+        if number % 8 == seed % 8:
+            world.perform_receiver(world.receiver.on_peer_dead(P, world.now_ms))
+    world.drain()
+    assert world.delivered == [TransferId("t")]
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])

@@ -109,7 +109,7 @@ def test_the_death_of_the_writer_frees_its_pages(stopping: bool) -> None:
     assert core.open_transfers == []
 
 
-def test_nothing_of_a_dead_peer_opens_anything_until_it_joins_again() -> None:
+def test_a_dead_writer_opens_nothing_until_it_joins_again() -> None:
     core = receiver()
     core.on_peer_dead(P, 1.0)
     late = TransferId("late")
@@ -119,6 +119,33 @@ def test_nothing_of_a_dead_peer_opens_anything_until_it_joins_again() -> None:
     ]
     core.on_peer_joined(P)
     assert core.on_message(P, request(late), 3.0) == [Asked(P, request(late))]
+
+
+def test_a_sender_that_lost_its_mapping_is_served_over_tcp() -> None:
+    core = Receiver(EPOCH, 2)
+    core.on_peer_dead(P, 1.0)
+    asked = request(T, "tcp")
+    assert core.on_message(P, asked, 2.0) == [Asked(P, asked)]
+    assert core.open(P, GRANT, False, 3.0) == [Send(P, GRANT)]
+    assert [type(action) for action in core.on_message(P, ALL, 4.0)] == [Fill, Fill]
+    assert core.on_message(P, HANDOVER, 5.0) == COMMITTED
+
+
+@pytest.mark.parametrize("granted", [False, True])
+def test_the_end_of_a_mapping_leaves_transfers_over_tcp_alone(granted: bool) -> None:
+    core = Receiver(EPOCH, 2)
+    core.on_message(P, request(T, "tcp"), 0.0)
+    if granted:
+        core.open(P, GRANT, False, 0.0)
+    assert core.on_peer_dead(P, 1.0) == []
+    assert core.open_transfers == [T]
+
+
+def test_the_end_of_a_mapping_ends_what_waits_to_write_through_it() -> None:
+    core = Receiver(EPOCH, 2)
+    core.on_message(P, request(T), 0.0)
+    assert [type(action) for action in core.on_peer_dead(P, 1.0)] == [GaveUp]
+    assert core.on_message(P, request(T), 2.0) == []
 
 
 def test_a_silent_writer_keeps_its_pages_in_quarantine() -> None:

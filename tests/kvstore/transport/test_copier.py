@@ -95,6 +95,33 @@ def test_detaching_lets_the_running_copy_end_fails_the_rest_and_then_closes(copi
     assert copier.kind(A) is None
 
 
+def test_a_job_never_runs_through_a_channel_that_was_attached_after_it_was_posted(copier: Copier, done: Done) -> None:
+    busy, old, new = Gate(is_open=False), Gate(), Gate()
+    copier.attach(B, busy)
+    copier.attach(A, old)
+    copier.post(job(0, B))
+    assert busy.entered.acquire(timeout=WAIT_S)
+    copier.post(job(1))
+    copier.attach(A, new)  # as after a re-dial: the pages of job 1 may be anybody's by now
+    copier.post(job(2))
+    busy.open.set()
+    ends = [done.get(timeout=WAIT_S) for _ in range(3)]
+    assert [(end.job.span.layer, end.ok) for end in ends] == [(0, True), (1, False), (2, True)]
+    assert (old.log, new.log) == (["close"], ["copy 2"])
+
+
+def test_a_job_posted_before_any_channel_fails_even_if_one_comes(copier: Copier, done: Done) -> None:
+    busy, late = Gate(is_open=False), Gate()
+    copier.attach(B, busy)
+    copier.post(job(0, B))
+    assert busy.entered.acquire(timeout=WAIT_S)
+    copier.post(job(1))
+    copier.attach(A, late)
+    busy.open.set()
+    assert [done.get(timeout=WAIT_S).ok for _ in range(2)] == [True, False]
+    assert late.log == []
+
+
 def test_stopping_ends_every_job_and_closes_every_channel(done: Done) -> None:
     copier, gate, idle = Copier(done.put), Gate(is_open=False), Gate()
     copier.attach(A, gate)

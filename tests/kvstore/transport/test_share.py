@@ -17,6 +17,8 @@ from common.kv_layout import KvLayout
 from common.messages.handover import KvSpan, Probed
 from common.messages.liveness import Member, TransportReport
 from kvstore.memory.host import HostMemory, open_host_memory
+from kvstore.transport import share as share_module
+from kvstore.transport.guest import visit
 from kvstore.transport.probe import TcpProbe, answer_probe, open_channel
 from kvstore.transport.share import Share
 from kvstore.transport.share_wire import Introduce, ProbeWritten, encode_frame
@@ -27,6 +29,19 @@ LAYOUT = KvLayout(layers=2, kv_heads=2, head_dim=32, dtype="float32")
 HOST, GUEST = peer_id(WorkerId("decode-0"), Incarnation(1)), peer_id(WorkerId("prefill-0"), Incarnation(2))
 WAIT_S, MIB = 30, 2**20
 News = queue.SimpleQueue[tuple[str, PeerId]]
+
+
+class ManualClock:
+    """Stands still until it is advanced."""
+
+    def __init__(self) -> None:
+        self._now_ms = 0.0
+
+    def now_ms(self) -> float:
+        return self._now_ms
+
+    def advance(self, passed_ms: float) -> None:
+        self._now_ms += passed_ms
 
 
 class Party:
@@ -128,6 +143,77 @@ def test_a_guest_with_two_connections_is_gone_with_the_last(parties: Callable[[P
     assert host.heard()[0] == "joined"  # so the end of `other` has been seen, and was no news
     guest.share.hang_up(HOST)
     assert host.heard() == ("gone", GUEST)
+
+
+def test_of_two_overlapping_connections_to_one_host_one_is_left(
+    parties: Callable[[PeerId], Party], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, guest = parties(HOST), parties(GUEST)
+    mapped: list[SharedPages] = []
+
+    def visit_twice(self_id: PeerId, peer: PeerId, path: str) -> tuple[socket.socket, SharedPages]:
+        """While the outer connection is being made, another one comes about."""
+        monkeypatch.setattr(share_module, "visit", visit)
+        visited = visit(self_id, peer, path)
+        mapped.append(guest.share.connect(peer, path))
+        return visited
+
+    monkeypatch.setattr(share_module, "visit", visit_twice)
+    kept = guest.share.connect(HOST, host.path)
+    assert [host.heard(), host.heard()] == [("joined", GUEST)] * 2
+    assert mapped[0].closed
+    assert not kept.closed
+    host.share.close()
+    assert guest.heard() == ("gone", HOST)
+    assert guest.news.empty()
+    assert kept.closed
+
+
+def test_hanging_up_one_mapping_leaves_the_one_that_replaced_it(parties: Callable[[PeerId], Party]) -> None:
+    host, guest = parties(HOST), parties(GUEST)
+    old = guest.share.connect(HOST, host.path)
+    new = guest.share.connect(HOST, host.path)
+    guest.share.hang_up(HOST, old)
+    assert not new.closed
+    guest.share.hang_up(HOST, new)
+    assert new.closed
+
+
+def test_a_closed_share_maps_nothing(parties: Callable[[PeerId], Party], monkeypatch: pytest.MonkeyPatch) -> None:
+    host, guest = parties(HOST), parties(GUEST)
+    mapped: list[SharedPages] = []
+
+    def visit_late(self_id: PeerId, peer: PeerId, path: str) -> tuple[socket.socket, SharedPages]:
+        visited = visit(self_id, peer, path)
+        mapped.append(visited[1])
+        guest.share.close()
+        return visited
+
+    monkeypatch.setattr(share_module, "visit", visit_late)
+    with pytest.raises(PeerFailed, match="closing"):
+        guest.share.connect(HOST, host.path)
+    assert mapped[0].closed
+
+
+def test_a_guest_that_never_introduces_itself_is_closed_and_the_others_are_not(tmp_path: Path) -> None:
+    clock = ManualClock()
+    memory = open_host_memory(4 * MIB, LAYOUT)
+    host = Share(HOST, on_joined=lambda peer: None, on_gone=lambda peer: None, clock=clock)
+    guest = Share(GUEST, on_joined=lambda peer: None, on_gone=lambda peer: None)
+    path = host.serve(memory, tmp_path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
+        stranger.settimeout(WAIT_S)
+        with short_name(Path(path)) as name:
+            stranger.connect(name)
+        pages = guest.connect(HOST, path)  # accepted after the stranger
+        clock.advance(60_000.0)
+        other = Share(PeerId("third@3"), on_joined=lambda peer: None, on_gone=lambda peer: None)
+        other.connect(HOST, path)  # wakes the host
+        assert stranger.recv(1) == b""
+    assert not pages.closed
+    for share in (other, guest, host):
+        share.close()
+    memory.close()
 
 
 def test_another_incarnation_than_expected_is_refused(parties: Callable[[PeerId], Party]) -> None:
