@@ -87,6 +87,7 @@ class Gateway:
             since_unix_s=int(time.time()),
             limits=Limits(files.vocab_tokens, files.context_tokens, files.end_tokens, settings.default_max_tokens),
             max_body_bytes=settings.max_body_bytes,
+            request_timeout_ms=settings.request_timeout_s * 1000,
         )
         return OpenAiRoutes(served, tokens, self.switchboard, metrics, MonotonicClock())
 

@@ -1,7 +1,7 @@
 """The answer to one request: from the first token to the last byte, streamed or whole.
 
 A stream's status line waits for the first token, so that everything that fails before it has a true status code.
-A client that leaves, at any time, ends the work everywhere.
+A client that leaves, at any time, ends the work everywhere; so does one that has not read its answer by the deadline.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from common.clock import Clock
 from common.errors import ServingError
@@ -40,6 +40,8 @@ class Plan:
     stream: bool
     include_usage: bool
     arrived_ms: float
+    timeout_ms: float
+    """Time from the arrival to the last byte."""
 
 
 class Reply(Response):
@@ -61,9 +63,9 @@ class Reply(Response):
         watch = asyncio.create_task(_tell_when_client_leaves(receive, inbox))
         try:
             if self._plan.stream:
-                await self._stream(inbox, send)
+                await self._stream(inbox, self._in_time(send))
             else:
-                await self._whole(inbox, send)
+                await self._whole(inbox, self._in_time(send))
         except ClientLeft:
             self._metrics.clients_left_total += 1
         finally:
@@ -72,6 +74,22 @@ class Reply(Response):
                 self._switchboard.cancel(order.request)
             self._metrics.e2e.observe((self._clock.now_ms() - self._plan.arrived_ms) / 1000)
             self._metrics.generated_tokens_total += self._generated_tokens
+
+    def _in_time(self, send: Send) -> Send:
+        """`send` with an end: what is not out when the request's time is over counts as a client that left.
+
+        A message that needs no waiting goes out even then, so that a client that reads hears of its deadline.
+        """
+
+        async def send_in_time(message: Message) -> None:
+            left_ms = self._plan.arrived_ms + self._plan.timeout_ms - self._clock.now_ms()
+            try:
+                async with asyncio.timeout(max(0.0, left_ms) / 1000):
+                    await send(message)
+            except TimeoutError:
+                raise ClientLeft from None
+
+        return send_in_time
 
     async def _stream(self, inbox: Inbox, send: Send) -> None:
         pieces = self._pieces(await inbox.take())

@@ -37,6 +37,7 @@ class Served:
     since_unix_s: int
     limits: Limits
     max_body_bytes: int
+    request_timeout_ms: float
 
 
 class OpenAiRoutes:
@@ -123,8 +124,7 @@ class OpenAiRoutes:
             )
             raise InvalidRequest(text, param="n" if len(prompts) == 1 else "prompt")
         request_id: str = request.state.request_id
-        seed = secrets.randbits(63)
-        orders = [self._order(request_id, parsed, prompt, seed + index) for prompt in prompts for index in range(n)]
+        orders = [self._order(request_id, parsed, prompt, index) for prompt in prompts for index in range(n)]
         is_chat = isinstance(parsed, ChatRequest)
         heading = Heading(
             id=f"{'chatcmpl' if is_chat else 'cmpl'}-{request_id}",
@@ -144,15 +144,18 @@ class OpenAiRoutes:
             stream=wishes.stream,
             include_usage=wishes.include_usage,
             arrived_ms=arrived_ms,
+            timeout_ms=self._served.request_timeout_ms,
         )
         self._metrics.prompt_tokens_total += plan.prompt_tokens
         return Reply(plan, self._switchboard, self._metrics, self._clock)
 
     def _order(
-        self, request_id: str, parsed: CompletionRequest | ChatRequest, prompt: tuple[int, ...], seed: int
+        self, request_id: str, parsed: CompletionRequest | ChatRequest, prompt: tuple[int, ...], index: int
     ) -> Order:
+        """The prompt's choice number `index`. With the client's seed, choice i continues as seed + i alone would."""
         if not prompt:
             raise InvalidRequest("the prompt has no tokens; it must have one or more", param="prompt")
+        seed = secrets.randbits(63) if parsed.seed is None else parsed.seed + index
         sampling = read_sampling(parsed, self._limits(), len(prompt), seed)
         return Order(
             request=RequestId(f"{request_id}.{next(self._serials):x}"),

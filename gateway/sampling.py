@@ -64,14 +64,11 @@ def read_wishes(request: AnswerRequest) -> Wishes:
 
 
 def read_sampling(request: CompletionRequest | ChatRequest, limits: Limits, prompt_tokens: int, seed: int) -> Sampling:
-    """Raises InvalidRequest or ContextTooLong. `seed` is used where the client gives none."""
+    """Raises InvalidRequest or ContextTooLong. `seed` is this choice's own: of the client's, or drawn."""
     temperature = _within(request.temperature, "temperature", 0.0, 2.0, default=1.0)
     top_p = _within(request.top_p, "top_p", 0.0, 1.0, default=1.0)
     if top_p == 0.0:
         raise InvalidRequest("top_p must be above 0", param="top_p")
-    repetition = _within(request.repetition_penalty, "repetition_penalty", 0.0, 100.0, default=1.0)
-    if repetition == 0.0:
-        raise InvalidRequest("repetition_penalty must be above 0", param="repetition_penalty")
     if request.seed is not None and not -_SEEDS <= request.seed < _SEEDS:
         raise InvalidRequest(f"seed must be a 64-bit number, not {request.seed}", param="seed")
     return Sampling(
@@ -82,8 +79,8 @@ def read_sampling(request: CompletionRequest | ChatRequest, limits: Limits, prom
         min_p=_within(request.min_p, "min_p", 0.0, 1.0, default=0.0),
         presence_penalty=_within(request.presence_penalty, "presence_penalty", -2.0, 2.0, default=0.0),
         frequency_penalty=_within(request.frequency_penalty, "frequency_penalty", -2.0, 2.0, default=0.0),
-        repetition_penalty=repetition,
-        seed=(seed if request.seed is None else request.seed) % _SEEDS,
+        repetition_penalty=_within(request.repetition_penalty, "repetition_penalty", 0.01, 100.0, default=1.0),
+        seed=seed % _SEEDS,
         stop_token_ids=_stop_token_ids(request, limits),
         logprobs=_logprobs(request),
     )

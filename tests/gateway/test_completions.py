@@ -64,6 +64,18 @@ def test_n_choices_get_seeds_of_their_own_and_the_prompt_counts_once(up: Cluster
     assert found.usage is not None and found.usage.prompt_tokens == 3
 
 
+def test_choices_of_a_seeded_request_count_up_from_its_seed(up: Cluster) -> None:
+    seeds: list[int] = []
+
+    def answer(gateway, generate):  # type: ignore[no-untyped-def]
+        seeds.append(generate.sampling.seed)
+        up.decode.say(gateway, tokens(generate.request, 0, ids("x"), "length"))
+
+    up.prefill.on_generate = answer
+    up.client().completions.create(model=NAME, prompt="abc", max_tokens=1, n=3, seed=7)
+    assert sorted(seeds) == [7, 8, 9]
+
+
 def test_chat_goes_through_the_models_template(up: Cluster) -> None:
     up.answer(ids("hi"))
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]

@@ -1,23 +1,28 @@
 """What a token may be, and that it depends on the row, the settings and (seed, t) alone."""
 
+import math
+from dataclasses import replace
+from typing import Any  # Any: settings by name
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from common.ids import RequestId
 from common.messages.requests import Sampling
 from kvstore.index.page_table import PageTable
 from services.worker.core.plan import Segment
-from services.worker.engine import sampling as sampling_module
 from services.worker.engine.chance import uniform
-from services.worker.engine.sampling import draw, penalised, sample
+from services.worker.engine.sampling import sample
 
 VOCAB_TOKENS = 50
 PROMPT = [3, 4, 5]
 
 
-def segment(name: str = "r0", generated: tuple[int, ...] = (), **settings: object) -> Segment:
+def segment(name: str = "r0", generated: tuple[int, ...] = (), **wishes: object) -> Segment:
     tokens = [*PROMPT, *generated]
     return Segment(
         request=RequestId(name),
@@ -26,7 +31,7 @@ def segment(name: str = "r0", generated: tuple[int, ...] = (), **settings: objec
         start=len(tokens) - 1,
         count=1,
         table=PageTable(1),
-        sampling=Sampling(max_tokens=99, **settings),  # type: ignore[arg-type]  # a test's keywords
+        sampling=Sampling(max_tokens=99, **wishes),  # type: ignore[arg-type]  # a test's keywords
         sample=True,
     )
 
@@ -35,8 +40,8 @@ def logits_of(rows: int = 1, seed: int = 0, spread: float = 3.0) -> Tensor:
     return torch.randn(rows, VOCAB_TOKENS, generator=torch.Generator().manual_seed(seed)) * spread
 
 
-def tokens_of(logits: Tensor, count: int = 300, **settings: object) -> set[int]:
-    drawn = [segment(f"r{seed}", seed=seed, temperature=1.0, **settings) for seed in range(count)]
+def tokens_of(logits: Tensor, count: int = 300, **wishes: object) -> set[int]:
+    drawn = [segment(f"r{seed}", seed=seed, temperature=1.0, **wishes) for seed in range(count)]
     return {one.token for one in sample(drawn, logits.expand(count, -1))}
 
 
@@ -84,13 +89,6 @@ def test_random_numbers_are_spread_evenly() -> None:
     assert abs(np.corrcoef(numbers[:, 0], numbers[:, 1])[0, 1]) < 0.3
 
 
-def test_draws_follow_the_probabilities() -> None:
-    logits = np.log(np.array([0.5, 0.25, 0.125, 0.125]))
-    grid = (np.arange(1000) + 0.5) / 1000
-    drawn = [draw(logits, Sampling(max_tokens=1), float(chance)) for chance in grid]
-    assert [drawn.count(token) for token in range(4)] == [500, 250, 125, 125]
-
-
 def test_temperature_sharpens_and_flattens() -> None:
     logits = logits_of(spread=1.0)
     cold = [
@@ -127,35 +125,86 @@ def test_min_p_keeps_tokens_not_too_far_below_the_likeliest() -> None:
     assert tokens_of(logits, min_p=1.0) == {1}
 
 
-@pytest.mark.parametrize("settings", [{}, {"top_p": 0.9}, {"min_p": 0.02}, {"top_k": 30}, {"top_k": 4, "top_p": 0.5}])
-def test_sorting_a_part_of_the_vocabulary_draws_the_same_tokens(
-    settings: dict[str, float], monkeypatch: pytest.MonkeyPatch
+def test_a_temperature_too_small_to_divide_by_is_greedy() -> None:
+    logits = logits_of(2)
+    found = [one.token for one in sample([segment("a", temperature=1e-308), segment("b", temperature=9e-6)], logits)]
+    assert found == logits.argmax(dim=-1).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nan_is_never_drawn_and_an_infinite_logit_always(temperature: float) -> None:
+    logits = torch.zeros(3, VOCAB_TOKENS)
+    logits[0, :40] = torch.nan
+    logits[1, [7, 9]] = torch.inf
+    logits[2] = -torch.inf
+    for seed in range(20):
+        batch = [segment(f"r{row}", temperature=temperature, seed=seed, logprobs=2) for row in range(3)]
+        tokens = [one.token for one in sample(batch, logits)]
+        assert tokens[0] >= 40
+        assert tokens[1] in (7, 9)
+        assert tokens[2] == 0
+
+
+_LOGIT = st.one_of(
+    st.floats(width=32, allow_nan=True, allow_infinity=True),
+    st.sampled_from([0.0, 1.0, -1.0, 3.4028235e38, -3.4028235e38, -math.inf]),
+)
+_ASKED = st.fixed_dictionaries(
+    {
+        "temperature": st.one_of(st.sampled_from([0.0, 5e-324, 1e-308, 1e-5, 2.0]), st.floats(0.0, 2.0)),
+        "top_k": st.one_of(st.none(), st.integers(1, 2**63)),
+        "top_p": st.floats(0.0, 1.0, exclude_min=True),
+        "min_p": st.floats(0.0, 1.0),
+        "presence_penalty": st.floats(-2.0, 2.0),
+        "frequency_penalty": st.floats(-2.0, 2.0),
+        "repetition_penalty": st.one_of(st.sampled_from([5e-324, 0.01, 100.0, 1e300]), st.floats(0.01, 100.0)),
+        "seed": st.integers(0, 2**63 - 1),
+        "logprobs": st.sampled_from([None, 0, 20]),
+    }
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    row=st.lists(_LOGIT, min_size=1, max_size=40),
+    asked=_ASKED,
+    seen=st.lists(st.integers(0, 39), min_size=1, max_size=20),
+    others=st.integers(0, 2),
+)
+def test_whatever_the_logits_and_settings_a_possible_token_comes_out(
+    row: list[float], asked: dict[str, Any], seen: list[int], others: int
 ) -> None:
-    row = np.round(logits_of()[0].double().numpy(), 1)  # rounded, so that there are ties
-    chances = [(i + 0.5) / 200 for i in range(200)]
-    request = Sampling(max_tokens=1, **settings)  # type: ignore[arg-type]  # a test's keywords
-    whole = [draw(row, request, chance) for chance in chances]
-    monkeypatch.setattr(sampling_module, "_LIKELIEST", (4, 16))
-    assert [draw(row, request, chance) for chance in chances] == whole
+    one = segment(**asked)
+    history = [token % len(row) for token in seen]
+    one = replace(one, tokens=history, prompt_tokens=len(history) // 2, start=len(history) - 1)
+    logits = torch.tensor([row] * (1 + others), dtype=torch.float32)
+    sampled = sample([one] * (1 + others), logits)
+    assert len({each.token for each in sampled}) == 1
+    token = sampled[0].token
+    assert 0 <= token < len(row)
+    possible = [index for index, logit in enumerate(row) if not math.isnan(logit) and logit != -math.inf]
+    # A penalty may push the last possible tokens to -inf; then all are equally impossible, and 0 stands for them.
+    assert token in possible or token == 0
 
 
-def test_repetition_penalty_weakens_prompt_and_output_once_each() -> None:
-    row = np.linspace(-2.0, 2.0, VOCAB_TOKENS)
-    changed = penalised(row, [0, 1, 1, 49, 49], 3, Sampling(max_tokens=1, repetition_penalty=2.0))
-    meant = row.copy()
-    meant[[0, 1]] *= 2.0
-    meant[49] /= 2.0
-    assert np.allclose(changed, meant)
+def test_penalties_change_the_greedy_token_of_each_row_alone() -> None:
+    logits = torch.zeros(2, VOCAB_TOKENS)
+    logits[:, 9], logits[:, 10] = 2.0, 1.5
+    batch = [segment("a", generated=(9,), presence_penalty=1.0), segment("b", generated=(9,))]
+    assert [one.token for one in sample(batch, logits)] == [10, 9]
 
 
-def test_frequency_and_presence_penalties_count_output_only() -> None:
-    row = np.zeros(VOCAB_TOKENS)
-    changed = penalised(
-        row, [*PROMPT, 7, 7, 8], 3, Sampling(max_tokens=1, frequency_penalty=0.5, presence_penalty=0.25)
-    )
-    assert changed[7] == -1.25
-    assert changed[8] == -0.75
-    assert not changed[PROMPT].any()
+def test_greedy_penalised_and_drawn_rows_of_one_batch_keep_their_places() -> None:
+    logits = logits_of(5)
+    batch = [
+        segment("a", temperature=0.8, seed=1),
+        segment("b"),
+        segment("c", generated=(9,), presence_penalty=1.0),
+        segment("d", temperature=1.0, seed=2, top_k=3),
+        segment("e", generated=(9,), temperature=1.0, seed=3, frequency_penalty=1.0),
+    ]
+    together = [one.token for one in sample(batch, logits)]
+    assert together == [sample([batch[row]], logits[row : row + 1])[0].token for row in range(5)]
 
 
 def test_penalties_change_the_greedy_token() -> None:
