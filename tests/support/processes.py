@@ -36,7 +36,7 @@ class Cluster:
         arguments = [sys.executable, "-m", "services.launcher.cli", role, "--id", name]
         settings = {"redis": self.redis_url, "cluster": "test", **flags}
         if role in ("prefill", "decode", "mixed"):
-            settings = {"threads": 1, **settings}
+            settings = {"threads": 1, "run_dir": self.folder, **settings}  # or kill -9 leaves a folder behind
         for flag, value in settings.items():
             arguments += [f"--{flag.replace('_', '-')}", str(value)]
         with (self.folder / f"{name}.log").open("ab") as log:
