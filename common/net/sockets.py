@@ -54,6 +54,7 @@ class Exchange:
         try:
             router.bind(bind.removesuffix(":0") + ":*" if bind.endswith(":0") else bind)
         except zmq.ZMQError as error:
+            router.close(linger=0)
             self.close()
             raise ConfigError(f"cannot listen on {bind}: {error}") from error
         self.endpoint = router.getsockopt_string(zmq.LAST_ENDPOINT)

@@ -22,8 +22,9 @@ _BUCKETS = 1024
 _SPAN_NATS = 32.0
 """Buckets reach so far below the likeliest token; the last one holds all that is less likely, e^-32 times or more."""
 _LEAST_SPAN_NATS = 2.0**-20
-_ELEMENTS_AT_ONCE = 2**19
-"""Rows are taken in groups of about so many scores: what is computed of them stays in the caches."""
+_ELEMENTS_AT_ONCE = 2**21
+"""Rows are taken in groups of about so many scores, which bounds the memory to about 50 MB. Smaller groups fit the
+caches better, but every operation waits for all compute threads, long where other processes share their cores."""
 
 
 def draw_rows(logits: Tensor, sampling: Sequence[Sampling], chances: Sequence[float]) -> list[int]:

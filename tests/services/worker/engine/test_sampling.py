@@ -227,6 +227,15 @@ def test_logprobs_are_natural_and_of_the_untouched_logits() -> None:
     assert sample([segment()], logits)[0].logprob is None
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logprobs_do_not_see_the_penalties(temperature: float) -> None:
+    logits = logits_of()
+    best = int(logits.argmax())
+    one = sample([segment(generated=(best,), temperature=temperature, presence_penalty=2.0, logprobs=1)], logits)[0]
+    assert one.logprob is not None
+    assert one.logprob.top[0][1] == pytest.approx(float(torch.log_softmax(logits[0], dim=-1)[best]), abs=1e-6)
+
+
 def test_sampling_leaves_the_logits_as_they_were() -> None:
     logits = logits_of()
     before = logits.clone()
