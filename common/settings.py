@@ -10,7 +10,7 @@ import difflib
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast  # Any: a setting's value has the type its field says
+from typing import Any, TypeVar  # Any: a setting's value has the type its field says
 
 from common.errors import ConfigError
 from common.units import parse_bytes
@@ -177,18 +177,6 @@ def _from_flags(settings: Mapping[str, Setting], arguments: Sequence[str]) -> di
 def _suggest(name: str, names: list[str]) -> str:
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"allowed are {', '.join(sorted(names))}"
-
-
-def to_environment(values: object) -> dict[str, str]:
-    """The variables that make `load` build an equal object; None and default values are left out."""
-    found: dict[str, str] = {}
-    for field in dataclasses.fields(cast(Any, values)):  # any dataclass instance
-        value = getattr(values, field.name)
-        if value is None or value == field.default:
-            continue
-        one = describe(type(values))[field.name]
-        found[one.variable] = str(value).lower() if isinstance(value, bool) else str(value)
-    return found
 
 
 def usage(kind: type, program: str, summary: str) -> str:

@@ -11,9 +11,10 @@ from common.clock import Clock
 from common.errors import ProtocolViolation
 from common.ids import PeerId, RequestId
 from common.log import Log
+from common.messages.actions import Dial, HangUp, Send
 from common.messages.liveness import Member
 from common.net.sockets import Exchange
-from gateway.core.actions import Action, Deliver, Dial, End, HangUp, Note, Send
+from gateway.core.actions import Action, Deliver, End, Note
 from gateway.core.dispatch import Dispatch
 from gateway.core.inflight import Order
 from gateway.core.roster import WorkerState

@@ -146,11 +146,6 @@ class Exchange:
         """
         return cast(int, self._dialled[peer].getsockopt(zmq.FD))
 
-    @property
-    def wake_fd(self) -> int:
-        """Readable after `wake`; for shells that poll elsewhere."""
-        return self._wake_fd
-
     def wake(self) -> None:
         """Make a waiting `receive` return. Any thread."""
         os.eventfd_write(self._wake_fd, 1)

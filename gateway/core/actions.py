@@ -3,32 +3,9 @@
 from dataclasses import dataclass
 
 from common.errors import ServingError
-from common.ids import PeerId, RequestId
-from common.messages.base import Message
+from common.ids import RequestId
+from common.messages.actions import Dial, HangUp, Send
 from common.messages.requests import TokenDelta
-
-
-@dataclass(frozen=True, slots=True)
-class Dial:
-    """Open a connection."""
-
-    peer: PeerId
-    endpoint: str
-
-
-@dataclass(frozen=True, slots=True)
-class HangUp:
-    """Close a connection."""
-
-    peer: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Queue a message; one that cannot be queued comes back through `on_unsent`."""
-
-    peer: PeerId
-    message: Message
 
 
 @dataclass(frozen=True, slots=True)

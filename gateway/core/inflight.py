@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from common.errors import Busy, DeadlineExceeded, NoWorker, PeerFailed, ServingError
 from common.ids import PeerId, RequestId, WorkerId
+from common.messages.actions import Send
 from common.messages.base import Message
 from common.messages.requests import Cancel, Failed, Generate, Sampling, TokenDelta, Tokens
 from common.policy.routing import NoRoute, RoutingPolicy
-from gateway.core.actions import Action, Deliver, End, Send
+from gateway.core.actions import Action, Deliver, End
 from gateway.core.failure import WorkerFailed
 from gateway.core.roster import Lost, Roster
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 from common.ids import PeerId, WorkerId, peer_id
 from common.messages import AnyMessage
+from common.messages.actions import Dial, HangUp, Send
 from common.messages.liveness import Hello, Member, ModelIdentity, Ping, Refused, Report, Welcome
 from common.policy.routing import WorkerView
-from gateway.core.actions import Action, Dial, HangUp, Note, Send
+from gateway.core.actions import Action, Note
 
 DIALLED_ROLES = frozenset({"prefill", "decode", "mixed", "kvstore"})
 PING_EVERY_MS = 500.0

@@ -3,19 +3,8 @@
 from dataclasses import dataclass
 
 from common.ids import PeerId, TransferId
-from common.messages.base import Message
+from common.messages.actions import Send
 from common.messages.handover import GrantRequest, HandOver, KvSpan
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Both sides: send a message. A send that fails needs no report: everything that matters is repeated.
-
-    KvSent over tcp travels with the payload of the copy that it announces.
-    """
-
-    to: PeerId
-    message: Message
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 import msgspec
 
 from common.ids import PeerId
+from common.messages.actions import Send
 from common.messages.base import Message
 from common.messages.handover import Grant, GrantRequest, HandOver, KvSent, KvSpan
 from common.messages.requests import Timings, TokenLogprob
-from kvstore.handover.actions import PostCopy, Send, SenderAction
+from kvstore.handover.actions import PostCopy, SenderAction
 from kvstore.handover.coverage import Coverage
 from kvstore.handover.states import SenderState
 

@@ -13,6 +13,7 @@ without a mapping may live: over tcp it is served as ever, and if it is dead, it
 from common.errors import ProtocolViolation
 from common.ids import Incarnation, PeerId, TransferId
 from common.messages import AnyMessage
+from common.messages.actions import Send
 from common.messages.handover import (
     Abort,
     Commit,
@@ -25,7 +26,7 @@ from common.messages.handover import (
     Stop,
     Stopped,
 )
-from kvstore.handover.actions import Asked, Deliver, Fill, GaveUp, Quarantine, ReceiverAction, Release, Send
+from kvstore.handover.actions import Asked, Deliver, Fill, GaveUp, Quarantine, ReceiverAction, Release
 from kvstore.handover.coverage import Coverage
 from kvstore.handover.states import RECEIVER, ReceiverEvent, ReceiverState, advance
 

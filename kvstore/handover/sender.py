@@ -9,6 +9,7 @@ request's deadline; waiting for Commit has one of its own; copies in flight alwa
 from common.errors import ProtocolViolation
 from common.ids import PeerId, TransferId
 from common.messages import AnyMessage
+from common.messages.actions import Send
 from common.messages.base import Message
 from common.messages.handover import (
     Abort,
@@ -22,7 +23,7 @@ from common.messages.handover import (
     Stop,
     Stopped,
 )
-from kvstore.handover.actions import GaveUp, Granted, HandedOver, Release, Send, SenderAction
+from kvstore.handover.actions import GaveUp, Granted, HandedOver, Release, SenderAction
 from kvstore.handover.outgoing import FirstToken, Outgoing
 from kvstore.handover.states import SENDER, SenderEvent, SenderState, advance
 

@@ -9,12 +9,13 @@ from common.errors import ProtocolViolation
 from common.ids import PeerId
 from common.log import Log
 from common.messages import AnyMessage
+from common.messages.actions import Dial, HangUp, Send
 from common.messages.handover import KvSent, Probe, Probed
 from common.net.sockets import Exchange, Payload
-from kvstore.handover.actions import Fill, Send
+from kvstore.handover.actions import Fill
 from kvstore.transport.probe import answer_probe
 from kvstore.transport.tcp import check_payloads
-from services.worker.core.actions import Action, Copy, Dial, HangUp, OpenChannel
+from services.worker.core.actions import Action, Copy, OpenChannel
 from services.worker.core.role import WorkerRole
 from services.worker.engine_thread import EngineThread
 from services.worker.inbox import (

@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from common.errors import ConfigError
-from common.settings import bytes_setting, describe, load, setting, to_environment, usage
+from common.settings import bytes_setting, describe, load, setting, usage
 from common.units import MIB
 
 
@@ -88,20 +86,6 @@ def test_variables_of_known_processes_may_stand_in_the_same_environment() -> Non
     with pytest.raises(ConfigError, match="PENSTOCK_DEPTH"):
         load(Example, ["--name", "a"], environ)
     assert load(Example, ["--name", "a"], environ, known=[Other]).name == "a"
-
-
-@given(
-    st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1),
-    st.integers(14, 65_535),
-    st.booleans(),
-    st.sampled_from(["red", "blue"]),
-    st.integers(0, 2**40),
-)
-def test_the_environment_of_an_object_builds_an_equal_one(
-    name: str, port: int, quiet: bool, colour: str, memory_bytes: int
-) -> None:
-    original = Example(name=name, port=port, quiet=quiet, colour=colour, memory_bytes=memory_bytes)
-    assert load(Example, [], to_environment(original)) == original
 
 
 def test_help_shows_every_flag_variable_and_default() -> None:

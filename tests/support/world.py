@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 
 from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
 from common.kv_layout import KvLayout
+from common.messages.actions import Dial, HangUp, Send
 from common.messages.liveness import Hello, Member, Ping, TransportReport
 from common.messages.requests import Cancel, Failed, Generate, Sampling, TokenDelta, Tokens
 from common.policy.batching import DecodeFirst
-from kvstore.handover.actions import Fill, Send
+from kvstore.handover.actions import Fill
 from kvstore.handover.receiver import Receiver
 from kvstore.handover.sender import Sender
 from kvstore.index.ledger import Ledger
-from services.worker.core.actions import Action, Copy, Dial, HangUp, OpenChannel
+from services.worker.core.actions import Action, Copy, OpenChannel
 from services.worker.core.callers import Callers
 from services.worker.core.decode import DecodeCore
 from services.worker.core.generation import Generation

@@ -3,23 +3,9 @@
 from dataclasses import dataclass
 
 from common.ids import PeerId
+from common.messages.actions import Dial, HangUp, Send
 from common.messages.liveness import Member
-from kvstore.handover.actions import Fill, PostCopy, Send
-
-
-@dataclass(frozen=True, slots=True)
-class Dial:
-    """Open a connection to a peer."""
-
-    peer: PeerId
-    endpoint: str
-
-
-@dataclass(frozen=True, slots=True)
-class HangUp:
-    """Close the connection to a peer and unmap its memory once no copy uses it."""
-
-    peer: PeerId
+from kvstore.handover.actions import Fill, PostCopy
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ Owns one entry per calling incarnation, made by its first message and removed af
 """
 
 from common.ids import PeerId
+from common.messages.actions import Send
 from common.messages.liveness import Hello, Member, Refused, Welcome, difference
-from kvstore.handover.actions import Send
 
 
 class Callers:

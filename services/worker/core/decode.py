@@ -9,10 +9,10 @@ import msgspec
 from common.errors import ProtocolViolation
 from common.ids import PeerId, RequestId, TransferId
 from common.messages import AnyMessage
+from common.messages.actions import Send
 from common.messages.handover import Abort, GrantRefused, GrantRequest, HandOver, KvSent, Renew, Stopped
 from common.messages.liveness import Hello, Member, Ping, Report
 from common.messages.requests import Cancel, Failed, Generate
-from kvstore.handover.actions import Send
 from services.worker.core.actions import Action
 from services.worker.core.generation import Generation
 from services.worker.core.incoming import Incoming

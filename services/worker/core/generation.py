@@ -7,9 +7,9 @@ or its gateway died. Pages belong to the Scheduler; an answer that ends drops it
 from dataclasses import dataclass
 
 from common.ids import PeerId, RequestId
+from common.messages.actions import Send
 from common.messages.handover import HandOver
 from common.messages.requests import Failed, Generate, Sampling, Timings, TokenDelta
-from kvstore.handover.actions import Send
 from kvstore.index.page_table import PageTable
 from services.worker.core.actions import Action
 from services.worker.core.outputs import Outbox, finish_of

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from common.ids import Incarnation, Owner, PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
+from common.messages.actions import Send
 from common.messages.handover import Abort, Grant, GrantRequest, HandOver, KvSent, Renew, Stopped
 from common.messages.requests import Failed
-from kvstore.handover.actions import Asked, Deliver, Fill, GaveUp, Quarantine, ReceiverAction, Release, Send
+from kvstore.handover.actions import Asked, Deliver, Fill, GaveUp, Quarantine, ReceiverAction, Release
 from kvstore.handover.receiver import Receiver
 from kvstore.index.ledger import Ledger, PageState
 from kvstore.index.page_table import PageTable

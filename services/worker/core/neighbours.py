@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from common.ids import PeerId, WorkerId, peer_id
+from common.messages.actions import Dial, HangUp, Send
 from common.messages.liveness import Hello, Member, Ping, Refused, Report, TransportReport, Welcome
-from kvstore.handover.actions import Send
-from services.worker.core.actions import Action, Dial, HangUp, OpenChannel
+from services.worker.core.actions import Action, OpenChannel
 
 PING_MS = 500.0
 _DIALLED_ROLES = frozenset({"decode"})

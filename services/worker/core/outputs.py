@@ -1,8 +1,8 @@
 """Tokens on their way to the gateways. Pure."""
 
 from common.ids import PeerId
+from common.messages.actions import Send
 from common.messages.requests import TokenDelta, Tokens
-from kvstore.handover.actions import Send
 from services.worker.core.sequence import Sequence
 
 

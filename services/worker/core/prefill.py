@@ -10,10 +10,11 @@ from common.errors import ProtocolViolation
 from common.ids import PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
 from common.messages import AnyMessage
+from common.messages.actions import Send
 from common.messages.handover import Commit, Grant, GrantRefused, GrantRequest, KvSpan, Stop
 from common.messages.liveness import Hello, Member, Ping, QueueCounts, Refused, Report, TransportReport, Welcome
 from common.messages.requests import Cancel, Generate, Timings
-from kvstore.handover.actions import GaveUp, Granted, HandedOver, PostCopy, Release, Send, SenderAction
+from kvstore.handover.actions import GaveUp, Granted, HandedOver, PostCopy, Release, SenderAction
 from kvstore.handover.outgoing import FirstToken
 from kvstore.handover.sender import Sender
 from services.worker.core.actions import Action, Copy

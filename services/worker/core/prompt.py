@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from common.ids import PeerId, TransferId
+from common.messages.actions import Send
 from common.messages.handover import KvSpan
 from common.messages.requests import Failed, Generate
-from kvstore.handover.actions import Send
 from services.worker.core.sequence import Sequence
 
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from common.ids import PeerId, RequestId, TransferId
 from common.messages import AnyMessage
+from common.messages.actions import Send
 from common.messages.base import Message
 from common.messages.handover import KvSpan
 from common.messages.liveness import Hello, Member, Ping, Report, TransportReport
 from common.messages.requests import Failed, Tokens
-from kvstore.handover.actions import Send
 from kvstore.index.ledger import Ledger
 from services.worker.core.actions import Action
 from services.worker.core.callers import Callers

@@ -193,7 +193,6 @@ class Scheduler:
         self._ledger.free(victim.owner)
         victim.table = PageTable(self._layout.layers)
         victim.computed_tokens = 0
-        victim.preemptions += 1
         self.preemptions_total += 1
         self._waiting.appendleft(victim)
 

@@ -1,6 +1,6 @@
 """One sequence as the scheduler sees it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from common.ids import Owner, RequestId
 from common.messages.requests import Sampling
@@ -29,7 +29,6 @@ class Sequence:
     """Somebody outside the scheduler (a copy in flight) still reads its pages."""
     dropped: bool = False
     """Over for its owner; pages go as soon as neither `in_step` nor `held`."""
-    preemptions: int = field(default=0)
 
     @property
     def owner(self) -> Owner:

@@ -6,10 +6,11 @@ import pytest
 
 from common.errors import Busy, DeadlineExceeded, NoWorker, PeerFailed
 from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
+from common.messages.actions import Send
 from common.messages.liveness import Member, PageCounts, QueueCounts, Report, Welcome
 from common.messages.requests import Cancel, Failed, Generate, Sampling, TokenDelta, Tokens
 from common.policy.routing import RoundRobin
-from gateway.core.actions import Action, Deliver, End, Send
+from gateway.core.actions import Action, Deliver, End
 from gateway.core.dispatch import Dispatch
 from gateway.core.inflight import Order
 from gateway.core.roster import Fit, Roster
@@ -58,7 +59,7 @@ def delivered(actions: list[Action]) -> list[int]:
 
 
 def cancels(actions: list[Action]) -> list[PeerId]:
-    return [action.peer for action in actions if isinstance(action, Send) and isinstance(action.message, Cancel)]
+    return [action.to for action in actions if isinstance(action, Send) and isinstance(action.message, Cancel)]
 
 
 def ends(actions: list[Action]) -> list[End]:
@@ -72,14 +73,14 @@ def test_a_request_goes_to_the_prefill_worker_and_names_its_decode_worker() -> N
     core = dispatch("prefill-0", "decode-0")
     (action,) = core.submit(order(), 0.0)
     assert isinstance(action, Send) and isinstance(action.message, Generate)
-    assert (action.peer, action.message.decode) == (P, "decode-0")
+    assert (action.to, action.message.decode) == (P, "decode-0")
     assert action.message.timeout_ms == TIMEOUT_MS
 
 
 def test_a_request_to_a_mixed_worker_names_nobody_else() -> None:
     (action,) = dispatch("mixed-0").submit(order(), 0.0)
     assert isinstance(action, Send) and isinstance(action.message, Generate)
-    assert (action.peer, action.message.decode) == (MIXED, None)
+    assert (action.to, action.message.decode) == (MIXED, None)
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -191,7 +192,7 @@ def test_a_generate_that_cannot_be_sent_ends_its_request() -> None:
     core = dispatch("prefill-0", "decode-0")
     (send,) = core.submit(order(), 0.0)
     assert isinstance(send, Send)
-    actions = core.on_unsent(send.peer, send.message)
+    actions = core.on_unsent(send.to, send.message)
     assert "cannot be reached" in str(ends(actions)[0].error)
     assert cancels(actions) == [D]
     core.check()

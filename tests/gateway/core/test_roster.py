@@ -1,8 +1,8 @@
 """Laws of the workers that a gateway knows."""
 
 from common.ids import Incarnation, PeerId, WorkerId, peer_id
+from common.messages.actions import Dial, HangUp, Send
 from common.messages.liveness import Hello, Member, PageCounts, Ping, QueueCounts, Refused, Report, Welcome
-from gateway.core.actions import Dial, HangUp, Send
 from gateway.core.roster import Fit, Roster, RosterStep
 from tests.gateway.model import NAME, VOCAB_TOKENS, identity
 
@@ -53,7 +53,7 @@ def condition(one: Roster, now_ms: float = 0.0) -> str:
 
 
 def pings(step: RosterStep) -> list[PeerId]:
-    return [action.peer for action in step.actions if isinstance(action, Send) and isinstance(action.message, Ping)]
+    return [action.to for action in step.actions if isinstance(action, Send) and isinstance(action.message, Ping)]
 
 
 def test_a_new_worker_is_dialled_once_and_greeted() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from common.errors import ProtocolViolation
 from common.ids import Incarnation, PeerId, TransferId
+from common.messages.actions import Send
 from common.messages.handover import (
     Abort,
     Commit,
@@ -16,7 +17,7 @@ from common.messages.handover import (
     Stop,
     Stopped,
 )
-from kvstore.handover.actions import Asked, Deliver, Fill, GaveUp, Quarantine, Release, Send
+from kvstore.handover.actions import Asked, Deliver, Fill, GaveUp, Quarantine, Release
 from kvstore.handover.receiver import Receiver
 from tests.kvstore.handover.world import D, P, request
 

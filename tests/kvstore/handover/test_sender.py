@@ -4,6 +4,7 @@ import pytest
 
 from common.errors import ProtocolViolation
 from common.ids import Incarnation, PeerId, TransferId
+from common.messages.actions import Send
 from common.messages.handover import (
     Abort,
     Commit,
@@ -17,7 +18,7 @@ from common.messages.handover import (
     Stopped,
 )
 from common.messages.requests import Timings
-from kvstore.handover.actions import GaveUp, Granted, HandedOver, PostCopy, Release, Send, SenderAction
+from kvstore.handover.actions import GaveUp, Granted, HandedOver, PostCopy, Release, SenderAction
 from kvstore.handover.outgoing import FirstToken
 from kvstore.handover.sender import Sender
 from tests.kvstore.handover.world import D, request

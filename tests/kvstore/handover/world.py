@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from common.errors import OutOfPages
 from common.ids import Incarnation, Owner, PeerId, RequestId, TransferId
 from common.messages import decode, encode
+from common.messages.actions import Send
 from common.messages.handover import Grant, GrantRequest, KvSent, KvSpan
 from common.messages.requests import Sampling
 from kvstore.handover.actions import (
@@ -19,7 +20,6 @@ from kvstore.handover.actions import (
     Quarantine,
     ReceiverAction,
     Release,
-    Send,
     SenderAction,
 )
 from kvstore.handover.outgoing import FirstToken

@@ -3,10 +3,10 @@
 import random
 
 from common.ids import Incarnation, RequestId, WorkerId, peer_id
+from common.messages.actions import Send
 from common.messages.handover import GrantRequest
 from common.messages.liveness import Member, Welcome
 from common.messages.requests import Sampling, TokenDelta, Tokens
-from kvstore.handover.actions import Send
 from tests.support.fake_engine import answer
 from tests.support.world import GATEWAY, SILENT_MS, World
 
