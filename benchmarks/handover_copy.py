@@ -3,12 +3,14 @@
     python -m benchmarks.handover_copy [--prompt-tokens 1024] [--rounds 40] [--json FILE]
 
 Two processes, as in service: one shares its page memory, the other maps it and its copier thread writes prompts there,
-one job per layer and prefill chunk. Measured from the first job posted to the last one done. Plain memcpy moves as many
+one job per layer and prefill chunk (`by layer`) or a few with all layers (`aggregated`). Measured from the first job posted to the last one done. Plain memcpy moves as many
 bytes in one call between two ordinary buffers of one process. Both sides take turns and walk through more memory than any cache
-holds; the fastest, least disturbed round of each is compared. `neighbours`: pages as a ledger with room gives them; `scattered`: in random order.
+holds; the fastest, least disturbed round of each is compared. `neighbours`: blocks as a pool with room gives them, the pages of one
+layer of a block next to those of the next layer; `scattered`: blocks in random order.
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import random
@@ -27,6 +29,7 @@ from common.ids import PeerId, TransferId
 from common.kv_layout import KvLayout
 from common.messages.handover import KvSpan
 from kvstore.memory.host import open_host_memory
+from kvstore.transport.block_jobs import PIECE_BYTES
 from kvstore.transport.copier import Copier, CopyDone, CopyJob
 from kvstore.transport.share import Share
 from kvstore.transport.shm import ShmChannel
@@ -46,7 +49,8 @@ class Bandwidth:
     """Fastest of all rounds."""
 
     shape: str
-    pages: str
+    pieces: str
+    blocks: str
     prompt_mib: float
     handover_gib_per_s: float
     memcpy_gib_per_s: float
@@ -60,11 +64,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows = [row for shape in SHAPES for row in measure(shape, SHAPES[shape], arguments.prompt_tokens, arguments.rounds)]
-    print(f"{'shape':6} {'pages':11} {'MiB/prompt':>10} {'hand-over':>12} {'memcpy':>12} {'ratio':>6}")
+    print(f"{'shape':6} {'pieces':11} {'blocks':11} {'MiB/prompt':>10} {'hand-over':>12} {'memcpy':>12} {'ratio':>6}")
     for row in rows:
         speeds = f"{row.handover_gib_per_s:6.2f} GiB/s {row.memcpy_gib_per_s:6.2f} GiB/s"
-        print(f"{row.shape:6} {row.pages:11} {row.prompt_mib:10.1f} {speeds} {row.ratio:6.2f}")
-    reached = all(row.ratio >= TARGET_RATIO for row in rows if row.pages == "neighbours")
+        print(f"{row.shape:6} {row.pieces:11} {row.blocks:11} {row.prompt_mib:10.1f} {speeds} {row.ratio:6.2f}")
+    reached = all(row.ratio >= TARGET_RATIO for row in rows if row.blocks == "neighbours")
     print(f"target for neighbours: {TARGET_RATIO}; {'reached' if reached else 'MISSED'}")
     if arguments.json:
         found = {"target_ratio": TARGET_RATIO, "reached": reached, "rows": [asdict(row) for row in rows]}
@@ -81,8 +85,8 @@ def measure(shape: str, layout: KvLayout, prompt_tokens: int, rounds: int) -> li
     found: list[Bandwidth] = []
     with tempfile.TemporaryDirectory() as run_dir, decode_process(budget_bytes, layout, run_dir) as path:
         link = Link(budget_bytes, layout, path)
-        for order in ("neighbours", "scattered"):
-            jobs = link.jobs(prompts, prompt_tokens, order)
+        for pieces, order in itertools.product(("by layer", "aggregated"), ("neighbours", "scattered")):
+            jobs = link.jobs(prompts, prompt_tokens, pieces, order)
             for one in range(prompts):  # touch everything once
                 link.hand_over(jobs[one])
             link.require_equal(jobs)
@@ -94,8 +98,10 @@ def measure(shape: str, layout: KvLayout, prompt_tokens: int, rounds: int) -> li
                 plain_s = time.perf_counter() - began_s
                 pairs.append((link.hand_over(jobs[one]), plain_s))
             gib = prompt_bytes / 2**30
-            speeds = [gib / min(side) for side in zip(*pairs, strict=True)]
-            found.append(Bandwidth(shape, order, prompt_bytes / 2**20, *speeds, ratio=speeds[0] / speeds[1]))
+            copied, plain_copied = (gib / min(side) for side in zip(*pairs, strict=True))
+            found.append(
+                Bandwidth(shape, pieces, order, prompt_bytes / 2**20, copied, plain_copied, copied / plain_copied)
+            )
         link.close()
     return found
 
@@ -113,23 +119,27 @@ class Link:
         self._copier = Copier(self._ends.append)
         self._copier.attach(DECODE, ShmChannel(self._memory.pages.rows, self._target))
 
-    def jobs(self, prompts: int, prompt_tokens: int, order: str) -> list[list[CopyJob]]:
-        """Per prompt: one job per chunk and layer, in the order in which they are computed."""
+    def jobs(self, prompts: int, prompt_tokens: int, pieces: str, order: str) -> list[list[CopyJob]]:
+        """Per prompt: one job per chunk and layer, in the order in which they are computed, or per chunk of whole blocks."""
         layout, n_blocks = self._layout, self._layout.blocks_for(prompt_tokens)
-        pages = [list(range(prompts * n_blocks * layout.layers)) for _ in range(2)]
+        sides = [list(range(prompts * n_blocks)) for _ in range(2)]
         if order == "scattered":
-            for side, ids in enumerate(pages):
-                random.Random(side).shuffle(ids)
-        chunk_blocks = layout.blocks_for(CHUNK_TOKENS)
+            for side, blocks in enumerate(sides):
+                random.Random(side).shuffle(blocks)
         found: list[list[CopyJob]] = []
         for prompt in range(prompts):
             jobs: list[CopyJob] = []
-            for first in range(0, n_blocks, chunk_blocks):
-                for layer in range(layout.layers):
-                    low = (prompt * layout.layers + layer) * n_blocks + first
-                    count = min(chunk_blocks, n_blocks - first)
-                    source, target = (tuple(ids[low : low + count]) for ids in pages)
-                    jobs.append(CopyJob(TransferId(str(prompt)), DECODE, KvSpan(layer, first, count), source, target))
+            for span in spans(layout, n_blocks, pieces):
+                low = prompt * n_blocks + span.first_block
+                source, target = (
+                    tuple(
+                        block * layout.layers + layer
+                        for block in blocks[low : low + span.n_blocks]
+                        for layer in range(span.layer, span.layer + span.n_layers)
+                    )
+                    for blocks in sides
+                )
+                jobs.append(CopyJob(TransferId(str(prompt)), DECODE, span, source, target))
             found.append(jobs)
         return found
 
@@ -157,6 +167,19 @@ class Link:
         self._copier.stop()
         self._share.close()
         self._memory.close()
+
+
+def spans(layout: KvLayout, n_blocks: int, pieces: str) -> list[KvSpan]:
+    """What a prompt is copied in."""
+    if pieces == "aggregated":
+        step = max(1, PIECE_BYTES // layout.page_bytes // layout.layers)
+        return [KvSpan(0, first, min(step, n_blocks - first), layout.layers) for first in range(0, n_blocks, step)]
+    step = layout.blocks_for(CHUNK_TOKENS)
+    return [
+        KvSpan(layer, first, min(step, n_blocks - first))
+        for first in range(0, n_blocks, step)
+        for layer in range(layout.layers)
+    ]
 
 
 def fresh(job: CopyJob) -> CopyJob:

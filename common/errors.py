@@ -11,6 +11,7 @@ ServingError
 │   ├── OutOfChunks       the chunk pool's budget is spent
 │   └── NoWorker          no worker of the needed role is ready
 ├── PeerFailed            another process broke its promise                   502, retry elsewhere
+│   ├── LoadFailed        KV that was to be reused could not be fetched
 │   └── ProtocolViolation a message that the protocol does not allow
 ├── DeadlineExceeded      the request's own time is up                        504
 └── ConfigError           the operator must change a setting                  exit code 2
@@ -97,6 +98,12 @@ class PeerFailed(ServingError):
     """Another process broke its promise."""
 
     code, http_status, retryable = "peer_failed", 502, True
+
+
+class LoadFailed(PeerFailed):
+    """KV that was to be reused could not be fetched, and the operator wants no recomputation."""
+
+    code = "load_failed"
 
 
 class ProtocolViolation(PeerFailed):

@@ -27,3 +27,7 @@ class KvLayout:
     def pages_for(self, tokens: int) -> int:
         """Pages over all layers that hold `tokens` tokens."""
         return self.blocks_for(tokens) * self.layers
+
+    def pages_at_most(self, prompt_tokens: int, max_tokens: int) -> int:
+        """Pages of a sequence at its longest: the last drawn token needs none."""
+        return self.pages_for(prompt_tokens + max_tokens - 1)

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from common.messages.requests import Timings
 from gateway.core.roster import WorkerState
+from gateway.worker_metrics import worker_families
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _PHASES = ("prefill_queue", "grant_wait", "compute", "transfer", "decode_queue")
@@ -97,31 +98,6 @@ class GatewayMetrics:
             ("broken_streams", "Streams that ended with an error.", self.broken_streams_total),
         ):
             yield CounterMetricFamily(_PREFIX + name, text, value=value)
-
-
-def worker_families(workers: Sequence[WorkerState]) -> Iterator[Metric]:
-    """Gauges and counters of every worker's last report."""
-    up = GaugeMetricFamily("penstock_worker_up", "1 if the worker takes requests.", labels=["worker", "role"])
-    pages = GaugeMetricFamily("penstock_worker_pages", "KV pages by state.", labels=["worker", "state"])
-    queue = GaugeMetricFamily("penstock_worker_queue", "Requests and waiting tokens.", labels=["worker", "state"])
-    steps = CounterMetricFamily("penstock_worker_engine_steps", "Engine steps finished.", labels=["worker"])
-    counters: dict[str, CounterMetricFamily] = {}
-    for state in workers:
-        name = state.member.id
-        up.add_metric([name, state.member.role], 1.0 if state.condition == "ready" else 0.0)
-        if state.report is None:
-            continue
-        for family, counts in ((pages, state.report.pages), (queue, state.report.queue)):
-            for field in counts.__struct_fields__:
-                family.add_metric([name, field], getattr(counts, field))
-        steps.add_metric([name], state.report.engine_steps)
-        for key, value in state.report.counters.items():
-            base = f"penstock_worker_{key.removesuffix('_total')}"
-            counter = counters.setdefault(
-                base, CounterMetricFamily(base, "From the worker's report.", labels=["worker"])
-            )
-            counter.add_metric([name], value)
-    yield from (up, pages, queue, steps, *(counters[base] for base in sorted(counters)))
 
 
 class MetricsPage(Collector):

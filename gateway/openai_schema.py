@@ -44,6 +44,7 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     return_token_ids: bool | None = None
+    cache_salt: str | None = None
 
     logit_bias: Any = None
     min_tokens: Any = None

@@ -22,7 +22,7 @@ from gateway.core.inflight import Order
 from gateway.metrics import GatewayMetrics
 from gateway.openai_schema import ChatRequest, CompletionRequest, read_chat, read_completion
 from gateway.reply import Plan, Reply
-from gateway.sampling import Limits, read_messages, read_sampling, read_wishes
+from gateway.sampling import Limits, read_cache_salt, read_messages, read_sampling, read_wishes
 from gateway.switchboard import Switchboard
 from gateway.tokens import Tokens
 
@@ -162,6 +162,7 @@ class OpenAiRoutes:
             prompt=prompt,
             sampling=sampling,
             model=self._served.name,
+            cache_salt=read_cache_salt(parsed),
         )
 
 

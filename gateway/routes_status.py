@@ -11,10 +11,12 @@ from starlette.responses import Response
 
 from common.errors import NoWorker
 from common.messages.liveness import Member, PageCounts, QueueCounts
+from gateway.cache_fields import cache_fields
 from gateway.core.roster import WorkerState
 from gateway.errors import error_response
 from gateway.metrics import GatewayMetrics, MetricsPage
 from gateway.switchboard import Switchboard
+from gateway.worker_metrics import pool_tier
 
 
 class StatusRoutes:
@@ -82,10 +84,13 @@ def _worker_fields(state: WorkerState) -> dict[str, Any]:
         "endpoint": state.member.endpoint,
         "pid": state.member.pid,
         "pages": msgspec.to_builtins(PageCounts() if report is None else report.pages),
+        "tier": pool_tier(state.member.role),
+        "cache": cache_fields(report),
         "queue": msgspec.to_builtins(QueueCounts() if report is None else report.queue),
         "transports": [] if report is None else msgspec.to_builtins(report.transports),
         "engine_steps": 0 if report is None else report.engine_steps,
         "counters": {} if report is None else report.counters,
+        "gauges": {} if report is None else report.gauges,
         "draining": report is not None and report.draining,
         "charged_requests": state.charged_requests,
         "alive_ms": round(state.alive_ms),

@@ -12,6 +12,7 @@ MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 512
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_TOKEN_IDS = 256
+MAX_CACHE_SALT_CHARACTERS = 256
 _COMPLETION_TOKENS = 16  # what OpenAI's completions give when max_tokens is left out
 _SEEDS = 2**63
 
@@ -61,6 +62,21 @@ def read_wishes(request: AnswerRequest) -> Wishes:
         token_ids=bool(request.return_token_ids),
         choices_per_prompt=n,
     )
+
+
+def read_cache_salt(request: AnswerRequest) -> str:
+    """What sets a request's cached KV apart from that of others; empty if the client gives none.
+
+    An empty salt is refused: a client that sends one has lost its own, and would share with everybody.
+    Raises InvalidRequest.
+    """
+    salt = request.cache_salt
+    if salt is None:
+        return ""
+    if not 1 <= len(salt) <= MAX_CACHE_SALT_CHARACTERS:
+        text = f"cache_salt must have 1 to {MAX_CACHE_SALT_CHARACTERS} characters, not {len(salt)}; or leave it out"
+        raise InvalidRequest(text, param="cache_salt")
+    return salt
 
 
 def read_sampling(request: CompletionRequest | ChatRequest, limits: Limits, prompt_tokens: int, seed: int) -> Sampling:

@@ -4,6 +4,18 @@ import msgspec
 
 from common.errors import ProtocolViolation
 from common.messages.base import Message
+from common.messages.blocks import (
+    Declined,
+    Find,
+    Found,
+    Offered,
+    Publish,
+    Put,
+    Release,
+    Reserve,
+    Reserved,
+    Stored,
+)
 from common.messages.handover import (
     Abort,
     Commit,
@@ -18,7 +30,6 @@ from common.messages.handover import (
     Stop,
     Stopped,
 )
-from common.messages.kvstore import Fetch, Fetched, Forget, Put, Stored
 from common.messages.liveness import Hello, Ping, Refused, Report, Welcome
 from common.messages.requests import Cancel, Failed, Generate, Tokens
 
@@ -27,8 +38,8 @@ HandoverMessage = (
     GrantRequest | Grant | GrantRefused | KvSent | HandOver | Commit | Stop | Stopped | Abort | Renew | Probe | Probed
 )
 LivenessMessage = Hello | Welcome | Refused | Ping | Report
-KvStoreMessage = Put | Stored | Fetch | Fetched | Forget
-AnyMessage = RequestMessage | HandoverMessage | LivenessMessage | KvStoreMessage
+BlockMessage = Reserve | Reserved | Publish | Put | Stored | Find | Found | Release | Offered | Declined
+AnyMessage = RequestMessage | HandoverMessage | LivenessMessage | BlockMessage
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)

@@ -39,6 +39,8 @@ class GrantRequest(Message, frozen=True, kw_only=True):
     """Time the request still has, counted on the receiver's clock from receipt."""
     transport: str = "shm"
     """`shm` (the sender writes into our memory) or `tcp` (payloads come with KvSent)."""
+    cache_salt: str = ""
+    """As in Generate: under which names the decode worker finds and keeps this request's blocks."""
 
 
 class Grant(Message, frozen=True, kw_only=True):
@@ -64,11 +66,15 @@ class GrantRefused(Message, frozen=True, kw_only=True):
 
 
 class KvSpan(msgspec.Struct, frozen=True, array_like=True):
-    """Consecutive token blocks of one layer."""
+    """Consecutive token blocks of one layer, or of several layers at once.
+
+    Pages and payloads of a span go block by block: all its layers of the first block, then of the next.
+    """
 
     layer: int
     first_block: int
     n_blocks: int
+    n_layers: int = 1
 
 
 class KvSent(Message, frozen=True, kw_only=True):

@@ -135,3 +135,6 @@ class Report(Message, frozen=True, kw_only=True):
     counters: dict[str, float] = {}
     """Monotonic totals since start, Prometheus names without prefix, such as `generated_tokens_total`."""
     draining: bool = False
+    gauges: dict[str, float] = {}
+    """Values that rise and fall, such as `oldest_pin_ms`. Keys here and in `counters` may carry Prometheus labels:
+    `hit_tokens_total{tier=host}`."""

@@ -43,6 +43,8 @@ class Generate(Message, frozen=True, kw_only=True):
     decode: WorkerId | None = None
     """Decode worker to hand over to; None: the receiver generates the answer itself."""
     model: str = ""
+    cache_salt: str = ""
+    """Requests with different salts share no cached KV; the client's choice, for instance one per tenant."""
 
 
 class Cancel(Message, frozen=True, kw_only=True):

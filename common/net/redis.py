@@ -41,7 +41,7 @@ class Registry:
 
     def members(self) -> list[Member]:
         """Everybody whose lease is alive, by id. Unreadable records are skipped."""
-        ids = sorted(_raw(name).decode() for name in self._redis.smembers(f"{self._prefix}:members"))
+        ids = sorted(undecoded(name).decode() for name in self._redis.smembers(f"{self._prefix}:members"))
         if not ids:
             return []
         found: list[Member] = []
@@ -51,7 +51,7 @@ class Registry:
                 gone.append(name)
                 continue
             try:
-                found.append(_decode_member(_raw(record)))
+                found.append(_decode_member(undecoded(record)))
             except msgspec.MsgspecError:
                 continue
         if gone:
@@ -61,7 +61,7 @@ class Registry:
     def withdraw(self, member: Member) -> None:
         """Remove this process's record, unless a newer incarnation wrote it."""
         record = self._redis.get(self._key(member.id))
-        if record is not None and _decode_member(_raw(record)).incarnation == member.incarnation:
+        if record is not None and _decode_member(undecoded(record)).incarnation == member.incarnation:
             self._redis.delete(self._key(member.id))
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ class Registry:
         return f"{self._prefix}:member:{name}"
 
 
-def _raw(reply: bytes | str) -> bytes:
+def undecoded(reply: bytes | str) -> bytes:
     """A reply as it came; the client was not told to decode any."""
     if isinstance(reply, str):
         raise TypeError(f"Redis replies must come undecoded: {reply!r}")

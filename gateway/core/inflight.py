@@ -28,6 +28,8 @@ class Order:
     prompt: tuple[int, ...]
     sampling: Sampling
     model: str
+    cache_salt: str = ""
+    """As in Generate."""
 
 
 @dataclass(slots=True)
@@ -110,6 +112,7 @@ class Inflight:
             timeout_ms=round(self._timeout_ms),
             decode=decode,
             model=order.model,
+            cache_salt=order.cache_salt,
         )
 
     def on_message(self, sender: PeerId, message: Tokens | Failed) -> list[Action]:

@@ -41,7 +41,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """Receiver, tcp only: write payload number `payload` of the message being handled into these pages."""
+    """Receiver, tcp only: write payload number `payload` of the message being handled into these pages.
+
+    `pages` are in the order of the span, as in PostCopy.
+    """
 
     transfer: TransferId
     span: KvSpan
@@ -77,7 +80,10 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class PostCopy:
-    """Sender: start this copy and report its end with `copied`, whatever happens."""
+    """Sender: start this copy and report its end with `copied`, whatever happens.
+
+    `target_pages`: block by block, all the span's layers of one block, then of the next.
+    """
 
     transfer: TransferId
     to: PeerId

@@ -19,16 +19,20 @@ class Coverage:
 
     def fits(self, span: KvSpan) -> bool:
         """True if the span lies inside the transfer."""
-        inside = self._first_block <= span.first_block <= span.first_block + span.n_blocks <= self._n_blocks
-        return inside and 0 <= span.layer < len(self._missing) and span.n_blocks > 0
+        blocks = self._first_block <= span.first_block <= span.first_block + span.n_blocks <= self._n_blocks
+        layers = 0 <= span.layer < span.layer + span.n_layers <= len(self._missing)
+        return blocks and layers and span.n_blocks > 0
 
     def lacks(self, span: KvSpan) -> bool:
         """True if any pair of the span is missing."""
-        return bool(self._missing[span.layer] & self._bits(span))
+        bits = self._bits(span)
+        return any(missing & bits for missing in self._missing[span.layer : span.layer + span.n_layers])
 
     def add(self, span: KvSpan) -> None:
         """The span is there. It must fit."""
-        self._missing[span.layer] &= ~self._bits(span)
+        bits = self._bits(span)
+        for layer in range(span.layer, span.layer + span.n_layers):
+            self._missing[layer] &= ~bits
 
     def _bits(self, span: KvSpan) -> int:
         return ((1 << span.n_blocks) - 1) << (span.first_block - self._first_block)

@@ -1,5 +1,6 @@
 """One open hand-over of the prefill side: what was granted, copied and said so far."""
 
+from collections import deque
 from dataclasses import dataclass, field
 
 import msgspec
@@ -9,8 +10,10 @@ from common.messages.actions import Send
 from common.messages.base import Message
 from common.messages.handover import Grant, GrantRequest, HandOver, KvSent, KvSpan
 from common.messages.requests import Timings, TokenLogprob
+from common.policy.transfer import Granularity
 from kvstore.handover.actions import PostCopy, SenderAction
 from kvstore.handover.coverage import Coverage
+from kvstore.handover.spans import clip, cut, granted_pages, n_pages
 from kvstore.handover.states import SenderState
 
 
@@ -25,11 +28,30 @@ class FirstToken:
     """`grant_wait_ms` and `transfer_ms` are set by the hand-over; the rest is the caller's."""
 
 
+@dataclass(frozen=True, slots=True)
+class CopyPlan:
+    """In what pieces a transfer is copied."""
+
+    layers: int
+    mode: Granularity
+    max_pages: int
+    """Of one copy, if a block is not larger."""
+
+    @property
+    def max_pages_in_flight(self) -> int:
+        """Above this no copy is posted, so that transfers take turns and one that is stopped has soon stopped."""
+        return 4 * self.max_pages
+
+
 class Outgoing:
     """Owned by one Sender, which alone changes `state` and the deadlines."""
 
     __slots__ = (
-        "_layers",
+        "_backlog",
+        "_computed",
+        "_pages_in_flight",
+        "_plan",
+        "_posted_whole",
         "asked_at_ms",
         "commit_by_ms",
         "coverage",
@@ -46,24 +68,35 @@ class Outgoing:
         "request",
         "state",
         "to",
-        "waiting",
     )
 
     def __init__(
-        self, to: PeerId, request: GrantRequest, n_blocks: int, layers: int, now_ms: float, deadline_ms: float
+        self, to: PeerId, request: GrantRequest, n_blocks: int, plan: CopyPlan, now_ms: float, deadline_ms: float
     ) -> None:
-        self.to, self.request, self.n_blocks, self._layers = to, request, n_blocks, layers
+        self.to, self.request, self.n_blocks, self._plan = to, request, n_blocks, plan
         self.state = SenderState.ASKING
         self.asked_at_ms = self.finished_at_ms = self.repeat_at_ms = now_ms
         self.deadline_ms = self.commit_by_ms = deadline_ms
         self.grant: Grant | None = None
         self.grant_wait_ms = 0.0
-        self.waiting: list[KvSpan] = []  # computed before the grant came
+        self._computed = Coverage(plan.layers, 0, n_blocks)
+        self._backlog: deque[KvSpan] = deque()  # to be copied, once it is granted and the copier has room
+        self._posted_whole = False
         self.coverage = Coverage(0, 0, 0)
-        self.in_flight = 0
+        self.in_flight = self._pages_in_flight = 0
         self.first_token: FirstToken | None = None
         self.handover: HandOver | None = None
         self.farewell: Message | None = None  # told to the decode worker once nothing is in flight
+
+    @property
+    def mode(self) -> Granularity:
+        """In what pieces it is copied."""
+        return self._plan.mode
+
+    @property
+    def copies_left(self) -> bool:
+        """True while a copy is in flight or waits for its turn."""
+        return self.in_flight > 0 or bool(self._backlog)
 
     @property
     def phase(self) -> str:
@@ -81,26 +114,61 @@ class Outgoing:
     def fits(self, grant: Grant) -> bool:
         """True if the grant has a page for every block of every layer that it asks to be sent."""
         missing_blocks = self.n_blocks - grant.first_block
-        return len(grant.pages) == self._layers and all(len(row) == missing_blocks for row in grant.pages)
+        return len(grant.pages) == self._plan.layers and all(len(row) == missing_blocks for row in grant.pages)
 
     def accept(self, grant: Grant, now_ms: float) -> None:
         """Take a grant that fits."""
         self.grant, self.grant_wait_ms = grant, now_ms - self.asked_at_ms
-        self.coverage = Coverage(self._layers, grant.first_block, self.n_blocks)
+        self.coverage = Coverage(self._plan.layers, grant.first_block, self.n_blocks)
 
-    def post(self, span: KvSpan) -> list[SenderAction]:
-        """Start copying what the decode worker lacks of `span`."""
-        grant = self.granted
-        first = max(span.first_block, grant.first_block)
-        n_blocks = span.first_block + span.n_blocks - first
-        if n_blocks <= 0:
+    def add_computed(self, span: KvSpan) -> None:
+        """K and V of a span are in the source pages, maybe anew. Raises ValueError if it is none of this transfer."""
+        if not self._computed.fits(span):
+            raise ValueError(f"{span} lies outside the {self.n_blocks} blocks of transfer {self.request.transfer}")
+        self._computed.add(span)
+        if self.mode is Granularity.LAYER and span not in self._backlog:
+            self._backlog.append(span)
+
+    def post(self) -> list[SenderAction]:
+        """Start what can be copied now: of what the decode worker lacks, as much as may be in flight."""
+        if self.grant is None:
             return []
-        needed = KvSpan(span.layer, first, n_blocks)
-        if not self.coverage.fits(needed):
-            raise ValueError(f"{span} lies outside the {self.n_blocks} blocks of transfer {grant.transfer}")
-        place = first - grant.first_block
-        self.in_flight += 1
-        return [PostCopy(grant.transfer, self.to, needed, grant.pages[span.layer][place : place + n_blocks])]
+        if self.mode is not Granularity.LAYER and self.first_token is not None and not self._posted_whole:
+            self._posted_whole = True
+            self._backlog.extend(self._whole_if_computed(self.grant))
+        actions: list[SenderAction] = []
+        while self._backlog and self._pages_in_flight < self._plan.max_pages_in_flight:
+            lacking = clip(self._backlog.popleft(), self.grant.first_block)
+            if lacking is None:
+                continue
+            part = cut(lacking, self._plan.max_pages)
+            if part.rest is not None:
+                self._backlog.appendleft(part.rest)
+            self.in_flight += 1
+            self._pages_in_flight += n_pages(part.piece)
+            pages = granted_pages(self.grant, part.piece)
+            actions.append(PostCopy(self.grant.transfer, self.to, part.piece, pages))
+        return actions
+
+    def end_copy(self, span: KvSpan) -> None:
+        """A copy of this span is not in flight any more."""
+        self.in_flight -= 1
+        self._pages_in_flight -= n_pages(span)
+
+    def _whole(self, grant: Grant) -> list[KvSpan]:
+        """All that was granted, in the pieces of the mode."""
+        first, layers = grant.first_block, self._plan.layers
+        if first == self.n_blocks:
+            return []
+        if self.mode is Granularity.AGGREGATED:
+            return [KvSpan(0, first, self.n_blocks - first, layers)]
+        return [KvSpan(layer, first, self.n_blocks - first) for layer in range(layers)]
+
+    def _whole_if_computed(self, grant: Grant) -> list[KvSpan]:
+        whole = self._whole(grant)
+        if any(self._computed.lacks(span) for span in whole):
+            raise ValueError(f"transfer {grant.transfer} is finished, but some of its blocks were never computed")
+        return whole
 
     def compose_handover(self, now_ms: float) -> HandOver:
         """The last message, once everything is copied. Raises ValueError if something was never computed."""
@@ -125,13 +193,11 @@ class Outgoing:
         if self.handover is None:
             left_ms = max(1, int(self.deadline_ms - now_ms))
             return [Send(self.to, msgspec.structs.replace(self.request, timeout_ms=left_ms))]
-        grant, actions = self.granted, list[SenderAction]()
-        n_blocks = self.n_blocks - grant.first_block
-        spans = tuple(KvSpan(layer, grant.first_block, n_blocks) for layer in range(self._layers if n_blocks else 0))
+        grant, actions, whole = self.granted, list[SenderAction](), self._whole(self.granted)
         if self.request.transport != "tcp":
             # Only announced again, never written again: the pages may be the running request's by now.
-            actions.append(Send(self.to, KvSent(transfer=grant.transfer, epoch=grant.epoch, spans=spans)))
-        elif self.in_flight == 0:
-            for span in spans:
-                actions += self.post(span)
+            actions.append(Send(self.to, KvSent(transfer=grant.transfer, epoch=grant.epoch, spans=tuple(whole))))
+        elif not self.copies_left:
+            self._backlog.extend(whole)
+            actions += self.post()
         return [*actions, Send(self.to, self.handover)]

@@ -28,6 +28,7 @@ from common.messages.handover import (
 )
 from kvstore.handover.actions import Asked, Deliver, Fill, GaveUp, Quarantine, ReceiverAction, Release
 from kvstore.handover.coverage import Coverage
+from kvstore.handover.spans import granted_pages
 from kvstore.handover.states import RECEIVER, ReceiverEvent, ReceiverState, advance
 
 
@@ -246,10 +247,8 @@ class Receiver:
         assert grant is not None, "FILLING without a grant"
         incoming.state = advance(RECEIVER, incoming.state, ReceiverEvent.KV)
         for payload, span in enumerate(message.spans):
-            if incoming.coverage.lacks(span) and not incoming.writer_is_remote:
-                first = span.first_block - grant.first_block
-                pages = grant.pages[span.layer][first : first + span.n_blocks]
-                actions.append(Fill(message.transfer, span, pages, payload))
+            if not incoming.writer_is_remote:  # a span that comes again was computed anew: the last one counts
+                actions.append(Fill(message.transfer, span, granted_pages(grant, span), payload))
             incoming.coverage.add(span)
         return actions
 

@@ -23,8 +23,9 @@ from common.messages.handover import (
     Stop,
     Stopped,
 )
+from common.policy.transfer import Granularity
 from kvstore.handover.actions import GaveUp, Granted, HandedOver, Release, SenderAction
-from kvstore.handover.outgoing import FirstToken, Outgoing
+from kvstore.handover.outgoing import CopyPlan, FirstToken, Outgoing
 from kvstore.handover.states import SENDER, SenderEvent, SenderState, advance
 
 _WRITING = (SenderState.FILLING, SenderState.HANDING_OVER)
@@ -40,9 +41,13 @@ class Sender:
         repeat_ms: float = 2_000.0,
         commit_wait_ms: float = 8_000.0,
         renew_ms: float = 5_000.0,
+        max_copy_pages: int = 256,
     ) -> None:
-        """`repeat_ms`: between two GrantRequests or HandOvers. `commit_wait_ms`: after it, the receiver has failed."""
-        self._layers = layers
+        """`repeat_ms`: between two GrantRequests or HandOvers. `commit_wait_ms`: after it, the receiver has failed.
+
+        `max_copy_pages`: larger spans are copied, and announced, in pieces of whole blocks.
+        """
+        self._layers, self._max_copy_pages = layers, max_copy_pages
         self._repeat_ms, self._commit_wait_ms, self._renew_ms = repeat_ms, commit_wait_ms, renew_ms
         self._renew_at_ms: float | None = None
         self._open: dict[TransferId, Outgoing] = {}
@@ -58,41 +63,51 @@ class Sender:
         return None if outgoing is None else outgoing.state
 
     def ask(
-        self, to: PeerId, request: GrantRequest, n_blocks: int, now_ms: float, deadline_ms: float
+        self,
+        to: PeerId,
+        request: GrantRequest,
+        n_blocks: int,
+        now_ms: float,
+        deadline_ms: float,
+        mode: Granularity = Granularity.LAYER,
     ) -> list[SenderAction]:
         """Ask a decode worker for pages for `n_blocks` token blocks. A transfer id is used once, ever."""
         if request.transfer in self._open:
             raise ValueError(f"transfer {request.transfer} was asked for already")
-        outgoing = Outgoing(to, request, n_blocks, self._layers, now_ms, deadline_ms)
+        plan = CopyPlan(self._layers, mode, self._max_copy_pages)
+        outgoing = Outgoing(to, request, n_blocks, plan, now_ms, deadline_ms)
         outgoing.repeat_at_ms = now_ms + self._repeat_ms
         self._open[request.transfer] = outgoing
         return [Send(to, request)]
 
     def computed(self, transfer: TransferId, span: KvSpan) -> list[SenderAction]:
-        """K and V of a span are in the source pages. Ignored once the transfer has ended."""
+        """K and V of a span, of one layer or several, are in the source pages. Ignored once the transfer has ended.
+
+        Said again after they were computed anew, before `finished`: then they are copied again.
+        """
         outgoing = self._open.get(transfer)
         if outgoing is None or outgoing.state is SenderState.DRAINING:
             return []
-        if outgoing.state is SenderState.ASKING:
-            outgoing.waiting.append(span)
-            return []
-        return outgoing.post(span)
+        if outgoing.first_token is not None:
+            raise ValueError(f"transfer {transfer} was finished before {span}: its pages may be the running request's")
+        outgoing.add_computed(span)
+        return outgoing.post()
 
     def copied(self, transfer: TransferId, span: KvSpan, now_ms: float, *, ok: bool = True) -> list[SenderAction]:
         """A copy ended: every PostCopy is answered by exactly one of these calls, also when it failed."""
         outgoing = self._open.get(transfer)
         if outgoing is None or outgoing.in_flight == 0:
             raise ValueError(f"transfer {transfer} has no copy in flight")
-        outgoing.in_flight -= 1
+        outgoing.end_copy(span)
         outgoing.state = advance(SENDER, outgoing.state, SenderEvent.COPY)
         if outgoing.state is SenderState.DRAINING:
             return self._close(transfer, outgoing, SenderEvent.DRAINED) if outgoing.in_flight == 0 else []
         if not ok:
-            text = f"copying layer {span.layer} to {outgoing.to} failed"
+            text = f"copying {span} to {outgoing.to} failed"
             return self._give_up(transfer, outgoing, "peer_failed", text, Abort(transfer=transfer, code="copy_failed"))
         outgoing.coverage.add(span)
         sent = KvSent(transfer=transfer, epoch=outgoing.granted.epoch, spans=(span,))
-        return [Send(outgoing.to, sent), *self._hand_over_if_complete(outgoing, now_ms)]
+        return [Send(outgoing.to, sent), *outgoing.post(), *self._hand_over_if_complete(outgoing, now_ms)]
 
     def finished(self, transfer: TransferId, first_token: FirstToken, now_ms: float) -> list[SenderAction]:
         """The whole prompt is computed. HandOver goes out when the grant is here and every copy done."""
@@ -100,7 +115,7 @@ class Sender:
         if outgoing is None or outgoing.state is SenderState.DRAINING:
             return []
         outgoing.first_token, outgoing.finished_at_ms = first_token, now_ms
-        return self._hand_over_if_complete(outgoing, now_ms)
+        return [*outgoing.post(), *self._hand_over_if_complete(outgoing, now_ms)]
 
     def cancel(self, transfer: TransferId, code: str, now_ms: float) -> list[SenderAction]:
         """Give a transfer up on this side; says Abort and releases when no copy is in flight. Unknown: ignored."""
@@ -201,11 +216,8 @@ class Sender:
         outgoing.accept(grant, now_ms)
         if self._renew_at_ms is None:
             self._renew_at_ms = now_ms + self._renew_ms
-        actions: list[SenderAction] = [Granted(transfer, grant.first_block)]
-        for span in outgoing.waiting:
-            actions += outgoing.post(span)
-        outgoing.waiting.clear()
-        return actions + self._hand_over_if_complete(outgoing, now_ms)
+        granted = Granted(transfer, grant.first_block)
+        return [granted, *outgoing.post(), *self._hand_over_if_complete(outgoing, now_ms)]
 
     def _on_stop(self, outgoing: Outgoing, transfer: TransferId, code: str) -> list[SenderAction]:
         stopped = Stopped(transfer=transfer)
@@ -226,7 +238,7 @@ class Sender:
                 return []
 
     def _hand_over_if_complete(self, outgoing: Outgoing, now_ms: float) -> list[SenderAction]:
-        if outgoing.state is not SenderState.FILLING or outgoing.first_token is None or outgoing.in_flight:
+        if outgoing.state is not SenderState.FILLING or outgoing.first_token is None or outgoing.copies_left:
             return []
         handover = outgoing.compose_handover(now_ms)
         outgoing.state = advance(SENDER, outgoing.state, SenderEvent.ALL_SENT)

@@ -1,13 +1,19 @@
 """Who holds which page of one pool, and in which state. Pure: knows no memory, only page ids."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.errors import OutOfPages
 from common.ids import Owner, PageId
 from common.messages.liveness import PageCounts
+
+PageIds = NDArray[np.int32]
+_NOBODY = -1
+_FREE = -2
+_SPARE_ENTRIES = 1024
 
 
 class LedgerMisuse(RuntimeError):
@@ -26,13 +32,14 @@ class PageState(Enum):
 
 
 class _Holding:
-    """Pages of one owner, all in one state, in the order they were allocated."""
+    """Pages of one owner, all in one state. `runs` may list pages given away since; `Ledger._owner_of` decides."""
 
-    __slots__ = ("pages", "state")
+    __slots__ = ("n_listed", "n_pages", "number", "runs", "state")
 
-    def __init__(self, state: PageState) -> None:
-        self.state = state
-        self.pages: list[PageId] = []
+    def __init__(self, number: int, state: PageState) -> None:
+        self.number, self.state = number, state
+        self.runs: list[PageIds] = []
+        self.n_pages = self.n_listed = 0
 
 
 class Ledger:
@@ -44,8 +51,12 @@ class Ledger:
 
     def __init__(self, n_pages: int) -> None:
         self._total_pages = n_pages
-        self._free = [PageId(page) for page in range(n_pages - 1, -1, -1)]
+        self._free: PageIds = np.arange(n_pages - 1, -1, -1, dtype=np.int32)  # a stack: `_n_free` entries count
+        self._n_free = n_pages
+        self._owner_of = np.full(n_pages, _FREE, np.int64)
+        self._scratch = np.zeros(n_pages, np.int64)
         self._held: dict[Owner, _Holding] = {}
+        self._numbers = 0
         self._pages_in = dict.fromkeys(PageState, 0)
         self._pages_in[PageState.FREE] = n_pages
 
@@ -57,7 +68,7 @@ class Ledger:
     @property
     def free_pages(self) -> int:
         """Pages that `alloc` can give."""
-        return len(self._free)
+        return self._n_free
 
     def owners(self, state: PageState | None = None) -> Iterator[Owner]:
         """Everybody who holds pages (in `state`), oldest first."""
@@ -69,34 +80,28 @@ class Ledger:
         return None if holding is None else holding.state
 
     def pages_of(self, owner: Owner) -> list[PageId]:
-        """A copy of the owner's pages, in the order they were allocated. Raises LedgerMisuse if unknown."""
-        return list(self._holding(owner).pages)
+        """A copy of the owner's pages, in the order it came by them. Raises LedgerMisuse if unknown."""
+        return [PageId(page) for page in self._pages(self._holding(owner)).tolist()]
 
-    def alloc(self, owner: Owner, n_pages: int, state: PageState) -> list[PageId]:
+    def alloc(self, owner: Owner, n_pages: int, state: PageState) -> PageIds:
         """Give `n_pages` (0 is allowed) to `owner`, new or in the same state; all of them or OutOfPages."""
         if n_pages < 0 or state is PageState.FREE:
             raise LedgerMisuse(f"cannot allocate {n_pages} pages as {state.value}")
-        holding = self._held.get(owner)
-        if holding is not None and holding.state is not state:
-            raise LedgerMisuse(f"{owner!r} holds {holding.state.value} pages and cannot take {state.value} ones")
-        if n_pages > len(self._free):
-            raise OutOfPages(f"{n_pages} pages asked for, {len(self._free)} of {self._total_pages} are free")
-        if holding is None:
-            holding = self._held[owner] = _Holding(state)
-        first = len(self._free) - n_pages
-        taken = self._free[first:]
-        del self._free[first:]
-        taken.reverse()
-        holding.pages += taken
+        holding = self._joinable(owner, state)
+        if n_pages > self._n_free:
+            raise OutOfPages(f"{n_pages} pages asked for, {self._n_free} of {self._total_pages} are free")
+        taken = self._free[self._n_free - n_pages : self._n_free][::-1].copy()
+        self._n_free -= n_pages
+        self._put(owner, holding, taken, state)
         self._count(PageState.FREE, state, n_pages)
-        return taken
+        return taken.copy()
 
     def move(self, owner: Owner, state: PageState) -> None:
         """Change the state of all the owner's pages. FREE is not a state to move to: use `free`."""
         holding = self._holding(owner)
         if state is PageState.FREE:
             raise LedgerMisuse(f"pages of {owner!r} become free by free(), not by move()")
-        self._count(holding.state, state, len(holding.pages))
+        self._count(holding.state, state, holding.n_pages)
         holding.state = state
 
     def rename(self, owner: Owner, new_owner: Owner) -> None:
@@ -107,14 +112,30 @@ class Ledger:
         del self._held[owner]
         self._held[new_owner] = holding
 
+    def give(self, owner: Owner, pages: Sequence[PageId] | PageIds, new_owner: Owner, state: PageState) -> None:
+        """Hand some of an owner's pages to another, new or in `state` already. Raises LedgerMisuse, nothing changed."""
+        holding, target = self._holding(owner), self._joinable(new_owner, state)
+        if state is PageState.FREE:
+            raise LedgerMisuse(f"pages of {owner!r} become free by free_some(), not by give()")
+        given = np.array(pages, np.int32)
+        self._take(owner, holding, given)
+        self._put(new_owner, target, given, state)
+        self._count(holding.state, state, given.size)
+
     def free(self, owner: Owner) -> int:
         """Free all pages of an owner and forget it; returns how many. Raises LedgerMisuse if unknown or freed before."""
         holding = self._holding(owner)
+        self._push(self._pages(holding))
         del self._held[owner]
-        holding.pages.reverse()
-        self._free += holding.pages
-        self._count(holding.state, PageState.FREE, len(holding.pages))
-        return len(holding.pages)
+        self._count(holding.state, PageState.FREE, holding.n_pages)
+        return holding.n_pages
+
+    def free_some(self, owner: Owner, pages: Sequence[PageId] | PageIds) -> None:
+        """Free some of an owner's pages. Raises LedgerMisuse, with nothing changed, if they are not its own."""
+        holding, freed = self._holding(owner), np.array(pages, np.int32)
+        self._take(owner, holding, freed)
+        self._push(freed)
+        self._count(holding.state, PageState.FREE, freed.size)
 
     def counts(self) -> PageCounts:
         """Pages by state, for reports."""
@@ -124,24 +145,73 @@ class Ledger:
     def check(self) -> None:
         """Raise LedgerMisuse with the full table if a page is lost, held twice, or miscounted. O(pages)."""
         seen = dict.fromkeys(PageState, 0)
-        seen[PageState.FREE] = len(self._free)
+        seen[PageState.FREE] = self._n_free
+        whole = True
         for holding in self._held.values():
-            seen[holding.state] += len(holding.pages)
-        every = np.fromiter(self._every_page(), dtype=np.int64)
-        in_range = bool(np.all((every >= 0) & (every < self._total_pages)))
-        each_once = in_range and bool(np.all(np.bincount(every, minlength=self._total_pages) == 1))
-        if seen != self._pages_in or not each_once:
+            listed = self._pages(holding)
+            seen[holding.state] += listed.size
+            whole &= np.unique(listed).size == listed.size == holding.n_pages
+            whole &= bool(np.all(self._owner_of[listed] == holding.number))
+        free = self._free[: self._n_free]
+        whole &= np.unique(free).size == free.size and bool(np.all(self._owner_of[free] == _FREE))
+        if seen != self._pages_in or not whole or sum(seen.values()) != self._total_pages:
             raise LedgerMisuse(f"pages do not add up: {self._table(seen)}")
 
-    def _every_page(self) -> Iterator[int]:
-        yield from self._free
-        for holding in self._held.values():
-            yield from holding.pages
+    def _joinable(self, owner: Owner, state: PageState) -> _Holding:
+        """The owner's holding if it is in `state`; a new one, not yet listed, if it has none."""
+        holding = self._held.get(owner)
+        if holding is None:
+            self._numbers += 1
+            return _Holding(self._numbers, state)
+        if holding.state is not state:
+            raise LedgerMisuse(f"{owner!r} holds {holding.state.value} pages and cannot take {state.value} ones")
+        return holding
+
+    def _put(self, owner: Owner, holding: _Holding, pages: PageIds, state: PageState) -> None:
+        self._held[owner] = holding
+        self._owner_of[pages] = holding.number
+        holding.runs.append(pages)
+        holding.n_pages += pages.size
+        holding.n_listed += pages.size
+
+    def _take(self, owner: Owner, holding: _Holding, pages: PageIds) -> None:
+        in_range = pages.size == 0 or (int(pages.min()) >= 0 and int(pages.max()) < self._total_pages)
+        if not in_range or not self._are_of(holding, pages):
+            raise LedgerMisuse(f"{owner!r} does not hold each of pages {pages.tolist()} once")
+        self._owner_of[pages] = _NOBODY
+        holding.n_pages -= pages.size
+        if holding.n_pages == 0:
+            holding.runs, holding.n_listed = [], 0
+        elif holding.n_listed > 2 * holding.n_pages + _SPARE_ENTRIES:
+            holding.runs, holding.n_listed = [self._pages(holding)], holding.n_pages
+
+    def _are_of(self, holding: _Holding, pages: PageIds) -> bool:
+        at = np.arange(pages.size)
+        self._scratch[pages] = at  # a page that is named twice keeps only its last place
+        return bool(np.all(self._owner_of[pages] == holding.number) and np.all(self._scratch[pages] == at))
+
+    def _pages(self, holding: _Holding) -> PageIds:
+        """What the holding's runs list and is still its own."""
+        listed = np.concatenate(holding.runs) if holding.runs else np.empty(0, np.int32)
+        if listed.size == holding.n_pages:
+            return listed
+        mine: PageIds = listed[self._owner_of[listed] == holding.number]
+        if mine.size == holding.n_pages:
+            return mine
+        _, first = np.unique(mine, return_index=True)  # a page that left and came back is listed twice
+        again: PageIds = mine[np.sort(first)]
+        return again
+
+    def _push(self, pages: PageIds) -> None:
+        self._owner_of[pages] = _FREE
+        self._free[self._n_free : self._n_free + pages.size] = pages[::-1]
+        self._n_free += pages.size
 
     def _table(self, seen: dict[PageState, int]) -> str:
         counted = {state.value: (self._pages_in[state], seen[state]) for state in PageState}
-        held = {owner: (holding.state.value, holding.pages) for owner, holding in self._held.items()}
-        return f"total {self._total_pages}; state (counted, seen) {counted}; free {self._free}; held {held}"
+        held = {owner: (holding.state.value, self._pages(holding).tolist()) for owner, holding in self._held.items()}
+        free = self._free[: self._n_free].tolist()
+        return f"total {self._total_pages}; state (counted, seen) {counted}; free {free}; held {held}"
 
     def _count(self, source: PageState, target: PageState, n_pages: int) -> None:
         self._pages_in[source] -= n_pages

@@ -1,11 +1,7 @@
 """Which pages hold which token blocks of one sequence, layer by layer."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
-
-from common.ids import PageId
 
 _FIRST_CAPACITY_BLOCKS = 16
 
@@ -24,20 +20,23 @@ class PageTable:
         """Number of rows."""
         return self._ids.shape[0]
 
+    def blocks(self, first: int, end: int) -> NDArray[np.int32]:
+        """A copy [end - first, layers]: the pages of some blocks, block by block."""
+        return np.ascontiguousarray(self._ids[:, first:end].T)
+
     @property
     def ids(self) -> NDArray[np.int32]:
         """View [layers, n_blocks]; later appends do not show in it."""
         return self._ids[:, : self.n_blocks]
 
-    def append(self, pages: Sequence[PageId]) -> None:
-        """Add whole token blocks: `pages` holds layer 0 of every new block, then layer 1, and so on."""
-        blocks, rest = divmod(len(pages), self.layers)
-        if rest:
-            raise ValueError(f"{len(pages)} pages do not divide over {self.layers} layers")
-        needed = self.n_blocks + blocks
+    def append(self, pages: NDArray[np.int32]) -> None:
+        """Add whole token blocks: `pages` [blocks, layers]. Raises ValueError for another number of layers."""
+        if pages.ndim != 2 or pages.shape[1] != self.layers:
+            raise ValueError(f"pages {pages.shape} do not name {self.layers} layers for each block")
+        needed = self.n_blocks + pages.shape[0]
         if needed > self._ids.shape[1]:
             wider = np.zeros((self.layers, max(needed, 2 * self._ids.shape[1])), dtype=np.int32)
             wider[:, : self.n_blocks] = self.ids
             self._ids = wider
-        self._ids[:, self.n_blocks : needed] = np.asarray(pages, dtype=np.int32).reshape(self.layers, blocks)
+        self._ids[:, self.n_blocks : needed] = pages.T
         self.n_blocks = needed

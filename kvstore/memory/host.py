@@ -9,9 +9,7 @@ from kvstore.memory.chunks import ChunkPool
 from kvstore.memory.memfd import MemfdBackend
 from kvstore.memory.page_pool import PagePool
 from kvstore.memory.plan import MemoryPlan, memory_plan
-
-PROBE_SLOT_BYTES = 2 * 2**20
-PROBE_SLOTS = 64
+from kvstore.memory.shareable import PROBE_SLOT_BYTES, PROBE_SLOTS, PagesInFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +25,19 @@ class HostMemory:
     def probe_offset_bytes(self) -> int:
         """Where the PROBE_SLOTS slots begin in the shared file; they cost nothing until a peer writes there."""
         return self.plan.chunks * self.plan.chunk_bytes
+
+    @property
+    def pages_in_file(self) -> PagesInFile:
+        """Where the pages lie now."""
+        return PagesInFile(self.pages.layout.page_bytes, self.pages.chunk_bytes, self.pages.chunk_offsets)
+
+    def export_fd(self) -> int:
+        """Descriptor of the shared file; stays ours."""
+        return self.backend.export_fd()
+
+    def discard(self, offset_bytes: int, length_bytes: int) -> None:
+        """Give back the memory of a stretch of scratch."""
+        self.backend.discard(offset_bytes, length_bytes)
 
     def close(self) -> None:
         """Give back all memory. Every view taken of the pages is invalid afterwards."""

@@ -5,15 +5,18 @@ import platform
 import secrets
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 from common.errors import ConfigError
 from common.ids import Incarnation, WorkerId, peer_id
 from common.kv_layout import KvLayout
 from common.log import Log
 from common.messages.liveness import Member
+from common.net.cache_events import CacheEventPublisher
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
@@ -21,9 +24,13 @@ from common.settings import load, usage
 from common.units import format_bytes
 from kvstore.memory.available import available_memory
 from kvstore.server.block_memory import BlockMemory
-from kvstore.server.core.store import KvStoreCore
+from kvstore.server.core.store import Budget, KvStoreCore
+from kvstore.server.disk_folder import DiskFolder
+from kvstore.server.disk_thread import DiskThread
+from kvstore.server.inbox import GuestGone, GuestJoined, Inbox
 from kvstore.server.service import KvStoreService
 from kvstore.server.settings import KvStoreSettings
+from kvstore.transport.share import Share
 
 _WILDCARDS = ("0.0.0.0", "*", "[::]")
 
@@ -51,9 +58,17 @@ def _run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
     incarnation = Incarnation(secrets.randbits(64))
     log = Log(process="kvstore", id=worker)
     layout = None if settings.model is None else _layout(settings.model, settings.dtype)
+    peer = peer_id(worker, incarnation)
     with ExitStack() as stack:
+        exchange = stack.enter_context(closing(Exchange(peer, settings.bind)))
+        inbox = Inbox(exchange.wake)
         memory = stack.enter_context(closing(BlockMemory(settings.host_memory_bytes, available_memory())))
-        exchange = stack.enter_context(closing(Exchange(peer_id(worker, incarnation), settings.bind)))
+        share = Share(
+            peer,
+            on_joined=lambda joined: inbox.put(GuestJoined(joined)),
+            on_gone=lambda gone: inbox.put(GuestGone(gone)),
+        )
+        stack.callback(share.close)
         member = Member(
             id=worker,
             role="kvstore",
@@ -61,22 +76,46 @@ def _run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
             endpoint=_advertised(exchange.endpoint, settings.advertise_host),
             host=kernel_identity(),
             pid=os.getpid(),
+            share_path=share.serve(memory, _run_dir(settings, stack)),
             model_path=settings.model,
             joined_unix_ms=time.time_ns() // 1_000_000,
         )
-        core = KvStoreCore(member, memory.capacity_bytes, layout)
+        disk_bytes = 0 if settings.disk is None else settings.disk_size_bytes
+        core = KvStoreCore(member, Budget(memory.capacity_bytes, disk_bytes, settings.eviction), layout)
+        disk = _open_disk(settings, memory, inbox, stack)
         membership = Membership(settings.redis, settings.cluster, member, lambda members: None)
         membership.join()
         stack.callback(membership.stop)
+        publisher = stack.enter_context(closing(CacheEventPublisher(settings.redis, settings.cluster, member)))
         log.event(
             "ready",
             endpoint=member.endpoint,
             host_memory=format_bytes(memory.capacity_bytes),
-            block_bytes=core.block_bytes,
+            disk=settings.disk,
             blocks=core.capacity_blocks,
         )
-        KvStoreService(core, exchange, memory, log).serve(stopping)
+        KvStoreService(core, exchange, memory, inbox, log, disk).serve(stopping, publisher.publish)
         log.event("stopped")
+
+
+def _run_dir(settings: KvStoreSettings, stack: ExitStack) -> Path:
+    if settings.run_dir is None:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penstock-")))
+    folder = Path(settings.run_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"--run-dir={folder}: {error.strerror}") from error
+    return folder
+
+
+def _open_disk(settings: KvStoreSettings, memory: BlockMemory, inbox: Inbox, stack: ExitStack) -> DiskThread | None:
+    if settings.disk is None:
+        return None
+    folder = stack.enter_context(closing(DiskFolder(Path(settings.disk), settings.disk_size_bytes)))
+    thread = DiskThread(folder, memory, inbox.put)
+    stack.callback(thread.stop)
+    return thread
 
 
 def _layout(model: str, dtype: str) -> KvLayout:

@@ -1,60 +1,103 @@
-"""The store's host memory: its whole budget, taken at start in chunks of one memfd, and read and written by slot."""
+"""The store's host memory: its whole budget, taken at start as one stretch of one memfd that workers map too."""
 
 import ctypes
 import mmap
+from collections.abc import Sequence
 
 from common.errors import ConfigError, OutOfChunks
 from common.units import MIB, format_bytes
 from kvstore.memory.available import Available
-from kvstore.memory.chunks import ChunkPool
 from kvstore.memory.memfd import MemfdBackend
+from kvstore.memory.shareable import PROBE_SLOT_BYTES, PROBE_SLOTS, PagesInFile
 
-CHUNK_BYTES = 2 * MIB
-_OWNER = "kvstore"
+MIN_BYTES = 2 * MIB
 
 
 class BlockMemory:
-    """One contiguous range of memory. One thread uses it; whoever made it closes it."""
+    """One contiguous range of memory, numbered in pages once their length is known. Whoever made it closes it.
+
+    Any thread may read and write pages that the core gave to it; `shape` and `close` are the loop's.
+    """
 
     def __init__(self, budget_bytes: int, available: Available) -> None:
-        """Takes `budget_bytes`, rounded down to whole chunks. Raises ConfigError with the numbers if it cannot."""
-        if budget_bytes < CHUNK_BYTES:
-            raise ConfigError(
-                f"--host-memory={format_bytes(budget_bytes)}: must be {format_bytes(CHUNK_BYTES)} or more"
-            )
+        """Takes `budget_bytes`, rounded down to the system's pages. Raises ConfigError with the numbers if it cannot."""
+        if budget_bytes < MIN_BYTES:
+            raise ConfigError(f"--host-memory={format_bytes(budget_bytes)}: must be {format_bytes(MIN_BYTES)} or more")
         if budget_bytes > available.n_bytes:
             raise ConfigError(
                 f"--host-memory={format_bytes(budget_bytes)} is more than the {format_bytes(available.n_bytes)} that "
                 f"are available ({available.limit}); set it lower, or free memory"
             )
-        assert CHUNK_BYTES % mmap.PAGESIZE == 0
-        n_chunks = budget_bytes // CHUNK_BYTES
-        self.capacity_bytes = n_chunks * CHUNK_BYTES
-        backend = MemfdBackend(self.capacity_bytes)
-        self._pool = ChunkPool(backend, self.capacity_bytes, CHUNK_BYTES)
-        self._range = backend.reserve(self.capacity_bytes)
+        self.capacity_bytes = budget_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+        self._backend = MemfdBackend(self.capacity_bytes, scratch_bytes=PROBE_SLOTS * PROBE_SLOT_BYTES)
         try:
-            self._chunks = self._pool.alloc(_OWNER, n_chunks)
+            self._range = self._backend.reserve(self.capacity_bytes)
+            self._chunk = self._backend.create(self.capacity_bytes)
         except OutOfChunks as error:
-            backend.close()
+            self._backend.close()
             raise ConfigError(f"--host-memory={format_bytes(budget_bytes)}: {error}") from error
-        for number, chunk in enumerate(self._chunks):
-            backend.map(self._range, number * CHUNK_BYTES, chunk)
+        self._backend.map(self._range, 0, self._chunk)
         self._view = memoryview((ctypes.c_ubyte * self.capacity_bytes).from_address(self._range.address)).cast("B")
+        self._pages_in_file: PagesInFile | None = None
 
-    def write(self, slot: int, block: bytes | bytearray | memoryview) -> None:
-        """Copy a block to slot `slot` of slots of the block's length."""
-        self._view[slot * len(block) : (slot + 1) * len(block)] = block
+    def shape(self, page_bytes: int, n_pages: int) -> None:
+        """Number pages 0 to n_pages - 1 from the beginning; from now on others can map them."""
+        assert n_pages * page_bytes <= self.capacity_bytes
+        self._pages_in_file = PagesInFile(page_bytes, n_pages * page_bytes, (0,))
 
-    def read(self, slot: int, block_bytes: int) -> memoryview:
-        """The bytes of a slot, not copied: to be used before the next `write`."""
-        return self._view[slot * block_bytes : (slot + 1) * block_bytes]
+    # -- what a Share needs
+
+    @property
+    def pages_in_file(self) -> PagesInFile | None:
+        """Where the pages lie; None before `shape`."""
+        return self._pages_in_file
+
+    @property
+    def probe_offset_bytes(self) -> int:
+        """Where scratch begins."""
+        return self.capacity_bytes
+
+    def export_fd(self) -> int:
+        """Descriptor of the memfd; stays ours."""
+        return self._backend.export_fd()
+
+    def discard(self, offset_bytes: int, length_bytes: int) -> None:
+        """Give back the memory of a stretch of scratch."""
+        assert offset_bytes >= self.capacity_bytes
+        self._backend.discard(offset_bytes, length_bytes)
+
+    # -- pages
+
+    def parts(self, pages: Sequence[int]) -> list[memoryview]:
+        """The memory of these pages in their order, neighbours as one piece; not copied. Only between shape and close."""
+        shape = self._pages_in_file
+        assert shape is not None, "pages before their length was known"
+        found: list[memoryview] = []
+        first = at = 0
+        while at < len(pages):
+            at += 1
+            if at == len(pages) or pages[at] != pages[at - 1] + 1:
+                low, high = pages[first] * shape.page_bytes, (pages[at - 1] + 1) * shape.page_bytes
+                found.append(self._view[low:high])
+                first = at
+        return found
+
+    def write(self, pages: Sequence[int], block: bytes | bytearray | memoryview) -> None:
+        """Copy a block into its pages."""
+        rest = memoryview(block)
+        for part in self.parts(pages):
+            part[:] = rest[: len(part)]
+            rest = rest[len(part) :]
+
+    def read(self, pages: Sequence[int]) -> memoryview | bytes:
+        """The bytes of a block, not copied if its pages are neighbours: to be used before they change."""
+        parts = self.parts(pages)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:
-        """Give all memory back. Views handed out before must not be touched any more."""
+        """Give all memory back; what others have mapped goes when they let go. Views must not be touched any more."""
         self._view.release()
-        for number in range(len(self._chunks)):
-            self._pool.backend.unmap(self._range, number * CHUNK_BYTES)
-        self._pool.free(_OWNER, self._chunks)
-        self._pool.backend.unreserve(self._range)
-        self._pool.close()
+        self._backend.unmap(self._range, 0)
+        self._backend.release(self._chunk)
+        self._backend.unreserve(self._range)
+        self._backend.close()

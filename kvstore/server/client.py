@@ -7,12 +7,16 @@ from common.clock import Clock
 from common.errors import PeerFailed
 from common.ids import PeerId
 from common.messages.base import Message
-from common.messages.kvstore import Fetch, Fetched, Forget, Put, Stored
+from common.messages.blocks import BlockName, Find, Found, Publish, Put, Release, Reserve, Reserved, Stored
 from common.messages.liveness import Hello, Member, Ping, Refused, Report, Welcome
 from common.net.sockets import Exchange, Payload, Received
+from kvstore.transport.pages import rows_of
+from kvstore.transport.shared_pages import SharedPages
 
 _PUT_BATCH_BYTES = 16 * 2**20
-A = TypeVar("A", Welcome, Stored, Fetched, Report)
+_LEASE_MS = 10_000
+A = TypeVar("A", Welcome, Stored, Reserved, Found, Report)
+Block = tuple[BlockName, Payload]
 
 
 class KvStoreClient:
@@ -39,8 +43,10 @@ class KvStoreClient:
         """Hang up."""
         self._exchange.hang_up(self._store)
 
-    def put(self, blocks: Sequence[tuple[bytes, Payload]]) -> int:
-        """Keep (name, bytes) of these blocks, in the order of their chain; returns how many the store holds now.
+    # -- over the socket
+
+    def put(self, blocks: Sequence[Block]) -> int:
+        """Keep these blocks, in the order of their chain; returns how many the store holds now.
 
         Long puts travel in batches, the end of the chain first: what the store must evict is then the end.
         """
@@ -56,22 +62,56 @@ class KvStoreClient:
 
     def fetch(self, blocks: Sequence[bytes]) -> list[Payload]:
         """Bytes of the leading run of these blocks that the store holds, in order; empty if it lacks the first."""
-        found: list[Payload] = []
+        payloads: list[Payload] = []
         more = bool(blocks)
         while more:
             call = self._next_call()
-            fetched, frames = self._ask(Fetch(call=call, blocks=tuple(blocks[len(found) :])), (), Fetched, call)
-            if fetched.hits != len(frames):
-                raise PeerFailed(f"KV store {self._store} announced {fetched.hits} blocks and sent {len(frames)}")
-            found += frames
-            more = fetched.more
-        return found
+            find = Find(call=call, blocks=tuple(blocks[len(payloads) :]), lease_ms=0, payloads=True)
+            found, frames = self._ask(find, (), Found, call)
+            if found.n_blocks != len(frames):
+                raise PeerFailed(f"KV store {self._store} announced {found.n_blocks} blocks and sent {len(frames)}")
+            payloads += frames
+            more = found.more
+        return payloads
 
-    def forget(self, blocks: Sequence[bytes]) -> int:
-        """Drop these blocks; returns how many the store had."""
+    # -- by shared memory
+
+    def put_shared(self, shared: SharedPages, blocks: Sequence[Block]) -> int:
+        """As `put`, but the bytes are copied into the store's memory by this process."""
         call = self._next_call()
-        stored, _ = self._ask(Forget(call=call, blocks=tuple(blocks)), (), Stored, call)
+        try:
+            reserved, _ = self._ask(Reserve(call=call, blocks=tuple(name for name, _ in blocks)), (), Reserved, call)
+            if len(reserved.pages) != len(blocks):
+                raise PeerFailed(
+                    f"KV store {self._store} answered {len(reserved.pages)} places for {len(blocks)} blocks"
+                )
+            for pages, (_, payload) in zip(reserved.pages, blocks, strict=True):
+                if pages:
+                    shared.write(pages, rows_of(payload, shared.description.page_bytes), range(len(pages)))
+        except BaseException:
+            self._exchange.send(self._store, Publish(call=call, ok=False))  # nothing is being written any more
+            raise
+        if not any(reserved.pages):
+            if reserved.text:
+                raise PeerFailed(f"KV store {self._store} took none of {len(blocks)} blocks: {reserved.text}")
+            return len(blocks)
+        stored, _ = self._ask(Publish(call=call, ok=True), (), Stored, call)
         return stored.n_blocks
+
+    def fetch_shared(self, shared: SharedPages, blocks: Sequence[bytes], lease_ms: int = _LEASE_MS) -> list[Payload]:
+        """As `fetch`, but copied out of the store's memory by this process. Raises PeerFailed if the lease was too short."""
+        call, sent_ms = self._next_call(), self._clock.now_ms()
+        try:
+            found, _ = self._ask(Find(call=call, blocks=tuple(blocks), lease_ms=lease_ms), (), Found, call)
+            payloads: list[Payload] = [shared.read(pages).tobytes() for pages in found.pages]
+            elapsed_ms = self._clock.now_ms() - sent_ms
+        finally:
+            self._exchange.send(self._store, Release(call=call))
+        if payloads and elapsed_ms >= found.lease_ms:
+            raise PeerFailed(
+                f"reading {len(payloads)} blocks took {elapsed_ms:g} ms, the lease was {found.lease_ms} ms"
+            )
+        return payloads
 
     def report(self) -> Report:
         """State of the store now."""
@@ -108,17 +148,17 @@ class KvStoreClient:
         raise PeerFailed(f"KV store {self._store} did not answer {asked} within {self._timeout_ms:g} ms")
 
 
-def _call_of(answer: Welcome | Stored | Fetched | Report) -> int | None:
+def _call_of(answer: Welcome | Stored | Reserved | Found | Report) -> int | None:
     match answer:
-        case Stored(call=call) | Fetched(call=call) | Report(sequence=call):
+        case Stored(call=call) | Reserved(call=call) | Found(call=call) | Report(sequence=call):
             return call
         case Welcome():
             return None
 
 
-def _batches(blocks: Sequence[tuple[bytes, Payload]]) -> list[list[tuple[bytes, Payload]]]:
+def _batches(blocks: Sequence[Block]) -> list[list[Block]]:
     """Runs of at most _PUT_BATCH_BYTES, and never empty ones."""
-    batches: list[list[tuple[bytes, Payload]]] = []
+    batches: list[list[Block]] = []
     room_bytes = 0
     for block in blocks:
         if not batches or len(block[1]) > room_bytes:

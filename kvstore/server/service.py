@@ -1,44 +1,125 @@
-"""The loop of a KV store: hear, decide, act. One thread owns index, memory and sockets."""
+"""The loop of a KV store: hear, decide, act. One thread owns index and sockets; disk and share threads only pass news on."""
 
 from collections.abc import Callable, Sequence
 
+from common.clock import Clock, MonotonicClock
 from common.errors import ProtocolViolation
 from common.ids import PeerId
 from common.log import Log
 from common.messages import AnyMessage
+from common.messages.cache_events import CacheEvent
+from common.messages.liveness import Ping
 from common.net.sockets import Exchange, Payload
 from kvstore.server.block_memory import BlockMemory
-from kvstore.server.core.store import KvStoreCore, Reply, Write
+from kvstore.server.core.actions import (
+    Action,
+    DeleteDisk,
+    DiskPaused,
+    ReadDisk,
+    Reply,
+    ScanDisk,
+    ShapeMemory,
+    Write,
+    WriteDisk,
+)
+from kvstore.server.core.store import KvStoreCore
+from kvstore.server.disk_thread import DiskThread
+from kvstore.server.inbox import DiskDied, DiskRead, DiskScanned, DiskWritten, Event, GuestGone, GuestJoined, Inbox
 
-_WAIT_MS = 200.0
+_TICK_MS = 100.0
+_CHECK_AFTER_MS = 5_000.0
+_CHECK_MAX_BLOCKS = 4096  # the laws cost 0.1 ms per block: checked only when nobody asks, and not in a large store
+PublishEvents = Callable[[list[CacheEvent]], None]
 
 
 class KvStoreService:
-    """Runs a core over real sockets and memory; owns neither, its maker closes both."""
+    """Runs a core over real sockets, memory and files; owns none of them, its maker closes all."""
 
-    def __init__(self, core: KvStoreCore, exchange: Exchange, memory: BlockMemory, log: Log) -> None:
-        self._core, self._exchange, self._memory, self._log = core, exchange, memory, log
+    def __init__(
+        self,
+        core: KvStoreCore,
+        exchange: Exchange,
+        memory: BlockMemory,
+        inbox: Inbox,
+        log: Log,
+        disk: DiskThread | None = None,
+    ) -> None:
+        self._core, self._exchange, self._memory = core, exchange, memory
+        self._inbox, self._log, self._disk = inbox, log, disk
+        self._clock: Clock = MonotonicClock()
+        self._active_ms, self._unchecked = 0.0, False
 
-    def serve(self, stopping: Callable[[], bool]) -> None:
-        """Answer messages until `stopping()`."""
+    def serve(self, stopping: Callable[[], bool], publish_events: PublishEvents) -> None:
+        """Answer messages until `stopping()`. Raises what ended the disk's thread, if that was our own bug."""
+        self._act(self._core.start(), ())
+        ticked_ms = self._clock.now_ms()
         while not stopping():
-            received = self._exchange.receive(_WAIT_MS)
+            received = self._exchange.receive(_TICK_MS)
+            # First: news of a death must not undo what the same peer asked after it; and who asks has joined before.
+            for event in self._inbox.take():
+                self._act(self._on_event(event), ())
             for peer, message, payloads in received:
                 self._hear(peer, message, payloads)
-            if not received:
+            now_ms = self._clock.now_ms()
+            if now_ms - ticked_ms >= _TICK_MS:
+                ticked_ms = now_ms
+                self._act(self._core.on_tick(now_ms), ())
+            events = self._core.take_events()
+            if events:
+                publish_events(events)
+            elif (
+                self._unchecked
+                and self._core.capacity_blocks <= _CHECK_MAX_BLOCKS
+                and now_ms - self._active_ms >= _CHECK_AFTER_MS
+            ):
                 self._core.check()
+                self._unchecked = False
 
     def _hear(self, peer: PeerId, message: AnyMessage, payloads: Sequence[Payload]) -> None:
+        if not isinstance(message, Ping):
+            self._active_ms, self._unchecked = self._clock.now_ms(), True
+        lengths = [len(payload) for payload in payloads]
         try:
-            actions = self._core.on_message(peer, message, [len(payload) for payload in payloads])
+            actions = self._core.on_message(peer, message, lengths, self._clock.now_ms())
         except ProtocolViolation as error:  # the peer's fault: say so, keep serving the others
             self._log.event("protocol_violation", peer=peer, text=str(error))
             return
+        self._act(actions, payloads)
+
+    def _on_event(self, event: Event) -> list[Action]:
+        now_ms = self._clock.now_ms()
+        match event:
+            case GuestJoined(peer):
+                self._core.on_peer_joined(peer, now_ms)
+            case GuestGone(peer):
+                self._core.on_peer_dead(peer)
+            case DiskScanned(blocks):
+                self._core.on_disk_scanned(blocks)
+                self._log.event("disk_scanned", blocks=len(blocks))
+            case DiskWritten(name, error_text):
+                return self._core.on_disk_written(name, error_text, now_ms)
+            case DiskRead(name, ok):
+                if not ok:
+                    self._log.event("disk_block_bad", block=name.hex())
+                return self._core.on_disk_read(name, ok=ok, now_ms=now_ms)
+            case DiskDied(error):
+                raise error
+        return []
+
+    def _act(self, actions: Sequence[Action], payloads: Sequence[Payload]) -> None:
         for action in actions:
             match action:
-                case Write(slot, frame):
-                    self._memory.write(slot, payloads[frame])
-                case Reply(to, answer, slots):
-                    frames = [self._memory.read(slot, self._core.block_bytes or 0) for slot in slots]
+                case Write(pages, frame):
+                    self._memory.write(pages, payloads[frame])
+                case Reply(to, answer, blocks):
+                    frames = [self._memory.read(pages) for pages in blocks]
                     if not self._exchange.send(to, answer, frames):
                         self._log.event("send_refused", peer=to, message=type(answer).__name__)
+                case ShapeMemory(layout, n_pages):
+                    self._memory.shape(layout.page_bytes, n_pages)
+                    self._log.event("layout_known", blocks=self._core.capacity_blocks, page_bytes=layout.page_bytes)
+                case ScanDisk() | WriteDisk() | ReadDisk() | DeleteDisk():
+                    assert self._disk is not None, "a disk job without a disk"
+                    self._disk.post(action)
+                case DiskPaused(text, for_ms):
+                    self._log.event("disk_writing_paused", text=text, for_ms=for_ms)

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from common.kv_layout import DTYPE_BYTES
+from common.policy.eviction import EVICTION_POLICIES
 from common.settings import bytes_setting, setting
 from common.units import GIB
 
@@ -23,12 +24,22 @@ class KvStoreSettings:
     )
 
     host_memory_bytes: int = bytes_setting(
-        1 * GIB, flag="host-memory", help="Hard budget of KV memory, taken at start; rounded down to whole 2 MiB."
+        1 * GIB,
+        flag="host-memory",
+        help="Hard budget of KV memory, taken at start and shared with workers of this host.",
     )
+    eviction: str = setting(
+        "lru", choices=tuple(EVICTION_POLICIES), help="Which block goes first: least recently used, or cheapest."
+    )
+    disk: str | None = setting(
+        None, help="Folder for blocks below host memory, this store's alone; unset: none. They outlive a restart."
+    )
+    disk_size_bytes: int = bytes_setting(10 * GIB, flag="disk-size", help="Hard cap of the files in --disk.")
+    run_dir: str | None = setting(None, help="Folder for the Unix socket; unset: a private temporary folder.")
     model: str | None = setting(
         None,
         help="Folder or hub id of the model whose KV is kept; only its config.json is read. "
-        "Unset: the first block that comes fixes the length of all.",
+        "Unset: the first worker that says Hello fixes the layout.",
     )
     dtype: str = setting("auto", choices=("auto", *DTYPE_BYTES), help="Of that KV; auto takes the checkpoint's own.")
 
@@ -38,3 +49,5 @@ class KvStoreSettings:
             raise ValueError(f"--id={self.id!r}: must be 1 to 64 letters, digits, dots, dashes or underscores")
         if self.dtype != "auto" and self.model is None:
             raise ValueError(f"--dtype={self.dtype} needs --model")
+        if self.disk_size_bytes < 1:
+            raise ValueError(f"--disk-size={self.disk_size_bytes}: must be 1 or more")

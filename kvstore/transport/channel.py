@@ -1,10 +1,22 @@
 """One way of moving spans of KV to one peer."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from common.messages.handover import KvSpan
 from common.net.sockets import Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What one copy moved."""
+
+    n_copies: int
+    """Contiguous pieces: stretches of pages that are neighbours on both sides (tcp: in our memory)."""
+    n_bytes: int
+    payload: Payload | None = None
+    """What must travel with KvSent; None if the bytes are in the target pages now."""
 
 
 class Channel(Protocol):
@@ -15,8 +27,8 @@ class Channel(Protocol):
         """`shm` or `tcp`."""
         ...
 
-    def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Payload | None:
-        """Move one span; None if it is in the target pages now, else the payload that must travel with KvSent.
+    def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Copied:
+        """Move one span; pages of both sides in the span's order, block by block.
 
         Raises PeerFailed; the target pages may then hold anything.
         """

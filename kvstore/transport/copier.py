@@ -15,7 +15,7 @@ from kvstore.transport.channel import Channel
 
 @dataclass(frozen=True, slots=True)
 class CopyJob:
-    """Move one span. The pages on both sides stay what they are until its CopyDone was seen."""
+    """Move one span, pages in its order: block by block. The pages on both sides stay what they are until its CopyDone was seen."""
 
     transfer: TransferId
     to: PeerId
@@ -35,6 +35,9 @@ class CopyDone:
     error_text: str
     elapsed_ms: float
     """Of the copy alone; 0 if it never began."""
+    n_copies: int = 0
+    """Contiguous pieces that were moved; 0 if it failed, as `n_bytes`."""
+    n_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -146,10 +149,11 @@ class Copier:
             return CopyDone(job, False, None, f"no connection to {job.to}", 0.0)
         began_ms = self._clock.now_ms()
         try:
-            payload = attached.channel.copy(job.span, job.source_pages, job.target_pages)
+            moved = attached.channel.copy(job.span, job.source_pages, job.target_pages)
         except PeerFailed as error:
             return CopyDone(job, False, None, str(error), self._clock.now_ms() - began_ms)
-        return CopyDone(job, True, payload, "", self._clock.now_ms() - began_ms)
+        elapsed_ms = self._clock.now_ms() - began_ms
+        return CopyDone(job, True, moved.payload, "", elapsed_ms, moved.n_copies, moved.n_bytes)
 
     def _pass_by(self, item: _Posted | _Close | _Reached) -> None:
         """What becomes of an item that is not copied."""

@@ -7,8 +7,7 @@ from random import Random
 
 from common.errors import PeerFailed
 from common.messages.handover import KvSpan
-from common.net.sockets import Payload
-from kvstore.transport.channel import Channel
+from kvstore.transport.channel import Channel, Copied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +38,7 @@ class FaultyChannel:
         """That of the channel inside."""
         return self._inner.kind
 
-    def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Payload | None:
+    def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Copied:
         """As the channel inside, with faults. Raises PeerFailed."""
         delay, fail, corrupt = (self._random.random() for _ in range(3))
         if delay < self._faults.delay_share:

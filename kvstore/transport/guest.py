@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.errors import PeerFailed
 from common.ids import PeerId
-from kvstore.transport.share_wire import Introduce, Offer, ProbeSeen, ProbeWritten, encode_frame, receive_frame
+from kvstore.transport.share_wire import Introduce, NoOffer, Offer, ProbeSeen, ProbeWritten, encode_frame, receive_frame
 from kvstore.transport.shared_pages import SharedPages
 from kvstore.transport.socket_path import short_name
 
@@ -44,6 +44,8 @@ def _map(connection: socket.socket, self_id: PeerId, host: PeerId, deadline_s: f
     connection.sendall(encode_frame(Introduce(peer=self_id)))
     frame, fds = receive_frame(connection, deadline_s)
     try:
+        if isinstance(frame, NoOffer):
+            raise PeerFailed(f"{host} shares no memory: {frame.text}")
         if not isinstance(frame, Offer) or len(fds) != 1:
             raise PeerFailed(f"{host} answered {type(frame).__name__} with {len(fds)} descriptors, not an offer")
         if frame.description.peer != host:

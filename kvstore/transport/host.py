@@ -9,8 +9,8 @@ from pathlib import Path
 
 from common.errors import ConfigError, PeerFailed
 from common.ids import PeerId
-from kvstore.memory.host import PROBE_SLOT_BYTES, PROBE_SLOTS, HostMemory
-from kvstore.transport.share_wire import FrameReader, Introduce, Offer, ProbeSeen, ProbeWritten, encode_frame
+from kvstore.memory.shareable import PROBE_SLOT_BYTES, PROBE_SLOTS, Shareable
+from kvstore.transport.share_wire import FrameReader, Introduce, NoOffer, Offer, ProbeSeen, ProbeWritten, encode_frame
 from kvstore.transport.shared_pages import PoolDescription
 from kvstore.transport.socket_path import short_name
 
@@ -29,13 +29,13 @@ class Guest:
 class Host:
     """Owns the listening socket and the guests' connections. Used by the share's thread alone, but for `open`."""
 
-    def __init__(self, self_id: PeerId, memory: HostMemory, listener: socket.socket, path: Path) -> None:
+    def __init__(self, self_id: PeerId, memory: Shareable, listener: socket.socket, path: Path) -> None:
         self._self_id, self._memory = self_id, memory
         self.listener, self.path = listener, path
         self._accepted = 0
 
     @staticmethod
-    def open(self_id: PeerId, memory: HostMemory, run_dir: Path) -> "Host":
+    def open(self_id: PeerId, memory: Shareable, run_dir: Path) -> "Host":
         """Listen in a new folder of mode 0700 under `run_dir`. Raises ConfigError."""
         folder = run_dir / self_id
         path = folder / "pages.sock"
@@ -80,10 +80,13 @@ class Host:
         return bool(piece)
 
     def _offer(self, guest: Guest) -> None:
-        pages = self._memory.pages
+        pages = self._memory.pages_in_file
+        if pages is None:
+            self._refuse(guest, f"{self._self_id} has no pages yet: it waits for the first Hello of a worker")
+            return
         description = PoolDescription(
             peer=self._self_id,
-            page_bytes=pages.layout.page_bytes,
+            page_bytes=pages.page_bytes,
             chunk_bytes=pages.chunk_bytes,
             chunk_offsets=pages.chunk_offsets,
             probe_offset_bytes=self._slot_bytes(guest),
@@ -91,15 +94,21 @@ class Host:
         )
         frame = encode_frame(Offer(description=description))
         try:
-            sent = socket.send_fds(guest.connection, [frame], [pages.export_fd()])
+            sent = socket.send_fds(guest.connection, [frame], [self._memory.export_fd()])
             guest.connection.sendall(frame[sent:])
         except OSError as error:
             raise PeerFailed(f"{guest.peer} did not take the offer: {error}") from error
 
+    def _refuse(self, guest: Guest, text: str) -> None:
+        try:
+            guest.connection.sendall(encode_frame(NoOffer(text=text)))
+        except OSError as error:
+            raise PeerFailed(f"{guest.peer} did not wait for an answer: {error}") from error
+
     def _confirm(self, guest: Guest, n_bytes: int) -> None:
         slot_bytes = self._slot_bytes(guest)
-        seen = os.pread(self._memory.pages.export_fd(), n_bytes, slot_bytes)
-        self._memory.backend.discard(slot_bytes, PROBE_SLOT_BYTES)
+        seen = os.pread(self._memory.export_fd(), n_bytes, slot_bytes)
+        self._memory.discard(slot_bytes, PROBE_SLOT_BYTES)
         try:
             guest.connection.sendall(encode_frame(ProbeSeen(crc32=zlib.crc32(seen))))
         except OSError as error:

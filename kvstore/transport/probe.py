@@ -61,17 +61,23 @@ def _open_staged(peer: PeerId, pages: DevicePages, wanted: str) -> OpenedChannel
 
 
 def _open_shm(mine: Member, theirs: Member, peer: PeerId, pages: PagePool, share: Share) -> OpenedChannel:
+    target = map_pages(mine, theirs, pages.layout.page_bytes, share)
+    report = TransportReport(peer=peer, kind="shm", gib_per_s=round(target.gib_per_s, 3))
+    return OpenedChannel(ShmChannel(pages.rows, target), report, target)
+
+
+def map_pages(mine: Member, theirs: Member, page_bytes: int, share: Share) -> SharedPages:
+    """A peer's pages, mapped and probed. Raises PeerFailed: it shares none, is elsewhere, or has other pages."""
+    peer = peer_id(theirs.id, theirs.incarnation)
     if theirs.share_path is None:
         raise PeerFailed(f"{peer} shares no memory")
     if mine.host != theirs.host:
         raise PeerFailed(f"{peer} is on another host ({theirs.host}, not {mine.host})")
     target = share.connect(peer, theirs.share_path)
-    page_bytes = target.description.page_bytes
-    if page_bytes != pages.layout.page_bytes:
+    if target.description.page_bytes != page_bytes:
         share.hang_up(peer, target)
-        raise PeerFailed(f"{peer} has pages of {page_bytes} bytes, not {pages.layout.page_bytes}")
-    report = TransportReport(peer=peer, kind="shm", gib_per_s=round(target.gib_per_s, 3))
-    return OpenedChannel(ShmChannel(pages.rows, target), report, target)
+        raise PeerFailed(f"{peer} has pages of {target.description.page_bytes} bytes, not {page_bytes}")
+    return target
 
 
 class TcpProbe:

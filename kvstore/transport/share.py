@@ -16,7 +16,7 @@ from pathlib import Path
 from common.clock import Clock, MonotonicClock
 from common.errors import PeerFailed
 from common.ids import PeerId
-from kvstore.memory.host import HostMemory
+from kvstore.memory.shareable import Shareable
 from kvstore.transport.guest import visit
 from kvstore.transport.host import Guest, Host
 from kvstore.transport.shared_pages import SharedPages
@@ -69,7 +69,7 @@ class Share:
         self._thread = threading.Thread(target=self._run, name="share", daemon=True)
         self._thread.start()
 
-    def serve(self, memory: HostMemory, run_dir: Path) -> str:
+    def serve(self, memory: Shareable, run_dir: Path) -> str:
         """Let others map our pages; returns the socket's path. Raises ConfigError."""
         host = Host.open(self._self_id, memory, run_dir)
         with self._lock:

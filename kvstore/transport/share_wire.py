@@ -2,6 +2,7 @@
 
     guest -> host   Introduce      who I am
     host -> guest   Offer          where the pages lie; the file descriptor travels with it
+                    NoOffer        or: there is nothing to map, and why
     guest -> host   ProbeWritten   I wrote so many bytes into my scratch
     host -> guest   ProbeSeen      checksum of what I see there
 
@@ -34,6 +35,12 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     description: PoolDescription
 
 
+class NoOffer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The host's other answer: nothing to map now. The guest hangs up."""
+
+    text: str
+
+
 class ProbeWritten(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The guest wrote into its scratch."""
 
@@ -46,7 +53,7 @@ class ProbeSeen(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     crc32: int
 
 
-ShareFrame = Introduce | Offer | ProbeWritten | ProbeSeen
+ShareFrame = Introduce | Offer | NoOffer | ProbeWritten | ProbeSeen
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[ShareFrame] = msgspec.msgpack.Decoder(ShareFrame)
 

@@ -3,7 +3,8 @@
 import mmap
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from common.errors import PeerFailed
 from common.ids import PeerId
-from kvstore.transport.pages import Rows, copy_pages, run_start
+from kvstore.transport.pages import Ids, Rows, as_ids, as_range, copy_pages
 
 
 class PoolDescription(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -34,7 +35,9 @@ class PoolDescription(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class SharedPages:
-    """Keeps the mapping until `close`, which waits for a use in progress. Any thread may call.
+    """Keeps the mapping until `close`, which waits for the uses in progress. Any thread may call.
+
+    Uses do not wait for each other: a hand-over and a spill may run side by side.
 
     The peer's death does not touch the mapping: the kernel keeps the memory while anybody maps it.
     """
@@ -44,7 +47,9 @@ class SharedPages:
         file_bytes = os.fstat(fd).st_size
         _require_consistent(description, file_bytes)
         self._description = description
-        self._using = threading.Lock()
+        self._lock = threading.Lock()  # guards what says who is inside
+        self._users = 0
+        self._unused = threading.Event()  # closed, and nobody is inside
         mapping = mmap.mmap(fd, file_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         page_bytes = description.page_bytes
         # The array keeps the mapping alive, so the memory is unmapped when the last view of it goes, never before.
@@ -62,51 +67,97 @@ class SharedPages:
         """What the peer said of its memory."""
         return self._description
 
-    def write(self, target_pages: Sequence[int], source: Rows, source_pages: Sequence[int]) -> None:
-        """Copy local pages into the peer's. Raises PeerFailed once closed, and for pages that do not exist."""
-        place = run_start(target_pages)
-        if self._shift is not None and place is not None:
-            low, high = place, target_pages[-1]
-        else:
-            low, high = min(target_pages, default=0), max(target_pages, default=0)
-        if low < 0 or (target_pages and high >= self._n_pages):
+    def write(self, target_pages: Ids, source: Rows, source_pages: Ids) -> int:
+        """Copy local pages into the peer's; returns how many contiguous pieces those were.
+
+        Raises PeerFailed once closed, and for pages that do not exist.
+        """
+        places = self._rows_for(target_pages)
+        rows = self._enter()
+        try:
+            return copy_pages(source, source_pages, rows, places)
+        except IndexError as error:
+            raise PeerFailed(str(error)) from error
+        finally:
+            self._leave()
+
+    def read_into(self, target: Rows, target_pages: Ids, pages: Ids) -> int:
+        """Copy the peer's `pages` into local ones; returns how many contiguous pieces those were.
+
+        Raises PeerFailed once closed, and for pages that do not exist.
+        """
+        places = self._rows_for(pages)
+        rows = self._enter()
+        try:
+            return copy_pages(rows, places, target, target_pages)
+        except IndexError as error:
+            raise PeerFailed(str(error)) from error
+        finally:
+            self._leave()
+
+    def read(self, pages: Ids) -> Rows:
+        """A copy of these pages as they are now. Raises PeerFailed once closed, and for pages that do not exist."""
+        copied = np.empty((len(pages), self._description.page_bytes), np.uint8)
+        self.read_into(copied, range(len(pages)), pages)
+        return copied
+
+    def _rows_for(self, pages: Ids) -> Ids:
+        """Where the peer's pages lie in the mapping. Raises PeerFailed for pages that do not exist."""
+        found = as_range(pages)
+        if found is not None:
+            self._require(found[0], found[-1])
+            if self._shift is not None:
+                return range(found.start + self._shift, found.stop + self._shift, found.step)
+        ids = as_ids(pages)
+        if found is None and ids.size:
+            self._require(int(ids.min()), int(ids.max()))
+        if self._shift is not None:
+            return ids + self._shift
+        rows: NDArray[np.int64] = self._row_of_page[ids]
+        return rows
+
+    def _require(self, low: int, high: int) -> None:
+        if low < 0 or high >= self._n_pages:
             raise PeerFailed(
                 f"{self._description.peer} shares pages 0 to {self._n_pages - 1}; {low} to {high} were asked for"
             )
-        with self._using:
-            rows = self._mapped_rows()
-            try:
-                if self._shift is not None and place is not None:
-                    first = place + self._shift
-                    copy_pages(source, source_pages, rows, range(first, first + len(target_pages)))
-                else:
-                    copy_pages(
-                        source, source_pages, rows, self._row_of_page[np.asarray(target_pages, np.int64)].tolist()
-                    )
-            except IndexError as error:
-                raise PeerFailed(str(error)) from error
 
-    def read(self, pages: Sequence[int]) -> Rows:
-        """A copy of these pages as they are now. Raises PeerFailed once closed."""
-        with self._using:
-            return self._mapped_rows()[self._row_of_page[np.asarray(pages, np.int64)]]
+    @contextmanager
+    def using(self) -> Iterator[Rows]:
+        """The mapped rows, which stay mapped inside. Several threads may be inside at once."""
+        rows = self._enter()
+        try:
+            yield rows
+        finally:
+            self._leave()
 
-    def _mapped_rows(self) -> Rows:
-        if self.closed:
-            raise PeerFailed(f"the memory of {self._description.peer} is not mapped any more")
-        return self._rows
+    def _enter(self) -> Rows:
+        with self._lock:
+            if self.closed:
+                raise PeerFailed(f"the memory of {self._description.peer} is not mapped any more")
+            self._users += 1
+            return self._rows
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self.closed and self._users == 0:
+                self._unused.set()
 
     def write_probe(self, pattern: bytes) -> None:
         """Write into this connection's scratch. Raises PeerFailed once closed."""
-        with self._using:
-            self._mapped_rows()
+        with self.using():
             first = self._description.probe_offset_bytes
             self._bytes[first : first + len(pattern)] = np.frombuffer(pattern, np.uint8)
 
     def close(self) -> None:
-        """Unmap, after the use in progress. Nothing is written through this object afterwards."""
-        with self._using:
+        """Unmap, after the uses in progress. Nothing is written through this object afterwards."""
+        with self._lock:
             self.closed = True
+            if self._users == 0:
+                self._unused.set()
+        self._unused.wait()
+        with self._lock:
             self._bytes = np.empty(0, np.uint8)
             self._rows = self._bytes.reshape(0, self._description.page_bytes)
 

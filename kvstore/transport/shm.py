@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from common.messages.handover import KvSpan
+from kvstore.transport.channel import Copied
 from kvstore.transport.pages import Rows
 from kvstore.transport.shared_pages import SharedPages
 
@@ -15,9 +16,10 @@ class ShmChannel:
     def __init__(self, source: Rows, target: SharedPages) -> None:
         self._source, self._target = source, target
 
-    def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> None:
+    def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Copied:
         """Write the pages. Raises PeerFailed if the memory is unmapped, or the pages are not the peer's."""
-        self._target.write(target_pages, self._source, source_pages)
+        n_copies = self._target.write(target_pages, self._source, source_pages)
+        return Copied(n_copies, len(source_pages) * self._source.shape[1])
 
     def close(self) -> None:
         """Nothing to do: the copier closes between two copies."""

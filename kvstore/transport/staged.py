@@ -6,8 +6,9 @@ import torch
 
 from common.errors import PeerFailed
 from common.messages.handover import KvSpan
-from common.net.sockets import Payload
 from kvstore.memory.device import DevicePages
+from kvstore.transport.channel import Copied
+from kvstore.transport.pages import count_pieces
 
 
 class StagedChannel:
@@ -18,14 +19,15 @@ class StagedChannel:
     def __init__(self, source: DevicePages) -> None:
         self._source = source
 
-    def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Payload:
+    def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Copied:
         """The span's pages, one after the other. Raises PeerFailed, also if there is no memory for the copy now."""
         if len(source_pages) != len(target_pages):
-            raise PeerFailed(f"layer {span.layer}: {len(source_pages)} pages for {len(target_pages)} granted ones")
+            raise PeerFailed(f"{span}: {len(source_pages)} pages for {len(target_pages)} granted ones")
         try:
-            return self._source.read(source_pages)
+            payload = self._source.read(source_pages)
         except (torch.OutOfMemoryError, MemoryError) as error:  # a full device fails one copy, not the process
-            raise PeerFailed(f"no memory to copy {len(source_pages)} pages of layer {span.layer}: {error}") from error
+            raise PeerFailed(f"no memory to copy {len(source_pages)} pages of {span}: {error}") from error
+        return Copied(count_pieces(source_pages, range(len(source_pages))), len(payload), payload)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from common.errors import PeerFailed, ProtocolViolation
 from common.messages.handover import KvSent, KvSpan
 from common.net.sockets import Payload
-from kvstore.transport.pages import Rows, copy_pages, gather, rows_of
+from kvstore.transport.channel import Copied
+from kvstore.transport.pages import Rows, copy_pages, rows_of
 
 
 class TcpChannel:
@@ -16,11 +17,12 @@ class TcpChannel:
     def __init__(self, source: Rows) -> None:
         self._source = source
 
-    def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Payload:
+    def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Copied:
         """The span's pages, one after the other. Raises PeerFailed."""
         if len(source_pages) != len(target_pages):
-            raise PeerFailed(f"layer {span.layer}: {len(source_pages)} pages for {len(target_pages)} granted ones")
-        return gather(self._source, source_pages)
+            raise PeerFailed(f"{span}: {len(source_pages)} pages for {len(target_pages)} granted ones")
+        payload, n_copies = _gather(self._source, source_pages)
+        return Copied(n_copies, len(payload), payload)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -30,9 +32,21 @@ class TcpChannel:
 def check_payloads(message: KvSent, payloads: Sequence[Payload], page_bytes: int) -> None:
     """Raise ProtocolViolation unless there is one payload per span, of the span's length. Call before the core hears."""
     found = [len(payload) for payload in payloads]
-    wanted = [span.n_blocks * page_bytes for span in message.spans]
+    wanted = [span.n_blocks * span.n_layers * page_bytes for span in message.spans]
     if found != wanted:
         raise ProtocolViolation(f"transfer {message.transfer}: payloads of {found} bytes for spans of {wanted}")
+
+
+def read_payload(source: Rows, pages: Sequence[int]) -> bytearray:
+    """Local pages, one after the other. Raises IndexError."""
+    return _gather(source, pages)[0]
+
+
+def _gather(source: Rows, pages: Sequence[int]) -> tuple[bytearray, int]:
+    """The bytes, and how many pieces they came from."""
+    payload = bytearray(len(pages) * source.shape[1])
+    n_copies = copy_pages(source, pages, rows_of(payload, source.shape[1]), range(len(pages)))
+    return payload, n_copies
 
 
 def write_payload(target: Rows, pages: Sequence[int], payload: Payload) -> None:

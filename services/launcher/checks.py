@@ -3,11 +3,13 @@
 import importlib.util
 import os
 import resource
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import psutil
 import redis
@@ -79,15 +81,35 @@ def check_cores() -> Finding:
     return Finding(Level.OK, "cores", f"{cores}")
 
 
-def check_memory(device_memory_bytes: int) -> Finding:
-    """Two workers' page memory fits into what is free."""
-    free_bytes = psutil.virtual_memory().available
+def check_memory(device_memory_bytes: int, host_memory_bytes: int, free_bytes: int) -> Finding:
+    """Two workers' page memory and the KV store's fit into what is free. `host_memory_bytes` 0: no KV store."""
     text = f"{format_bytes(free_bytes)} available; each worker takes {format_bytes(device_memory_bytes)} for KV pages"
-    if device_memory_bytes > free_bytes:
-        return Finding(Level.FAIL, "memory", text, "lower --device-memory")
-    if 2 * device_memory_bytes + GIB > free_bytes:
-        return Finding(Level.WARN, "memory", text, "two workers and a model may not fit; lower --device-memory")
+    if host_memory_bytes:
+        text += f", the KV store {format_bytes(host_memory_bytes)}"
+    flags = "--device-memory or --host-memory" if host_memory_bytes else "--device-memory"
+    if max(device_memory_bytes, host_memory_bytes) > free_bytes:
+        return Finding(Level.FAIL, "memory", text, f"lower {flags}")
+    if 2 * device_memory_bytes + host_memory_bytes + GIB > free_bytes:
+        return Finding(Level.WARN, "memory", text, f"two workers and a model may not fit; lower {flags}")
     return Finding(Level.OK, "memory", text)
+
+
+def available_bytes() -> int:
+    """Memory that processes may still take on this machine."""
+    return int(psutil.virtual_memory().available)
+
+
+def check_disk(folder: str, size_bytes: int) -> Finding:
+    """The KV store's disk tier can be made and has room for all that it may write."""
+    place = Path(folder).expanduser().absolute()
+    there = next(one for one in (place, *place.parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        return Finding(Level.FAIL, "disk", f"{there} cannot be written to", "give another --disk")
+    free_bytes = shutil.disk_usage(there).free
+    text = f"{format_bytes(free_bytes)} free at {there}; the disk tier takes up to {format_bytes(size_bytes)}"
+    if size_bytes > free_bytes:
+        return Finding(Level.WARN, "disk", text, "it may be partly filled already; else lower --disk-size")
+    return Finding(Level.OK, "disk", text)
 
 
 def check_shared_memory() -> Finding:

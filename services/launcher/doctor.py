@@ -34,12 +34,14 @@ def machine(settings: DoctorSettings) -> list[Finding]:
         checks.check_python(),
         *checks.check_packages(),
         checks.check_cores(),
-        checks.check_memory(settings.device_memory_bytes),
+        checks.check_memory(settings.device_memory_bytes, settings.host_memory_bytes, checks.available_bytes()),
         checks.check_shared_memory(),
         checks.check_open_files(),
         checks.check_redis(settings.redis),
         checks.check_device(settings.device),
     ]
+    if settings.disk is not None:
+        findings.append(checks.check_disk(settings.disk, settings.disk_size_bytes))
     if settings.url is None:
         findings.append(checks.check_port(settings.host, settings.port))
     return findings

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from common.units import format_bytes
 from services.launcher.settings import UpSettings
 
 WORKER_ROLES = ("prefill", "decode", "mixed")
@@ -36,7 +37,7 @@ class Site:
 def plan_processes(settings: UpSettings, site: Site) -> list[ProcessPlan]:
     """Everything but Redis, in the order of starting. Secrets go by environment, the rest by flags."""
     return [
-        _kvstore(settings, site),
+        *([_kvstore(settings, site)] if settings.host_memory_bytes else []),
         *(_worker(settings, site, role, index) for role in WORKER_ROLES for index in range(getattr(settings, role))),
         *(_gateway(settings, site, index) for index in range(settings.gateways)),
     ]
@@ -45,6 +46,20 @@ def plan_processes(settings: UpSettings, site: Site) -> list[ProcessPlan]:
 def compute_threads(settings: UpSettings, cores: int) -> int:
     """Threads of each worker: together no more than the cores, since oversubscribed matrix products crawl."""
     return settings.threads or max(1, cores // max(1, settings.workers))
+
+
+def memory_plan(settings: UpSettings) -> str:
+    """How much memory the processes take for KV, and what they keep in it."""
+    total_bytes = settings.workers * settings.device_memory_bytes + settings.host_memory_bytes
+    parts = [f"{settings.workers} x {format_bytes(settings.device_memory_bytes)} on workers"]
+    if settings.host_memory_bytes:
+        parts.append(f"{format_bytes(settings.host_memory_bytes)} in the KV store")
+    lines = [f"KV memory: {' + '.join(parts)} = {format_bytes(total_bytes)}"]
+    if settings.disk is not None:
+        lines.append(f"KV on disk: up to {format_bytes(settings.disk_size_bytes)} in {settings.disk}")
+    caching = f"caching {settings.caching}, transfer {settings.transfer}, eviction {settings.eviction}"
+    spill = f", spill {settings.spill}" if settings.host_memory_bytes else ", no KV store"
+    return "\n".join([*lines, f"KV reuse: {caching}{spill}"])
 
 
 def _flags(**values: object) -> tuple[str, ...]:
@@ -64,6 +79,10 @@ def _kvstore(settings: UpSettings, site: Site) -> ProcessPlan:
         model=site.model,
         dtype=settings.dtype,
         host_memory=settings.host_memory_bytes,
+        run_dir=site.run_dir,
+        eviction=settings.eviction,
+        disk=settings.disk,
+        disk_size=None if settings.disk is None else settings.disk_size_bytes,
     )
     return ProcessPlan("kvstore-0", "kvstore", (*site.program, "kvstore", *flags))
 
@@ -81,6 +100,12 @@ def _worker(settings: UpSettings, site: Site, role: str, index: int) -> ProcessP
         device_memory=settings.device_memory_bytes,
         dtype=settings.dtype,
         transport=settings.transport,
+        transfer=settings.transfer,
+        caching=settings.caching,
+        eviction=settings.eviction,
+        kvstore="auto" if settings.host_memory_bytes else "off",
+        spill=settings.spill,
+        on_load_failure=settings.on_load_failure,
         threads=threads,
     )
     environ = {

@@ -33,7 +33,11 @@ class UpSettings:
     device_memory_bytes: int = bytes_setting(
         1 * GIB, flag="device-memory", help="Hard budget of KV page memory of each worker."
     )
-    host_memory_bytes: int = bytes_setting(1 * GIB, flag="host-memory", help="Memory of the KV store.")
+    host_memory_bytes: int = bytes_setting(
+        1 * GIB, flag="host-memory", help="Hard budget of the KV store's host memory; 0: no KV store."
+    )
+    disk: str | None = setting(None, help="Folder of the KV store's disk tier; unset: none. Made if it is missing.")
+    disk_size_bytes: int = bytes_setting(10 * GIB, flag="disk-size", help="Hard budget of the disk tier.")
     dtype: str = setting(
         "auto", choices=("auto", "float32", "bfloat16"), help="Weights and KV; auto takes the checkpoint's own."
     )
@@ -41,6 +45,29 @@ class UpSettings:
         "auto",
         choices=("auto", "shm", "tcp"),
         help="How KV travels; auto takes shared memory where the probe succeeds.",
+    )
+    transfer: str = setting(
+        "auto",
+        choices=("layer", "request", "aggregated", "auto"),
+        help="How prompts' KV goes to decode workers; see `penstock prefill --help`.",
+    )
+    caching: int = setting(
+        3,
+        parse=int,
+        allowed="0, 1, 2 or 3",
+        help="What is kept for reuse. 0: nothing; 1: prompts, on prefill workers; 2: prompts and answers on decode "
+        "workers too; 3: the KV of answers also goes back to prefill workers.",
+    )
+    eviction: str = setting(
+        "lru", choices=("lru", "cost-aware"), help="Which kept block goes first, on workers and in the KV store."
+    )
+    spill: str = setting(
+        "write-through",
+        choices=("write-through", "write-back", "selective"),
+        help="When a kept block is copied to the KV store: at once, when it must go, or when it was used again.",
+    )
+    on_load_failure: str = setting(
+        "recompute", choices=("recompute", "fail"), help="When KV from the KV store comes late or not at all."
     )
     threads: int | None = setting(
         None, help="Compute threads of each worker; unset: the cores that may be used, shared out evenly."
@@ -74,13 +101,21 @@ class UpSettings:
             )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"--threads={self.threads}: must be 1 or more")
-        for name in ("device_memory", "host_memory"):
-            if getattr(self, f"{name}_bytes") < MIB:
-                raise ValueError(f"--{name.replace('_', '-')}={getattr(self, f'{name}_bytes')}: must be 1MiB or more")
+        if self.caching not in range(4):
+            raise ValueError(f"--caching={self.caching}: must be 0, 1, 2 or 3")
+        self._refuse_impossible_memory()
         if not self.ready_timeout_s > 0:
             raise ValueError(f"--ready-timeout-s={self.ready_timeout_s}: must be above 0")
         if self.drain_s < 0:
             raise ValueError(f"--drain-s={self.drain_s}: must be 0 or more")
+
+    def _refuse_impossible_memory(self) -> None:
+        if self.device_memory_bytes < MIB:
+            raise ValueError(f"--device-memory={self.device_memory_bytes}: must be 1MiB or more")
+        if self.host_memory_bytes and self.host_memory_bytes < MIB:
+            raise ValueError(f"--host-memory={self.host_memory_bytes}: must be 1MiB or more, or 0 for no KV store")
+        if self.disk is not None and not self.host_memory_bytes:
+            raise ValueError(f"--disk={self.disk} needs a KV store; --host-memory=0 means none")
 
     @property
     def workers(self) -> int:
@@ -107,3 +142,8 @@ class DoctorSettings:
     port: int = setting(8000, help="Port that the gateway would listen on; not checked with --url.")
     device: str = setting("cpu", help="Torch device that the workers would use.")
     device_memory_bytes: int = bytes_setting(1 * GIB, flag="device-memory", help="Page memory that a worker would get.")
+    host_memory_bytes: int = bytes_setting(
+        1 * GIB, flag="host-memory", help="Memory that a KV store would get; 0: no KV store."
+    )
+    disk: str | None = setting(None, help="Folder that a KV store's disk tier would use.")
+    disk_size_bytes: int = bytes_setting(10 * GIB, flag="disk-size", help="Budget that the disk tier would get.")

@@ -16,11 +16,12 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def memory_text(worker: Mapping[str, Any]) -> str:
-    """Pages in use and in all, and what they stand for in tokens and bytes; `-` for who has no pages."""
+    """Pages in use, kept for reuse and in all, and what they stand for in tokens and bytes; `-` for who has no pages."""
     pages, model = worker["pages"], worker["model"]
     if not pages["total"]:
         return "-"
-    text = f"{pages['total'] - pages['free']} of {pages['total']} pages used"
+    cached = f", {pages['cached']} cached" if pages["cached"] else ""
+    text = f"{pages['total'] - pages['free'] - pages['cached']} of {pages['total']} pages used{cached}"
     if not model or model["dtype"] not in DTYPE_BYTES:
         return text
     layout = KvLayout(
@@ -33,6 +34,36 @@ def memory_text(worker: Mapping[str, Any]) -> str:
     tokens = pages["total"] // layout.layers * layout.block_tokens
     total_bytes = pages["total"] * layout.page_bytes
     return f"{text}; {format_bytes(total_bytes)} of KV for {tokens:,} tokens"
+
+
+def cache_table(status: Mapping[str, Any]) -> str:
+    """What each process keeps for reuse and what came of it; empty text if nobody keeps or looked for anything."""
+    rows = [_cache_row(worker) for worker in status["workers"] if _has_cache(worker["cache"])]
+    return columns(["CACHE OF", "KEEPS", "HIT TOKENS", "OLDEST PIN"], rows) if rows else ""
+
+
+def _has_cache(cache: Mapping[str, Any]) -> bool:
+    hits: Mapping[str, int] = cache["hit_tokens_by_tier"]
+    return bool(cache["cached_blocks"] or cache["blocks_by_tier"] or cache["missed_tokens"] or any(hits.values()))
+
+
+def _cache_row(worker: Mapping[str, Any]) -> list[str]:
+    cache = worker["cache"]
+    tiers = [
+        f"{tier} {n_blocks:,} blocks ({format_bytes(cache['bytes_by_tier'].get(tier, 0))})"
+        for tier, n_blocks in sorted(cache["blocks_by_tier"].items())
+    ]
+    kept = ", ".join(tiers) or f"{worker['tier']} {cache['cached_blocks']:,} blocks"
+    pin = f"{cache['oldest_pin_ms']:,.0f} ms" if cache["oldest_pin_ms"] else "-"
+    return [worker["id"], kept, _hits_text(cache["hit_tokens_by_tier"], cache["missed_tokens"]), pin]
+
+
+def _hits_text(hits: Mapping[str, int], missed: int) -> str:
+    total = sum(hits.values()) + missed
+    if not total:
+        return "-"
+    parts = [f"{tier} {tokens:,}" for tier, tokens in sorted(hits.items()) if tokens]
+    return f"{', '.join(parts) or '0'} of {total:,} ({sum(hits.values()) / total:.0%})"
 
 
 def links_table(status: Mapping[str, Any]) -> str:
@@ -53,7 +84,7 @@ def status_text(status: Mapping[str, Any]) -> str:
     head = f"{gateway['id']} at {gateway['endpoint']}: {state}, {gateway['open_requests']} open requests"
     rows = [_status_row(worker) for worker in status["workers"]]
     table = columns(["WORKER", "ROLE", "STATE", "PID", "MODEL", "MEMORY", "WAITING", "RUNNING", "HANDING OVER"], rows)
-    parts = [head, table if rows else "no worker has joined", links_table(status)]
+    parts = [head, table if rows else "no worker has joined", cache_table(status), links_table(status)]
     reasons = [f"{w['id']}: {w['reason']}" for w in status["workers"] if w["reason"]]
     return "\n\n".join(part for part in [*parts, "\n".join(reasons)] if part)
 

@@ -16,7 +16,7 @@ from services.launcher.api import GatewayApi
 from services.launcher.commands import settings_classes
 from services.launcher.interrupts import Interrupted, Interrupts
 from services.launcher.model_choice import chosen_model
-from services.launcher.plan import WORKER_ROLES, ProcessPlan, Site, compute_threads, plan_processes
+from services.launcher.plan import WORKER_ROLES, ProcessPlan, Site, compute_threads, memory_plan, plan_processes
 from services.launcher.readiness import Expected, missing
 from services.launcher.redis_server import find_redis_server, free_port, port_is_free, redis_command
 from services.launcher.settings import UpSettings
@@ -171,7 +171,7 @@ class Launch:
         api.close()
         rows = [(child.plan.name, child.pid, child.plan.url or "") for child in self._system.children]
         threads = compute_threads(settings, self._cores)
-        parts = [process_table(rows, status, settings.device, threads), links_table(status)]
+        parts = [process_table(rows, status, settings.device, threads), memory_plan(settings), links_table(status)]
         took_s = time.monotonic() - self._started_s
         _say("\n" + "\n\n".join(part for part in parts if part) + f"\n\nready after {took_s:.1f} s")
 

@@ -15,33 +15,25 @@ from common.ids import Incarnation, WorkerId, peer_id
 from common.kv_layout import KvLayout
 from common.log import Log
 from common.messages.liveness import Member, ModelIdentity
+from common.net.cache_events import CacheEventPublisher
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
-from common.policy.batching import DecodeFirst
-from kvstore.handover.receiver import Receiver
-from kvstore.handover.sender import Sender
-from kvstore.index.ledger import Ledger
 from kvstore.memory.device import DeviceMemory, open_device_memory
 from kvstore.memory.host import HostMemory, open_host_memory
+from kvstore.transport.block_mover import BlockMover
 from kvstore.transport.copier import Copier
+from kvstore.transport.load_gate import LoadGate
 from kvstore.transport.share import Share
-from services.worker.core.callers import Callers
-from services.worker.core.decode import DecodeCore
-from services.worker.core.generation import Generation
-from services.worker.core.incoming import GrantTerms, Incoming
-from services.worker.core.neighbours import Neighbours
-from services.worker.core.prefill import PrefillCore
-from services.worker.core.role import Parts, WorkerRole
-from services.worker.core.scheduler import Scheduler
+from services.worker.build_core import build_core
 from services.worker.engine.engine import TorchEngine
 from services.worker.engine.torch_options import configure_torch
 from services.worker.engine_thread import EngineThread
-from services.worker.inbox import CopyEnded, Inbox, MembersRead, PeerGone, PeerJoined
-from services.worker.links import Links
+from services.worker.inbox import BlocksMoved, CopyEnded, Inbox, MembersRead, PeerGone, PeerJoined
+from services.worker.links import Links, Movers
 from services.worker.model.identity import inspect_model
 from services.worker.model.load import LoadedModel, load_model, require_device
-from services.worker.service import WorkerService
+from services.worker.service import Ports, WorkerService
 from services.worker.settings import WorkerSettings
 
 _STEP_END_S = 30.0
@@ -93,19 +85,26 @@ class Worker:
             on_joined=lambda joined: inbox.put(PeerJoined(joined)),
             on_gone=lambda gone: inbox.put(PeerGone(gone)),
         )
-        copier = Copier(lambda done: inbox.put(CopyEnded(done)))
+        gate = LoadGate()
+        movers = Movers(
+            share,
+            Copier(lambda done: inbox.put(CopyEnded(done))),
+            BlockMover(memory.pages, gate, lambda event: inbox.put(BlocksMoved(event))),
+        )
         share_path = None
         if self._role == "decode" and isinstance(memory, HostMemory):
             share_path = share.serve(memory, self._run_dir())
         mine = self._member(exchange.endpoint, inspected.identity, str(inspected.folder), share_path)
-        links = Links(mine, memory.pages, share, copier, inbox, transport=settings.transport)
+        links = Links(mine, memory.pages, movers, inbox, settings.transport)
         self._cleanup.callback(links.close)
         threads = configure_torch(settings.threads)
         model = self._load()
-        engine = EngineThread(TorchEngine(model, memory.pages.tensor, inspected.layout), inbox)
+        engine = EngineThread(TorchEngine(model, memory.pages.tensor, inspected.layout), inbox, gate)
         self._cleanup.callback(engine.stop, _STEP_END_S)
-        core = self._core(mine, memory, inspected.layout, context_tokens)
-        self._service = WorkerService(core, exchange, inbox, engine, links, self._log)
+        core = build_core(mine, settings, memory.pages.n_pages, inspected.layout, context_tokens)
+        events = CacheEventPublisher(settings.redis, settings.cluster, mine)
+        self._cleanup.callback(events.close)
+        self._service = WorkerService(core, Ports(exchange, inbox, engine, links, events.publish), self._log)
         membership = Membership(settings.redis, settings.cluster, mine, lambda members: inbox.put(MembersRead(members)))
         membership.join()
         self._cleanup.callback(membership.stop)
@@ -160,22 +159,3 @@ class Worker:
             model_path=path,
             joined_unix_ms=time.time_ns() // 1_000_000,
         )
-
-    def _core(
-        self, mine: Member, memory: HostMemory | DeviceMemory, layout: KvLayout, context_tokens: int
-    ) -> WorkerRole:
-        settings = self._settings
-        ledger = Ledger(memory.pages.n_pages)
-        policy = DecodeFirst(settings.max_step_tokens, layout.block_tokens)
-        scheduler = Scheduler(ledger, layout, policy, max_running=settings.max_running)
-        parts = Parts(ledger, scheduler, Callers(mine, silent_ms=settings.silent_peer_ms))
-        if self._role == "prefill":
-            neighbours = Neighbours(mine, silent_ms=settings.silent_peer_ms)
-            sender = Sender(layout.layers)
-            return PrefillCore(mine, parts, sender, neighbours, layout, max_queued=settings.max_queued)
-        generation = Generation(scheduler, context_tokens=context_tokens)
-        receiver = Receiver(mine.incarnation, layout.layers)
-        incoming = Incoming(
-            receiver, ledger, scheduler, generation, GrantTerms(layout, mine.incarnation, settings.lease_ms)
-        )
-        return DecodeCore(mine, parts, generation, incoming, max_queued=settings.max_queued)

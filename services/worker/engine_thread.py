@@ -1,18 +1,26 @@
 """The thread that computes. It owns nothing but the engine, and talks by queue."""
 
+import functools
 import queue
 import threading
 from collections.abc import Callable
 from typing import Protocol
 
+from kvstore.transport.load_gate import LoadGate
 from services.worker.core.plan import StepPlan, StepResult
 from services.worker.inbox import EngineDied, Inbox, LayerDone, StepDone
 
 
 class Engine(Protocol):
-    """Computes steps. `on_layer(l)` is called after layer l wrote K and V, if a segment is streamed."""
+    """Computes steps. `on_layer(l)`: after layer l wrote K and V, if a segment is streamed; `await_layer(l)`: before it
+    reads, if the plan has loads."""
 
-    def step(self, plan: StepPlan, on_layer: Callable[[int], None] | None) -> StepResult:
+    def step(
+        self,
+        plan: StepPlan,
+        on_layer: Callable[[int], None] | None,
+        await_layer: Callable[[int], None] | None,
+    ) -> StepResult:
         """Run one forward pass and draw the next tokens."""
         ...
 
@@ -20,8 +28,9 @@ class Engine(Protocol):
 class EngineThread:
     """Computes one plan at a time; results go to the inbox."""
 
-    def __init__(self, engine: Engine, inbox: Inbox) -> None:
-        self._engine, self._inbox = engine, inbox
+    def __init__(self, engine: Engine, inbox: Inbox, gate: LoadGate) -> None:
+        """`gate` holds the engine back while KV it is about to read is still being fetched."""
+        self._engine, self._inbox, self._gate = engine, inbox, gate
         self._plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -33,7 +42,8 @@ class EngineThread:
     def _run(self) -> None:
         try:
             while (plan := self._plans.get()) is not None:
-                self._inbox.put(StepDone(self._engine.step(plan, self._on_layer)))
+                await_layer = functools.partial(self._gate.wait, plan.loads)
+                self._inbox.put(StepDone(self._engine.step(plan, self._on_layer, await_layer)))
         except BaseException as error:  # noqa: BLE001 - the loop's top of this thread: the main loop re-raises it
             self._inbox.put(EngineDied(error))
 

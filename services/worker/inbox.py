@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from common.ids import PeerId
 from common.messages.liveness import Member, TransportReport
+from kvstore.transport.block_jobs import BlockEvent
 from kvstore.transport.copier import CopyDone
 from kvstore.transport.probe import OpenedChannel
 from services.worker.core.plan import StepResult
@@ -37,6 +38,13 @@ class CopyEnded:
     """The copier finished a job, well or not."""
 
     done: CopyDone
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksMoved:
+    """The block mover has news: of one layer, or the end of a job."""
+
+    event: BlockEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +96,7 @@ Event = (
     | StepDone
     | EngineDied
     | CopyEnded
+    | BlocksMoved
     | MembersRead
     | PeerGone
     | PeerJoined

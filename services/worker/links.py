@@ -11,27 +11,42 @@ from dataclasses import dataclass
 from common.clock import Clock
 from common.errors import PeerFailed
 from common.ids import PeerId, TransferId
+from common.kv_layout import KvLayout
 from common.log import Log
 from common.messages.base import Message
 from common.messages.handover import KvSent, KvSpan, Probed
 from common.messages.liveness import Member, TransportReport
 from common.net.sockets import Exchange, Payload
+from kvstore.index.ledger import PageIds
 from kvstore.memory.device import DevicePages
 from kvstore.memory.page_pool import PagePool
+from kvstore.transport.block_jobs import BlockJob, FetchJob, StoreJob
+from kvstore.transport.block_mover import BlockMover
 from kvstore.transport.copier import Copier, CopyDone, CopyJob
 from kvstore.transport.probe import OpenedChannel, TcpProbe, open_channel
 from kvstore.transport.share import Share
-from kvstore.transport.tcp import write_payload
-from services.worker.core.actions import Copy
+from kvstore.transport.tcp import read_payload, write_payload
+from services.worker.core.actions import Copy, FetchBlocks, StoreBlocks
 from services.worker.inbox import ChannelFailed, ChannelOpened, ChannelTried, Inbox
 
 _MEASURE_WITHIN_MS = 5_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Movers:
+    """What moves KV, each with a thread of its own."""
+
+    share: Share
+    copier: Copier
+    blocks: BlockMover
 
 
 @dataclass(slots=True)
 class _Attempt:
     """One thread that opens a channel. Leaves when its result is heard, which takes seconds at most."""
 
+    role: str
+    """Of the peer."""
     wanted: bool = True
     """False once the channel was closed before it was open."""
     then: Member | None = None
@@ -46,10 +61,10 @@ class Links:
     """
 
     def __init__(
-        self, mine: Member, pages: PagePool | DevicePages, share: Share, copier: Copier, inbox: Inbox, *, transport: str
+        self, mine: Member, pages: PagePool | DevicePages, movers: Movers, inbox: Inbox, transport: str
     ) -> None:
-        self._mine, self._pages, self._share, self._copier = mine, pages, share, copier
-        self._inbox, self._transport = inbox, transport
+        self._mine, self._pages, self._inbox, self._transport = mine, pages, inbox, transport
+        self._share, self._copier, self._mover = movers.share, movers.copier, movers.blocks
         self._log = Log(process=mine.id)
         self._payloads: dict[tuple[TransferId, KvSpan], Payload] = {}
         self._attempts: dict[PeerId, _Attempt] = {}
@@ -61,13 +76,23 @@ class Links:
         """Bytes of one page."""
         return self._pages.layout.page_bytes
 
+    @property
+    def layout(self) -> KvLayout:
+        """Of our pages."""
+        return self._pages.layout
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one token block over all layers."""
+        return self.page_bytes * self._pages.layout.layers
+
     def open(self, peer: PeerId, member: Member) -> None:
         """Find a way to `peer`; the inbox gets ChannelTried, which is for `on_tried`."""
         running = self._attempts.get(peer)
         if running is not None:
             running.wanted, running.then = False, member
             return
-        self._attempts[peer] = _Attempt()
+        self._attempts[peer] = _Attempt(member.role)
         threading.Thread(target=self._open, args=(peer, member), name=f"open {peer}", daemon=True).start()
 
     def _open(self, peer: PeerId, member: Member) -> None:
@@ -84,7 +109,9 @@ class Links:
         attempt = self._attempts.pop(peer)
         if attempt.wanted and isinstance(outcome, OpenedChannel):
             self._copier.attach(peer, outcome.channel)
-            if outcome.report.kind == "tcp":
+            if outcome.mapping is not None:
+                self._mover.attach(peer, outcome.mapping)
+            if outcome.report.kind == "tcp" and attempt.role != "kvstore":
                 self._unmeasured.add(peer)
             return ChannelOpened(outcome.report)
         if attempt.wanted:
@@ -140,6 +167,7 @@ class Links:
         self._unmeasured.discard(peer)
         self._probes.pop(peer, None)
         self._copier.detach(peer)
+        self._mover.detach(peer)
         self._share.hang_up(peer)
 
     def copy(self, action: Copy) -> None:
@@ -147,6 +175,27 @@ class Links:
         order = action.order
         job = CopyJob(order.transfer, order.to, order.span, action.source_pages, order.target_pages)
         self._copier.post(job)
+
+    def move_blocks(self, action: FetchBlocks | StoreBlocks) -> None:
+        """Hand a job to the block mover; the inbox gets BlocksMoved, also if it could not begin."""
+        if isinstance(action, FetchBlocks):
+            job: BlockJob = FetchJob(
+                action.call, action.peer, action.own_pages, action.peer_pages, action.deadline_ms, action.by_layer
+            )
+        else:
+            job = StoreJob(action.call, action.peer, action.own_pages, action.peer_pages)
+        self._mover.post(job)
+
+    def fill_blocks(self, own_pages: PageIds, payloads: Sequence[Payload]) -> None:
+        """Write one payload per block into our own pages [blocks, layers]."""
+        for pages, payload in zip(own_pages.tolist(), payloads, strict=False):
+            self.fill(pages, payload)
+
+    def read_blocks(self, own_pages: PageIds) -> list[Payload]:
+        """One payload per block of our own pages [blocks, layers]."""
+        if isinstance(self._pages, DevicePages):
+            return [self._pages.read(pages) for pages in own_pages.tolist()]
+        return [read_payload(self._pages.rows, pages) for pages in own_pages.tolist()]
 
     def keep_payload(self, done: CopyDone) -> None:
         """Keep what must travel with the KvSent that the core is about to send."""
@@ -172,6 +221,7 @@ class Links:
             write_payload(self._pages.rows, pages, payload)
 
     def close(self) -> None:
-        """End the copier and every mapping."""
+        """End the movers and every mapping."""
+        self._mover.stop()
         self._copier.stop()
         self._share.close()

@@ -1,6 +1,7 @@
 """The loop of a worker: hear, decide, act, compute. One thread owns all state; it makes no serving decision itself."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -10,15 +11,29 @@ from common.ids import PeerId
 from common.log import Log
 from common.messages import AnyMessage
 from common.messages.actions import Dial, HangUp, Send
+from common.messages.blocks import Found
+from common.messages.cache_events import CacheEvent
 from common.messages.handover import KvSent, Probe, Probed
 from common.net.sockets import Exchange, Payload
 from kvstore.handover.actions import Fill
+from kvstore.transport.block_jobs import BlockEvent, LayerFetched
+from kvstore.transport.check_found import check_found
 from kvstore.transport.probe import answer_probe
 from kvstore.transport.tcp import check_payloads
-from services.worker.core.actions import Action, Copy, OpenChannel
+from services.worker.core.actions import (
+    Action,
+    Copy,
+    FetchBlocks,
+    FillBlocks,
+    Moved,
+    OpenChannel,
+    SendBlocks,
+    StoreBlocks,
+)
 from services.worker.core.role import WorkerRole
 from services.worker.engine_thread import EngineThread
 from services.worker.inbox import (
+    BlocksMoved,
     ChannelFailed,
     ChannelOpened,
     ChannelTried,
@@ -39,14 +54,25 @@ _CHECK_MS = 5_000.0
 _NOTICE_MS = 1_200.0  # two pings: time for gateways to see in a report that this worker drains
 
 
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where a worker meets the world."""
+
+    exchange: Exchange
+    inbox: Inbox
+    engine: EngineThread
+    links: Links
+    publish: Callable[[list[CacheEvent]], None]
+    """Passes cache events on to whoever routes; must not block."""
+
+
 class WorkerService:
     """Runs a core over real sockets, threads and memory."""
 
-    def __init__(
-        self, core: WorkerRole, exchange: Exchange, inbox: Inbox, engine: EngineThread, links: Links, log: Log
-    ) -> None:
-        self._core, self._exchange, self._inbox = core, exchange, inbox
-        self._engine, self._links, self._clock = engine, links, MonotonicClock()
+    def __init__(self, core: WorkerRole, ports: Ports, log: Log) -> None:
+        self._core, self._exchange, self._inbox = core, ports.exchange, ports.inbox
+        self._engine, self._links, self._publish = ports.engine, ports.links, ports.publish
+        self._clock = MonotonicClock()
         self._log = log
         self._checked_ms, self._unchecked = 0.0, False
         self._drain_from_ms: float | None = None
@@ -73,6 +99,8 @@ class WorkerService:
                 self._act(self._core.on_tick(now_ms), ())
                 self._check_when_idle(now_ms)
             plan = self._core.plan()
+            self._act(self._core.loads(self._clock.now_ms()), ())  # before the engine: it waits only for what has begun
+            self._publish(self._core.take_events())
             if plan is not None:
                 self._unchecked = True
                 self._engine.submit(plan)
@@ -102,6 +130,8 @@ class WorkerService:
                 return
             if isinstance(message, KvSent) and self._core.wants_payloads(message.transfer):
                 check_payloads(message, payloads, self._links.page_bytes)
+            if isinstance(message, Found):
+                check_found(message, payloads, self._links.layout.layers, self._links.block_bytes)
             self._act(self._core.on_message(peer, message, self._clock.now_ms()), payloads)
         except ProtocolViolation as error:  # the peer's fault: say so, keep serving the others
             self._log.event("protocol_violation", peer=peer, text=str(error))
@@ -117,12 +147,12 @@ class WorkerService:
                 if not done.ok:
                     self._log.event("copy_failed", transfer=done.job.transfer, peer=done.job.to, text=done.error_text)
                 self._links.keep_payload(done)
-                job, elapsed_ms = done.job, done.elapsed_ms
-                self._act(
-                    self._core.on_copied(job.transfer, job.span, ok=done.ok, elapsed_ms=elapsed_ms, now_ms=now_ms), ()
-                )
+                moved = Moved(done.ok, done.elapsed_ms, done.n_copies, done.n_bytes)
+                self._act(self._core.on_copied(done.job.transfer, done.job.span, moved, now_ms), ())
                 self._links.forget_payload(done)
                 return []
+            case BlocksMoved(event=blocks):
+                return self._on_blocks(blocks, now_ms)
             case MembersRead(members=members):
                 return self._core.on_members(members, now_ms)
             case PeerGone(peer=peer):
@@ -143,6 +173,14 @@ class WorkerService:
             case EngineDied(error=error):
                 raise error
 
+    def _on_blocks(self, event: BlockEvent, now_ms: float) -> list[Action]:
+        if isinstance(event, LayerFetched):
+            return self._core.on_layer_fetched(event.call, event.layer, ok=event.ok, now_ms=now_ms)
+        if not event.ok:
+            self._log.event("blocks_not_moved", call=event.call, text=event.error_text)
+        moved = Moved(event.ok, event.elapsed_ms, event.n_copies, event.n_bytes)
+        return self._core.on_blocks_moved(event.call, moved, now_ms)
+
     def _act(self, actions: Sequence[Action], payloads: Sequence[Payload]) -> None:
         for action in actions:
             match action:
@@ -154,6 +192,13 @@ class WorkerService:
                     self._links.copy(action)
                 case Fill(pages=pages, payload=index):
                     self._links.fill(pages, payloads[index])
+                case FetchBlocks() | StoreBlocks():
+                    self._links.move_blocks(action)
+                case FillBlocks(own_pages):
+                    self._links.fill_blocks(own_pages, payloads)
+                case SendBlocks(to, message, pages):
+                    if not self._exchange.send(to, message, self._links.read_blocks(pages)):
+                        self._log.event("send_refused", peer=to, message=type(message).__name__)
                 case Dial(peer, endpoint):
                     self._dial(peer, endpoint)
                 case OpenChannel(peer, member):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from common.policy.eviction import EVICTION_POLICIES
 from common.settings import bytes_setting, setting
 from common.units import GIB
 
@@ -31,6 +32,32 @@ class WorkerSettings:
     max_step_tokens: int = setting(512, help="Rows of one step at the most; longer prompts are computed in chunks.")
     max_queued: int = setting(1024, help="Requests waiting at the most; one more is refused as busy.")
 
+    caching: int = setting(
+        3,
+        parse=int,
+        allowed="0, 1, 2 or 3",
+        help="What is kept for reuse. 0: nothing; 1: prompts, on prefill workers; 2: prompts and answers on decode "
+        "workers too, and only missing KV is sent; 3: the KV of answers also goes back to the prefill worker.",
+    )
+    eviction: str = setting(
+        "lru", choices=tuple(EVICTION_POLICIES), help="Which kept block goes first: least recently used, or cheapest."
+    )
+    kvstore: str = setting("auto", choices=("auto", "off"), help="Whether to use a KV store of the cluster.")
+    spill: str = setting(
+        "write-through",
+        choices=("write-through", "write-back", "selective"),
+        help="When a kept block is copied to the KV store: at once, when it must go, or when it was used again.",
+    )
+    on_load_failure: str = setting(
+        "recompute", choices=("recompute", "fail"), help="When KV from the KV store comes late or not at all."
+    )
+    transfer: str = setting(
+        "auto",
+        choices=("layer", "request", "aggregated", "auto"),
+        help="How KV goes to decode workers: layer by layer while computing, after the prompt, after the prompt with "
+        "all layers of a block as one piece; auto takes layer at low load and aggregated at high load.",
+    )
+
     transport: str = setting(
         "auto",
         choices=("auto", "shm", "tcp"),
@@ -44,6 +71,8 @@ class WorkerSettings:
         for name in ("max_running", "max_step_tokens", "max_queued", "lease_ms", "silent_peer_ms"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')}={getattr(self, name)}: must be 1 or more")
+        if self.caching not in range(4):
+            raise ValueError(f"--caching={self.caching}: must be 0, 1, 2 or 3")
         if self.max_step_tokens < 16:
             raise ValueError(f"--max-step-tokens={self.max_step_tokens}: must be 16 (one token block) or more")
         if self.threads is not None and self.threads < 1:

@@ -91,6 +91,23 @@ def test_workers_share_the_folder_of_their_sockets() -> None:
         assert f"run:{folder}" in SERVICES[name]["volumes"], name
 
 
+def test_workers_reach_the_memory_of_the_kv_store() -> None:
+    store = SERVICES["kvstore"]
+    folders = {SERVICES[name]["environment"]["PENSTOCK_RUN_DIR"] for name in ("prefill", "decode", "mixed")}
+    assert folders == {store["environment"]["PENSTOCK_RUN_DIR"]}
+    assert f"run:{folders.pop()}" in store["volumes"]
+    for variable in ("PENSTOCK_MODEL", "PENSTOCK_DTYPE", "PENSTOCK_EVICTION", "PENSTOCK_CLUSTER"):
+        assert store["environment"][variable] == SERVICES["decode"]["environment"][variable]
+
+
+def test_the_disk_tier_is_off_and_its_folder_is_a_volume() -> None:
+    environ = SERVICES["kvstore"]["environment"]
+    assert resolved(environ["PENSTOCK_DISK"]) == ""
+    mounts = [volume.split(":")[1] for volume in SERVICES["kvstore"]["volumes"] if volume.startswith("kv:")]
+    (named_in_the_file,) = re.findall(r"PENSTOCK_DISK=(\S+)", (ROOT / "compose.yaml").read_text())
+    assert mounts == [named_in_the_file]
+
+
 def test_the_gpu_services_ask_for_a_gpu_and_only_they() -> None:
     for name in OURS:
         asks = "deploy" in SERVICES[name]

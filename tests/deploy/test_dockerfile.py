@@ -40,6 +40,13 @@ def test_the_targets_that_compose_builds_exist() -> None:
     assert {service["build"]["target"] for service in services if "build" in service} <= set(stages())
 
 
+def test_whatever_compose_mounts_belongs_to_the_user_of_the_image() -> None:
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"].values()
+    mounted = {volume.split(":")[1] for service in services for volume in service.get("volumes", [])}
+    owned = re.findall(r"chown penstock:penstock (.*)", TEXT)[0].split()
+    assert mounted <= set(owned)
+
+
 def test_only_the_worker_image_gets_torch() -> None:
     assert "torch" not in stages()["gateway"]
     assert "[worker]" in stages()["worker"]

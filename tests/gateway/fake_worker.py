@@ -22,7 +22,7 @@ M = TypeVar("M", bound=Message)
 class FakeWorker:
     """Answers Hello and Ping by itself; everything else it hears waits in `heard` for the test."""
 
-    def __init__(self, name: str, role: str, model: ModelIdentity) -> None:
+    def __init__(self, name: str, role: str, model: ModelIdentity | None) -> None:
         self.member = Member(
             id=WorkerId(name),
             role=role,
@@ -40,6 +40,7 @@ class FakeWorker:
         self.silent = False
         """True: plays dead."""
         self.draining = False
+        self.gauges = {"oldest_pin_ms": 12.5}
         self.on_generate: Callable[[PeerId, Generate], None] | None = None
         """Runs in this worker's thread instead of putting the message into `heard`."""
         self._outbox: deque[tuple[PeerId, Message]] = deque()
@@ -102,7 +103,8 @@ class FakeWorker:
             sequence=sequence,
             pages=PageCounts(total=100, free=90, active=10),
             queue=QueueCounts(),
-            counters={"generated_tokens_total": 7.0},
+            counters={"generated_tokens_total": 7.0, "hit_tokens_total{tier=host}": 64.0},
+            gauges=self.gauges,
             draining=self.draining,
         )
 

@@ -1,8 +1,11 @@
 """The official client against a gateway, for completions and chat."""
 
+import json
+
 import pytest
 
-from common.messages.requests import TokenLogprob
+from common.ids import PeerId
+from common.messages.requests import Generate, TokenDelta, TokenLogprob, Tokens
 from tests.gateway.cluster import Cluster
 from tests.gateway.fake_worker import PATIENCE_S, tokens
 from tests.gateway.model import END_ID, NAME, ids
@@ -230,3 +233,47 @@ def test_models_lists_the_served_one(up: Cluster) -> None:
     client = up.client()
     assert [model.id for model in client.models.list()] == [NAME]
     assert client.models.retrieve(NAME).id == NAME
+
+
+def answer_with_cache(up: Cluster, cached_tokens: int) -> list[Generate]:
+    """Every request is answered with one token and that many cached tokens; returns the requests as they come."""
+    seen: list[Generate] = []
+
+    def answer(gateway: PeerId, generate: Generate) -> None:
+        seen.append(generate)
+        delta = TokenDelta(generate.request, 0, ids("x"), "length", cached_tokens=cached_tokens)
+        up.decode.say(gateway, Tokens(deltas=(delta,)))
+
+    up.prefill.on_generate = answer
+    return seen
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_cached_tokens_of_each_prompt_are_in_the_usage_once(up: Cluster, path: str, stream: bool, n: int) -> None:
+    answer_with_cache(up, 16)
+    body = {"model": NAME, "n": n, "stream": stream, "max_tokens": 1}
+    body |= {"messages": [{"role": "user", "content": "x"}]} if path.startswith("chat") else {"prompt": ["ab", "c"]}
+    body |= {"stream_options": {"include_usage": True}} if stream else {}
+    with up.http() as client:
+        answer = client.post(f"/v1/{path}", json=body).text
+    if stream:
+        events = [line.removeprefix("data: ") for line in answer.splitlines() if line]
+        assert events[-1] == "[DONE]"
+        answer = events[-2]
+    usage = json.loads(answer)["usage"]
+    prompts = 1 if path.startswith("chat") else 2
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 16 * prompts}
+    assert usage["completion_tokens"] == n * prompts
+
+
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+def test_the_cache_salt_reaches_the_worker(up: Cluster, path: str) -> None:
+    seen = answer_with_cache(up, 0)
+    messages = [{"role": "user", "content": "x"}]
+    body = {"model": NAME, "max_tokens": 1, "n": 2, "prompt": "x", "messages": messages}
+    with up.http() as client:
+        for salt in ({}, {"cache_salt": None}, {"cache_salt": "tenant é"}, {"cache_salt": "x" * 256}):
+            assert client.post(f"/v1/{path}", json={**body, **salt}).status_code == 200
+    assert [generate.cache_salt for generate in seen] == ["", "", "", "", *["tenant é"] * 2, *["x" * 256] * 2]

@@ -1,6 +1,9 @@
 """What operators see."""
 
-from tests.gateway.cluster import Cluster
+from pathlib import Path
+
+from tests.gateway.cluster import Cluster, cluster
+from tests.gateway.fake_worker import PATIENCE_S, FakeWorker
 from tests.gateway.model import NAME, ids
 
 
@@ -48,5 +51,34 @@ def test_a_reports_pages_and_counters_become_metrics_of_its_worker(up: Cluster) 
     with up.http() as client:
         while "decode-0" not in (page := client.get("/metrics").text).partition("penstock_worker_generated")[2]:
             continue  # the Report is on its way
-    assert 'penstock_worker_pages{state="free",worker="decode-0"} 90.0' in page
+    assert 'penstock_worker_pages{state="free",tier="device",worker="decode-0"} 90.0' in page
     assert 'penstock_worker_generated_tokens_total{worker="decode-0"} 7.0' in page
+    assert 'penstock_worker_hit_tokens_total{tier="host",worker="decode-0"} 64.0' in page
+    assert 'penstock_worker_oldest_pin_ms{worker="decode-0"} 12.5' in page
+
+
+def test_the_status_tells_what_a_worker_caches(up: Cluster) -> None:
+    with up.http() as client:
+        while not (found := client.get("/status").json()["workers"][0])["reported"]:
+            continue  # the Report is on its way
+    assert found["tier"] == "device"
+    assert found["cache"]["hit_tokens_by_tier"] == {"host": 64}
+    assert found["cache"]["oldest_pin_ms"] == 12.5
+    assert found["gauges"] == {"oldest_pin_ms": 12.5}
+
+
+def test_a_kv_store_is_shown_with_its_tiers(redis_url: str, model: Path) -> None:
+    with cluster(redis_url, model) as one:
+        store = FakeWorker("kvstore-0", "kvstore", None)
+        store.gauges = {"blocks{tier=host}": 5.0, "bytes{tier=disk}": 2.0**20, "cached_blocks": 5.0}
+        one.workers.append(store.join(redis_url, one.name))
+        assert store.pinged.wait(PATIENCE_S)
+        with one.http() as client:
+            while not (shown := {w["id"]: w for w in client.get("/status").json()["workers"]}["kvstore-0"])["reported"]:
+                continue  # the Report is on its way
+            page = client.get("/metrics").text
+    assert (shown["role"], shown["tier"], shown["state"]) == ("kvstore", "host", "ready")
+    assert shown["cache"]["blocks_by_tier"] == {"host": 5}
+    assert shown["cache"]["bytes_by_tier"] == {"disk": 2**20}
+    assert 'penstock_worker_blocks{tier="host",worker="kvstore-0"} 5.0' in page
+    assert 'penstock_worker_pages{state="free",tier="host",worker="kvstore-0"} 90.0' in page

@@ -8,7 +8,7 @@ from common.errors import ConfigError
 from common.settings import load
 from services.launcher.cli import find
 from services.launcher.commands import named
-from services.launcher.plan import Site, compute_threads, http_url, plan_processes
+from services.launcher.plan import Site, compute_threads, http_url, memory_plan, plan_processes
 from services.launcher.settings import UpSettings
 
 SITE = Site(program=("penstock",), model="/m", redis="redis://r:1/0", run_dir="/r", cores=8)
@@ -28,6 +28,47 @@ def test_every_planned_process_parses_with_its_own_settings() -> None:
         loaded = load(named(command.settings), plan.argv[2:], own)
         assert loaded.id == plan.name
         assert loaded.redis == SITE.redis
+
+
+def loaded(settings: UpSettings, name: str) -> object:
+    """The settings that the process of that name would have."""
+    plan = next(plan for plan in plan_processes(settings, SITE) if plan.name == name)
+    command = find(plan.argv[1:])
+    assert command is not None and command.settings is not None
+    return load(named(command.settings), plan.argv[2:], {})
+
+
+def test_what_is_said_of_caching_reaches_every_worker() -> None:
+    settings = UpSettings(
+        caching=1, transfer="request", eviction="cost-aware", spill="selective", on_load_failure="fail", mixed=1
+    )
+    for name in ("prefill-0", "decode-0", "mixed-0"):
+        found = loaded(settings, name)
+        for field in ("caching", "transfer", "eviction", "spill", "on_load_failure"):
+            assert getattr(found, field) == getattr(settings, field), f"{name}: {field}"
+        assert found.kvstore == "auto"
+
+
+def test_the_kv_store_gets_its_tiers_and_the_folder_of_the_sockets() -> None:
+    store = loaded(UpSettings(host_memory_bytes=2**30, disk="/d", disk_size_bytes=2**31, eviction="lru"), "kvstore-0")
+    fields = ("host_memory_bytes", "disk", "disk_size_bytes", "eviction", "run_dir")
+    assert [getattr(store, field) for field in fields] == [2**30, "/d", 2**31, "lru", SITE.run_dir]
+    assert loaded(UpSettings(), "kvstore-0").disk is None
+
+
+def test_without_host_memory_there_is_no_kv_store_and_nobody_looks_for_one() -> None:
+    settings = UpSettings(host_memory_bytes=0)
+    assert [plan.role for plan in plan_processes(settings, SITE)] == ["prefill", "decode", "gateway"]
+    assert loaded(settings, "decode-0").kvstore == "off"
+
+
+def test_the_memory_plan_adds_up_what_is_taken() -> None:
+    settings = UpSettings(device_memory_bytes=2**30, host_memory_bytes=2**29, disk="/d", disk_size_bytes=2**31)
+    lines = memory_plan(settings).splitlines()
+    assert lines[0] == "KV memory: 2 x 1.0 GiB on workers + 512.0 MiB in the KV store = 2.5 GiB"
+    assert lines[1] == "KV on disk: up to 2.0 GiB in /d"
+    assert lines[2] == "KV reuse: caching 3, transfer auto, eviction lru, spill write-through"
+    assert memory_plan(UpSettings(host_memory_bytes=0)).endswith(", no KV store")
 
 
 def test_secrets_never_stand_in_a_command_line() -> None:
@@ -74,6 +115,14 @@ def test_a_wildcard_is_no_address_to_call(host: str, url: str) -> None:
         (["--port", "0"], "--port=0"),
         (["--port", "65535", "--gateways", "2"], "--port=65535"),
         (["--device-memory", "1KiB"], "--device-memory"),
+        (["--caching", "4"], "--caching=4"),
+        (["--caching", "all"], "0, 1, 2 or 3"),
+        (["--eviction", "fifo"], "lru or cost-aware"),
+        (["--spill", "never"], "--spill='never'"),
+        (["--transfer", "fast"], "--transfer='fast'"),
+        (["--on-load-failure", "hope"], "recompute or fail"),
+        (["--host-memory", "5"], "--host-memory=5"),
+        (["--host-memory", "0", "--disk", "/d"], "--disk=/d"),
         (["--device-memory", "plenty"], "--device-memory='plenty'"),
         (["--threads", "0"], "--threads=0"),
         (["--transport", "pigeon"], "auto or shm or tcp"),

@@ -1,9 +1,10 @@
 """What a starting system still lacks, and how a running one is shown."""
 
+import re
 from typing import Any
 
 from services.launcher.readiness import Expected, missing
-from services.launcher.tables import columns, links_table, memory_text, process_table, status_text
+from services.launcher.tables import cache_table, columns, links_table, memory_text, process_table, status_text
 
 EXPECTED = [Expected("prefill-0", "prefill", 1), Expected("decode-0", "decode", 2), Expected("kvstore-0", "kvstore", 3)]
 MODEL = {
@@ -17,8 +18,18 @@ MODEL = {
 }
 
 
+CACHE: dict[str, Any] = {
+    "cached_blocks": 0,
+    "oldest_pin_ms": 0.0,
+    "blocks_by_tier": {},
+    "bytes_by_tier": {},
+    "hit_tokens_by_tier": {},
+    "missed_tokens": 0,
+}
+
+
 def worker(name: str, pid: int, **changed: Any) -> dict[str, Any]:
-    pages = {"total": 0, "free": 0}
+    pages = {"total": 0, "free": 0, "cached": 0}
     queue = {"waiting": 1, "running": 2, "handing_over": 3}
     fields = {
         "state": "ready",
@@ -27,6 +38,8 @@ def worker(name: str, pid: int, **changed: Any) -> dict[str, Any]:
         "transports": [],
         "model": None,
         "endpoint": f"tcp://{name}",
+        "tier": "device",
+        "cache": CACHE,
     }
     return {"id": name, "role": name.split("-")[0], "pid": pid, "pages": pages, "queue": queue, **fields, **changed}
 
@@ -73,8 +86,10 @@ def test_columns_line_up() -> None:
 
 
 def test_memory_is_told_in_pages_bytes_and_tokens() -> None:
-    full = worker("decode-0", 2, model=MODEL, pages={"total": 64, "free": 60})
+    full = worker("decode-0", 2, model=MODEL, pages={"total": 64, "free": 60, "cached": 0})
     assert memory_text(full) == "4 of 64 pages used; 128.0 KiB of KV for 512 tokens"
+    full["pages"]["cached"] = 3
+    assert memory_text(full).startswith("1 of 64 pages used, 3 cached; ")
     assert memory_text(worker("x-0", 1)) == "-"
 
 
@@ -82,6 +97,21 @@ def test_links_name_both_ends_and_why_not_the_faster_way() -> None:
     table = links_table(status(*complete()))
     assert table.splitlines()[1] == "prefill-0  decode-0  tcp  1.3 GiB/s  another host"
     assert links_table(status(worker("mixed-0", 1))) == ""
+
+
+def test_the_cache_of_each_process_is_one_line() -> None:
+    workers = complete()
+    hits = {"device": 96, "host": 1504, "disk": 0}
+    workers[1]["cache"] = {**CACHE, "cached_blocks": 1200, "hit_tokens_by_tier": hits, "missed_tokens": 400}
+    tiers = {"blocks_by_tier": {"host": 5, "disk": 7}, "bytes_by_tier": {"host": 2**20, "disk": 2**30}}
+    workers[2]["cache"] = {**CACHE, **tiers, "oldest_pin_ms": 1234.4}
+    rows = [re.split(r"  +", line) for line in cache_table(status(*workers)).splitlines()[1:]]
+    assert rows == [
+        ["decode-0", "device 1,200 blocks", "device 96, host 1,504 of 2,000 (80%)", "-"],
+        ["kvstore-0", "disk 7 blocks (1.0 GiB), host 5 blocks (1.0 MiB)", "-", "1,234 ms"],
+    ]
+    assert cache_table(status(*complete())) == ""
+    assert "CACHE OF" in status_text(status(*workers))
 
 
 def test_the_status_text_shows_workers_links_and_reasons() -> None:
@@ -96,7 +126,7 @@ def test_the_status_text_shows_workers_links_and_reasons() -> None:
 
 def test_the_process_table_has_a_row_for_every_process() -> None:
     workers = complete()
-    workers[1] |= {"model": MODEL, "pages": {"total": 2, "free": 2}}
+    workers[1] |= {"model": MODEL, "pages": {"total": 2, "free": 2, "cached": 0}}
     table = process_table([("redis", 9, "redis://r"), ("decode-0", 2, "")], status(*workers), "cpu", 2).splitlines()
     assert table[1].split() == ["redis", "9", "redis://r", "-", "-"]
     assert "tcp://decode-0  cpu, 2 threads  0 of 2 pages used" in table[2]

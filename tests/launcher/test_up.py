@@ -116,6 +116,8 @@ def test_an_empty_folder_becomes_a_system_that_answers_and_then_nothing(folder: 
         assert set(children) == {"redis", "kvstore-0", "prefill-0", "decode-0", "gateway-0"}
         assert re.search(r"prefill-0  +decode-0  +shm ", text), text
         assert re.search(r"first text after \d+ ms", text), text
+        assert "KV memory: 2 x 64.0 MiB on workers + 64.0 MiB in the KV store = 192.0 MiB" in text
+        assert "KV reuse: caching 3," in text
         assert f"curl -N {up.url}/v1/chat/completions" in text
         assert (folder / "models/tiny/config.json").is_file()
         status = subprocess.run(

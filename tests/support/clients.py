@@ -94,12 +94,13 @@ def status(url: str) -> dict[str, dict[str, Any]]:
 
 
 def all_free(url: str, *names: str) -> bool:
-    """Every named worker has the start value of free pages and nothing queued."""
+    """Every named worker's pages are free or only cached, and nothing is queued or pinned."""
     workers = status(url)
     return all(
         name in workers
         and workers[name]["reported"]
-        and workers[name]["pages"]["free"] == workers[name]["pages"]["total"] > 0
+        and workers[name]["pages"]["free"] + workers[name]["pages"]["cached"] == workers[name]["pages"]["total"] > 0
+        and not workers[name]["gauges"]["pinned_blocks"]
         and not any(workers[name]["queue"][k] for k in ("waiting", "running", "handing_over"))
         for name in names
     )

@@ -48,16 +48,26 @@ class Driver:
         self._welcomed: set[PeerId] = set()
         self._peers: dict[WorkerId, PeerId] = {}
         self._pinged_s = 0.0
+        self._pings = 0
         self._numbers = itertools.count(1)
         for member in members:
             self.add(member)
 
     def add(self, member: Member) -> None:
+        """Greet a process; of an earlier one of that name nothing is expected any more."""
         peer = peer_id(member.id, member.incarnation)
+        self.remove(member.id)
         self._peers[member.id] = peer
         self.exchange.dial(peer, member.endpoint)
         self.exchange.send(peer, Hello(member=self._member))
         self.until(lambda: peer in self._welcomed, f"{member.id} welcomes us")
+
+    def remove(self, name: str) -> None:
+        """The process is gone, or about to be: expect no reports of it."""
+        worker = WorkerId(name)
+        if worker in self._peers:
+            self.exchange.hang_up(self._peers.pop(worker))
+        self.reports.pop(worker, None)
 
     def __enter__(self) -> "Driver":
         return self
@@ -73,6 +83,7 @@ class Driver:
         decode: str | None = None,
         timeout_ms: int = 60_000,
         request: str | None = None,
+        cache_salt: str = "",
         **sampling: object,
     ) -> RequestId:
         """Start a request; `to` computes the prompt, `decode` (if any) the answer."""
@@ -84,6 +95,7 @@ class Driver:
             sampling=Sampling(**sampling),  # type: ignore[arg-type]
             timeout_ms=timeout_ms,
             decode=None if decode is None else WorkerId(decode),
+            cache_salt=cache_salt,
         )
         assert self.exchange.send(self._peers[WorkerId(to)], message)
         return name
@@ -92,18 +104,23 @@ class Driver:
         for worker in workers:
             self.exchange.send(self._peers[WorkerId(worker)], Cancel(request=request))
 
+    def ping(self) -> int:
+        """Ask everybody for a report; its number."""
+        self._pings += 1
+        self._pinged_s = time.monotonic()
+        for peer in self._peers.values():
+            self.exchange.send(peer, Ping(sequence=self._pings))
+        return self._pings
+
     def pump(self, wait_s: float = 0.02) -> None:
         """Handle what has come; pings when due."""
-        now_s = time.monotonic()
-        if now_s - self._pinged_s > _PING_S:
-            self._pinged_s = now_s
-            for peer in self._peers.values():
-                self.exchange.send(peer, Ping(sequence=1))
+        if time.monotonic() - self._pinged_s > _PING_S:
+            self.ping()
         for peer, message, _ in self.exchange.receive(wait_s * 1e3):
             match message:
                 case Welcome():
                     self._welcomed.add(peer)
-                case Report(worker=worker):
+                case Report(worker=worker) if peer == self._peers.get(worker):
                     self.reports[worker] = message
                 case Failed(request=request):
                     self.outcomes[request].failed = message
@@ -130,13 +147,33 @@ class Driver:
         self.until(lambda: all(self.outcomes[r].done for r in requests), "all requests answered", timeout_s=timeout_s)
         return [self.outcomes[r] for r in requests]
 
+    def refresh(self, *, timeout_s: float = 30.0) -> None:
+        """Wait until all reports are younger than this call."""
+        number = self.ping()
+        self.until(
+            lambda: all(w in self.reports and self.reports[w].sequence >= number for w in self._peers),
+            "everybody reports",
+            timeout_s=timeout_s,
+        )
+
+    def until_reported(self, condition: Callable[[], bool], what: str, *, timeout_s: float = 30.0) -> None:
+        """Wait until the condition holds of reports that are all younger than this call."""
+        deadline_s = time.monotonic() + timeout_s
+        self.refresh(timeout_s=timeout_s)
+        while not condition():
+            if time.monotonic() > deadline_s:
+                raise AssertionError(f"not within {timeout_s} s: {what}; {self.reports}")
+            self.refresh(timeout_s=timeout_s)
+
     def until_all_free(self, *, timeout_s: float = 30.0) -> None:
-        """Wait until every worker reports that all its pages are free and nothing is queued."""
+        """Wait until everybody reports that all its pages are free or only cached, and nothing is queued."""
 
         def free() -> bool:
-            return len(self.reports) == len(self._peers) and all(
-                r.pages.free == r.pages.total and not (r.queue.waiting or r.queue.running or r.queue.handing_over)
+            return all(
+                r.pages.free + r.pages.cached == r.pages.total
+                and not r.gauges.get("pinned_blocks", 0.0)
+                and not (r.queue.waiting or r.queue.running or r.queue.handing_over)
                 for r in self.reports.values()
             )
 
-        self.until(free, "all pages are free again", timeout_s=timeout_s)
+        self.until_reported(free, "all pages are free again", timeout_s=timeout_s)

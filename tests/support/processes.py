@@ -36,7 +36,9 @@ class Cluster:
         arguments = [sys.executable, "-m", "services.launcher.cli", role, "--id", name]
         settings = {"redis": self.redis_url, "cluster": "test", **flags}
         if role in ("prefill", "decode", "mixed"):
-            settings = {"threads": 1, "run_dir": self.folder, **settings}  # or kill -9 leaves a folder behind
+            settings = {"threads": 1, **settings}
+        if role != "gateway":
+            settings = {"run_dir": self.folder, **settings}  # or kill -9 leaves a folder behind
         for flag, value in settings.items():
             arguments += [f"--{flag.replace('_', '-')}", str(value)]
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -82,6 +84,13 @@ class Cluster:
         process = self.processes[name]
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+    def pause(self, name: str) -> None:
+        """SIGSTOP: it answers nothing until `resume`."""
+        os.killpg(self.processes[name].pid, signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        os.killpg(self.processes[name].pid, signal.SIGCONT)
 
     def stop(self, name: str, timeout_s: float = 20) -> int:
         """SIGTERM; the exit code."""

@@ -1,38 +1,56 @@
-"""A prefill and a decode core in one pure world: scripted time, links that keep order, a random scheduler of events.
+"""Cores of workers, and of a KV store, in one pure world: scripted time, links that keep order, random order of events.
 
 What a shell does (carry messages, compute steps, copy pages) happens here as events in random order; processes can die
-and come back. KV is modelled as the token block it was computed from, so a wrong page shows as a wrong block.
+and come back. KV is modelled as what it was computed from (tests.support.world_memory).
 """
 
 import random
 from collections import deque
 from dataclasses import dataclass, field
 
+import msgspec
+
 from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
 from common.kv_layout import KvLayout
 from common.messages.actions import Dial, HangUp, Send
-from common.messages.liveness import Hello, Member, Ping, TransportReport
+from common.messages.handover import KvSent
+from common.messages.liveness import Hello, Member, ModelIdentity, Ping, TransportReport
 from common.messages.requests import Cancel, Failed, Generate, Sampling, TokenDelta, Tokens
-from common.policy.batching import DecodeFirst
 from kvstore.handover.actions import Fill
-from kvstore.handover.receiver import Receiver
-from kvstore.handover.sender import Sender
 from kvstore.index.ledger import Ledger
-from services.worker.core.actions import Action, Copy, OpenChannel
-from services.worker.core.callers import Callers
+from services.worker.build_core import build_core
+from services.worker.core.actions import (
+    Action,
+    Copy,
+    FetchBlocks,
+    FillBlocks,
+    Moved,
+    OpenChannel,
+    SendBlocks,
+    StoreBlocks,
+)
 from services.worker.core.decode import DecodeCore
-from services.worker.core.generation import Generation
-from services.worker.core.incoming import GrantTerms, Incoming
-from services.worker.core.neighbours import Neighbours
 from services.worker.core.plan import StepPlan
 from services.worker.core.prefill import PrefillCore
-from services.worker.core.role import Parts
-from services.worker.core.scheduler import Scheduler
-from tests.support.fake_engine import FakeEngine
+from services.worker.settings import WorkerSettings
+from tests.support.world_memory import Memory, MemoryEngine, Page
+from tests.support.world_store import Store
 
 LAYOUT = KvLayout(layers=2, kv_heads=1, head_dim=8, dtype="float32", block_tokens=4)
 GATEWAY = PeerId("gateway@1")
 SILENT_MS = 3_000.0
+MODEL = ModelIdentity(
+    name="m",
+    fingerprint="f",
+    architecture="a",
+    dtype="float32",
+    layers=2,
+    kv_heads=1,
+    head_dim=8,
+    block_tokens=4,
+    vocab_tokens=1000,
+    context_tokens=1000,
+)
 
 
 @dataclass
@@ -42,9 +60,24 @@ class Process:
     peer: PeerId
     core: PrefillCore | DecodeCore
     ledger: Ledger
+    memory: Memory
     step: StepPlan | None = None
+    layer: int = 0
+    """Of the step, to be computed next."""
+    wrong: set[str] = field(default_factory=set)
     copies: deque[Copy] = field(default_factory=deque)
+    payloads: dict[tuple[object, object], list[Page]] = field(default_factory=dict)
+    moves: deque["Move"] = field(default_factory=deque)
     alive: bool = True
+
+
+@dataclass
+class Move:
+    """A job of the block mover: one layer, or all of it, at a time."""
+
+    order: FetchBlocks | StoreBlocks
+    next_layer: int = 0
+    broken: bool = False
 
 
 @dataclass
@@ -67,43 +100,64 @@ class Answer:
 class World:
     """`transport` is shm (the copy writes the peer's pages) or tcp (the receiver does)."""
 
-    def __init__(self, rng: random.Random, *, prefill_pages: int, decode_pages: int, transport: str = "shm") -> None:
-        self.rng, self.transport = rng, transport
+    def __init__(
+        self,
+        rng: random.Random,
+        *,
+        prefill_pages: int,
+        decode_pages: int,
+        transport: str = "shm",
+        store_blocks: int = 0,
+        flaky: float = 0.0,
+        **settings: object,
+    ) -> None:
+        """`store_blocks`: host memory of a KV store, 0 for none. `flaky`: part of the block moves that fail.
+        `settings`: of WorkerSettings."""
+        self.rng, self.transport, self.flaky, self.settings = rng, transport, flaky, settings
         self.now_ms = 0.0
         self.links: dict[tuple[PeerId, PeerId], deque] = {}
         self.lost: list[tuple[PeerId, object]] = []
         self.answers: dict[RequestId, Answer] = {}
         self.lives = 0
-        self.engine = FakeEngine(layers=2, block_tokens=4)
+        self.engine = MemoryEngine(layers=2, block_tokens=4)
+        self.store_blocks = store_blocks
+        self.store: Store | None = None
         self.pages = {"prefill": prefill_pages, "decode": decode_pages}
         self.processes: dict[str, Process] = {}
+        self.members: list[Member] = []
+        if store_blocks:
+            self.start_store()
         self.start("decode")
         self.start("prefill")
 
     def start(self, role: str) -> None:
         self.lives += 1
         mine = Member(
-            id=WorkerId(f"{role}-0"), role=role, incarnation=Incarnation(self.lives), endpoint="x", host="h", pid=1
+            id=WorkerId(f"{role}-0"),
+            role=role,
+            incarnation=Incarnation(self.lives),
+            endpoint="x",
+            host="h",
+            pid=1,
+            model=MODEL,
         )
-        ledger = Ledger(self.pages[role])
-        scheduler = Scheduler(ledger, LAYOUT, DecodeFirst(12, 4), max_running=5)
-        parts = Parts(ledger, scheduler, Callers(mine, silent_ms=SILENT_MS))
-        core: PrefillCore | DecodeCore
-        if role == "prefill":
-            neighbours = Neighbours(mine, silent_ms=SILENT_MS)
-            core = PrefillCore(mine, parts, Sender(2), neighbours, LAYOUT, max_queued=100)
-        else:
-            generation = Generation(scheduler, context_tokens=1000)
-            incoming = Incoming(
-                Receiver(mine.incarnation, 2),
-                ledger,
-                scheduler,
-                generation,
-                GrantTerms(LAYOUT, mine.incarnation, 30_000),
-            )
-            core = DecodeCore(mine, parts, generation, incoming, max_queued=100)
-        self.processes[role] = Process(peer_id(mine.id, mine.incarnation), core, ledger)
-        self.members = [m for m in getattr(self, "members", []) if m.role != role] + [mine]
+        settings = WorkerSettings(
+            model="m",
+            **{"max_running": 5, "max_step_tokens": 16, "max_queued": 100, "silent_peer_ms": 3_000, **self.settings},  # type: ignore[arg-type]  # a test's keywords
+        )
+        core = build_core(mine, settings, self.pages[role], LAYOUT, context_tokens=1000)
+        self.processes[role] = Process(peer_id(mine.id, mine.incarnation), core, core.pool.ledger, Memory(4))
+        self.members = [m for m in self.members if m.role != role] + [mine]
+        self.tell_members()
+
+    def start_store(self) -> None:
+        """A KV store's new life."""
+        self.lives += 1
+        self.store = Store(self.lives, LAYOUT, self.store_blocks)
+        self.members = [m for m in self.members if m.role != "kvstore"] + [self.store.member]
+        self.tell_members()
+
+    def tell_members(self) -> None:
         for process in self.processes.values():
             if process.alive:
                 self.perform(process, process.core.on_members(self.members, self.now_ms))
@@ -112,16 +166,29 @@ class World:
         """kill -9, seen at once by the kernel's end-of-file on the other side; messages on the way are lost."""
         victim = self.processes[role]
         victim.alive = False
-        for link in [link for link in self.links if victim.peer in link]:
-            del self.links[link]
         for answer in self.answers.values():  # the gateway notices by silence
             if not answer.done:
                 answer.failed = Failed(request=RequestId(""), code="peer_failed", phase="?", text="", retryable=True)
+        self.bury(victim.peer)
         for request in self.answers:
             self.cancel(request)
+        if self.store is not None:
+            self.store.core.on_peer_dead(victim.peer)
+
+    def kill_store(self) -> None:
+        """The same for the KV store. Its memory stays as long as somebody maps it, but nobody will."""
+        assert self.store is not None
+        peer, self.store = self.store.peer, None
+        self.bury(peer)
+
+    def bury(self, peer: PeerId) -> None:
+        for link in [link for link in self.links if peer in link]:
+            del self.links[link]
         for process in self.processes.values():
             if process.alive:
-                self.perform(process, process.core.on_peer_dead(victim.peer, self.now_ms))
+                for move in process.moves:
+                    move.broken = move.broken or move.order.peer == peer
+                self.perform(process, process.core.on_peer_dead(peer, self.now_ms))
 
     # -- the gateway
 
@@ -133,9 +200,11 @@ class World:
         *,
         timeout_ms: int = 10**6,
         stop_token_ids: tuple[int, ...] = (),
+        cache_salt: str = "",
     ) -> None:
         sampling = Sampling(max_tokens=max_tokens, stop_token_ids=stop_token_ids)
         message = self.generate(name, prompt, sampling, timeout_ms=timeout_ms)
+        message = msgspec.structs.replace(message, cache_salt=cache_salt)
         self.post(GATEWAY, self.processes["prefill"].peer, message)
 
     def generate(
@@ -167,8 +236,8 @@ class World:
 
     # -- the shells
 
-    def post(self, source: PeerId, target: PeerId, message: object) -> None:
-        self.links.setdefault((source, target), deque()).append(message)
+    def post(self, source: PeerId, target: PeerId, message: object, payloads: list[list[Page]] | None = None) -> None:
+        self.links.setdefault((source, target), deque()).append((message, payloads or []))
 
     def unheard(self, peer: PeerId) -> list[object]:
         """Messages to somebody who is not there."""
@@ -177,36 +246,53 @@ class World:
     def process(self, peer: PeerId) -> Process | None:
         return next((p for p in self.processes.values() if p.peer == peer and p.alive), None)
 
-    def perform(self, process: Process, actions: list[Action]) -> None:
+    def perform(self, process: Process, actions: list[Action], payloads: list[list[Page]] | None = None) -> None:
         for action in actions:
-            match action:
-                case Send(to, message):
-                    self.post(process.peer, to, message)
-                case Copy():
-                    process.copies.append(action)
-                case OpenChannel(peer=peer):
-                    report = TransportReport(peer=peer, kind=self.transport, gib_per_s=1.0)
-                    self.perform(process, process.core.on_channel(report, self.now_ms))
-                case Dial() | HangUp() | Fill():
-                    pass
+            self.do(process, action, payloads or [])
         if process.step is None:
             process.step = process.core.plan()
-            if process.step is not None and process.alive:
-                self.layer_events(process)
+            for action in process.core.loads(self.now_ms):
+                self.do(process, action, [])
+            process.layer, process.wrong = 0, set()
 
-    def layer_events(self, process: Process) -> None:
-        if any(segment.streamed for segment in process.step.segments):
-            for layer in range(LAYOUT.layers):
-                self.perform(process, process.core.on_layer(layer, self.now_ms))
+    def do(self, process: Process, action: Action, payloads: list[list[Page]]) -> None:
+        match action:
+            case Send(to, message):
+                kept = (
+                    process.payloads.pop((message.transfer, message.spans[0]), None)
+                    if isinstance(message, KvSent)
+                    else None
+                )
+                self.post(process.peer, to, message, [kept] if kept is not None else [])
+            case Copy():
+                process.copies.append(action)
+            case OpenChannel(peer=peer):
+                if self.store is not None and peer == self.store.peer and self.transport == "shm":
+                    self.store.core.on_peer_joined(process.peer, self.now_ms)
+                report = TransportReport(peer=peer, kind=self.transport, gib_per_s=1.0)
+                self.perform(process, process.core.on_channel(report, self.now_ms))
+            case FetchBlocks() | StoreBlocks():
+                process.moves.append(Move(action))
+            case FillBlocks(own_pages):
+                for pages, payload in zip(own_pages.tolist(), payloads, strict=False):
+                    process.memory.write_all(pages, payload)
+            case Fill(pages=pages, payload=index):
+                process.memory.write_all(pages, payloads[index])
+            case SendBlocks(to, message, pages):
+                self.post(process.peer, to, message, [process.memory.read_all(row) for row in pages.tolist()])
+            case Dial() | HangUp():
+                pass
 
     def turn(self) -> bool:
         """One random event; False if nothing can happen but the passing of time."""
         choices: list[tuple[str, object]] = [("link", link) for link, queue in self.links.items() if queue]
         for process in self.processes.values():
-            if process.alive and process.step is not None:
+            if process.alive and process.step is not None and not self.waits_for_load(process):
                 choices.append(("step", process))
             if process.alive and process.copies:
                 choices.append(("copy", process))
+            if process.alive and process.moves:
+                choices.append(("move", process))
         if not choices:
             return False
         self.now_ms += self.rng.choice([0.0, 0.1, 1.0])
@@ -214,31 +300,90 @@ class World:
         if kind == "link":
             self.carry(what)
         elif kind == "step":
-            step, what.step = what.step, None
-            self.perform(what, what.core.on_step(self.engine.step(step, None), self.now_ms))
+            self.compute(what)
+        elif kind == "move":
+            self.move(what)
         else:
-            copy = what.copies.popleft()
-            self.perform(
-                what,
-                what.core.on_copied(copy.order.transfer, copy.order.span, ok=True, elapsed_ms=1.0, now_ms=self.now_ms),
-            )
+            self.copy(what)
         return True
 
+    def waits_for_load(self, process: Process) -> bool:
+        """The gate: a layer is computed when it has been fetched, or never will be."""
+        moves = [move for move in process.moves if move.order.call in process.step.loads]
+        return any(move.next_layer <= process.layer for move in moves)
+
+    def compute(self, process: Process) -> None:
+        """The engine: one layer, or the end of a step."""
+        step, layer = process.step, process.layer
+        if layer < LAYOUT.layers:
+            self.engine.layer(step, layer, process.memory, process.wrong)
+            process.layer += 1
+            if any(segment.streamed for segment in step.segments):
+                self.perform(process, process.core.on_layer(layer, self.now_ms))
+            return
+        process.step = None
+        self.perform(process, process.core.on_step(self.engine.finish(step, process.wrong), self.now_ms))
+
+    def copy(self, process: Process) -> None:
+        """The copier: one span."""
+        copy = process.copies.popleft()
+        order, contents = copy.order, process.memory.read_all(copy.source_pages)
+        target = self.process(order.to)
+        ok = target is not None
+        if self.transport == "tcp":
+            process.payloads[order.transfer, order.span] = contents
+        elif target is not None:
+            target.memory.write_all(order.target_pages, contents)
+        moved = Moved(ok, 1.0, 1, len(contents) * LAYOUT.page_bytes)
+        self.perform(process, process.core.on_copied(order.transfer, order.span, moved, self.now_ms))
+
+    def memory_of(self, peer: PeerId) -> Memory | None:
+        if self.store is not None and self.store.peer == peer:
+            return self.store.memory
+        found = self.process(peer)
+        return None if found is None else found.memory
+
+    def move(self, process: Process) -> None:
+        """The block mover: one layer of a fetch by layer, else a whole job."""
+        move, memory = process.moves[0], self.memory_of(process.moves[0].order.peer)
+        order, by_layer = move.order, isinstance(move.order, FetchBlocks) and move.order.by_layer
+        layers = [move.next_layer] if by_layer else list(range(LAYOUT.layers))
+        ok = memory is not None and not move.broken and self.rng.random() >= self.flaky
+        own, peer = order.own_pages[:, layers].ravel().tolist(), order.peer_pages[:, layers].ravel().tolist()
+        if ok and isinstance(order, StoreBlocks):
+            memory.write_all(peer, process.memory.read_all(own))
+        elif ok:
+            process.memory.write_all(own, memory.read_all(peer))
+            ok = self.now_ms <= order.deadline_ms
+        move.next_layer = layers[-1] + 1
+        if by_layer:
+            self.perform(process, process.core.on_layer_fetched(order.call, layers[-1], ok=ok, now_ms=self.now_ms))
+        if not ok or move.next_layer == LAYOUT.layers:
+            process.moves.popleft()
+            moved = Moved(ok, 1.0, 1, order.own_pages.size * LAYOUT.page_bytes)
+            self.perform(process, process.core.on_blocks_moved(order.call, moved, self.now_ms))
+
     def carry(self, link: tuple[PeerId, PeerId]) -> None:
-        message = self.links[link].popleft()
+        message, payloads = self.links[link].popleft()
         source, target = link
         if target == GATEWAY:
             self.hear(message)
+            return
+        if self.store is not None and target == self.store.peer:
+            for answer, frames in self.store.hear(source, message, payloads, self.now_ms):
+                self.post(target, source, answer, frames)
             return
         process = self.process(target)
         if process is None:
             self.lost.append((target, message))
         else:
-            self.perform(process, process.core.on_message(source, message, self.now_ms))
+            self.perform(process, process.core.on_message(source, message, self.now_ms), payloads)
 
     def pass_time(self, ms: float) -> None:
         """Everybody pings and ticks."""
         self.now_ms += ms
+        if self.store is not None:
+            self.store.core.on_tick(self.now_ms)
         for process in self.processes.values():
             if process.alive:
                 self.post(GATEWAY, process.peer, Ping(sequence=1))

@@ -1,168 +1,251 @@
-"""Decisions of the KV store: message in, writes and replies out. No sockets, no memory, no clock.
+"""Decisions of the KV store: message or event in, actions out. No sockets, no memory, no files, no clock.
 
-Blocks are named by content and the name is salted by the model, so the store trusts any peer that can name a block and
-keeps no record of peers. All blocks have one length: that of the model it was started for, else of the first Put.
+Blocks are named by content and the name is salted by the model, so the store trusts any peer that can name a block. All
+blocks have one layout: that of the model it was started for, else of the first worker that says Hello.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
+from common.block_hash import BlockHash
 from common.errors import ConfigError, ProtocolViolation
 from common.ids import PeerId
-from common.kv_layout import KvLayout
+from common.kv_layout import DTYPE_BYTES, KvLayout
 from common.messages import AnyMessage
-from common.messages.base import Message
-from common.messages.kvstore import Fetch, Fetched, Forget, Put, Stored
-from common.messages.liveness import Hello, Member, PageCounts, Ping, QueueCounts, Refused, Report, Welcome
+from common.messages.blocks import BlockName, Find, Found, Publish, Put, Release, Reserve, Reserved, Stored
+from common.messages.cache_events import CacheEvent
+from common.messages.liveness import (
+    Hello,
+    Member,
+    ModelIdentity,
+    PageCounts,
+    Ping,
+    QueueCounts,
+    Refused,
+    Report,
+    Welcome,
+)
+from common.policy.eviction import EVICTION_POLICIES
 from common.units import format_bytes
-from kvstore.server.core.block_index import BlockIndex
+from kvstore.server.core.actions import Action, Reply, ScanDisk, ShapeMemory
+from kvstore.server.core.shelves import Shelves
+from kvstore.server.core.tally import Tally
 
-HASH_BYTES = 16
-REPLY_LIMIT_BYTES = 64 * 2**20
-"""An answer waits in memory outside the budget until it is sent; longer runs take several calls."""
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """Copy the payload frame `frame` of the message in hand to a slot."""
-
-    slot: int
-    frame: int
+SILENT_MS = 3_000.0
+"""A writer that says nothing for so long may be dead or not: its reservations count as quarantined."""
+_NO_LAYOUT = "this store does not know the layout of blocks yet: say Hello with a model first"
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """Send a message, followed by the bytes of `slots` as payload frames."""
+class Budget:
+    """What a store may use."""
 
-    to: PeerId
-    message: Message
-    slots: tuple[int, ...] = ()
-
-
-Action = Write | Reply
+    host_bytes: int
+    disk_bytes: int = 0
+    """0: no disk."""
+    eviction: str = "lru"
+    """A key of EVICTION_POLICIES."""
 
 
 class KvStoreCore:
     """Owns the index of one store. The shell performs all actions of a call, in order, before the next call."""
 
-    def __init__(self, mine: Member, capacity_bytes: int, layout: KvLayout | None) -> None:
+    def __init__(self, mine: Member, budget: Budget, layout: KvLayout | None) -> None:
         """`layout` is that of the model to be served, if it is known. Raises ConfigError if no block would fit."""
-        self._mine, self._capacity_bytes, self._layout = mine, capacity_bytes, layout
-        self._index = BlockIndex(0)
-        self._block_bytes: int | None = None
-        self._counters = dict.fromkeys(
-            (
-                "kv_hit_blocks_total",
-                "kv_miss_blocks_total",
-                "kv_evicted_blocks_total",
-                "kv_refused_blocks_total",
-                "kv_received_bytes_total",
-                "kv_sent_bytes_total",
-            ),
-            0,
-        )
-        if layout is not None:
-            block_bytes = layout.layers * layout.page_bytes
-            if refusal := self._fix_block_bytes(block_bytes):
-                raise ConfigError(f"--host-memory={format_bytes(capacity_bytes)} is too small: {refusal}")
-
-    @property
-    def block_bytes(self) -> int | None:
-        """Length of every block; None until it is known."""
-        return self._block_bytes
+        self._mine, self._budget = mine, budget
+        self._tally = Tally()
+        self._layout: KvLayout | None = None
+        self._shelves: Shelves | None = None
+        self._writers_heard_ms: dict[PeerId, float] = {}  # from `on_peer_joined` to `on_peer_dead`
+        self._event_number = 0
+        if layout is not None and (refusal := self._fix_layout(layout)):
+            raise ConfigError(refusal)
 
     @property
     def capacity_blocks(self) -> int:
-        """Blocks that fit; 0 until their length is known."""
-        return self._index.capacity_blocks
+        """Blocks that fit into host memory; 0 until their layout is known."""
+        return 0 if self._shelves is None else self._shelves.capacity_blocks
 
-    def on_message(self, peer: PeerId, message: AnyMessage, frames_bytes: Sequence[int]) -> list[Action]:
+    def start(self) -> list[Action]:
+        """What to do first, and again when a Hello brought the layout."""
+        layout, shelves = self._layout, self._shelves
+        if layout is None or shelves is None:
+            return []
+        actions: list[Action] = [ShapeMemory(layout, shelves.capacity_blocks * layout.layers)]
+        if shelves.disk.capacity_blocks:
+            actions.append(ScanDisk(layout, shelves.disk.capacity_blocks))
+        return actions
+
+    # -- messages
+
+    def on_message(self, peer: PeerId, message: AnyMessage, frames_bytes: Sequence[int], now_ms: float) -> list[Action]:
         """Decide on one message; `frames_bytes` are the lengths of its payload frames. Raises ProtocolViolation."""
+        if peer in self._writers_heard_ms:
+            self._writers_heard_ms[peer] = now_ms
         match message:
             case Hello(member=member):
-                return [Reply(peer, self._greet(member))]
+                return self._greet(peer, member)
             case Ping(sequence=sequence):
-                return [Reply(peer, self.report(sequence))]
+                return [Reply(peer, self.report(sequence, now_ms))]
+            case Reserve():
+                return [Reply(peer, self._reserve(peer, message, now_ms))]
             case Put():
-                return self._put(peer, message, frames_bytes)
-            case Fetch():
-                return [self._fetch(peer, message)]
-            case Forget(call=call, blocks=blocks):
-                return [Reply(peer, Stored(call=call, n_blocks=self._index.forget(blocks)))]
+                return self._put(peer, message, frames_bytes, now_ms)
+            case Publish(call=call):
+                if self._shelves is None:
+                    return [Reply(peer, Stored(call=call, n_blocks=0))]
+                return self._shelves.writes.publish(peer, message, now_ms)
+            case Find(call=call):
+                if self._shelves is None:
+                    return [Reply(peer, Found(call=call, n_blocks=0))]
+                return self._shelves.reads.find(peer, message, now_ms)
+            case Release(call=call):
+                if self._shelves is not None:
+                    self._shelves.reads.release(peer, call)
+                return []
             case _:
                 raise ProtocolViolation(f"a KV store got {type(message).__name__} from {peer}")
 
-    def _greet(self, member: Member) -> Message:
-        if self._layout is None or member.model is None:
-            return Welcome(member=self._mine)
-        differing = [
-            f"{name}: {getattr(self._layout, name)!r} here, {getattr(member.model, name)!r} there"
-            for name in ("layers", "kv_heads", "head_dim", "dtype", "block_tokens")
-            if getattr(self._layout, name) != getattr(member.model, name)
-        ]
-        if differing:
-            return Refused(text=f"{self._mine.id} keeps KV of another layout: {'; '.join(differing)}")
-        return Welcome(member=self._mine)
+    def _greet(self, peer: PeerId, member: Member) -> list[Action]:
+        if member.model is None:
+            return [Reply(peer, Welcome(member=self._mine))]
+        actions: list[Action] = []
+        if self._layout is None:
+            refusal = self._learn_layout(member.model)
+            actions = [] if refusal else self.start()
+        else:
+            refusal = self._difference(self._layout, member.model)
+        return [*actions, Reply(peer, Refused(text=refusal) if refusal else Welcome(member=self._mine))]
 
-    def _put(self, peer: PeerId, put: Put, frames_bytes: Sequence[int]) -> list[Action]:
+    def _difference(self, mine: KvLayout, theirs: ModelIdentity) -> str:
+        differing = [
+            f"{name}: {getattr(mine, name)!r} here, {getattr(theirs, name)!r} there"
+            for name in ("layers", "kv_heads", "head_dim", "dtype", "block_tokens")
+            if getattr(mine, name) != getattr(theirs, name)
+        ]
+        return f"{self._mine.id} keeps KV of another layout: {'; '.join(differing)}" if differing else ""
+
+    def _learn_layout(self, model: ModelIdentity) -> str:
+        if model.dtype not in DTYPE_BYTES:
+            return f"{self._mine.id} does not know how long a {model.dtype!r} is"
+        if min(model.layers, model.kv_heads, model.head_dim, model.block_tokens) < 1:
+            return f"{self._mine.id} cannot keep blocks of {model.layers} layers with {model.kv_heads} heads"
+        return self._fix_layout(
+            KvLayout(
+                layers=model.layers,
+                kv_heads=model.kv_heads,
+                head_dim=model.head_dim,
+                dtype=model.dtype,
+                block_tokens=model.block_tokens,
+            )
+        )
+
+    def _fix_layout(self, layout: KvLayout) -> str:
+        block_bytes = layout.layers * layout.page_bytes
+        if block_bytes > self._budget.host_bytes:
+            return (
+                f"--host-memory={format_bytes(self._budget.host_bytes)} is too small: a block takes {block_bytes} bytes "
+                f"and the store has {self._budget.host_bytes}"
+            )
+        policy = EVICTION_POLICIES[self._budget.eviction]()
+        shelves = Shelves(layout, self._budget.host_bytes, self._budget.disk_bytes, policy, self._tally)
+        if self._budget.disk_bytes and not shelves.disk.capacity_blocks:
+            return (
+                f"--disk-size={format_bytes(self._budget.disk_bytes)} is too small for a block of {block_bytes} bytes"
+            )
+        self._layout, self._shelves = layout, shelves
+        return ""
+
+    def _reserve(self, peer: PeerId, reserve: Reserve, now_ms: float) -> Reserved:
+        nothing = ((),) * len(reserve.blocks)
+        if self._shelves is None:
+            return Reserved(call=reserve.call, pages=nothing, text=_NO_LAYOUT)
+        if peer not in self._writers_heard_ms:  # nobody would tell us of its death
+            return Reserved(call=reserve.call, pages=nothing, text=f"{peer} does not map the memory of this store")
+        return self._shelves.writes.reserve(peer, reserve, now_ms)
+
+    def _put(self, peer: PeerId, put: Put, frames_bytes: Sequence[int], now_ms: float) -> list[Action]:
         refusal = self._refusal(put, frames_bytes)
-        if refusal:
-            self._counters["kv_refused_blocks_total"] += len(put.blocks)
+        if refusal or self._shelves is None:
+            self._tally.add("refused_blocks_total", len(put.blocks))
             return [Reply(peer, Stored(call=put.call, n_blocks=0, text=refusal))]
-        placement = self._index.place(put.blocks)
-        self._counters["kv_evicted_blocks_total"] += placement.evicted
-        self._counters["kv_received_bytes_total"] += sum(frames_bytes[position] for position, _ in placement.writes)
-        writes: list[Action] = [Write(slot, position) for position, slot in placement.writes]
-        return [*writes, Reply(peer, Stored(call=put.call, n_blocks=placement.held))]
+        return self._shelves.writes.put(peer, put, frames_bytes, now_ms)
 
     def _refusal(self, put: Put, frames_bytes: Sequence[int]) -> str:
         if len(frames_bytes) != len(put.blocks):
             return f"{len(put.blocks)} blocks came with {len(frames_bytes)} payload frames; each needs one"
-        if any(len(block) != HASH_BYTES for block in put.blocks):
-            return f"a block's name must be {HASH_BYTES} bytes"
-        if not put.blocks:
-            return ""
-        lengths = sorted(set(frames_bytes))
-        if len(lengths) > 1:
-            return f"blocks of {lengths[0]} and {lengths[-1]} bytes in one put; all must be equal"
-        if self._block_bytes is None:
-            return self._fix_block_bytes(lengths[0])
-        if lengths[0] != self._block_bytes:
-            return f"blocks of {lengths[0]} bytes; this store keeps blocks of {self._block_bytes} bytes"
-        return ""
+        if self._shelves is None:
+            return _NO_LAYOUT
+        block_bytes = self._shelves.block_bytes
+        wrong = [n_bytes for n_bytes in frames_bytes if n_bytes != block_bytes]
+        return f"blocks of {wrong[0]} bytes; this store keeps blocks of {block_bytes} bytes" if wrong else ""
 
-    def _fix_block_bytes(self, block_bytes: int) -> str:
-        if block_bytes == 0:
-            return "a block must not be empty"
-        capacity_blocks = self._capacity_bytes // block_bytes
-        if capacity_blocks == 0:
-            return f"a block takes {block_bytes} bytes and the store has {self._capacity_bytes}"
-        self._block_bytes, self._index = block_bytes, BlockIndex(capacity_blocks)
-        return ""
+    # -- events
 
-    def _fetch(self, peer: PeerId, fetch: Fetch) -> Reply:
-        block_bytes = self._block_bytes or 1
-        slots = self._index.leading_run(fetch.blocks, max(1, REPLY_LIMIT_BYTES // block_bytes))
-        rest = fetch.blocks[len(slots) :]
-        more = bool(slots and rest and self._index.holds(rest[0]))
-        self._counters["kv_hit_blocks_total"] += len(slots)
-        self._counters["kv_miss_blocks_total"] += 0 if more else len(rest)  # the rest will be asked for again
-        self._counters["kv_sent_bytes_total"] += len(slots) * block_bytes
-        return Reply(peer, Fetched(call=fetch.call, hits=len(slots), more=more), slots)
+    def on_peer_joined(self, peer: PeerId, now_ms: float) -> None:
+        """It maps our memory: it may reserve."""
+        self._writers_heard_ms[peer] = now_ms
 
-    def report(self, sequence: int) -> Report:
-        """State for whoever pinged; pages are counted in blocks."""
-        held, total = self._index.held_blocks, self._index.capacity_blocks
+    def on_peer_dead(self, peer: PeerId) -> None:
+        """It maps our memory no more: neither reads nor writes of it are under way."""
+        self._writers_heard_ms.pop(peer, None)
+        if self._shelves is not None:
+            self._shelves.writes.on_peer_dead(peer)
+            self._shelves.reads.on_peer_dead(peer)
+
+    def on_disk_scanned(self, blocks: Sequence[BlockName]) -> None:
+        """The end of ScanDisk: what lies there, the least recently used first."""
+        self._known().disk.on_scanned(blocks)
+
+    def on_disk_written(self, name: bytes, error_text: str, now_ms: float) -> list[Action]:
+        """The end of a WriteDisk; `error_text` is empty if the file is there."""
+        return self._known().disk.on_written(BlockHash(name), error_text, now_ms)
+
+    def on_disk_read(self, name: bytes, *, ok: bool, now_ms: float) -> list[Action]:
+        """The end of a ReadDisk. Not ok: the file was bad or gone, and is deleted."""
+        return self._known().reads.on_disk_read(BlockHash(name), ok=ok, now_ms=now_ms)
+
+    def on_tick(self, now_ms: float) -> list[Action]:
+        """End what is over."""
+        if self._shelves is None:
+            return []
+        for peer, heard_ms in self._writers_heard_ms.items():
+            if now_ms - heard_ms >= SILENT_MS:
+                self._shelves.writes.quarantine(peer)
+        return self._shelves.reads.on_tick(now_ms)
+
+    def _known(self) -> Shelves:
+        assert self._shelves is not None, "a disk event before the layout was known"
+        return self._shelves
+
+    # -- news
+
+    def take_events(self) -> list[CacheEvent]:
+        """What happened in host memory and on disk since the last call, numbered as one sequence."""
+        if self._shelves is None:
+            return []
+        events = self._shelves.take_events()
+        first = self._event_number + 1
+        self._event_number += len(events)
+        return [msgspec.structs.replace(event, number=first + place) for place, event in enumerate(events)]
+
+    def report(self, sequence: int, now_ms: float) -> Report:
+        """State for whoever pinged."""
+        shelves = self._shelves
         return Report(
             worker=self._mine.id,
             role=self._mine.role,
             incarnation=self._mine.incarnation,
             sequence=sequence,
-            pages=PageCounts(total=total, free=total - held, cached=held),
+            pages=PageCounts() if shelves is None else shelves.pool.ledger.counts(),
             queue=QueueCounts(),
-            counters={name: float(value) for name, value in self._counters.items()},
+            counters=self._tally.totals if shelves is None else shelves.counters(),
+            gauges={} if shelves is None else shelves.gauges(now_ms),
         )
 
     def check(self) -> None:
-        """Raise AssertionError if a slot is lost or doubled."""
-        self._index.check()
+        """Raise LedgerMisuse or AssertionError if a page is lost or a count is wrong."""
+        if self._shelves is not None:
+            self._shelves.check()

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from common.ids import PeerId
 from common.messages.actions import Dial, HangUp, Send
+from common.messages.base import Message
 from common.messages.liveness import Member
 from kvstore.handover.actions import Fill, PostCopy
+from kvstore.index.ledger import PageIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,4 +26,57 @@ class Copy:
     source_pages: tuple[int, ...]
 
 
-Action = Send | Fill | Dial | HangUp | OpenChannel | Copy
+@dataclass(frozen=True, slots=True, eq=False)
+class FetchBlocks:
+    """Copy whole blocks from a peer's shared memory into ours; both page arrays are [blocks, layers].
+
+    Answer with `on_blocks_moved`, whatever happens; `by_layer`: layer after layer, each answered with
+    `on_layer_fetched`. What ends after `deadline_ms` (our clock) has failed: the peer may have reused its pages.
+    """
+
+    call: int
+    peer: PeerId
+    own_pages: PageIds
+    peer_pages: PageIds
+    deadline_ms: float
+    by_layer: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoreBlocks:
+    """Copy whole blocks from our pages into a peer's shared memory; answer with `on_blocks_moved`, whatever happens."""
+
+    call: int
+    peer: PeerId
+    own_pages: PageIds
+    peer_pages: PageIds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FillBlocks:
+    """Write the payloads of the message being handled, one per block, into our pages [blocks, layers]."""
+
+    own_pages: PageIds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SendBlocks:
+    """Send a message, followed by one payload per block of our pages [blocks, layers]."""
+
+    to: PeerId
+    message: Message
+    pages: PageIds
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """How the shell fared with a Copy, FetchBlocks or StoreBlocks."""
+
+    ok: bool
+    elapsed_ms: float = 0.0
+    n_copies: int = 0
+    """Runs that were one piece of memory on both sides."""
+    n_bytes: int = 0
+
+
+Action = Send | Fill | Dial | HangUp | OpenChannel | Copy | FetchBlocks | StoreBlocks | FillBlocks | SendBlocks

@@ -4,67 +4,130 @@ A decode worker takes prompts over from prefill workers and draws their answers.
 decode worker) it computes the prompt too: that is all a mixed worker does.
 """
 
+from dataclasses import dataclass
+
 import msgspec
 
-from common.errors import ProtocolViolation
+from common.block_hash import BlockHash, hash_blocks
+from common.errors import LoadFailed, ProtocolViolation
 from common.ids import PeerId, RequestId, TransferId
+from common.kv_layout import KvLayout
 from common.messages import AnyMessage
 from common.messages.actions import Send
 from common.messages.handover import Abort, GrantRefused, GrantRequest, HandOver, KvSent, Renew, Stopped
-from common.messages.liveness import Hello, Member, Ping, Report
+from common.messages.liveness import Member, Report
 from common.messages.requests import Cancel, Failed, Generate
 from services.worker.core.actions import Action
 from services.worker.core.generation import Generation
 from services.worker.core.incoming import Incoming
+from services.worker.core.parts import Parts
 from services.worker.core.plan import StepResult
-from services.worker.core.role import Parts, WorkerRole
+from services.worker.core.role import WorkerRole
+from services.worker.core.sequence import NewPrompt
 
 _TOMBSTONE_MS = 60_000.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeTerms:
+    """What does not change while a decode or mixed worker lives."""
+
+    max_queued: int
+    layout: KvLayout
+    returns_answers: bool = False
+    """Offer the KV of answers to the prefill workers of their prompts."""
+    fail_lost_loads: bool = False
+    """A prompt whose KV could not be fetched fails, instead of being computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Looking:
+    """A prompt of this worker's own that waits for what the KV store has of it."""
+
+    message: Generate
+    gateway: PeerId
+    root: BlockHash
+    names: list[BlockHash]
+    arrived_ms: float
+
+
 class DecodeCore(WorkerRole):
-    """Routes events to the parts; itself it owns only the memory of cancelled requests, each for a minute."""
+    """Routes events to the parts.
+
+    Itself it owns prompts that are being looked up, until they start or are cancelled (a lookup has its own deadline),
+    and the memory of cancelled requests, each for a minute.
+    """
 
     def __init__(
-        self, mine: Member, parts: Parts, generation: Generation, incoming: Incoming, *, max_queued: int
+        self, mine: Member, parts: Parts, generation: Generation, incoming: Incoming, terms: DecodeTerms
     ) -> None:
-        super().__init__(mine, parts, max_queued=max_queued)
+        super().__init__(mine, parts, max_queued=terms.max_queued)
         self._generation, self._incoming = generation, incoming
+        self._layout, self._fail_lost_loads = terms.layout, terms.fail_lost_loads
+        self._returns_answers = terms.returns_answers
+        self._looking: dict[RequestId, _Looking] = {}
         self._cancelled: dict[RequestId, float] = {}  # -> when to forget it
 
-    def on_message(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
-        """Handle one message. Raises ProtocolViolation for one that has no business here."""
-        self._callers.heard(peer, now_ms)
+    def _on_request(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
         match message:
-            case Ping() | Hello():
-                return self._answer(peer, message)
             case Generate():
                 return self._on_generate(peer, message, now_ms)
             case GrantRequest():
                 return self._on_grant_request(peer, message, now_ms)
             case KvSent() | HandOver() | Abort() | Stopped() | Renew():
-                return self._incoming.on_message(peer, message, now_ms)
+                return self._incoming.on_message(peer, message, now_ms) + self._offer_finished(now_ms)
             case Cancel(request=request):
                 return self._on_cancel(request, now_ms)
             case _:
                 raise ProtocolViolation(f"{self._mine.id} got {type(message).__name__} from {peer}")
 
     def _on_generate(self, gateway: PeerId, message: Generate, now_ms: float) -> list[Action]:
-        if message.request in self._generation or message.request in self._cancelled:
+        known = message.request in self._generation or message.request in self._looking
+        if known or message.request in self._cancelled:
             return []  # a repeat, or cancelled before it came
         if self._reporter.draining:
             text = f"{self._mine.id} is draining and takes nothing new"
             return [_failed(gateway, message.request, "no_worker", text, retryable=True)]
         tokens, max_tokens = len(message.prompt), message.sampling.max_tokens
-        if not self._scheduler.fits_pool(tokens, max_tokens):
-            pages = self._scheduler.pool_pages_for(tokens, max_tokens)
-            text = f"the request needs up to {pages} pages; this worker has {self._ledger.total_pages} in all"
+        pages = self._layout.pages_at_most(tokens, max_tokens)
+        if pages > self._pool.ledger.total_pages:
+            text = f"the request needs up to {pages} pages; this worker has {self._pool.ledger.total_pages} in all"
             return [_failed(gateway, message.request, "out_of_pages", text, retryable=False)]
-        if self._scheduler.n_waiting >= self._max_queued:
-            text = f"{self._scheduler.n_waiting} requests are waiting on {self._mine.id} already"
+        waiting = self._scheduler.n_waiting + len(self._looking)
+        if waiting >= self._max_queued:
+            text = f"{waiting} requests are waiting on {self._mine.id} already"
             return [_failed(gateway, message.request, "busy", text, retryable=True)]
-        self._generation.start(message, gateway, now_ms)
-        return []
+        root = self._root(message.cache_salt)
+        names = hash_blocks(message.prompt[:-1], root, self._layout.block_tokens)
+        self._looking[message.request] = _Looking(message, gateway, root, names, now_ms)
+        return self._cache.look_up(message.request, names, now_ms) + self._after_cache(now_ms)
+
+    def _after_cache(self, now_ms: float) -> list[Action]:
+        """Start what needs to wait no longer for what the KV store has of it."""
+        actions: list[Action] = []
+        self._cache.prefetch.take_filled()  # nobody else waits for them
+        for request in self._cache.prefetch.take_failed():
+            if self._fail_lost_loads and request in self._generation:
+                actions += self._generation.fail(
+                    request, LoadFailed.code, "KV that was to be reused could not be fetched"
+                )
+        for request, looking in list(self._looking.items()):
+            if self._cache.ready(request, looking.names):
+                del self._looking[request]
+                self._start(looking)
+        return actions + self._incoming.pump(now_ms)
+
+    def _start(self, looking: _Looking) -> None:
+        message = looking.message
+        prompt = NewPrompt(
+            request=message.request,
+            tokens=message.prompt,
+            sampling=message.sampling,
+            root=looking.root,
+            hashes=tuple(looking.names),
+            found=self._cache.prefetch.take(message.request),
+        )
+        self._generation.start(prompt, looking.gateway, looking.arrived_ms, looking.arrived_ms + message.timeout_ms)
 
     def _on_grant_request(self, sender: PeerId, message: GrantRequest, now_ms: float) -> list[Action]:
         if message.request in self._cancelled:
@@ -80,28 +143,43 @@ class DecodeCore(WorkerRole):
 
     def _on_cancel(self, request: RequestId, now_ms: float) -> list[Action]:
         self._cancelled[request] = now_ms + _TOMBSTONE_MS
+        self._looking.pop(request, None)
         self._generation.forget(request)
-        return self._incoming.cancel(request, "cancelled", now_ms) + self._incoming.pump(now_ms)
+        forgotten = self._cache.forget(request)
+        return forgotten + self._incoming.cancel(request, "cancelled", now_ms) + self._incoming.pump(now_ms)
 
     def abandon(self) -> list[Action]:
         """The drain time is over: tell every gateway that still waits."""
-        return self._generation.abandon() + self._incoming.abandon()
+        text = "the worker was told to stop, and its time to drain is over"
+        looking = [
+            _failed(one.gateway, request, "peer_failed", text, retryable=True) for request, one in self._looking.items()
+        ]
+        return [*looking, *self._generation.abandon(), *self._incoming.abandon()]
 
     def _end_unheard(self, request: RequestId) -> None:
         self._generation.forget(request)
 
     def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
         """The engine finished a step."""
-        actions = self._generation.on_tokens(self._scheduler.complete(result), now_ms)
-        return actions + self._incoming.pump(now_ms)
+        tokens = self._generation.on_tokens(self._scheduler.complete(result), now_ms)
+        return self._offer_finished(now_ms) + tokens + self._incoming.pump(now_ms) + self._cache.pump(now_ms)
+
+    def _offer_finished(self, now_ms: float) -> list[Action]:
+        """Level 3: the KV of answers goes back to whoever will compute the next turn's prompt."""
+        finished = self._generation.take_finished()
+        if not self._returns_answers:
+            return []
+        return [action for one in finished for action in self._cache.offer(one.sequence, one.origin, now_ms)]
 
     def wants_payloads(self, transfer: TransferId) -> bool:
         """Whether KvSent of this transfer must bring the bytes along."""
         return self._incoming.wants_payloads(transfer)
 
     def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
-        """The kernel reported the death of a process that had our memory mapped."""
-        return self._incoming.on_sender_dead(peer, now_ms)
+        """The kernel reported the death of a process that had our memory mapped, or a KV store fell silent."""
+        self._cache.on_peer_dead(peer)
+        forgotten = self._neighbours.forget(peer)
+        return forgotten + self._incoming.on_sender_dead(peer, now_ms) + self._after_cache(now_ms)
 
     def on_peer_joined(self, peer: PeerId) -> list[Action]:
         """A prefill worker maps our pages (again): it is alive."""
@@ -112,30 +190,36 @@ class DecodeCore(WorkerRole):
         """Deadlines, leases, silence."""
         for request in [r for r, until in self._cancelled.items() if now_ms >= until]:
             del self._cancelled[request]
-        actions: list[Action] = []
+        actions = self._tick_neighbours(now_ms)
         for peer in self._gone_silent(now_ms):
+            for request in [request for request, one in self._looking.items() if one.gateway == peer]:
+                actions += self._on_cancel(request, now_ms)
             actions += self._generation.forget_gateway(peer)
             actions += self._incoming.forget_gateway(peer, now_ms)
             actions += self._incoming.on_sender_silent(peer, now_ms)
-        return actions + self._generation.on_tick(now_ms) + self._incoming.on_tick(now_ms)
+        actions += self._generation.on_tick(now_ms) + self._incoming.on_tick(now_ms)
+        return actions + self._after_cache(now_ms)
 
-    def report(self, sequence: int) -> Report:
+    def report(self, sequence: int, now_ms: float) -> Report:
         """State for whoever pinged."""
-        queue = msgspec.structs.replace(self._scheduler.queue(), handing_over=self._incoming.n_open)
+        queue = self._scheduler.queue()
+        waiting = queue.waiting + len(self._looking)
+        queue = msgspec.structs.replace(queue, waiting=waiting, handing_over=self._incoming.n_open)
         counters = {
             "generated_tokens_total": float(self._generation.generated_tokens_total),
             "finished_requests_total": float(self._generation.finished_total),
         }
-        return self._reporter.report(sequence, queue, counters)
+        return self._reporter.report(sequence, queue, counters, now_ms)
 
     @property
     def idle(self) -> bool:
         """No request is here in any phase."""
-        return self._scheduler.idle and self._incoming.n_open == 0
+        busy = self._looking or self._incoming.n_open
+        return self._scheduler.idle and not busy and self._cache.idle
 
     def check(self) -> None:
-        """Conservation laws. Raises AssertionError with the numbers."""
-        self._ledger.check()
+        """Conservation laws. Raises RuntimeError with the numbers."""
+        self._cache.check()
         self._incoming.check()
 
 

@@ -6,25 +6,30 @@ or its gateway died. Pages belong to the Scheduler; an answer that ends drops it
 
 from dataclasses import dataclass
 
+from common.block_hash import BlockHash
 from common.ids import PeerId, RequestId
 from common.messages.actions import Send
 from common.messages.handover import HandOver
-from common.messages.requests import Failed, Generate, Sampling, Timings, TokenDelta
+from common.messages.requests import Failed, Sampling, Timings, TokenDelta
 from kvstore.index.page_table import PageTable
 from services.worker.core.actions import Action
 from services.worker.core.outputs import Outbox, finish_of
 from services.worker.core.scheduler import NewToken, Scheduler
+from services.worker.core.sequence import NewPrompt, Sequence
 
 
 @dataclass(slots=True)
 class _Answer:
     gateway: PeerId
     deadline_ms: float
-    cached_tokens: int
+    cached_tokens: int | None
+    """None: this worker computes the prompt, and its sequence knows."""
     timings: Timings
     arrived_ms: float
     started: bool = False
     """Its first delta is on its way."""
+    origin: PeerId | None = None
+    """The prefill worker that handed it over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,20 @@ class Arrival:
     prompt: tuple[int, ...]
     sampling: Sampling
     deadline_ms: float
+    root: BlockHash
+    """What the names of its blocks start from."""
+    names: tuple[BlockHash, ...]
+    """Of the whole blocks of its prompt."""
+    origin: PeerId
+    """The prefill worker that hands it over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A handed-over request that has drawn its last token; its sequence is read before anything else happens."""
+
+    sequence: Sequence
+    origin: PeerId
 
 
 class Generation:
@@ -45,22 +64,34 @@ class Generation:
         self._scheduler, self._context_tokens = scheduler, context_tokens
         self._answers: dict[RequestId, _Answer] = {}
         self._outbox = Outbox()
+        self._finished: list[Finished] = []
         self.generated_tokens_total = 0
         self.finished_total = 0
 
     def __contains__(self, request: RequestId) -> bool:
         return request in self._answers
 
-    def start(self, message: Generate, gateway: PeerId, now_ms: float) -> None:
+    def start(self, prompt: NewPrompt, gateway: PeerId, arrived_ms: float, deadline_ms: float) -> None:
         """Compute prompt and answer here. The caller checked that the request fits."""
-        self._answers[message.request] = _Answer(gateway, now_ms + message.timeout_ms, 0, Timings(), now_ms)
-        self._scheduler.submit(message.request, message.prompt, message.sampling, streamed=False)
+        self._answers[prompt.request] = _Answer(gateway, deadline_ms, None, Timings(), arrived_ms)
+        self._scheduler.submit(prompt)
 
-    def take_over(self, arrival: Arrival, table: PageTable, handover: HandOver) -> list[Action]:
-        """Go on with a request whose prompt is computed; its first token goes out at once."""
+    def take_over(self, arrival: Arrival, table: PageTable, cached_blocks: int, handover: HandOver) -> list[Action]:
+        """Go on with a request whose prompt is computed; its first token goes out at once.
+
+        `cached_blocks`: leading blocks of the table that were cached here.
+        """
         answer = _Answer(arrival.gateway, arrival.deadline_ms, handover.cached_tokens, handover.timings, 0.0)
+        answer.origin = arrival.origin
         self._answers[arrival.request] = answer
-        sequence = self._scheduler.adopt(arrival.request, arrival.prompt, handover.first_token, arrival.sampling, table)
+        prompt = NewPrompt(
+            request=arrival.request,
+            tokens=arrival.prompt,
+            sampling=arrival.sampling,
+            root=arrival.root,
+            hashes=arrival.names,
+        )
+        sequence = self._scheduler.adopt(prompt, handover.first_token, table, cached_blocks)
         self._emit(answer, NewToken(sequence, handover.first_token, handover.logprob))
         return [*self._outbox.flush()]
 
@@ -85,13 +116,24 @@ class Generation:
             (new.token,),
             finish,
             (new.logprob,) if new.logprob is not None else (),
-            answer.cached_tokens if first else None,
+            self._cached_tokens(answer, sequence) if first else None,
             answer.timings if first else None,
         )
         self._outbox.add(answer.gateway, delta)
         if finish is not None:
             self.finished_total += 1
+            if answer.origin is not None:
+                self._finished.append(Finished(sequence, answer.origin))
             self.forget(sequence.request)
+
+    @staticmethod
+    def _cached_tokens(answer: _Answer, sequence: Sequence) -> int:
+        return (sequence.reused_tokens or 0) if answer.cached_tokens is None else answer.cached_tokens
+
+    def take_finished(self) -> list[Finished]:
+        """Handed-over requests that have finished since the last call."""
+        finished, self._finished = self._finished, []
+        return finished
 
     def forget(self, request: RequestId) -> None:
         """The request is over; its pages go as soon as no step uses them. Unknown requests are ignored."""
@@ -102,14 +144,15 @@ class Generation:
         """The gateway fell silent. It is told all the same: if it only paused, it must not wait for ever."""
         mine = [request for request, answer in self._answers.items() if answer.gateway == gateway]
         text = f"gateway {gateway} was silent for too long"
-        return [action for request in mine for action in self._fail(request, "peer_failed", text, retryable=True)]
+        return [action for request in mine for action in self.fail(request, "peer_failed", text, retryable=True)]
 
     def abandon(self) -> list[Action]:
         """This worker ends: tell every gateway that still waits."""
         text = "the worker was told to stop, and its time to drain is over"
-        return [a for request in list(self._answers) for a in self._fail(request, "peer_failed", text, retryable=True)]
+        return [a for request in list(self._answers) for a in self.fail(request, "peer_failed", text, retryable=True)]
 
-    def _fail(self, request: RequestId, code: str, text: str, *, retryable: bool) -> list[Action]:
+    def fail(self, request: RequestId, code: str, text: str, *, retryable: bool = True) -> list[Action]:
+        """End a request that is here with an error."""
         answer = self._answers[request]
         phase = "decode" if answer.started else "prefill"
         self.forget(request)
@@ -120,4 +163,4 @@ class Generation:
         """Ends requests whose time is up."""
         late = [request for request, answer in self._answers.items() if now_ms >= answer.deadline_ms]
         text = "the request's time ran out"
-        return [a for request in late for a in self._fail(request, "deadline_exceeded", text, retryable=False)]
+        return [a for request in late for a in self.fail(request, "deadline_exceeded", text, retryable=False)]

@@ -6,8 +6,10 @@ leaves by Deliver (the pages become the request's) or Release (the pages are fre
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from common.block_hash import BlockHash, hash_blocks
 from common.ids import Incarnation, Owner, PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
 from common.messages.actions import Send
@@ -15,7 +17,8 @@ from common.messages.handover import Abort, Grant, GrantRequest, HandOver, KvSen
 from common.messages.requests import Failed
 from kvstore.handover.actions import Asked, Deliver, Fill, GaveUp, Quarantine, ReceiverAction, Release
 from kvstore.handover.receiver import Receiver
-from kvstore.index.ledger import Ledger, PageState
+from kvstore.index.block_pool import BlockPool
+from kvstore.index.ledger import PageState
 from kvstore.index.page_table import PageTable
 from services.worker.core.actions import Action
 from services.worker.core.generation import Arrival, Generation
@@ -31,6 +34,8 @@ class _Incoming:
     request: GrantRequest
     table: PageTable | None = None
     """None while it waits for pages."""
+    cached_blocks: int = 0
+    """Leading blocks of the table that were cached here: the sender need not send them."""
     told: bool = False
     """The gateway knows that this ends without an answer, or ended it itself."""
 
@@ -40,6 +45,10 @@ class GrantTerms:
     """What every grant of this worker says."""
 
     layout: KvLayout
+    keeps_blocks: bool
+    """Whether prompts may share blocks that are cached here."""
+    root: Callable[[str], BlockHash]
+    """Cache salt -> what the names of blocks start from."""
     epoch: Incarnation
     lease_ms: int
 
@@ -50,12 +59,12 @@ class Incoming:
     def __init__(
         self,
         receiver: Receiver,
-        ledger: Ledger,
+        pool: BlockPool,
         scheduler: Scheduler,
         generation: Generation,
         terms: GrantTerms,
     ) -> None:
-        self._receiver, self._ledger = receiver, ledger
+        self._receiver, self._pool = receiver, pool
         self._scheduler, self._generation, self._terms = scheduler, generation, terms
         self._queue: deque[TransferId] = deque()
         self._transfers: dict[TransferId, _Incoming] = {}
@@ -111,14 +120,27 @@ class Incoming:
 
     def _on_asked(self, sender: PeerId, request: GrantRequest, now_ms: float) -> list[Action]:
         prompt_tokens, max_tokens = len(request.prompt), request.sampling.max_tokens
-        if not self._scheduler.fits_pool(prompt_tokens, max_tokens):
-            pages = self._scheduler.pool_pages_for(prompt_tokens, max_tokens)
-            text = f"the request needs up to {pages} pages; this worker has {self._ledger.total_pages} in all"
+        pages = self._terms.layout.pages_at_most(prompt_tokens, max_tokens)
+        if pages > self._pool.ledger.total_pages:
+            text = f"the request needs up to {pages} pages; this worker has {self._pool.ledger.total_pages} in all"
             refused = self._receiver.refuse(request.transfer, "out_of_pages", text, False, now_ms)
             return self._carry_out(refused, now_ms)
         actions = self.cancel(request.request, "superseded", now_ms)
         deadline_ms = now_ms + request.timeout_ms
-        arrival = Arrival(request.request, request.gateway, request.prompt, request.sampling, deadline_ms)
+        root = self._terms.root(request.cache_salt)
+        names: list[BlockHash] = []
+        if self._terms.keeps_blocks:
+            names = hash_blocks(request.prompt, root, self._terms.layout.block_tokens)
+        arrival = Arrival(
+            request=request.request,
+            gateway=request.gateway,
+            prompt=request.prompt,
+            sampling=request.sampling,
+            deadline_ms=deadline_ms,
+            root=root,
+            names=tuple(names),
+            origin=sender,
+        )
         self._transfers[request.transfer] = _Incoming(arrival, sender, request)
         self._queue.append(request.transfer)
         return actions + self.pump(now_ms)
@@ -129,22 +151,28 @@ class Incoming:
         while self._queue:
             incoming = self._transfers[self._queue[0]]
             grows = incoming.request.sampling.max_tokens > 1  # the last drawn token needs no page
-            if not self._scheduler.has_room(len(incoming.request.prompt) + grows, promised=self._n_granted):
+            tokens = len(incoming.request.prompt) + grows
+            pinned = self._pool.pinned_run(incoming.arrival.names)
+            if not self._scheduler.has_room(tokens, pinned_blocks=pinned, promised=self._n_granted):
                 break
             self._queue.popleft()
             actions += self._grant(incoming, now_ms)
         return actions
 
     def _grant(self, incoming: _Incoming, now_ms: float) -> list[Action]:
-        request = incoming.request
-        n_pages = self._terms.layout.pages_for(len(request.prompt))
+        request, owner, names = incoming.request, Owner(incoming.request.transfer), incoming.arrival.names
+        hits = incoming.cached_blocks = self._pool.match(names)
         incoming.table = PageTable(self._terms.layout.layers)
-        incoming.table.append(self._ledger.alloc(Owner(request.transfer), n_pages, PageState.GRANTED))
+        if hits:
+            incoming.table.append(self._pool.take(owner, names[:hits]))
+        missing = self._terms.layout.blocks_for(len(request.prompt)) - hits
+        granted = self._pool.alloc(owner, missing, PageState.GRANTED)
+        incoming.table.append(granted)
         grant = Grant(
             transfer=request.transfer,
             epoch=self._terms.epoch,
-            first_block=0,
-            pages=tuple(tuple(row) for row in incoming.table.ids.tolist()),
+            first_block=hits,
+            pages=tuple(tuple(row) for row in granted.T.tolist()),
             lease_ms=self._terms.lease_ms,
         )
         opened = self._receiver.open(incoming.sender, grant, request.transport != "tcp", now_ms)
@@ -163,9 +191,9 @@ class Incoming:
                 case Deliver(transfer=transfer, handover=handover):
                     actions += self._deliver(transfer, handover)
                 case Quarantine(transfer=transfer):
-                    self._ledger.move(Owner(transfer), PageState.QUARANTINED)
+                    self._pool.move(Owner(transfer), PageState.QUARANTINED)
                 case Release(transfer=transfer):
-                    self._ledger.free(Owner(transfer))
+                    self._pool.release(Owner(transfer))
                     self._transfers.pop(transfer)
                     actions += self.pump(now_ms)
                 case GaveUp():
@@ -176,9 +204,9 @@ class Incoming:
         incoming = self._transfers.pop(transfer)
         assert incoming.table is not None, f"{transfer} was delivered without a grant"
         owner = Owner(incoming.arrival.request)
-        self._ledger.rename(Owner(transfer), owner)
-        self._ledger.move(owner, PageState.ACTIVE)
-        return self._generation.take_over(incoming.arrival, incoming.table, handover)
+        self._pool.rename(Owner(transfer), owner)
+        self._pool.move(owner, PageState.ACTIVE)
+        return self._generation.take_over(incoming.arrival, incoming.table, incoming.cached_blocks, handover)
 
     def _on_gave_up(self, gave_up: GaveUp) -> list[Action]:
         incoming = self._transfers.get(gave_up.transfer)
@@ -232,6 +260,8 @@ class Incoming:
         """The receiver's own law, and: every granted transfer owns its pages. Raises RuntimeError."""
         self._receiver.check()
         for transfer, incoming in self._transfers.items():
-            held = 0 if incoming.table is None else len(self._ledger.pages_of(Owner(transfer)))
-            if held != (0 if incoming.table is None else incoming.table.ids.size):
+            table, layers = incoming.table, self._terms.layout.layers
+            wanted = 0 if table is None else table.ids.size - incoming.cached_blocks * layers
+            held = len(self._pool.pages_of(Owner(transfer)))
+            if held != wanted:
                 raise RuntimeError(f"transfer {transfer} holds {held} pages, not those of its table")

@@ -1,12 +1,13 @@
-"""The decode workers a prefill worker keeps connections to. Pure.
+"""The processes that a worker keeps connections to: decode workers (from prefill workers) and KV stores. Pure.
 
-Owns one `_Neighbour` per decode worker incarnation seen in the membership. An entry leaves when its incarnation is
+Owns one `_Neighbour` per incarnation of such a process seen in the membership. An entry leaves when its incarnation is
 gone from the membership, when it was silent too long, or when the kernel reported its death; it comes back if the
 membership still lists it.
 
     DIALLED --Welcome--> PROBING --on_channel--> READY        DIALLED --Refused--> REFUSED
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -16,7 +17,6 @@ from common.messages.liveness import Hello, Member, Ping, Refused, Report, Trans
 from services.worker.core.actions import Action, OpenChannel
 
 PING_MS = 500.0
-_DIALLED_ROLES = frozenset({"decode"})
 
 
 class Link(Enum):
@@ -26,6 +26,16 @@ class Link(Enum):
     PROBING = auto()
     READY = auto()
     REFUSED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLink:
+    """The way to the KV store in use."""
+
+    peer: PeerId
+    shared: bool
+    """Its memory is mapped here; otherwise bytes travel with messages."""
+    block_bytes: int
 
 
 @dataclass(slots=True)
@@ -40,17 +50,18 @@ class _Neighbour:
 
 
 class Neighbours:
-    """Connections to decode workers: dialling, greeting, probing, listening for silence."""
+    """Connections to other processes: dialling, greeting, probing, listening for silence."""
 
-    def __init__(self, mine: Member, *, silent_ms: float) -> None:
-        self._mine, self._silent_ms = mine, silent_ms
+    def __init__(self, mine: Member, roles: Collection[str], *, silent_ms: float, block_bytes: int = 0) -> None:
+        """`roles`: whom to dial. `block_bytes`: of one token block over all layers."""
+        self._mine, self._roles, self._silent_ms, self._block_bytes = mine, frozenset(roles), silent_ms, block_bytes
         self._by_peer: dict[PeerId, _Neighbour] = {}
         self._pings = 0
 
     def on_members(self, members: list[Member], now_ms: float) -> tuple[list[Action], list[PeerId]]:
         """Dial who is new. Second result: peers of which a newer incarnation has taken the name, hence dead."""
         actions: list[Action] = []
-        listed = {peer_id(m.id, m.incarnation): m for m in members if m.role in _DIALLED_ROLES}
+        listed = {peer_id(m.id, m.incarnation): m for m in members if m.role in self._roles}
         names = {m.id: peer for peer, m in listed.items()}
         replaced = [p for p, n in self._by_peer.items() if p not in listed and n.member.id in names]
         for peer, member in listed.items():
@@ -85,6 +96,13 @@ class Neighbours:
         if neighbour is not None:
             neighbour.link, neighbour.refusal = Link.REFUSED, text
 
+    def heard(self, peer: PeerId, now_ms: float) -> bool:
+        """Any message came from the peer; False if it is no neighbour."""
+        neighbour = self._by_peer.get(peer)
+        if neighbour is not None:
+            neighbour.heard_ms = now_ms
+        return neighbour is not None
+
     def forget(self, peer: PeerId) -> list[Action]:
         """The peer is dead; the membership may bring it back."""
         return [HangUp(peer)] if self._by_peer.pop(peer, None) is not None else []
@@ -110,6 +128,14 @@ class Neighbours:
                 return peer
         return None
 
+    def store(self) -> StoreLink | None:
+        """The KV store to use: one that shares memory with us if there is one, else the first by name."""
+        ready = [n for n in self._by_peer.values() if n.member.role == "kvstore" and n.link is Link.READY]
+        if not ready:
+            return None
+        best = min(ready, key=lambda n: (self.transport(n.peer) != "shm", n.member.id))
+        return StoreLink(best.peer, self.transport(best.peer) == "shm", self._block_bytes)
+
     def why_not(self, worker: WorkerId) -> str:
         """Why `ready` gives None."""
         for neighbour in self._by_peer.values():
@@ -118,9 +144,9 @@ class Neighbours:
         return "it is not in the membership or has stopped answering"
 
     def transport(self, peer: PeerId) -> str:
-        """Kind of the channel to a ready peer."""
-        neighbour = self._by_peer[peer]
-        return neighbour.transport.kind if neighbour.transport else ""
+        """Kind of the channel to a peer; empty if there is none."""
+        neighbour = self._by_peer.get(peer)
+        return neighbour.transport.kind if neighbour is not None and neighbour.transport else ""
 
     @property
     def transports(self) -> tuple[TransportReport, ...]:

@@ -42,6 +42,8 @@ class StepPlan:
 
     number: int
     segments: tuple[Segment, ...]
+    loads: tuple[int, ...] = ()
+    """Fetches into these segments' pages that may not have ended: wait for each layer of them before reading it."""
 
     @property
     def n_tokens(self) -> int:

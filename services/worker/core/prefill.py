@@ -5,24 +5,28 @@ Pages belong to the Scheduler; while a copy may read them they are held, and the
 """
 
 from collections import deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
-from common.errors import ProtocolViolation
+from common.block_hash import hash_blocks
+from common.errors import LoadFailed, ProtocolViolation
 from common.ids import PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
 from common.messages import AnyMessage
 from common.messages.actions import Send
-from common.messages.handover import Commit, Grant, GrantRefused, GrantRequest, KvSpan, Stop
-from common.messages.liveness import Hello, Member, Ping, QueueCounts, Refused, Report, TransportReport, Welcome
+from common.messages.handover import Commit, Grant, GrantRefused, KvSpan, Stop
+from common.messages.liveness import Member, QueueCounts, Report
 from common.messages.requests import Cancel, Generate, Timings
+from common.policy.transfer import Granularity, choose
 from kvstore.handover.actions import GaveUp, Granted, HandedOver, PostCopy, Release, SenderAction
 from kvstore.handover.outgoing import FirstToken
 from kvstore.handover.sender import Sender
-from services.worker.core.actions import Action, Copy
-from services.worker.core.neighbours import Neighbours
+from services.worker.core.actions import Action, Copy, Moved
+from services.worker.core.parts import Parts
 from services.worker.core.plan import Segment, StepResult
 from services.worker.core.prompt import Prompt
 from services.worker.core.reporting import CopyTotals
-from services.worker.core.role import Parts, WorkerRole
+from services.worker.core.role import WorkerRole
 from services.worker.core.scheduler import NewToken
 
 _ASK_AHEAD = 2
@@ -31,14 +35,24 @@ _CONNECT_GRACE_MS = 2_000.0
 """How long a prompt waits for a decode worker that is only just being connected."""
 
 
-class PrefillCore(WorkerRole):
-    """Computes prompts and hands their KV to decode workers, layer by layer."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillTerms:
+    """What does not change while a prefill worker lives."""
 
-    def __init__(
-        self, mine: Member, parts: Parts, sender: Sender, neighbours: Neighbours, layout: KvLayout, *, max_queued: int
-    ) -> None:
-        super().__init__(mine, parts, max_queued=max_queued)
-        self._sender, self._neighbours, self._layout = sender, neighbours, layout
+    layout: KvLayout
+    max_queued: int
+    transfer: str = "auto"
+    """A setting of common.policy.transfer."""
+    fail_lost_loads: bool = False
+    """A prompt whose KV could not be fetched fails, instead of being computed."""
+
+
+class PrefillCore(WorkerRole):
+    """Computes prompts and hands their KV to decode workers."""
+
+    def __init__(self, mine: Member, parts: Parts, sender: Sender, terms: PrefillTerms) -> None:
+        super().__init__(mine, parts, max_queued=terms.max_queued)
+        self._sender, self._layout, self._terms = sender, terms.layout, terms
         self._queue: deque[Prompt] = deque()
         self._prompts: dict[RequestId, Prompt] = {}
         self._requests: dict[TransferId, RequestId] = {}
@@ -47,17 +61,10 @@ class PrefillCore(WorkerRole):
 
     # -- events
 
-    def on_message(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
-        """Handle one message. Raises ProtocolViolation for one that has no business here."""
+    def _on_request(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
         match message:
-            case Welcome() | Refused() | Report():
-                return self._neighbours.on_message(peer, message, now_ms)
             case Grant() | GrantRefused() | Stop() | Commit():
                 return self._carry_out(self._sender.on_message(peer, message, now_ms), now_ms)
-        self._callers.heard(peer, now_ms)
-        match message:
-            case Ping() | Hello():
-                return self._answer(peer, message)
             case Generate():
                 return self._on_generate(peer, message, now_ms)
             case Cancel(request=request):
@@ -68,18 +75,19 @@ class PrefillCore(WorkerRole):
     def _on_generate(self, gateway: PeerId, message: Generate, now_ms: float) -> list[Action]:
         if message.request in self._prompts:
             return []  # a repeat
-        prompt = Prompt(message, gateway, now_ms, now_ms + message.timeout_ms)
+        prompt = Prompt(message, gateway, now_ms, now_ms + message.timeout_ms, self._root(message.cache_salt))
         if self._reporter.draining:
             return [*prompt.tell("no_worker", f"{self._mine.id} is draining and takes nothing new", retryable=True)]
         if message.decode is None:
             return [*prompt.tell("protocol_violation", f"{self._mine.id} only prefills; no decode worker was named")]
-        if not self._scheduler.fits_pool(len(message.prompt), 1):
-            pages = self._scheduler.pool_pages_for(len(message.prompt), 1)
-            text = f"the prompt needs {pages} pages; {self._mine.id} has {self._ledger.total_pages} in all"
+        pages, total = self._layout.pages_for(len(message.prompt)), self._pool.ledger.total_pages
+        if pages > total:
+            text = f"the prompt needs {pages} pages; {self._mine.id} has {total} in all"
             return [*prompt.tell("out_of_pages", text)]
         if len(self._queue) >= self._max_queued:
             text = f"{len(self._queue)} requests are waiting on {self._mine.id} already"
             return [*prompt.tell("busy", text, retryable=True)]
+        prompt.names = hash_blocks(message.prompt[:-1], prompt.root, self._layout.block_tokens)
         self._prompts[message.request] = prompt
         self._queue.append(prompt)
         return self._pump(now_ms)
@@ -93,11 +101,12 @@ class PrefillCore(WorkerRole):
 
     def on_layer(self, layer: int, now_ms: float) -> list[Action]:
         """The engine wrote one layer's K and V of the step it computes."""
-        step = self._scheduler.step
-        actions: list[Action] = []
+        step, actions = self._scheduler.step, list[Action]()
         for segment in step.segments if step is not None else ():
             prompt, span = self._prompts.get(segment.request), finished_span(segment, layer, self._layout)
-            if prompt is not None and prompt.transfer is not None and span is not None:
+            if prompt is None or prompt.sequence is None or prompt.sequence.lost:
+                continue  # what is computed on lost KV will be computed again
+            if prompt.transfer is not None and span is not None:
                 actions += self._carry_out(self._sender.computed(prompt.transfer, span), now_ms)
         return actions
 
@@ -106,7 +115,7 @@ class PrefillCore(WorkerRole):
         actions: list[Action] = []
         for new in self._scheduler.complete(result):
             actions += self._on_prompt_done(new, now_ms)
-        return actions + self._pump(now_ms)
+        return actions + self._pump(now_ms) + self._cache.pump(now_ms)
 
     def _on_prompt_done(self, new: NewToken, now_ms: float) -> list[Action]:
         prompt = self._prompts[new.sequence.request]
@@ -114,57 +123,65 @@ class PrefillCore(WorkerRole):
         self._scheduler.park(new.sequence.request)
         prompt.computed_ms = now_ms
         timings = Timings(prefill_queue_ms=prompt.asked_ms - prompt.arrived_ms, compute_ms=now_ms - prompt.asked_ms)
-        first = FirstToken(token=new.token, logprob=new.logprob, timings=timings)
+        reused = new.sequence.reused_tokens or 0
+        first = FirstToken(token=new.token, logprob=new.logprob, cached_tokens=reused, timings=timings)
         return self._carry_out(self._sender.finished(prompt.transfer, first, now_ms), now_ms)
 
-    def on_copied(
-        self, transfer: TransferId, span: KvSpan, *, ok: bool, elapsed_ms: float, now_ms: float
-    ) -> list[Action]:
+    def on_copied(self, transfer: TransferId, span: KvSpan, moved: Moved, now_ms: float) -> list[Action]:
         """A copy ended, well or not."""
-        self._totals.copies += 1
-        self._totals.copy_ms += elapsed_ms
-        self._totals.copied_bytes += span.n_blocks * self._layout.page_bytes if ok else 0
-        return self._carry_out(self._sender.copied(transfer, span, now_ms, ok=ok), now_ms)
+        prompt = self._prompts[self._requests[transfer]]
+        self._totals.add(prompt.mode, moved)
+        return self._carry_out(self._sender.copied(transfer, span, now_ms, ok=moved.ok), now_ms)
 
-    def on_channel(self, report: TransportReport, now_ms: float) -> list[Action]:
-        """A decode worker can be reached."""
-        self._neighbours.on_channel(report)
-        return self._pump(now_ms)
+    def on_layer_fetched(self, call: int, layer: int, *, ok: bool, now_ms: float) -> list[Action]:
+        """A layer that was fetched may go to the decode worker at once."""
+        load = self._cache.load(call)
+        if not ok or load is None:
+            return super().on_layer_fetched(call, layer, ok=ok, now_ms=now_ms)
+        return self._on_loaded(load.request, KvSpan(layer, load.first_block, load.n_blocks), now_ms)
 
-    def on_channel_failed(self, peer: PeerId, text: str) -> list[Action]:
-        """A decode worker cannot be reached by the transport that was asked for."""
-        self._neighbours.on_channel_failed(peer, text)
-        return []
+    def _on_loaded(self, request: RequestId, span: KvSpan, now_ms: float) -> list[Action]:
+        prompt = self._prompts.get(request)
+        if prompt is None or prompt.transfer is None:
+            return []
+        return self._carry_out(self._sender.computed(prompt.transfer, span), now_ms)
 
-    def on_members(self, members: list[Member], now_ms: float) -> list[Action]:
-        """The membership as Redis has it."""
-        actions, replaced = self._neighbours.on_members(members, now_ms)
-        return actions + [action for peer in replaced for action in self.on_peer_dead(peer, now_ms)]
+    def _after_cache(self, now_ms: float) -> list[Action]:
+        actions: list[Action] = []
+        for load in self._cache.prefetch.take_filled():
+            span = KvSpan(0, load.first_block, load.n_blocks, self._layout.layers)
+            actions += self._on_loaded(load.request, span, now_ms)
+        for request in self._cache.prefetch.take_failed():
+            prompt = self._prompts.get(request)
+            if self._terms.fail_lost_loads and prompt is not None:
+                text = "KV that was to be reused could not be fetched (--on-load-failure=fail)"
+                actions += prompt.tell(LoadFailed.code, text, retryable=LoadFailed.retryable)
+                actions += self._end(prompt, LoadFailed.code, now_ms)
+        return actions + self._pump(now_ms)
 
     def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
-        """A decode worker died (the kernel or its silence said so)."""
+        """A decode worker or a KV store died (the kernel or its silence said so)."""
         forgotten = self._neighbours.forget(peer)  # first, or the room that its prompts leave starts more for it
-        return self._carry_out(self._sender.on_peer_dead(peer), now_ms) + forgotten
+        self._cache.on_peer_dead(peer)
+        return self._carry_out(self._sender.on_peer_dead(peer), now_ms) + forgotten + self._after_cache(now_ms)
 
     def on_tick(self, now_ms: float) -> list[Action]:
         """Pings, deadlines, renewals, silence."""
-        actions, silent = self._neighbours.on_tick(now_ms)
-        for peer in silent:
-            actions += self.on_peer_dead(peer, now_ms)
+        actions = self._tick_neighbours(now_ms)
         for gateway in self._gone_silent(now_ms):
             unheard = [p for p in self._prompts.values() if p.gateway == gateway]
             actions += self._end_all(unheard, "peer_failed", f"gateway {gateway} was silent for too long", now_ms)
         late = [p for p in self._prompts.values() if now_ms >= p.deadline_ms and not p.told]
         actions += self._end_all(late, "deadline_exceeded", "the request's time ran out", now_ms)
         actions += self._carry_out(self._sender.on_tick(now_ms), now_ms)
-        return actions + self._pump(now_ms)
+        return actions + self._after_cache(now_ms)
 
     # -- the way of one prompt
 
     def _pump(self, now_ms: float) -> list[Action]:
-        """Start prompts, first come first served, while there are pages and not too many wait for their grant.
+        """Start prompts in order, while there are pages and not too many wait for their grant.
 
-        A prompt whose decode worker is not connected yet lets others pass for a moment, then fails.
+        One whose decode worker is not connected yet lets others pass for a moment, then fails.
         """
         actions: list[Action] = []
         for prompt in list(self._queue):
@@ -178,36 +195,39 @@ class PrefillCore(WorkerRole):
                 actions += prompt.tell("no_worker", text, retryable=True)
                 actions += self._end(prompt, "no_worker", now_ms)
                 continue
-            if not self._scheduler.has_room(len(prompt.message.prompt)):
+            pinned = self._pool.pinned_run(prompt.names)
+            if not self._scheduler.has_room(len(prompt.message.prompt), pinned_blocks=pinned):
                 break
-            if self._n_asking(decode) >= _ASK_AHEAD:
+            if sum(p.decode == decode and p.granted_ms is None for p in self._prompts.values()) >= _ASK_AHEAD:
                 continue  # that decode worker is full; others may not be
+            if not prompt.looked_up:
+                prompt.looked_up = True
+                actions += self._cache.look_up(prompt.message.request, prompt.names, now_ms)
+            if not self._cache.ready(prompt.message.request, prompt.names):
+                continue
+            room, saving = self._cache.make_room(prompt.names, len(prompt.message.prompt), now_ms)
+            actions += saving
+            if not room:
+                break
             self._queue.remove(prompt)
             actions += self._start(prompt, decode, now_ms)
         return actions
 
-    def _n_asking(self, decode: PeerId) -> int:
-        return sum(p.decode == decode and p.granted_ms is None for p in self._prompts.values())
-
     def _start(self, prompt: Prompt, decode: PeerId, now_ms: float) -> list[Action]:
         message = prompt.message
+        prompt.mode = _granularity(self._terms.transfer, self._prompts.values(), len(self._queue), decode)
         self._transfers += 1
         transfer = TransferId(f"{self._mine.id}@{self._mine.incarnation:016x}/{self._transfers}")
         prompt.transfer, prompt.decode, prompt.asked_ms = transfer, decode, now_ms
-        prompt.sequence = self._scheduler.submit(message.request, message.prompt, message.sampling, streamed=True)
-        self._scheduler.hold(message.request)
+        prompt.sequence = self._scheduler.submit(prompt.sequence_for(self._cache.prefetch.take(message.request)))
+        self._scheduler.sequences.hold(message.request)
         self._requests[transfer] = message.request
-        request = GrantRequest(
-            transfer=transfer,
-            request=message.request,
-            gateway=prompt.gateway,
-            prompt=message.prompt,
-            sampling=message.sampling,
-            timeout_ms=max(1, round(prompt.deadline_ms - now_ms)),
-            transport=self._neighbours.transport(decode),
-        )
+        request = prompt.grant_request(self._neighbours.transport(decode), now_ms)
         n_blocks = self._layout.blocks_for(len(message.prompt))
-        asked = self._sender.ask(decode, request, n_blocks, now_ms, prompt.deadline_ms)
+        asked = self._sender.ask(decode, request, n_blocks, now_ms, prompt.deadline_ms, mode=prompt.mode)
+        if prompt.sequence.cached_blocks:
+            span = KvSpan(0, 0, prompt.sequence.cached_blocks, self._layout.layers)
+            asked += self._sender.computed(transfer, span)
         return self._carry_out(asked, now_ms)
 
     def _carry_out(self, steps: list[SenderAction], now_ms: float) -> list[Action]:
@@ -231,8 +251,9 @@ class PrefillCore(WorkerRole):
                 case Release(transfer=transfer):
                     request = self._requests.pop(transfer)
                     del self._prompts[request]
+                    actions += self._cache.forget(request)
                     self._scheduler.drop(request)
-                    self._scheduler.unhold(request)
+                    self._scheduler.sequences.unhold(request)
                     actions += self._pump(now_ms)
         return actions
 
@@ -252,35 +273,48 @@ class PrefillCore(WorkerRole):
 
     def _end(self, prompt: Prompt, code: str, now_ms: float) -> list[Action]:
         """Stop working on a prompt whose gateway needs no word of it any more."""
+        forgotten = self._cache.forget(prompt.message.request)
         if prompt.transfer is None:
             self._queue.remove(prompt)
             del self._prompts[prompt.message.request]
-            return []
+            return forgotten
         self._scheduler.drop(prompt.message.request)
-        return self._carry_out(self._sender.cancel(prompt.transfer, code, now_ms), now_ms)
+        return forgotten + self._carry_out(self._sender.cancel(prompt.transfer, code, now_ms), now_ms)
 
     # -- state for others
 
-    def report(self, sequence: int) -> Report:
+    def report(self, sequence: int, now_ms: float) -> Report:
         """State for whoever pinged."""
-        computing = self._scheduler.queue()
-        queue = QueueCounts(
-            waiting=len(self._queue) + computing.waiting,
-            running=computing.running,
-            handing_over=sum(1 for p in self._prompts.values() if p.computed_ms is not None),
-            waiting_tokens=computing.waiting_tokens + sum(len(p.message.prompt) for p in self._queue),
-        )
-        return self._reporter.report(sequence, queue, self._totals.counters(), self._neighbours.transports)
+        queue = _queue_counts(self._scheduler.queue(), self._queue, self._prompts.values())
+        return self._reporter.report(sequence, queue, self._totals.counters(), now_ms)
 
     @property
     def idle(self) -> bool:
         """No request is here in any phase."""
-        return not self._prompts and self._scheduler.idle
+        return not self._prompts and self._scheduler.idle and self._cache.idle
 
     def check(self) -> None:
-        """Conservation laws. Raises AssertionError with the numbers."""
-        self._ledger.check()
+        """Conservation laws. Raises RuntimeError with the numbers."""
+        self._cache.check()
         self._sender.check()
+
+
+def _granularity(setting: str, prompts: Iterable[Prompt], n_queued: int, decode: PeerId) -> Granularity:
+    """By how many transfers of the moment wait for their grant; queued prompts are held back behind such ones."""
+    started = [p for p in prompts if p.transfer is not None]
+    without_grant = [p for p in started if p.granted_ms is None]
+    held_back = n_queued if any(p.decode == decode for p in without_grant) else 0
+    waiting = len(without_grant) + held_back
+    return choose(setting, open_transfers=len(started) + held_back, waiting=waiting)
+
+
+def _queue_counts(computing: QueueCounts, queue: Collection[Prompt], prompts: Iterable[Prompt]) -> QueueCounts:
+    return QueueCounts(
+        waiting=len(queue) + computing.waiting,
+        running=computing.running,
+        handing_over=sum(1 for p in prompts if p.computed_ms is not None),
+        waiting_tokens=computing.waiting_tokens + sum(len(p.message.prompt) for p in queue),
+    )
 
 
 def finished_span(segment: Segment, layer: int, layout: KvLayout) -> KvSpan | None:

@@ -1,12 +1,15 @@
 """One prompt on its way through a prefill worker."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from common.block_hash import BlockHash
 from common.ids import PeerId, TransferId
 from common.messages.actions import Send
-from common.messages.handover import KvSpan
+from common.messages.handover import GrantRequest, KvSpan
 from common.messages.requests import Failed, Generate
-from services.worker.core.sequence import Sequence
+from common.policy.transfer import Granularity
+from services.worker.core.found import FoundBlocks
+from services.worker.core.sequence import NewPrompt, Sequence
 
 
 @dataclass(slots=True, eq=False)
@@ -17,10 +20,18 @@ class Prompt:
     gateway: PeerId
     arrived_ms: float
     deadline_ms: float
+    root: BlockHash
+    """What the names of its blocks start from."""
     transfer: TransferId | None = None
     decode: PeerId | None = None
     sequence: Sequence | None = None
     asked_ms: float = 0.0
+    names: list[BlockHash] = field(default_factory=list)
+    """Of the blocks that may be reused: all whole ones but for the last token."""
+    looked_up: bool = False
+    """The KV store was asked for it, or need not be."""
+    mode: Granularity = Granularity.LAYER
+    """Of its transfer."""
     granted_ms: float | None = None
     computed_ms: float | None = None
     told: bool = False
@@ -35,11 +46,40 @@ class Prompt:
             return "prefill"
         return "grant" if self.granted_ms is None else "transfer"
 
+    def sequence_for(self, found: FoundBlocks | None) -> NewPrompt:
+        """As the scheduler wants it; `found`: what the KV store keeps for it."""
+        message = self.message
+        return NewPrompt(
+            request=message.request,
+            tokens=message.prompt,
+            sampling=message.sampling,
+            root=self.root,
+            hashes=tuple(self.names),
+            streamed=True,
+            found=found,
+        )
+
+    def grant_request(self, transport: str, now_ms: float) -> GrantRequest:
+        """The request for pages, once it has a transfer."""
+        assert self.transfer is not None, "a prompt without a transfer asks for nothing"
+        message = self.message
+        return GrantRequest(
+            transfer=self.transfer,
+            request=message.request,
+            gateway=self.gateway,
+            prompt=message.prompt,
+            sampling=message.sampling,
+            timeout_ms=max(1, round(self.deadline_ms - now_ms)),
+            transport=transport,
+            cache_salt=message.cache_salt,
+        )
+
     def source_pages(self, span: KvSpan) -> tuple[int, ...]:
         """Our pages that hold a span of a prompt that was started."""
         assert self.sequence is not None, "a prompt that was never started has no pages"
-        row = self.sequence.table.ids[span.layer, span.first_block : span.first_block + span.n_blocks]
-        return tuple(row.tolist())
+        blocks = slice(span.first_block, span.first_block + span.n_blocks)
+        pages = self.sequence.table.ids[span.layer : span.layer + span.n_layers, blocks]
+        return tuple(pages.T.ravel().tolist())
 
     def tell(self, code: str, text: str, *, phase: str | None = None, retryable: bool = False) -> list[Send]:
         """Failed for the gateway, unless it knows already. `phase` None: where the prompt is now."""

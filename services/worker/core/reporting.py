@@ -1,27 +1,34 @@
 """What a worker says of itself, and the totals it keeps. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from common.messages.liveness import Member, QueueCounts, Report, TransportReport
-from kvstore.index.ledger import Ledger
-from services.worker.core.scheduler import Scheduler
+from common.messages.liveness import Member, QueueCounts, Report
+from services.worker.core.actions import Moved
+from services.worker.core.parts import Parts
 
 
 @dataclass(slots=True)
 class CopyTotals:
     """What was copied to decode workers since the start; owned by the PrefillCore."""
 
-    copies: int = 0
+    copies: dict[str, int] = field(default_factory=dict)
+    """By granularity: runs of pages that were one piece on both sides."""
     copied_bytes: int = 0
     copy_ms: float = 0.0
     """Time the copier spent, hidden behind computation or not."""
     handed_over: int = 0
 
+    def add(self, mode: str, moved: Moved) -> None:
+        """A copy of a transfer of that granularity ended."""
+        self.copies[mode] = self.copies.get(mode, 0) + moved.n_copies
+        self.copied_bytes += moved.n_bytes if moved.ok else 0
+        self.copy_ms += moved.elapsed_ms
+
     def counters(self) -> dict[str, float]:
         """As in reports."""
         return {
-            "kv_copies_total": float(self.copies),
-            "kv_copied_bytes_total": float(self.copied_bytes),
+            **{f"kv_copies_total{{mode={mode}}}": float(copies) for mode, copies in self.copies.items()},
+            "kv_bytes_total{direction=prefill_to_decode}": float(self.copied_bytes),
             "kv_copy_ms_total": self.copy_ms,
             "handed_over_total": float(self.handed_over),
         }
@@ -30,8 +37,8 @@ class CopyTotals:
 class Reporter:
     """Composes the answer to a Ping from the parts that both roles have."""
 
-    def __init__(self, mine: Member, ledger: Ledger, scheduler: Scheduler) -> None:
-        self._mine, self._ledger, self._scheduler = mine, ledger, scheduler
+    def __init__(self, mine: Member, parts: Parts) -> None:
+        self._mine, self._parts = mine, parts
         self.draining = False
         """True from the call to stop: gateways see it and send no more."""
 
@@ -40,24 +47,26 @@ class Reporter:
         sequence: int,
         queue: QueueCounts,
         counters: dict[str, float],
-        transports: tuple[TransportReport, ...] = (),
+        now_ms: float,
     ) -> Report:
-        """`queue` and `counters` are the role's own; the scheduler's are added to the counters."""
-        scheduler = self._scheduler
+        """`queue` and `counters` are the role's own; those of the scheduler and the cache are added to the counters."""
+        parts, scheduler = self._parts, self._parts.scheduler
         return Report(
             worker=self._mine.id,
             role=self._mine.role,
             incarnation=self._mine.incarnation,
             sequence=sequence,
-            pages=self._ledger.counts(),
+            pages=parts.pool.ledger.counts(),
             queue=queue,
-            transports=transports,
+            transports=parts.neighbours.transports,
             engine_steps=scheduler.steps_total,
             counters={
                 "computed_tokens_total": float(scheduler.computed_tokens_total),
                 "preemptions_total": float(scheduler.preemptions_total),
                 "steps_total": float(scheduler.steps_total),
+                **parts.cache.counters(parts.reuse.totals),
                 **counters,
             },
             draining=self.draining,
+            gauges=parts.cache.gauges(now_ms),
         )

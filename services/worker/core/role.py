@@ -1,30 +1,21 @@
 """What prefill and decode cores have in common: the events a shell brings, and the parts every worker is made of."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
+from common.block_hash import BlockHash, root_hash
 from common.ids import PeerId, RequestId, TransferId
 from common.messages import AnyMessage
 from common.messages.actions import Send
 from common.messages.base import Message
+from common.messages.cache_events import CacheEvent
 from common.messages.handover import KvSpan
-from common.messages.liveness import Hello, Member, Ping, Report, TransportReport
+from common.messages.liveness import Hello, Member, Ping, Refused, Report, TransportReport, Welcome
 from common.messages.requests import Failed, Tokens
-from kvstore.index.ledger import Ledger
-from services.worker.core.actions import Action
-from services.worker.core.callers import Callers
+from kvstore.index.block_pool import BlockPool
+from services.worker.core.actions import Action, Moved
+from services.worker.core.parts import Parts
 from services.worker.core.plan import StepPlan, StepResult
 from services.worker.core.reporting import Reporter
-from services.worker.core.scheduler import Scheduler
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What every worker has; each part owns its own state."""
-
-    ledger: Ledger
-    scheduler: Scheduler
-    callers: Callers
 
 
 class WorkerRole(ABC):
@@ -32,13 +23,31 @@ class WorkerRole(ABC):
 
     def __init__(self, mine: Member, parts: Parts, *, max_queued: int) -> None:
         self._mine, self._max_queued = mine, max_queued
-        self._ledger, self._scheduler, self._callers = parts.ledger, parts.scheduler, parts.callers
-        self._reporter = Reporter(mine, parts.ledger, parts.scheduler)
+        self._pool, self._scheduler, self._callers = parts.pool, parts.scheduler, parts.callers
+        self._neighbours, self._cache = parts.neighbours, parts.cache
+        self._reporter = Reporter(mine, parts)
         self._owed: dict[PeerId, list[Failed]] = {}  # until their gateway pings, or falls silent
 
-    @abstractmethod
     def on_message(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
-        """A message came. Raises ProtocolViolation for one that has no business here."""
+        """Handle one message. Raises ProtocolViolation for one that has no business here."""
+        if not self._neighbours.heard(peer, now_ms):
+            self._callers.heard(peer, now_ms)
+        match message:
+            case Welcome() | Refused() | Report():
+                return self._neighbours.on_message(peer, message, now_ms)
+            case Ping() | Hello():
+                return self._answer(peer, message, now_ms)
+        if self._cache.concerns(message):
+            return self._cache.on_message(peer, message, now_ms) + self._after_cache(now_ms)
+        return self._on_request(peer, message, now_ms)
+
+    @abstractmethod
+    def _on_request(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
+        """A message of this role's own work. Raises ProtocolViolation for any other."""
+
+    @abstractmethod
+    def _after_cache(self, now_ms: float) -> list[Action]:
+        """Something was found, loaded or freed: requests may go on."""
 
     @abstractmethod
     def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
@@ -53,8 +62,13 @@ class WorkerRole(ABC):
         """Time passed: deadlines, leases, pings, silence."""
 
     @abstractmethod
-    def report(self, sequence: int) -> Report:
+    def report(self, sequence: int, now_ms: float) -> Report:
         """State for whoever pinged."""
+
+    @property
+    def pool(self) -> BlockPool:
+        """To read: who holds which pages."""
+        return self._pool
 
     @property
     @abstractmethod
@@ -89,18 +103,28 @@ class WorkerRole(ABC):
         """The engine wrote one layer's K and V of the step it computes."""
         return []
 
-    def on_copied(
-        self, transfer: TransferId, span: KvSpan, *, ok: bool, elapsed_ms: float, now_ms: float
-    ) -> list[Action]:
+    def on_copied(self, transfer: TransferId, span: KvSpan, moved: Moved, now_ms: float) -> list[Action]:
         """A copy ended, well or not."""
         return []
 
+    def on_layer_fetched(self, call: int, layer: int, *, ok: bool, now_ms: float) -> list[Action]:
+        """One layer of a FetchBlocks is in our pages, or will never be."""
+        if not ok:
+            self._cache.on_layer_failed(call)
+        return []
+
+    def on_blocks_moved(self, call: int, moved: Moved, now_ms: float) -> list[Action]:
+        """A FetchBlocks or StoreBlocks has ended."""
+        return self._cache.on_moved(call, moved, now_ms) + self._after_cache(now_ms)
+
     def on_channel(self, report: TransportReport, now_ms: float) -> list[Action]:
         """A way to move KV to a peer was found."""
-        return []
+        self._neighbours.on_channel(report)
+        return self._after_cache(now_ms)
 
     def on_channel_failed(self, peer: PeerId, text: str) -> list[Action]:
         """No allowed way to a peer works."""
+        self._neighbours.on_channel_failed(peer, text)
         return []
 
     def on_peer_joined(self, peer: PeerId) -> list[Action]:
@@ -109,7 +133,8 @@ class WorkerRole(ABC):
 
     def on_members(self, members: list[Member], now_ms: float) -> list[Action]:
         """The membership as Redis has it."""
-        return []
+        actions, replaced = self._neighbours.on_members(members, now_ms)
+        return actions + [action for peer in replaced for action in self.on_peer_dead(peer, now_ms)]
 
     def wants_payloads(self, transfer: TransferId) -> bool:
         """Whether KvSent of this transfer must bring the bytes along."""
@@ -118,6 +143,14 @@ class WorkerRole(ABC):
     def plan(self) -> StepPlan | None:
         """The next step to compute, if the engine is free and there is work."""
         return self._scheduler.plan()
+
+    def loads(self, now_ms: float) -> list[Action]:
+        """What sequences that have started wait for: to be carried out before the step of the next `plan` begins."""
+        return self._cache.start_loads(now_ms)
+
+    def take_events(self) -> list[CacheEvent]:
+        """What happened to cached blocks since the last call."""
+        return self._cache.events.take()
 
     def drain(self) -> None:
         """Finish what is here, take nothing new; reports say so from now on."""
@@ -134,8 +167,19 @@ class WorkerRole(ABC):
             del self._owed[peer]
         return gone
 
-    def _answer(self, peer: PeerId, message: Ping | Hello) -> list[Action]:
+    def _root(self, salt: str) -> BlockHash:
+        """What the names of a request's blocks start from."""
+        assert self._mine.model is not None, "a worker serves a model"
+        return root_hash(self._mine.model, salt)
+
+    def _tick_neighbours(self, now_ms: float) -> list[Action]:
+        actions, silent = self._neighbours.on_tick(now_ms)
+        for peer in silent:
+            actions += self.on_peer_dead(peer, now_ms)
+        return actions + self._cache.on_tick(now_ms)
+
+    def _answer(self, peer: PeerId, message: Ping | Hello, now_ms: float) -> list[Action]:
         if isinstance(message, Ping):
             owed = [Send(peer, failed) for failed in self._owed.pop(peer, ())]
-            return [Send(peer, self.report(message.sequence)), *owed]
+            return [Send(peer, self.report(message.sequence, now_ms)), *owed]
         return [self._callers.greet(peer, message)]

@@ -12,12 +12,15 @@ from common.errors import OutOfPages
 from common.ids import RequestId
 from common.kv_layout import KvLayout
 from common.messages.liveness import QueueCounts
-from common.messages.requests import Sampling, TokenLogprob
+from common.messages.requests import TokenLogprob
 from common.policy.batching import Candidate, DecodeFirst
-from kvstore.index.ledger import Ledger, PageState
+from kvstore.index.ledger import PageState
 from kvstore.index.page_table import PageTable
-from services.worker.core.plan import Segment, StepPlan, StepResult
-from services.worker.core.sequence import Sequence
+from services.worker.core.found import Load
+from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
+from services.worker.core.prefix import PrefixReuse
+from services.worker.core.sequence import NewPrompt, Sequence
+from services.worker.core.sequences import Sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +33,20 @@ class NewToken:
 
 
 class Scheduler:
-    """Continuous batching over a page ledger.
+    """Continuous batching over a pool of blocks.
 
     Admission is first come, first served; when a running sequence needs a page and none is free, the youngest one gives
     up its pages and is computed again later, so that the oldest always moves on.
     """
 
-    def __init__(self, ledger: Ledger, layout: KvLayout, policy: DecodeFirst, *, max_running: int) -> None:
-        self._ledger, self._layout, self._policy = ledger, layout, policy
+    def __init__(self, reuse: PrefixReuse, layout: KvLayout, policy: DecodeFirst, *, max_running: int) -> None:
+        self._reuse, self._pool, self._layout, self._policy = reuse, reuse.pool, layout, policy
         self._max_running = max_running
-        self._sequences: dict[RequestId, Sequence] = {}
+        self.sequences = Sequences(self._pool, layout.layers)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # by `order`
         self._step: StepPlan | None = None
+        self._loads: list[Load] = []
         self._arrivals = 0
         self._steps = 0
         self.preemptions_total = 0
@@ -50,91 +54,82 @@ class Scheduler:
 
     # -- arrivals and departures
 
-    def submit(self, request: RequestId, prompt: tuple[int, ...], sampling: Sampling, *, streamed: bool) -> Sequence:
-        """Queue a sequence of which nothing is computed. The caller made sure that it fits the pool (`fits_pool`)."""
-        sequence = self._new(request, list(prompt), len(prompt), sampling)
-        sequence.streamed = streamed
+    def submit(self, prompt: NewPrompt) -> Sequence:
+        """Queue a sequence of which nothing is computed, and start it if there is room. It must fit the pool."""
+        sequence = self.sequences.add(prompt)
         self._waiting.append(sequence)
+        self._admit()
         return sequence
 
-    def adopt(
-        self, request: RequestId, prompt: tuple[int, ...], first_token: int, sampling: Sampling, table: PageTable
-    ) -> Sequence:
-        """Take over a sequence whose prompt is computed; the ledger already lists its pages under the request."""
-        sequence = self._new(request, [*prompt, first_token], len(prompt), sampling)
-        sequence.table, sequence.computed_tokens = table, len(prompt)
+    def adopt(self, prompt: NewPrompt, first_token: int, table: PageTable, cached_blocks: int) -> Sequence:
+        """Take over a sequence whose prompt is computed; its pages and pins belong to the request already."""
+        sequence = self.sequences.add(prompt)
+        sequence.tokens.append(first_token)
+        sequence.table, sequence.computed_tokens = table, len(prompt.tokens)
+        sequence.cached_blocks = sequence.published_blocks = cached_blocks
+        sequence.reused_tokens = 0
         self._running.append(sequence)
+        self._reuse.publish(sequence)
         return sequence
-
-    def _new(self, request: RequestId, tokens: list[int], prompt_tokens: int, sampling: Sampling) -> Sequence:
-        if request in self._sequences:
-            raise ValueError(f"request {request} is here already")
-        self._arrivals += 1
-        table = PageTable(self._layout.layers)
-        sequence = Sequence(request, self._arrivals, tokens, prompt_tokens, sampling, table)
-        self._sequences[request] = sequence
-        return sequence
-
-    def get(self, request: RequestId) -> Sequence | None:
-        """The sequence, unless it is unknown or dropped."""
-        sequence = self._sequences.get(request)
-        return None if sequence is None or sequence.dropped else sequence
 
     def drop(self, request: RequestId) -> None:
         """The sequence is over. Unknown requests are ignored: a cancel may come late."""
-        sequence = self._sequences.get(request)
-        if sequence is None or sequence.dropped:
+        sequence = self.sequences.get(request)
+        if sequence is None:
             return
         sequence.dropped = True
         self.park(request)
         if sequence in self._waiting:
             self._waiting.remove(sequence)
-        self._free_if_idle(sequence)
+        self.sequences.free_if_idle(sequence)
 
     def park(self, request: RequestId) -> None:
         """Keep the sequence and its pages, but compute no further."""
-        sequence = self._sequences[request]
+        sequence = self.sequences[request]
         if sequence in self._running:
             self._running.remove(sequence)
 
-    def hold(self, request: RequestId) -> None:
-        """Keep the pages of a sequence, even if it is dropped, until `unhold`."""
-        self._sequences[request].held = True
+    # -- fetched blocks
 
-    def unhold(self, request: RequestId) -> None:
-        """Nobody outside reads the pages any more."""
-        sequence = self._sequences[request]
-        sequence.held = False
-        self._free_if_idle(sequence)
+    def take_loads(self) -> list[Load]:
+        """What sequences that started since the last call wait for; to be carried out before the next plan is."""
+        loads, self._loads = self._loads, []
+        return loads
 
-    def _free_if_idle(self, sequence: Sequence) -> None:
-        if sequence.dropped and not sequence.in_step and not sequence.held:
-            if sequence.table.n_blocks:
-                self._ledger.free(sequence.owner)
-            del self._sequences[sequence.request]
+    def spoil(self, request: RequestId) -> None:
+        """A part of the sequence's load is worthless. What is computed with it will be computed again."""
+        sequence = self.sequences[request]
+        sequence.lost = True
+        if not sequence.in_step:
+            self._restart(sequence)
+
+    def loaded(self, request: RequestId) -> None:
+        """The sequence's load has ended: nothing is written to its pages any more."""
+        sequence = self.sequences[request]
+        sequence.loading, sequence.awaits_load = None, False
+        self.sequences.free_if_idle(sequence)
+
+    def _restart(self, sequence: Sequence) -> None:
+        sequence.lost = False
+        if not sequence.dropped:
+            self._reuse.restart(sequence)
 
     # -- room
 
-    def pool_pages_for(self, prompt_tokens: int, max_tokens: int) -> int:
-        """Pages a sequence needs at its longest (the last drawn token needs none)."""
-        return self._layout.pages_for(prompt_tokens + max_tokens - 1)
+    def has_room(self, tokens: int, *, pinned_blocks: int = 0, promised: int = 0) -> bool:
+        """Whether a sequence of that length, arriving now, would start at once.
 
-    def fits_pool(self, prompt_tokens: int, max_tokens: int) -> bool:
-        """Whether the sequence could run alone on this worker. One that could not would wait for ever."""
-        return self.pool_pages_for(prompt_tokens, max_tokens) <= self._ledger.total_pages
-
-    def has_room(self, tokens: int, *, promised: int = 0) -> bool:
-        """Whether a sequence of that length, arriving now, would start with the next plan.
-
-        `promised` sequences have their pages already and will run here, but have not arrived.
+        `pinned_blocks` of it are cached here and pinned by others. `promised` sequences have their pages already and
+        will run here, but have not arrived.
         """
-        return not self._waiting and self._room_for(tokens, promised)
+        n_blocks = self._layout.blocks_for(tokens) - pinned_blocks
+        return not self._waiting and self._room_for(n_blocks, promised)
 
-    def _room_for(self, tokens: int, promised: int = 0) -> bool:
-        """Pages for that many tokens, and one more block for each sequence that runs already or will."""
+    def _room_for(self, n_blocks: int, promised: int = 0) -> bool:
+        """Pages for that many blocks, and one more block for each sequence that runs already or will."""
         others = len(self._running) + promised
-        needed = self._layout.pages_for(tokens) + others * self._layout.layers
-        return others < self._max_running and needed <= self._ledger.free_pages
+        needed = (n_blocks + others) * self._layout.layers
+        return others < self._max_running and needed <= self._pool.available_pages
 
     # -- steps
 
@@ -142,19 +137,19 @@ class Scheduler:
         """The next step, or None while one is being computed or when there is nothing to do."""
         if self._step is not None:
             return None
-        self._grow()
+        starved = self._grow()
         self._admit()
-        candidates = [Candidate(s.computed_tokens, len(s.tokens)) for s in self._running]
+        ready = [s for s in self._running if not s.awaits_load and s not in starved]
+        candidates = [Candidate(s.computed_tokens, len(s.tokens)) for s in ready]
         chosen = [
-            (sequence, count)
-            for sequence, count in zip(self._running, self._policy.choose(candidates), strict=True)
-            if count
+            (sequence, count) for sequence, count in zip(ready, self._policy.choose(candidates), strict=True) if count
         ]
         if not chosen:
             return None
         chosen.sort(key=lambda pair: pair[0].uncomputed_tokens > 1)  # decoding rows first; stable
         self._steps += 1
-        self._step = StepPlan(self._steps, tuple(self._segment(sequence, count) for sequence, count in chosen))
+        loads = tuple(sequence.loading for sequence, _ in chosen if sequence.loading is not None)
+        self._step = StepPlan(self._steps, tuple(self._segment(sequence, count) for sequence, count in chosen), loads)
         return self._step
 
     def _segment(self, sequence: Sequence, count: int) -> Segment:
@@ -171,18 +166,27 @@ class Scheduler:
             streamed=sequence.streamed,
         )
 
-    def _grow(self) -> None:
-        """Give every running sequence the pages for its next token, oldest first, at the cost of the youngest."""
+    def _grow(self) -> list[Sequence]:
+        """Give every running sequence the pages for its next token, oldest first, at the cost of the youngest.
+
+        Returns those that must wait, because all who could give way are being loaded into.
+        """
+        starved: list[Sequence] = []
         for sequence in list(self._running):
             while sequence in self._running:
                 missing = self._layout.blocks_for(len(sequence.tokens)) - sequence.table.n_blocks
-                if missing <= 0 or self._extend(sequence, missing, PageState.ACTIVE):
+                if missing <= 0 or self._extend(sequence, missing):
                     break
-                self._preempt(self._running[-1])
+                victim = next((s for s in reversed(self._running) if s.loading is None), None)
+                if victim is None:
+                    starved.append(sequence)
+                    break
+                self._preempt(victim)
+        return starved
 
-    def _extend(self, sequence: Sequence, blocks: int, state: PageState) -> bool:
+    def _extend(self, sequence: Sequence, blocks: int) -> bool:
         try:
-            pages = self._ledger.alloc(sequence.owner, blocks * self._layout.layers, state)
+            pages = self._pool.alloc(sequence.owner, blocks, PageState.ACTIVE)
         except OutOfPages:
             return False
         sequence.table.append(pages)
@@ -190,17 +194,21 @@ class Scheduler:
 
     def _preempt(self, victim: Sequence) -> None:
         self._running.remove(victim)
-        self._ledger.free(victim.owner)
+        self._pool.release(victim.owner)
         victim.table = PageTable(self._layout.layers)
-        victim.computed_tokens = 0
+        victim.computed_tokens = victim.cached_blocks = victim.published_blocks = 0
+        victim.reserved = False
         self.preemptions_total += 1
         self._waiting.appendleft(victim)
 
     def _admit(self) -> None:
-        while self._waiting and self._room_for(len(self._waiting[0].tokens)):
+        while self._waiting and self._room_for(self._reuse.new_blocks(self._waiting[0])):
             sequence = self._waiting.popleft()
-            self._extend(sequence, self._layout.blocks_for(len(sequence.tokens)), PageState.RESERVED)
-            sequence.reserved = True
+            load = self._reuse.begin(sequence)
+            if load is not None and load.n_blocks:
+                sequence.awaits_load = not load.found.pages.size  # the engine can wait only for shared memory
+            if load is not None:
+                self._loads.append(load)
             self._running.append(sequence)
             self._running.sort(key=lambda s: s.order)
 
@@ -209,25 +217,31 @@ class Scheduler:
         step, self._step = self._step, None
         if step is None or step.number != result.number:
             raise ValueError(f"step {result.number} finished, but {step and step.number} was running")
-        drawn = {sampled.request: sampled for sampled in result.sampled}
+        drawn = {one.request: one for one in result.sampled}
         new_tokens: list[NewToken] = []
         for segment in step.segments:
-            sequence = self._sequences[segment.request]
+            sequence = self.sequences[segment.request]
             sequence.in_step = False
-            sequence.computed_tokens = segment.start + segment.count
             self.computed_tokens_total += segment.count
-            if sequence.dropped:
-                self._free_if_idle(sequence)
-                continue
-            if not segment.sample:
-                continue
-            if sequence.reserved:
-                self._ledger.move(sequence.owner, PageState.ACTIVE)
-                sequence.reserved = False
-            sampled = drawn[segment.request]
-            sequence.tokens.append(sampled.token)
-            new_tokens.append(NewToken(sequence, sampled.token, sampled.logprob))
+            if sequence.lost:
+                self._restart(sequence)
+            elif not sequence.dropped:
+                new_tokens += self._advance(sequence, segment, drawn.get(segment.request))
+            self.sequences.free_if_idle(sequence)
         return new_tokens
+
+    def _advance(self, sequence: Sequence, segment: Segment, sampled: Sampled | None) -> list[NewToken]:
+        sequence.computed_tokens = segment.start + segment.count
+        self._reuse.publish(sequence)
+        if sampled is None:
+            return []
+        if sequence.reserved:
+            self._pool.move(sequence.owner, PageState.ACTIVE)
+            sequence.reserved = False
+        if sequence.reused_tokens is None:
+            self._reuse.count(sequence)
+        sequence.tokens.append(sampled.token)
+        return [NewToken(sequence, sampled.token, sampled.logprob)]
 
     # -- state for others
 
@@ -253,11 +267,16 @@ class Scheduler:
 
     def queue(self) -> QueueCounts:
         """Counts for reports."""
-        pending = sum(s.uncomputed_tokens for s in self._waiting)
-        pending += sum(s.uncomputed_tokens for s in self._running if s.uncomputed_tokens > 1)
+        prompts = [*self._waiting, *(s for s in self._running if s.uncomputed_tokens > 1)]
+        pending = sum(s.uncomputed_tokens for s in prompts)
         return QueueCounts(waiting=self.n_waiting, running=self.n_running, waiting_tokens=pending)
+
+    @property
+    def wanted_pages(self) -> int:
+        """Pages that sequences without any wait for."""
+        return sum(self._layout.pages_for(len(sequence.tokens)) for sequence in self._waiting)
 
     @property
     def idle(self) -> bool:
         """No sequence is here at all."""
-        return not self._sequences
+        return not self.sequences

@@ -1,10 +1,12 @@
 """One sequence as the scheduler sees it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from common.block_hash import BlockHash
 from common.ids import Owner, RequestId
 from common.messages.requests import Sampling
 from kvstore.index.page_table import PageTable
+from services.worker.core.found import FoundBlocks
 
 
 @dataclass(slots=True, eq=False)
@@ -19,6 +21,26 @@ class Sequence:
     prompt_tokens: int
     sampling: Sampling
     table: PageTable
+    root: BlockHash
+    """What the names of its blocks start from: model and cache salt."""
+    hashes: list[BlockHash] = field(default_factory=list)
+    """Names of its leading blocks, as far as anybody asked."""
+    cached_blocks: int = 0
+    """Leading blocks that it found in the cache and only pinned."""
+    published_blocks: int = 0
+    """Leading blocks that are in the cache, or that it has tried to put there."""
+    hit_tokens: dict[str, int] = field(default_factory=dict)
+    """Tokens at its start that were not computed, by the tier that their KV came from."""
+    reused_tokens: int | None = None
+    """Their sum, from its first token on."""
+    found: FoundBlocks | None = None
+    """What another process keeps for its start."""
+    loading: int | None = None
+    """The call that fetches blocks into its pages: they must stay until it has ended."""
+    awaits_load: bool = False
+    """It cannot be computed before the load has ended; otherwise the engine waits layer by layer."""
+    lost: bool = False
+    """What was fetched is worthless: the step that uses it must be computed again."""
     streamed: bool = False
     computed_tokens: int = 0
     reserved: bool = False
@@ -28,7 +50,7 @@ class Sequence:
     held: bool = False
     """Somebody outside the scheduler (a copy in flight) still reads its pages."""
     dropped: bool = False
-    """Over for its owner; pages go as soon as neither `in_step` nor `held`."""
+    """Over for its owner; pages go as soon as neither `in_step` nor `held` nor `loading`."""
 
     @property
     def owner(self) -> Owner:
@@ -44,3 +66,20 @@ class Sequence:
     def uncomputed_tokens(self) -> int:
         """Positions still to compute before the next token can be drawn."""
         return len(self.tokens) - self.computed_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewPrompt:
+    """A sequence as it arrives."""
+
+    request: RequestId
+    tokens: tuple[int, ...]
+    sampling: Sampling
+    root: BlockHash
+    """What its blocks' names start from: model and cache salt."""
+    hashes: tuple[BlockHash, ...] = ()
+    """Names of its leading blocks, if somebody has computed them already."""
+    streamed: bool = False
+    """Whether the shell wants to hear of every layer."""
+    found: FoundBlocks | None = None
+    """Blocks that another process keeps for it."""

@@ -1,6 +1,7 @@
 """Attention of one step over pages: writes the step's keys and values, then reads every sequence's own."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +11,16 @@ from kernels.pages import PageViews
 from services.worker.engine.batch import DecodeGroup, FlatBatch, PrefillRun, decode_groups, prefill_runs
 
 
+@dataclass(frozen=True, slots=True)
+class LayerHooks:
+    """Who wants to hear of every layer of a step."""
+
+    on_written: Callable[[int], None] | None = None
+    """All K and V of the step are in the layer's pages."""
+    before_read: Callable[[int], None] | None = None
+    """The layer's pages are about to be read; returns when they may be."""
+
+
 class PagedAttention:
     """The StepAttention of one step. Lives as long as the step; all it derives from the plan goes with it.
 
@@ -17,10 +28,8 @@ class PagedAttention:
     depend on how the prompt was cut into chunks or where its pages came from.
     """
 
-    def __init__(
-        self, batch: FlatBatch, views: PageViews, dtype: torch.dtype, on_written: Callable[[int], None] | None
-    ) -> None:
-        self._batch, self._views, self._dtype, self._on_written = batch, views, dtype, on_written
+    def __init__(self, batch: FlatBatch, views: PageViews, dtype: torch.dtype, hooks: LayerHooks) -> None:
+        self._batch, self._views, self._dtype, self._hooks = batch, views, dtype, hooks
         self._reads: dict[int | None, tuple[list[DecodeGroup], list[PrefillRun]]] = {}
         width = views.kv_heads * views.head_dim
         self._blank = torch.zeros(batch.blank_rows, width, dtype=dtype, device=batch.ids.device)
@@ -28,10 +37,12 @@ class PagedAttention:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window_tokens: int | None
     ) -> Tensor:
-        """See StepAttention. Calls `on_written(layer)` once all K and V of this layer are in the pages."""
+        """See StepAttention. Tells the hooks of this layer."""
         self._write(layer, key, value)
-        if self._on_written is not None:
-            self._on_written(layer)
+        if self._hooks.on_written is not None:
+            self._hooks.on_written(layer)
+        if self._hooks.before_read is not None:
+            self._hooks.before_read(layer)
         groups, runs = self._reads_for(window_tokens)
         if not runs and groups[0].rows is None:
             return self._decode(layer, query, groups[0], scaling)

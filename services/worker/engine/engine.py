@@ -10,7 +10,7 @@ from common.errors import ConfigError
 from common.kv_layout import KvLayout
 from kernels.pages import PageViews
 from services.worker.core.plan import StepPlan, StepResult
-from services.worker.engine.attention import PagedAttention
+from services.worker.engine.attention import LayerHooks, PagedAttention
 from services.worker.engine.batch import build_batch
 from services.worker.engine.sampling import sample
 from services.worker.model.load import LoadedModel
@@ -37,8 +37,15 @@ class TorchEngine:
         self._block_tokens = layout.block_tokens
 
     @torch.inference_mode()
-    def step(self, plan: StepPlan, on_layer: Callable[[int], None] | None = None) -> StepResult:
+    def step(
+        self,
+        plan: StepPlan,
+        on_layer: Callable[[int], None] | None = None,
+        await_layer: Callable[[int], None] | None = None,
+    ) -> StepResult:
         """Compute every segment and draw the tokens asked for.
+
+        `await_layer(l)` is called before layer l reads any page, if the plan has loads: it returns when theirs are there.
 
         `on_layer(l)` is called on this thread, for every layer in order, once K and V of layer l of all segments are
         in the pages and before layer l + 1 starts; only if a segment is `streamed`.
@@ -48,7 +55,8 @@ class TorchEngine:
         batch = build_batch(plan, self._block_tokens, model.device)
         streamed = any(segment.streamed for segment in plan.segments)
         announce = self._after_device(on_layer) if on_layer is not None and streamed else None
-        attention = PagedAttention(batch, self._views, model.compute_dtype, announce)
+        hooks = LayerHooks(announce, await_layer if plan.loads else None)
+        attention = PagedAttention(batch, self._views, model.compute_dtype, hooks)
         hidden = model.runner.run(batch.ids, batch.positions, attention)
         sampling = [segment for segment in plan.segments if segment.sample]
         rows = hidden.index_select(0, batch.sample_rows)

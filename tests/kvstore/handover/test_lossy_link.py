@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from common.ids import TransferId
+from common.policy.transfer import Granularity
 from kvstore.index.ledger import PageState
 from tests.kvstore.handover.world import P, World
 
@@ -15,7 +16,8 @@ def run(seed: int, transport: str) -> World:
     world = World(rng, loss=rng.choice([0.0, 0.1, 0.4]), repeat=rng.choice([0.0, 0.3]))
     for number in range(rng.randrange(1, 6)):
         n_blocks = rng.randrange(1, 7)
-        world.start(f"t{number}", n_blocks, rng.randrange(n_blocks + 1), transport)
+        mode = rng.choice(list(Granularity))
+        world.start(f"t{number}", n_blocks, rng.randrange(n_blocks + 1), transport, mode)
     for _ in range(rng.randrange(200)):
         world.step()
         chance = rng.random()
@@ -70,7 +72,7 @@ def test_mappings_that_come_and_go_do_not_disturb_tcp(seed: int) -> None:
 def test_a_link_that_loses_a_third_of_all_messages_still_hands_over(seed: int, transport: str) -> None:
     world = World(random.Random(seed), loss=0.33, repeat=0.2, copy_failure=0.0)
     world.sender = type(world.sender)(3, commit_wait_ms=55_000)
-    world.start("t", 6, seed % 7, transport)
+    world.start("t", 6, seed % 7, transport, list(Granularity)[seed % 3])
     world.drain()
     assert world.delivered == [TransferId("t")]
     assert world.jobs[TransferId("t")].ends == ["handed over"]

@@ -33,7 +33,7 @@ def receiver(*, remote: bool = True) -> Receiver:
     return core
 
 
-def sent(*spans: tuple[int, int, int], epoch: int = EPOCH) -> KvSent:
+def sent(*spans: tuple[int, ...], epoch: int = EPOCH) -> KvSent:
     return KvSent(transfer=T, epoch=Incarnation(epoch), spans=tuple(KvSpan(*span) for span in spans))
 
 
@@ -73,7 +73,10 @@ def test_content_for_another_incarnation_is_refused_and_changes_nothing() -> Non
 
 
 def test_blocks_that_were_not_granted_end_the_transfer() -> None:
-    for span in ((0, 0, 1), (0, 1, 3), (2, 1, 1), (0, 3, 1), (0, 1, 0), (-1, 1, 1)):
+    for span in (
+        *((0, 0, 1), (0, 1, 3), (2, 1, 1), (0, 3, 1), (0, 1, 0), (-1, 1, 1)),
+        *((0, 1, 1, 3), (1, 1, 1, 2), (0, 1, 1, 0), (1, 1, 1, -1), (0, 2, -1, -1), (-1, 1, 1, 2)),
+    ):
         actions = receiver().on_message(P, sent((0, 1, 2), span), 1.0)
         assert Quarantine(T) in actions
         assert Send(P, Stop(transfer=T, code="protocol_violation")) in actions
@@ -161,11 +164,18 @@ def test_over_tcp_nobody_else_writes_so_a_stop_frees_at_once() -> None:
     assert core.on_message(P, ALL, 2.0) == [Send(P, Stop(transfer=T, code="closed"))]
 
 
-def test_over_tcp_each_payload_is_written_once_and_into_its_pages() -> None:
+def test_over_tcp_each_payload_is_written_into_its_pages_again_if_it_comes_again() -> None:
     core = receiver(remote=False)
     assert core.on_message(P, sent((1, 2, 1)), 1.0) == [Fill(T, KvSpan(1, 2, 1), (13,), 0)]
-    assert core.on_message(P, sent((1, 2, 1), (0, 1, 2)), 1.0) == [Fill(T, KvSpan(0, 1, 2), (10, 11), 1)]
-    assert core.on_message(P, sent((0, 1, 2)), 1.0) == []
+    both = [Fill(T, KvSpan(1, 2, 1), (13,), 0), Fill(T, KvSpan(0, 1, 2), (10, 11), 1)]
+    assert core.on_message(P, sent((1, 2, 1), (0, 1, 2)), 1.0) == both
+
+
+def test_a_span_of_all_layers_fills_block_by_block_and_counts_for_every_layer() -> None:
+    core, span = receiver(remote=False), KvSpan(0, 1, 2, 2)
+    message = KvSent(transfer=T, epoch=EPOCH, spans=(span,))
+    assert core.on_message(P, message, 1.0) == [Fill(T, span, (10, 12, 11, 13), 0)]
+    assert core.on_message(P, HANDOVER, 1.0) == COMMITTED
 
 
 def test_an_unrenewed_lease_ends_in_a_stop_and_a_renewed_one_does_not() -> None:

@@ -9,6 +9,7 @@ from common.messages import decode, encode
 from common.messages.actions import Send
 from common.messages.handover import Grant, GrantRequest, KvSent, KvSpan
 from common.messages.requests import Sampling
+from common.policy.transfer import Granularity
 from kvstore.handover.actions import (
     Asked,
     Deliver,
@@ -30,7 +31,8 @@ from kvstore.index.ledger import Ledger, PageState
 P, D, GATEWAY = PeerId("prefill@1"), PeerId("decode@1"), PeerId("gateway@1")
 EPOCH = Incarnation(7)
 LAYERS = 3
-Mark = tuple[TransferId, int, int]
+Mark = tuple[TransferId, int, int, int]
+"""Transfer, layer, block, and how often it had been computed."""
 
 
 def request(transfer: TransferId, transport: str = "shm", timeout_ms: int = 60_000) -> GrantRequest:
@@ -53,9 +55,17 @@ class Job:
     first_block: int
     transport: str
     to_compute: list[KvSpan] = field(default_factory=list)
+    source: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(layer, block) -> how often computed."""
     finished: bool = False
     source_releases: int = 0
     ends: list[str] = field(default_factory=list)
+
+
+def pairs(span: KvSpan) -> list[tuple[int, int]]:
+    """(layer, block) in the order of a span's pages."""
+    blocks = range(span.first_block, span.first_block + span.n_blocks)
+    return [(layer, block) for block in blocks for layer in range(span.layer, span.layer + span.n_layers)]
 
 
 @dataclass
@@ -67,7 +77,7 @@ class World:
     repeat: float = 0.1
     copy_failure: float = 0.02
     now_ms: float = 0.0
-    sender: Sender = field(default_factory=lambda: Sender(LAYERS))
+    sender: Sender = field(default_factory=lambda: Sender(LAYERS, max_copy_pages=5))
     receiver: Receiver = field(default_factory=lambda: Receiver(EPOCH, LAYERS))
     ledger: Ledger = field(default_factory=lambda: Ledger(60))
     wire: list[tuple[PeerId, bytes, tuple[Mark, ...]]] = field(default_factory=list)
@@ -81,15 +91,23 @@ class World:
     receiver_gave_up: list[TransferId] = field(default_factory=list)
     sender_alive: bool = True
     receiver_alive: bool = True
-    payload: Mark | None = None
+    payload: tuple[Mark, ...] = ()
 
-    def start(self, name: str, n_blocks: int, first_block: int, transport: str) -> None:
+    def start(
+        self, name: str, n_blocks: int, first_block: int, transport: str, mode: Granularity = Granularity.LAYER
+    ) -> None:
         transfer = TransferId(name)
         job = self.jobs[transfer] = Job(n_blocks, first_block, transport)
-        half = n_blocks // 2  # two chunks of prefill, layer by layer
-        for low, high in ((0, half), (half, n_blocks)):
-            job.to_compute += [KvSpan(layer, low, high - low) for layer in range(LAYERS) if high > low]
-        asked = self.sender.ask(D, request(transfer, transport), n_blocks, self.now_ms, self.now_ms + 60_000)
+        half = n_blocks // 2  # the first half was cached, or is one of two chunks of prefill
+        if half and self.rng.random() < 0.5:
+            job.to_compute.append(KvSpan(0, 0, half, LAYERS))
+        elif half:
+            job.to_compute += [KvSpan(layer, 0, half) for layer in range(LAYERS)]
+        job.to_compute += [KvSpan(layer, half, n_blocks - half) for layer in range(LAYERS)]
+        if transport == "shm":  # some of it is computed twice, as when it could not be loaded
+            again = self.rng.randrange(len(job.to_compute) + 1)
+            job.to_compute[again:again] = job.to_compute[:again]
+        asked = self.sender.ask(D, request(transfer, transport), n_blocks, self.now_ms, self.now_ms + 60_000, mode)
         self.perform_sender(asked)
 
     # Prefill side.
@@ -99,8 +117,7 @@ class World:
             match action:
                 case Send(to, message):
                     assert to == D
-                    marks = (self.payload,) if isinstance(message, KvSent) and self.payload else ()
-                    self.send(D, encode(message), tuple(mark for mark in marks if mark))
+                    self.send(D, encode(message), self.payload if isinstance(message, KvSent) else ())
                 case PostCopy():
                     job = self.jobs[action.transfer]
                     assert job.source_releases == 0, "copy started from released pages"
@@ -121,7 +138,10 @@ class World:
         transfer = self.rng.choice(list(self.jobs))
         job = self.jobs[transfer]
         if job.to_compute:
-            self.perform_sender(self.sender.computed(transfer, job.to_compute.pop(0)))
+            span = job.to_compute.pop(0)
+            for layer, block in pairs(span):
+                job.source[layer, block] = job.source.get((layer, block), 0) + 1
+            self.perform_sender(self.sender.computed(transfer, span))
         elif not job.finished:
             job.finished = True
             self.perform_sender(self.sender.finished(transfer, FirstToken(token=5), self.now_ms))
@@ -130,15 +150,16 @@ class World:
         copy = self.flying.pop(self.rng.randrange(len(self.flying)))
         ok = self.rng.random() >= self.copy_failure
         job = self.jobs[copy.transfer]
+        marks = [(copy.transfer, *pair, job.source[pair]) for pair in pairs(copy.span)]
         if job.transport == "shm" and self.receiver_alive:
-            for place, page in enumerate(copy.target_pages):
+            for mark, page in zip(marks, copy.target_pages, strict=True):
                 owner = self.ledger.state_of(Owner(copy.transfer))
                 assert owner in (PageState.GRANTED, PageState.QUARANTINED), f"write into {owner} pages"
                 assert page in self.ledger.pages_of(Owner(copy.transfer))
-                self.memory[page] = (copy.transfer, copy.span.layer, copy.span.first_block + place)
-        self.payload = (copy.transfer, copy.span.layer, copy.span.first_block) if job.transport == "tcp" else None
+                self.memory[page] = mark
+        self.payload = tuple(marks) if job.transport == "tcp" else ()
         self.perform_sender(self.sender.copied(copy.transfer, copy.span, self.now_ms, ok=ok))
-        self.payload = None
+        self.payload = ()
 
     # Decode side.
 
@@ -152,9 +173,9 @@ class World:
                     self.waiting.append(action)
                 case Fill(transfer, span, pages, payload):
                     assert self.ledger.state_of(Owner(transfer)) is PageState.GRANTED, "payload into foreign pages"
-                    assert marks[payload] == (transfer, span.layer, span.first_block)
-                    for place, page in enumerate(pages):
-                        self.memory[page] = (transfer, span.layer, span.first_block + place)
+                    assert payload == 0, "one span per message"
+                    assert [mark[1:3] for mark in marks] == pairs(span)
+                    self.memory.update(zip(pages, marks, strict=True))
                 case Deliver(transfer):
                     self.deliver(transfer)
                 case Quarantine(transfer):
@@ -175,7 +196,8 @@ class World:
         pages, n_blocks = self.ledger.pages_of(Owner(transfer)), job.n_blocks - job.first_block
         for layer in range(LAYERS):
             for place in range(n_blocks):
-                mark = (transfer, layer, job.first_block + place)
+                block = job.first_block + place
+                mark = (transfer, layer, block, job.source[layer, block])
                 assert self.memory.get(pages[layer * n_blocks + place]) == mark, "delivered without its KV"
         self.ledger.rename(Owner(transfer), Owner(f"request-{transfer}"))
         self.ledger.move(Owner(f"request-{transfer}"), PageState.ACTIVE)
@@ -187,7 +209,7 @@ class World:
         job = self.jobs[transfer]
         n_blocks = job.n_blocks - job.first_block
         try:
-            pages = self.ledger.alloc(Owner(transfer), n_blocks * LAYERS, PageState.GRANTED)
+            pages = self.ledger.alloc(Owner(transfer), n_blocks * LAYERS, PageState.GRANTED).tolist()
         except OutOfPages:
             refusal = self.receiver.refuse(transfer, "out_of_pages", "no pages", True, self.now_ms)
             return self.perform_receiver(refusal)

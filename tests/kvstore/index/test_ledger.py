@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 
 from common.errors import OutOfPages
@@ -26,7 +27,7 @@ def test_an_owner_keeps_its_pages_in_order_of_allocation() -> None:
     first = ledger.alloc(A, 2, PageState.ACTIVE)
     ledger.alloc(B, 1, PageState.ACTIVE)
     second = ledger.alloc(A, 3, PageState.ACTIVE)
-    assert ledger.pages_of(A) == first + second
+    assert ledger.pages_of(A) == [*first, *second]
 
 
 def test_one_call_gives_neighbours_also_after_a_free() -> None:
@@ -35,7 +36,7 @@ def test_one_call_gives_neighbours_also_after_a_free() -> None:
     ledger.alloc(B, 40, PageState.ACTIVE)
     assert ledger.pages_of(A) == list(range(40))
     ledger.free(A)
-    assert ledger.alloc(A, 30, PageState.ACTIVE) == list(range(30))
+    assert ledger.alloc(A, 30, PageState.ACTIVE).tolist() == list(range(30))
 
 
 def test_a_grant_becomes_a_request_with_the_same_pages() -> None:
@@ -43,7 +44,7 @@ def test_a_grant_becomes_a_request_with_the_same_pages() -> None:
     pages = ledger.alloc(A, 3, PageState.GRANTED)
     ledger.rename(A, B)
     ledger.move(B, PageState.ACTIVE)
-    assert ledger.pages_of(B) == pages
+    assert ledger.pages_of(B) == pages.tolist()
     assert ledger.state_of(A) is None
     assert (ledger.counts().granted, ledger.counts().active, ledger.counts().free) == (0, 3, 1)
     ledger.check()
@@ -51,7 +52,7 @@ def test_a_grant_becomes_a_request_with_the_same_pages() -> None:
 
 def test_an_owner_of_no_pages_is_still_an_owner() -> None:
     ledger = Ledger(1)
-    assert ledger.alloc(A, 0, PageState.GRANTED) == []
+    assert ledger.alloc(A, 0, PageState.GRANTED).size == 0
     assert ledger.free(A) == 0
     with pytest.raises(LedgerMisuse):
         ledger.free(A)
@@ -80,30 +81,100 @@ def test_states_of_one_owner_do_not_mix_and_names_do_not_collide() -> None:
 
 def test_what_is_returned_is_a_copy() -> None:
     ledger = Ledger(4)
-    ledger.alloc(A, 2, PageState.ACTIVE).append(PageId(3))
+    ledger.alloc(A, 2, PageState.ACTIVE)[:] = 3
     ledger.pages_of(A).clear()
     assert ledger.free(A) == 2
     ledger.check()
+
+
+def test_what_is_given_changes_hands_and_the_rest_stays() -> None:
+    ledger = Ledger(8)
+    pages = ledger.alloc(A, 5, PageState.ACTIVE)
+    ledger.give(A, pages[[1, 3]], B, PageState.CACHED)
+    assert (ledger.pages_of(A), ledger.pages_of(B)) == ([0, 2, 4], [1, 3])
+    assert (ledger.state_of(A), ledger.state_of(B)) == (PageState.ACTIVE, PageState.CACHED)
+    assert (ledger.counts().active, ledger.counts().cached, ledger.counts().free) == (3, 2, 3)
+    ledger.check()
+
+
+def test_a_page_that_comes_back_is_held_once() -> None:
+    ledger = Ledger(8)
+    pages = ledger.alloc(A, 3, PageState.ACTIVE)
+    ledger.give(A, pages[:1], B, PageState.ACTIVE)
+    ledger.give(B, pages[:1], A, PageState.ACTIVE)
+    assert sorted(ledger.pages_of(A)) == [0, 1, 2]
+    assert ledger.pages_of(B) == []
+    ledger.check()
+    assert (ledger.free(A), ledger.free(B), ledger.free_pages) == (3, 0, 8)
+    ledger.check()
+
+
+@pytest.mark.parametrize(
+    "pages", [[0, 0], [0, 3], [-1], [4], [2]], ids=["twice", "of another", "negative", "too high", "free"]
+)
+def test_only_an_owner_s_own_pages_leave_it(pages: list[int]) -> None:
+    ledger = Ledger(4)
+    ledger.alloc(A, 2, PageState.ACTIVE)
+    free_before, other = ledger.free_pages, Owner("c")
+    assert free_before == 2
+    for attempt in (
+        lambda: ledger.free_some(A, np.array(pages, np.int32)),
+        lambda: ledger.give(A, np.array(pages, np.int32), other, PageState.CACHED),
+    ):
+        with pytest.raises(LedgerMisuse, match="does not hold each of pages"):
+            attempt()
+        ledger.check()
+    assert ledger.pages_of(A) == [0, 1]
+    assert list(ledger.owners()) == [A]
+
+
+def test_an_owner_of_another_state_gets_nothing_and_nothing_changes() -> None:
+    ledger = Ledger(4)
+    pages = ledger.alloc(A, 2, PageState.ACTIVE)
+    ledger.alloc(B, 1, PageState.GRANTED)
+    with pytest.raises(LedgerMisuse, match="cannot take cached"):
+        ledger.give(A, pages, B, PageState.CACHED)
+    with pytest.raises(LedgerMisuse, match="by free_some"):
+        ledger.give(A, pages, Owner("c"), PageState.FREE)
+    assert ledger.pages_of(A) == [0, 1]
+    ledger.check()
+
+
+def test_pages_freed_in_part_are_the_next_to_go_in_order() -> None:
+    ledger = Ledger(8)
+    pages = ledger.alloc(A, 6, PageState.ACTIVE)
+    ledger.free_some(A, pages[2:5])
+    assert ledger.alloc(B, 4, PageState.ACTIVE).tolist() == [2, 3, 4, 6]
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_pages_add_up_after_any_sequence_of_calls(seed: int) -> None:
     rng, ledger = random.Random(seed), Ledger(64)
     busy = [state for state in PageState if state is not PageState.FREE]
-    live: dict[Owner, tuple[PageState, list[PageId]]] = {}
+    live: dict[Owner, tuple[PageState, list[int]]] = {}
     for number in range(300):
         choice, owner = rng.random(), rng.choice(list(live)) if live else Owner("none")
         if choice < 0.4 or not live:
             new, state, wanted = Owner(f"o{number}"), rng.choice(busy), rng.randrange(12)
             if wanted <= ledger.free_pages:
-                live[new] = (state, ledger.alloc(new, wanted, state))
-        elif choice < 0.6:
+                live[new] = (state, ledger.alloc(new, wanted, state).tolist())
+        elif choice < 0.5:
             state = rng.choice(busy)
             ledger.move(owner, state)
             live[owner] = (state, live[owner][1])
-        elif choice < 0.7:
+        elif choice < 0.6:
             ledger.rename(owner, Owner(f"r{number}"))
             live[Owner(f"r{number}")] = live.pop(owner)
+        elif choice < 0.85:
+            held = live[owner][1]
+            some = rng.sample(held, rng.randrange(len(held) + 1))
+            heir = rng.choice([None, *live])
+            live[owner] = (live[owner][0], [page for page in held if page not in some])
+            if heir is None:
+                ledger.free_some(owner, np.array(some, np.int32))
+            else:
+                ledger.give(owner, np.array(some, np.int32), heir := Owner(f"h{number}"), PageState.CACHED)
+                live[heir] = (PageState.CACHED, some)
         else:
             assert ledger.free(owner) == len(live.pop(owner)[1])
         ledger.check()
@@ -113,19 +184,29 @@ def test_pages_add_up_after_any_sequence_of_calls(seed: int) -> None:
         assert getattr(counts, state.value) == sum(len(pages) for held, pages in live.values() if held is state)
 
 
+def test_an_owner_that_gives_and_gets_for_ever_does_not_grow() -> None:
+    ledger = Ledger(8)
+    for _ in range(5000):
+        pages = ledger.alloc(A, 2, PageState.CACHED)
+        ledger.free_some(A, pages)
+    assert ledger._held[A].n_listed < 2048
+    assert sum(run.size for run in ledger._held[A].runs) == ledger._held[A].n_listed
+    ledger.check()
+
+
 @pytest.mark.parametrize("damage", ["lost", "twice", "miscounted", "foreign"])
 def test_check_finds_every_kind_of_damage(damage: str) -> None:
     ledger = Ledger(8)
     ledger.alloc(A, 2, PageState.ACTIVE)
     match damage:
         case "lost":
-            ledger._free.pop()
+            ledger._n_free -= 1
         case "twice":
             ledger._free[0] = PageId(0)
         case "miscounted":
             ledger._pages_in[PageState.ACTIVE] -= 1
             ledger._pages_in[PageState.CACHED] += 1
         case _:
-            ledger._free[0] = PageId(99)
+            ledger._held[A].runs[0][0] = PageId(7)
     with pytest.raises(LedgerMisuse, match="do not add up: total 8"):
         ledger.check()

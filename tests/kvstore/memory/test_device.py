@@ -21,7 +21,7 @@ def pages() -> DevicePages:
 def test_what_is_read_from_one_pool_and_written_to_another_is_the_same_kv() -> None:
     source, target = pages(), pages()
     before = target.tensor.clone()
-    payload = StagedChannel(source).copy(KvSpan(0, 0, 3), [5, 0, 2], [1, 4, 3])
+    payload = StagedChannel(source).copy(KvSpan(0, 0, 3), [5, 0, 2], [1, 4, 3]).payload
     target.write([1, 4, 3], payload)
     assert torch.equal(target.tensor[[1, 4, 3]], source.tensor[[5, 0, 2]])
     assert torch.equal(target.tensor[[0, 2, 5]], before[[0, 2, 5]])

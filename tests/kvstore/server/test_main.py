@@ -25,6 +25,10 @@ def handlers() -> Iterator[None]:
         (("--redis", "redis://127.0.0.1:1/0"), "redis='redis://127.0.0.1:1/0' does not answer"),
         (("--model", "/no/such/folder"), "--model=/no/such/folder: no such folder"),
         (("--dtype", "float32"), "--dtype=float32 needs --model"),
+        (("--eviction", "fifo"), "must be lru or cost-aware"),
+        (("--disk-size", "0"), "--disk-size=0: must be 1 or more"),
+        (("--disk", "/proc/no"), "--disk=/proc/no: cannot be used"),
+        (("--run-dir", "/proc/no"), "--run-dir=/proc/no"),
         (("--host-mem", "1GiB"), "did you mean --host-memory"),
     ],
 )

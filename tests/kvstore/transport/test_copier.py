@@ -9,7 +9,7 @@ import pytest
 from common.errors import PeerFailed
 from common.ids import PeerId, TransferId
 from common.messages.handover import KvSpan
-from common.net.sockets import Payload
+from kvstore.transport.channel import Copied
 from kvstore.transport.copier import Copier, CopyDone, CopyJob
 
 A, B = PeerId("decode@a"), PeerId("decode@b")
@@ -27,13 +27,13 @@ class Gate:
         if is_open:
             self.open.set()
 
-    def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Payload:
+    def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Copied:
         self.entered.release()
         assert self.open.wait(WAIT_S)
         self.log.append(f"copy {span.layer}")
         if self.error is not None:
             raise self.error
-        return bytes(source_pages)
+        return Copied(len(source_pages), 100, bytes(source_pages))
 
     def close(self) -> None:
         self.log.append("close")
@@ -64,6 +64,7 @@ def test_jobs_end_in_the_order_they_were_posted(copier: Copier, done: Done) -> N
         copier.post(job(layer))
     ends = [done.get(timeout=WAIT_S) for _ in range(20)]
     assert [(end.job.span.layer, end.ok, end.payload) for end in ends] == [(n, True, bytes([n])) for n in range(20)]
+    assert {(end.n_copies, end.n_bytes) for end in ends} == {(1, 100)}
 
 
 def test_a_failing_copy_fails_alone(copier: Copier, done: Done) -> None:
@@ -73,6 +74,7 @@ def test_a_failing_copy_fails_alone(copier: Copier, done: Done) -> None:
     copier.post(job(1, B))
     first, second = done.get(timeout=WAIT_S), done.get(timeout=WAIT_S)
     assert (first.ok, first.error_text, second.ok) == (False, "gone", True)
+    assert (first.n_copies, first.n_bytes) == (0, 0)
 
 
 def test_a_job_to_nobody_fails(copier: Copier, done: Done) -> None:

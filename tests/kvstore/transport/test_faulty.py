@@ -6,6 +6,7 @@ import pytest
 
 from common.errors import PeerFailed
 from common.messages.handover import KvSpan
+from kvstore.transport.channel import Copied
 from kvstore.transport.faulty import Faults, FaultyChannel
 
 SPAN = KvSpan(0, 0, 2)
@@ -20,8 +21,9 @@ class Recorder:
         self.copied: list[list[int]] = []
         self.closed = False
 
-    def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> None:
+    def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Copied:
         self.copied.append(list(source_pages))
+        return Copied(1, 1)
 
     def close(self) -> None:
         self.closed = True

@@ -291,7 +291,7 @@ def test_where_shared_memory_works_it_is_taken_and_copies_arrive(parties: Callab
     opened = open_channel(mine, theirs, guest.memory.pages, guest.share)
     assert (opened.report.kind, opened.report.reason, opened.report.peer) == ("shm", "", HOST)
     guest.memory.pages.rows[[3, 9]] = np.array([[33], [99]], np.uint8)
-    assert opened.channel.copy(KvSpan(0, 0, 2), (3, 9), (100, 7)) is None
+    assert opened.channel.copy(KvSpan(0, 0, 2), (3, 9), (100, 7)).payload is None
     assert host.memory.pages.rows[100].tolist() == [33] * LAYOUT.page_bytes
     assert host.memory.pages.rows[7].tolist() == [99] * LAYOUT.page_bytes
     with pytest.raises(PeerFailed, match="were asked for"):
@@ -324,3 +324,29 @@ def test_the_tcp_probe_measures_only_what_arrived_whole() -> None:
     for wrong in (Probed(nonce=77, crc32=0), Probed(nonce=78, crc32=answer_probe(message, payloads).crc32)):
         with pytest.raises(PeerFailed, match="another payload"):
             probe.on_probed(wrong, now_ms=104.0)
+
+
+class NothingYet:
+    """Memory whose pages are not numbered yet."""
+
+    pages_in_file = None
+    probe_offset_bytes = 0
+
+    def export_fd(self) -> int:
+        raise AssertionError("there is nothing to hand out")
+
+    def discard(self, offset_bytes: int, length_bytes: int) -> None:
+        raise AssertionError("there is nothing to discard")
+
+
+def test_a_host_without_pages_says_so_and_can_serve_later(tmp_path: Path) -> None:
+    news = News()
+    host = Share(HOST, on_joined=lambda peer: news.put(("joined", peer)), on_gone=lambda peer: news.put(("gone", peer)))
+    guest = Share(GUEST, on_joined=lambda peer: None, on_gone=lambda peer: None)
+    path = host.serve(NothingYet(), tmp_path)
+    with pytest.raises(PeerFailed, match=r"shares no memory: .*no pages yet"):
+        guest.connect(HOST, path)
+    assert news.get(timeout=WAIT_S) == ("joined", GUEST)
+    assert news.get(timeout=WAIT_S) == ("gone", GUEST)
+    guest.close()
+    host.close()

@@ -22,8 +22,9 @@ def test_a_span_becomes_its_pages_one_after_the_other() -> None:
     source = pages()
     for page in range(4):
         source.write([page], bytes([page]) * LAYOUT.page_bytes)
-    payload = StagedChannel(source).copy(KvSpan(0, 0, 2), [3, 1], [0, 1])
-    assert payload == bytes([3]) * LAYOUT.page_bytes + bytes([1]) * LAYOUT.page_bytes
+    copied = StagedChannel(source).copy(KvSpan(0, 0, 2), [3, 1], [0, 1])
+    assert (copied.n_copies, copied.n_bytes) == (2, 2 * LAYOUT.page_bytes)
+    assert copied.payload == bytes([3]) * LAYOUT.page_bytes + bytes([1]) * LAYOUT.page_bytes
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), MemoryError()])
@@ -32,5 +33,5 @@ def test_a_copy_that_finds_no_memory_fails_alone(monkeypatch: pytest.MonkeyPatch
         raise error
 
     monkeypatch.setattr(DevicePages, "read", read)
-    with pytest.raises(PeerFailed, match="no memory to copy 1 pages of layer 0"):
+    with pytest.raises(PeerFailed, match="no memory to copy 1 pages of KvSpan"):
         StagedChannel(pages()).copy(KvSpan(0, 0, 1), [0], [0])

@@ -15,8 +15,10 @@ SPAN = KvSpan(0, 4, 3)
 def test_a_span_arrives_in_the_granted_pages() -> None:
     source = np.random.default_rng(1).integers(0, 256, (8, PAGE_BYTES), np.uint8)
     target = np.zeros((8, PAGE_BYTES), np.uint8)
-    payload = TcpChannel(source).copy(SPAN, [5, 1, 2], [7, 0, 3])
-    write_payload(target, [7, 0, 3], memoryview(payload))
+    copied = TcpChannel(source).copy(SPAN, [5, 1, 2], [7, 0, 3])
+    assert copied.payload is not None
+    assert (copied.n_copies, copied.n_bytes) == (2, 3 * PAGE_BYTES)
+    write_payload(target, [7, 0, 3], memoryview(copied.payload))
     assert np.array_equal(target[[7, 0, 3]], source[[5, 1, 2]])
     assert not target[[1, 2, 4, 5, 6]].any()
 
@@ -32,6 +34,8 @@ def test_a_payload_of_another_length_is_refused_with_nothing_written() -> None:
 def test_announced_spans_and_payloads_must_agree_one_by_one() -> None:
     message = KvSent(transfer=TransferId("t"), epoch=Incarnation(1), spans=(SPAN, KvSpan(1, 4, 1)))
     check_payloads(message, [bytes(3 * PAGE_BYTES), bytes(PAGE_BYTES)], PAGE_BYTES)
+    both = KvSent(transfer=TransferId("t"), epoch=Incarnation(1), spans=(KvSpan(1, 4, 3, 2),))
+    check_payloads(both, [bytes(6 * PAGE_BYTES)], PAGE_BYTES)
     for payloads in ([], [bytes(3 * PAGE_BYTES)], [bytes(PAGE_BYTES), bytes(3 * PAGE_BYTES)]):
         with pytest.raises(ProtocolViolation, match="transfer t"):
             check_payloads(message, payloads, PAGE_BYTES)

@@ -17,6 +17,7 @@ from common.messages.handover import Probe
 from common.messages.liveness import Member, TransportReport
 from common.net.sockets import Exchange, Payload
 from kvstore.memory.page_pool import PagePool
+from kvstore.transport.block_mover import BlockMover
 from kvstore.transport.copier import Copier
 from kvstore.transport.probe import OpenedChannel, answer_probe
 from kvstore.transport.share import Share
@@ -24,7 +25,7 @@ from kvstore.transport.shared_pages import SharedPages
 from kvstore.transport.tcp import TcpChannel
 from services.worker import links as links_module
 from services.worker.inbox import ChannelFailed, ChannelOpened, ChannelTried, Inbox
-from services.worker.links import Links
+from services.worker.links import Links, Movers
 
 PEER, WAIT_S = PeerId("decode-0@1"), 30
 REPORT = TransportReport(peer=PEER, kind="tcp", gib_per_s=0.0, reason="far away")
@@ -70,6 +71,16 @@ class Mappings:
         self.ended.append("all")
 
 
+class NoBlocks:
+    """A block mover without anybody to move blocks to."""
+
+    def detach(self, peer: PeerId) -> None:
+        assert peer == PEER
+
+    def stop(self) -> None:
+        pass
+
+
 class Noted(TcpChannel):
     """A channel that notes that it was closed."""
 
@@ -91,9 +102,12 @@ class Bench:
         self.begun: queue.SimpleQueue[WorkerId] = queue.SimpleQueue()
         self.share, self.wire, self.clock = Mappings(), Wire(), Stopped()
         self.copier = Copier(lambda done: None)
+        self.mover = NoBlocks()
         monkeypatch.setattr(links_module, "open_channel", self._open_channel)
         share, pages = cast("Share", self.share), cast("PagePool", None)
-        self.links = Links(member("prefill-0"), pages, share, self.copier, self.inbox, transport="auto")
+        self.links = Links(
+            member("prefill-0"), pages, Movers(share, self.copier, cast("BlockMover", self.mover)), self.inbox, "auto"
+        )
 
     def _open_channel(self, mine: Member, theirs: Member, *_: object) -> OpenedChannel:
         self.begun.put(theirs.id)

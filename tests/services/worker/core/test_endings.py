@@ -56,7 +56,7 @@ def test_cancelling_a_running_answer_frees_its_pages_before_it_would_have_ended(
     target.cancel(R)
     target.settle()
     assert len(target.answers[R].tokens) < 300
-    assert target.processes["decode"].ledger.free_pages == 400
+    assert target.processes["decode"].core.pool.available_pages == 400
 
 
 def test_cancelling_a_transfer_in_flight_quarantines_its_pages_until_the_writer_has_stopped() -> None:
@@ -68,7 +68,7 @@ def test_cancelling_a_transfer_in_flight_quarantines_its_pages_until_the_writer_
     assert decode.ledger.counts().quarantined > 0 and decode.ledger.counts().granted == 0
     target.cancel(R)
     target.settle()
-    assert decode.ledger.free_pages == 400
+    assert decode.core.pool.available_pages == 400
 
 
 def test_over_tcp_nobody_else_writes_so_nothing_is_quarantined() -> None:
@@ -103,7 +103,7 @@ def test_answers_of_a_silent_gateway_are_dropped_on_every_worker() -> None:
         target.perform(process, process.core.on_tick(target.now_ms))
     run_until(target, lambda: all(p.core.idle for p in target.processes.values()), turns=200)
     assert len(target.answers[R].tokens) < tokens + 20
-    assert all(p.ledger.free_pages == p.ledger.total_pages for p in target.processes.values())
+    assert all(p.core.pool.available_pages == p.ledger.total_pages for p in target.processes.values())
 
 
 def test_an_answer_out_of_time_says_that_it_was_decoding() -> None:
@@ -121,7 +121,7 @@ def test_a_prompt_out_of_time_in_the_queue_says_so() -> None:
     for number in range(5):
         target.send(f"r{number}", prompt(30), 5, timeout_ms=2_000)
     prefill = target.processes["prefill"]
-    run_until(target, lambda: prefill.core.report(0).queue.waiting >= 2)
+    run_until(target, lambda: prefill.core.report(0, 0.0).queue.waiting >= 2)
     target.now_ms += 2_500.0
     target.perform(prefill, prefill.core.on_tick(target.now_ms))
     target.settle()
@@ -161,7 +161,7 @@ def test_a_newer_incarnation_of_a_decode_worker_ends_what_the_old_one_had() -> N
         pass
     failed = target.answers[R].failed
     assert failed is not None and failed.retryable and "decode-0" in failed.text
-    assert prefill.ledger.free_pages == 200
+    assert prefill.core.pool.available_pages == 200
 
 
 def test_a_prompt_for_an_unknown_decode_worker_fails_by_name_after_a_moment() -> None:
@@ -184,7 +184,7 @@ def test_a_draining_worker_finishes_what_it_has_and_takes_nothing_new() -> None:
     run_until(target, lambda: len(target.answers[R].tokens) > 3)
     for process in target.processes.values():
         process.core.drain()
-        assert process.core.report(1).draining
+        assert process.core.report(1, 0.0).draining
     target.send("late", prompt(6), 5)
     target.settle()
     assert target.answers[R].tokens == answer(prompt(6), 40)
@@ -222,7 +222,7 @@ def test_a_silent_gateway_with_running_and_unreachable_prompts_breaks_nothing() 
     run_until(target, lambda: len(prefill.core._prompts) == 6)
     silence_the_gateway(target)
     run_until(target, lambda: all(p.core.idle for p in target.processes.values()), turns=2_000)
-    assert all(p.ledger.free_pages == p.ledger.total_pages for p in target.processes.values())
+    assert all(p.core.pool.available_pages == p.ledger.total_pages for p in target.processes.values())
 
 
 def test_no_prompt_is_started_for_a_decode_worker_just_declared_dead() -> None:
@@ -289,7 +289,7 @@ def test_tokens_that_could_not_be_sent_end_their_request_at_the_next_ping() -> N
         pass
     failed = target.answers[R].failed
     assert failed is not None and failed.code == "peer_failed"
-    assert decode.ledger.free_pages == 400
+    assert decode.core.pool.available_pages == 400
 
 
 def test_who_still_waits_when_the_drain_time_is_over_is_told() -> None:

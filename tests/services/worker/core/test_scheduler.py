@@ -4,26 +4,36 @@ import random
 
 import pytest
 
+from common.block_hash import BlockHash
 from common.ids import RequestId
 from common.kv_layout import KvLayout
 from common.messages.requests import Sampling
 from common.policy.batching import DecodeFirst
+from common.policy.eviction import Lru
+from kvstore.index.block_pool import BlockPool
 from kvstore.index.ledger import Ledger
+from services.worker.core.prefix import Keep, PrefixReuse
 from services.worker.core.scheduler import Scheduler
+from services.worker.core.sequence import NewPrompt
 from tests.support.fake_engine import FakeEngine, answer
 
 LAYOUT = KvLayout(layers=2, kv_heads=1, head_dim=8, dtype="float32", block_tokens=4)
+ROOT = BlockHash(bytes(16))
 ENGINE = FakeEngine(layers=2, block_tokens=4)
 
 
-def scheduler(pages: int = 40, *, max_running: int = 8, max_step_tokens: int = 16) -> tuple[Scheduler, Ledger]:
+def scheduler(
+    pages: int = 40, *, max_running: int = 8, max_step_tokens: int = 16, keep: Keep = Keep.NOTHING
+) -> tuple[Scheduler, Ledger]:
     ledger = Ledger(pages)
-    return Scheduler(ledger, LAYOUT, DecodeFirst(max_step_tokens, 4), max_running=max_running), ledger
+    reuse = PrefixReuse(BlockPool(ledger, LAYOUT.layers, Lru()), keep, LAYOUT.block_tokens)
+    return Scheduler(reuse, LAYOUT, DecodeFirst(max_step_tokens, 4), max_running=max_running), ledger
 
 
 def submit(target: Scheduler, name: str, prompt: int, max_tokens: int = 4) -> RequestId:
     request = RequestId(name)
-    target.submit(request, tuple(range(1, prompt + 1)), Sampling(max_tokens=max_tokens), streamed=False)
+    tokens = tuple(range(1, prompt + 1))
+    target.submit(NewPrompt(request=request, tokens=tokens, sampling=Sampling(max_tokens=max_tokens), root=ROOT))
     return request
 
 
@@ -90,11 +100,11 @@ def test_a_sequence_dropped_in_mid_step_keeps_its_pages_until_the_step_is_done()
 def test_held_pages_outlive_their_sequence() -> None:
     target, ledger = scheduler()
     request = submit(target, "a", 8)
-    target.hold(request)
+    target.sequences.hold(request)
     target.complete(ENGINE.step(target.plan(), None))
     target.drop(request)
     assert ledger.free_pages < 40
-    target.unhold(request)
+    target.sequences.unhold(request)
     assert ledger.free_pages == 40 and target.idle
 
 
@@ -108,9 +118,8 @@ def test_waiting_sequences_start_in_the_order_they_came() -> None:
 
 
 def test_a_request_that_could_never_fit_is_known_beforehand() -> None:
-    target, _ = scheduler(pages=8)
-    assert target.fits_pool(12, 5)
-    assert not target.fits_pool(12, 6)
+    assert LAYOUT.pages_at_most(12, 5) == 8
+    assert LAYOUT.pages_at_most(12, 6) > 8
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -122,13 +131,13 @@ def test_everything_admitted_finishes_with_the_right_tokens_whatever_the_sizes(s
     prompts: dict[str, int] = {}
     for number in range(12):
         prompt, max_tokens = rng.randrange(1, 20), rng.randrange(1, 12)
-        if not target.fits_pool(prompt, max_tokens):
+        if LAYOUT.pages_at_most(prompt, max_tokens) > pages:
             continue
         prompts[submit(target, f"r{number}", prompt, max_tokens)] = prompt
         if rng.random() < 0.5 and (plan := target.plan()):
             target.complete(ENGINE.step(plan, None))
             for request in list(prompts):
-                sequence = target.get(request)
+                sequence = target.sequences.get(request)
                 if sequence is not None and (
                     rng.random() < 0.1 or sequence.generated_tokens >= sequence.sampling.max_tokens
                 ):

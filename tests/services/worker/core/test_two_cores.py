@@ -17,7 +17,7 @@ def assert_everything_is_back(world: World) -> None:
     for process in world.processes.values():
         if process.alive:
             process.core.check()
-            assert process.ledger.free_pages == process.ledger.total_pages
+            assert process.core.pool.available_pages == process.ledger.total_pages
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])

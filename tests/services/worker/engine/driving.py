@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from common.ids import PageId, RequestId
+from common.ids import RequestId
 from common.messages.requests import Sampling
 from kvstore.index.page_table import PageTable
 from services.worker.core.plan import Sampled, Segment, StepPlan
@@ -76,7 +76,8 @@ class Driver:
         count = min(chunk_tokens, len(one.tokens) - one.computed)
         missing = self.layout.blocks_for(one.computed + count) - one.table.n_blocks
         if missing > 0:
-            one.table.append([PageId(self._free.pop()) for _ in range(missing * self.layout.layers)])
+            pages = [self._free.pop() for _ in range(missing * self.layout.layers)]
+            one.table.append(np.array(pages, np.int32).reshape(missing, self.layout.layers))
         return Segment(
             request=request,
             tokens=one.tokens,

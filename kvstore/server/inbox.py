@@ -1,0 +1,75 @@
+"""What other threads of a KV store tell its loop."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.ids import PeerId
+from common.messages.blocks import BlockName
+
+
+@dataclass(frozen=True, slots=True)
+class GuestJoined:
+    """A process is about to map our memory."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class GuestGone:
+    """Its last mapping is gone, by its will or with its life."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class DiskScanned:
+    """The end of a ScanDisk."""
+
+    blocks: list[BlockName]
+
+
+@dataclass(frozen=True, slots=True)
+class DiskWritten:
+    """The end of a WriteDisk; `error_text` is empty if the file is there."""
+
+    name: bytes
+    error_text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiskRead:
+    """The end of a ReadDisk."""
+
+    name: bytes
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DiskDied:
+    """Our own bug ended the disk's thread."""
+
+    error: BaseException
+
+
+Event = GuestJoined | GuestGone | DiskScanned | DiskWritten | DiskRead | DiskDied
+
+
+class Inbox:
+    """Any thread puts, the loop takes; every `put` wakes the loop."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._events: deque[Event] = deque()
+        self._wake = wake
+
+    def put(self, event: Event) -> None:
+        """Hand an event to the loop. Any thread."""
+        self._events.append(event)
+        self._wake()
+
+    def take(self) -> list[Event]:
+        """Everything that has come, in order. The loop's thread."""
+        events: list[Event] = []
+        while self._events:
+            events.append(self._events.popleft())
+        return events

@@ -1,0 +1,98 @@
+"""What the block mover is asked to do, what it tells, and the pieces in which it works."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from common.ids import PeerId
+from kvstore.index.ledger import PageIds
+
+PIECE_BYTES = 8 * 2**20
+"""Copied at once, if a block is not larger; between two pieces a more urgent job may go first."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoreJob:
+    """Our blocks into the peer's pages. All pages stay what they are until the job's end was told."""
+
+    call: int
+    peer: PeerId
+    own_pages: PageIds
+    """[blocks, layers], as `peer_pages`."""
+    peer_pages: PageIds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FetchJob:
+    """The peer's blocks into our pages, which nobody else touches until the job's end was told."""
+
+    call: int
+    peer: PeerId
+    own_pages: PageIds
+    """[blocks, layers], as `peer_pages`."""
+    peer_pages: PageIds
+    deadline_ms: float
+    """End of the lease, on our clock. What a copy read that ended later may have been anybody's: it has failed."""
+    by_layer: bool
+    """Layer 0 of all blocks first, then layer 1; else block by block."""
+
+
+BlockJob = StoreJob | FetchJob
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFetched:
+    """One layer of all blocks of a `by_layer` job: it is there; or the first one that is not, and none will follow."""
+
+    call: int
+    layer: int
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BlockJobDone:
+    """The end of one job, good or bad: every posted job has exactly one, and it is the last that is told of it."""
+
+    call: int
+    ok: bool
+    n_bytes: int
+    """That were moved, also by a job that failed later; as `n_copies`."""
+    n_copies: int
+    """Contiguous pieces."""
+    elapsed_ms: float
+    """Of the copying alone; 0 if it never began."""
+    error_text: str
+
+
+BlockEvent = LayerFetched | BlockJobDone
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """A part of a job, copied at once."""
+
+    own_pages: PageIds
+    peer_pages: PageIds
+    layer_there: int | None
+    """The layer that is complete with this piece."""
+
+
+def require_alike(job: BlockJob) -> None:
+    """Raise ValueError unless both sides are [blocks, layers] of one shape."""
+    if job.own_pages.ndim != 2 or job.own_pages.shape != job.peer_pages.shape:
+        raise ValueError(f"call {job.call}: own pages {job.own_pages.shape}, peer's pages {job.peer_pages.shape}")
+
+
+def pieces(job: BlockJob, max_pages: int) -> Iterator[Piece]:
+    """All of the job, at most `max_pages` pages at once or one block."""
+    n_blocks, layers = job.own_pages.shape
+    if isinstance(job, FetchJob) and job.by_layer:
+        for layer in range(layers if n_blocks else 0):
+            for low in range(0, n_blocks, max_pages):
+                part = slice(low, low + max_pages)
+                last = low + max_pages >= n_blocks
+                yield Piece(job.own_pages[part, layer], job.peer_pages[part, layer], layer if last else None)
+        return
+    step = max(1, max_pages // max(1, layers))
+    for low in range(0, n_blocks, step):
+        part = slice(low, low + step)
+        yield Piece(job.own_pages[part].reshape(-1), job.peer_pages[part].reshape(-1), None)

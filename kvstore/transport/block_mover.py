@@ -1,0 +1,184 @@
+"""The thread that moves whole blocks to and from other processes' memory while KV is handed over and computed."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from common.clock import Clock, MonotonicClock
+from common.errors import PeerFailed
+from common.ids import PeerId
+from kvstore.transport.block_jobs import (
+    PIECE_BYTES,
+    BlockEvent,
+    BlockJob,
+    BlockJobDone,
+    FetchJob,
+    LayerFetched,
+    Piece,
+    pieces,
+    require_alike,
+)
+from kvstore.transport.load_gate import LoadGate
+from kvstore.transport.own_pages import OwnPages, copy_in, copy_out
+from kvstore.transport.shared_pages import SharedPages
+
+
+@dataclass(slots=True, eq=False)
+class _Attached:
+    """One mapping from `attach` to `detach`."""
+
+    pages: SharedPages
+    detached: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """A job on its way, and the mapping that it was posted for: no other one may ever be read or written for it."""
+
+    job: BlockJob
+    attached: _Attached | None
+    left: Iterator[Piece]
+    layers_there: int = 0
+    n_bytes: int = 0
+    n_copies: int = 0
+    elapsed_ms: float = 0.0
+
+
+class BlockMover:
+    """Owns the mappings to use and two queues: fetches, and stores that wait for them between two of their pieces.
+
+    `on_event` runs in the mover's thread, or in that of the caller of `post`; it must only pass the news on. What is
+    told of a load is told before the gate lets anybody read it. All methods are the loop thread's.
+    """
+
+    def __init__(
+        self, own: OwnPages, gate: LoadGate, on_event: Callable[[BlockEvent], None], clock: Clock | None = None
+    ) -> None:
+        self._own, self._gate, self._on_event = own, gate, on_event
+        self._clock = clock or MonotonicClock()
+        self._page_bytes = own.layout.page_bytes
+        self._max_pages = max(1, PIECE_BYTES // self._page_bytes)
+        self._attached: dict[PeerId, _Attached] = {}
+        self._changed = threading.Condition()  # guards what follows
+        self._fetches: deque[_Work] = deque()
+        self._stores: deque[_Work] = deque()
+        self._running = True
+        self._thread = threading.Thread(target=self._run, name="block mover", daemon=True)
+        self._thread.start()
+
+    def attach(self, peer: PeerId, pages: SharedPages) -> None:
+        """Use this mapping for jobs posted from now on; an earlier one is detached. Closing it is the share's.
+
+        Raises PeerFailed if the peer's pages are of another length than ours.
+        """
+        if pages.description.page_bytes != self._page_bytes:
+            raise PeerFailed(f"{peer} has pages of {pages.description.page_bytes} bytes, not {self._page_bytes}")
+        self.detach(peer)
+        self._attached[peer] = _Attached(pages)
+
+    def detach(self, peer: PeerId) -> None:
+        """Use the mapping no more after the piece in progress: its jobs end as failed. Unknown peers are ignored."""
+        attached = self._attached.pop(peer, None)
+        if attached is not None:
+            attached.detached = True
+
+    def attached(self, peer: PeerId) -> bool:
+        """Whether jobs for `peer` can be posted with any hope."""
+        return peer in self._attached
+
+    def post(self, job: BlockJob) -> None:
+        """Queue a job for the mapping that its peer has now. After `stop` it ends as failed at once.
+
+        Raises ValueError if the two sides differ in shape, or if a load with this call has not ended.
+        """
+        require_alike(job)
+        work = _Work(job, self._attached.get(job.peer), pieces(job, self._max_pages))
+        if isinstance(job, FetchJob):
+            self._gate.begin(job.call)
+        with self._changed:
+            if self._running:
+                (self._fetches if isinstance(job, FetchJob) else self._stores).append(work)
+                self._changed.notify_all()
+                return
+        self._end(work, "the block mover has stopped")
+
+    def stop(self) -> None:
+        """End after the piece in progress; all jobs that are left end as failed."""
+        with self._changed:
+            self._running = False
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while (work := self._next()) is not None:
+                self._advance(work)
+        finally:  # also when our own bug ends this thread: nobody may wait for a job for ever
+            self._abandon()
+
+    def _next(self) -> _Work | None:
+        """The job that is due; None if there will be none."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running or self._fetches or self._stores)
+            if not self._running:
+                return None
+            return self._fetches[0] if self._fetches else self._stores[0]
+
+    def _advance(self, work: _Work) -> None:
+        """One piece of a job, or its end."""
+        piece = next(work.left, None)
+        error_text = ""
+        if piece is not None:
+            try:
+                self._copy(work, piece)
+            except PeerFailed as error:
+                error_text = str(error)
+        if piece is None or error_text:
+            self._leave(work)
+            self._end(work, error_text)
+        elif piece.layer_there is not None:
+            work.layers_there = piece.layer_there + 1
+            self._on_event(LayerFetched(work.job.call, piece.layer_there, ok=True))
+            self._gate.open(work.job.call, piece.layer_there)
+
+    def _copy(self, work: _Work, piece: Piece) -> None:
+        job, attached = work.job, work.attached
+        if attached is None or attached.detached:
+            raise PeerFailed(f"no connection to {job.peer}")
+        began_ms = self._clock.now_ms()
+        if isinstance(job, FetchJob) and began_ms > job.deadline_ms:
+            raise PeerFailed(f"the lease of {job.peer} was over {began_ms - job.deadline_ms:.1f} ms ago")
+        copy = copy_in if isinstance(job, FetchJob) else copy_out
+        n_copies = copy(self._own, piece.own_pages, attached.pages, piece.peer_pages)
+        ended_ms = self._clock.now_ms()
+        work.elapsed_ms += ended_ms - began_ms
+        work.n_copies += n_copies
+        work.n_bytes += piece.own_pages.size * self._page_bytes
+        if isinstance(job, FetchJob) and ended_ms > job.deadline_ms:
+            raise PeerFailed(f"a copy from {job.peer} ended {ended_ms - job.deadline_ms:.1f} ms after its lease")
+
+    def _leave(self, work: _Work) -> None:
+        with self._changed:
+            (self._fetches if isinstance(work.job, FetchJob) else self._stores).popleft()
+
+    def _end(self, work: _Work, error_text: str) -> None:
+        """Tell the end of a job, which is in no queue any more; then let everybody through."""
+        job, ok = work.job, not error_text
+        try:
+            if isinstance(job, FetchJob) and job.by_layer and not ok:
+                self._on_event(LayerFetched(job.call, work.layers_there, ok=False))
+            done = BlockJobDone(job.call, ok, work.n_bytes, work.n_copies, work.elapsed_ms, error_text)
+            self._on_event(done)
+        finally:
+            if isinstance(job, FetchJob):
+                self._gate.end(job.call)
+
+    def _abandon(self) -> None:
+        with self._changed:
+            self._running = False
+            left = [*self._fetches, *self._stores]
+            self._fetches.clear()
+            self._stores.clear()
+        for work in left:
+            self._end(work, "the block mover has stopped")

@@ -1,0 +1,21 @@
+"""An answer to Find must be of one piece before a core hears it."""
+
+from collections.abc import Sequence
+
+from common.errors import ProtocolViolation
+from common.messages.blocks import Found
+from common.net.sockets import Payload
+
+
+def check_found(message: Found, payloads: Sequence[Payload], layers: int, block_bytes: int) -> None:
+    """Raise ProtocolViolation unless every block has a tier, and either a row of pages or a payload of a block's length."""
+    n_blocks = message.n_blocks
+    if len(message.tiers) != n_blocks:
+        raise ProtocolViolation(f"Found {message.call}: {n_blocks} blocks and {len(message.tiers)} tiers")
+    by_pages = [len(row) for row in message.pages] == [layers] * n_blocks and not payloads
+    by_bytes = [len(payload) for payload in payloads] == [block_bytes] * n_blocks and not message.pages
+    if n_blocks and not (by_pages or by_bytes):
+        raise ProtocolViolation(
+            f"Found {message.call}: {n_blocks} blocks with {len(message.pages)} rows of pages and {len(payloads)} "
+            f"payloads; each block needs {layers} pages or {block_bytes} bytes"
+        )

@@ -1,0 +1,108 @@
+"""Builds the pure half of a worker: the core of its role and the parts it is made of."""
+
+from common.block_hash import root_hash
+from common.kv_layout import KvLayout
+from common.messages.liveness import Member
+from common.policy.batching import DecodeFirst
+from common.policy.eviction import EVICTION_POLICIES
+from common.policy.prefetch import FetchFromBlocks
+from kvstore.handover.receiver import Receiver
+from kvstore.handover.sender import Sender
+from kvstore.index.block_pool import BlockPool
+from kvstore.index.event_log import EventLog
+from kvstore.index.ledger import Ledger
+from services.worker.core.callers import Callers
+from services.worker.core.calls import Calls
+from services.worker.core.decode import DecodeCore, DecodeTerms
+from services.worker.core.generation import Generation
+from services.worker.core.incoming import GrantTerms, Incoming
+from services.worker.core.kv_cache import CacheParts, KvCache
+from services.worker.core.lender import Lender
+from services.worker.core.neighbours import Neighbours
+from services.worker.core.offers import Offers
+from services.worker.core.parts import Parts
+from services.worker.core.prefetch import Prefetch
+from services.worker.core.prefill import PrefillCore, PrefillTerms
+from services.worker.core.prefix import Keep, PrefixReuse
+from services.worker.core.returns import Returns
+from services.worker.core.role import WorkerRole
+from services.worker.core.scheduler import Scheduler
+from services.worker.core.spill import Spiller
+from services.worker.settings import WorkerSettings
+
+_COPY_BYTES = 16 * 2**20
+"""Of one copy to a decode worker at the most, so that several transfers interleave."""
+
+
+def kept(role: str, caching: int) -> Keep:
+    """Which blocks a worker of that role keeps at a caching level (MemServe, section 5.2)."""
+    if role == "decode":
+        return Keep.ALL if caching >= 2 else Keep.NOTHING
+    if role == "prefill" or caching < 2:
+        return Keep.PROMPTS if caching >= 1 else Keep.NOTHING
+    return Keep.ALL
+
+
+def build_core(
+    mine: Member, settings: WorkerSettings, n_pages: int, layout: KvLayout, context_tokens: int
+) -> WorkerRole:
+    """A core of `mine.role` over a pool of `n_pages`."""
+    keep = kept(mine.role, settings.caching)
+    parts = _parts(mine, settings, n_pages, layout, keep)
+    fail_lost_loads = settings.on_load_failure == "fail"
+    if mine.role == "prefill":
+        terms = PrefillTerms(
+            layout=layout,
+            max_queued=settings.max_queued,
+            transfer=settings.transfer,
+            fail_lost_loads=fail_lost_loads,
+        )
+        return PrefillCore(
+            mine, parts, Sender(layout.layers, max_copy_pages=max(1, _COPY_BYTES // layout.page_bytes)), terms
+        )
+    model = mine.model
+    assert model is not None, "a worker serves a model"
+    generation = Generation(parts.scheduler, context_tokens=context_tokens)
+    grants = GrantTerms(
+        layout, keep is not Keep.NOTHING, lambda salt: root_hash(model, salt), mine.incarnation, settings.lease_ms
+    )
+    receiver = Receiver(mine.incarnation, layout.layers)
+    incoming = Incoming(receiver, parts.pool, parts.scheduler, generation, grants)
+    decode = DecodeTerms(
+        max_queued=settings.max_queued,
+        layout=layout,
+        returns_answers=settings.caching >= 3,
+        fail_lost_loads=fail_lost_loads,
+    )
+    return DecodeCore(mine, parts, generation, incoming, decode)
+
+
+def _parts(mine: Member, settings: WorkerSettings, n_pages: int, layout: KvLayout, keep: Keep) -> Parts:
+    block_bytes = layout.layers * layout.page_bytes
+    use_store = settings.kvstore == "auto" and keep is not Keep.NOTHING
+    dialled = {"decode"} if mine.role == "prefill" else set()
+    neighbours = Neighbours(
+        mine,
+        dialled | ({"kvstore"} if use_store else set()),
+        silent_ms=settings.silent_peer_ms,
+        block_bytes=block_bytes,
+    )
+    pool = BlockPool(Ledger(n_pages), layout.layers, EVICTION_POLICIES[settings.eviction]())
+    reuse = PrefixReuse(pool, keep, layout.block_tokens)
+    policy = DecodeFirst(settings.max_step_tokens, layout.block_tokens)
+    scheduler = Scheduler(reuse, layout, policy, max_running=settings.max_running)
+    calls = Calls()
+    cache_parts = CacheParts(
+        pool=pool,
+        events=EventLog("device"),
+        prefetch=Prefetch(scheduler, calls, FetchFromBlocks()),
+        spiller=Spiller(pool, calls, settings.spill),
+        lender=Lender(pool, block_bytes),
+        returns=Returns(pool, calls, block_bytes),
+        offers=Offers(calls, layout.block_tokens),
+    )
+    pool.listen(cache_parts.events)
+    if use_store:
+        pool.listen(cache_parts.spiller)
+    cache = KvCache(cache_parts, neighbours, scheduler, use_store=use_store)
+    return Parts(pool, reuse, scheduler, Callers(mine, silent_ms=settings.silent_peer_ms), neighbours, cache)

@@ -1,0 +1,46 @@
+"""Blocks that another process keeps for us, and what of them a sequence waits for."""
+
+from dataclasses import dataclass
+
+from common.ids import PeerId, RequestId
+from kvstore.index.ledger import PageIds
+
+
+@dataclass(frozen=True, slots=True)
+class FoundBlocks:
+    """A run of blocks that another process keeps for us until `deadline_ms`."""
+
+    call: int
+    peer: PeerId
+    first_block: int
+    tiers: tuple[str, ...]
+    """Per block: device, host or disk."""
+    pages: PageIds
+    """[blocks, layers] of the holder's shared memory; no rows if the bytes come by message."""
+    deadline_ms: float
+
+    @property
+    def end_block(self) -> int:
+        """One past the last."""
+        return self.first_block + len(self.tiers)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Found blocks that a sequence waits for: to be copied into `own_pages` [blocks, layers]."""
+
+    request: RequestId
+    found: FoundBlocks
+    first_block: int
+    own_pages: PageIds
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks to copy."""
+        return len(self.own_pages)
+
+    @property
+    def peer_pages(self) -> PageIds:
+        """[blocks, layers] of the holder, for the same blocks."""
+        first = self.first_block - self.found.first_block
+        return self.found.pages[first : first + self.n_blocks]

@@ -1,0 +1,198 @@
+"""Everything a worker does with finished KV blocks beside computing with them: look up, load, spill, lend, give back. Pure.
+
+Each part owns its own exchanges; this routes messages, moved blocks, time and deaths to them, and adds their counts up.
+"""
+
+from dataclasses import dataclass
+
+from common.block_hash import BlockHash
+from common.ids import PeerId, RequestId
+from common.messages import AnyMessage
+from common.messages.actions import Send
+from common.messages.blocks import Declined, Find, Found, Offered, Release, Reserved, Stored
+from kvstore.index.block_pool import BlockPool
+from kvstore.index.event_log import EventLog
+from services.worker.core.actions import Action, Moved
+from services.worker.core.found import Load
+from services.worker.core.lender import Lender
+from services.worker.core.neighbours import Neighbours
+from services.worker.core.offers import Offers
+from services.worker.core.prefetch import Prefetch
+from services.worker.core.prefix import ReuseTotals
+from services.worker.core.returns import Returns
+from services.worker.core.scheduler import Scheduler
+from services.worker.core.sequence import Sequence
+from services.worker.core.spill import Spiller
+
+_MINE = Found | Reserved | Stored | Find | Release | Offered | Declined
+
+
+@dataclass(frozen=True, slots=True)
+class CacheParts:
+    """What a KvCache is made of; each part owns its own state."""
+
+    pool: BlockPool
+    events: EventLog
+    prefetch: Prefetch
+    spiller: Spiller
+    lender: Lender
+    returns: Returns
+    offers: Offers
+
+
+class KvCache:
+    """The cache as the two cores see it."""
+
+    def __init__(self, parts: CacheParts, neighbours: Neighbours, scheduler: Scheduler, *, use_store: bool) -> None:
+        self._pool, self._neighbours, self._scheduler = parts.pool, neighbours, scheduler
+        self._prefetch, self._spiller, self._lender = parts.prefetch, parts.spiller, parts.lender
+        self._returns, self._offers, self._use_store = parts.returns, parts.offers, use_store
+        self._block_tokens = parts.offers.block_tokens
+        self.events = parts.events
+
+    # -- prompts
+
+    def look_up(self, request: RequestId, names: list[BlockHash], now_ms: float) -> list[Action]:
+        """Ask the KV store for what of these blocks is missing here. `ready` tells when it is known."""
+        store = self._neighbours.store() if self._use_store else None
+        here = self._pool.match(names)
+        if store is None or here == len(names):
+            return []
+        return self._prefetch.look_up(request, store, names[here:], here, now_ms)
+
+    def ready(self, request: RequestId, names: list[BlockHash]) -> bool:
+        """Whether the request may start: nothing is being looked up for it, and its next block is not on its way here."""
+        here = self._pool.match(names)
+        on_its_way = here < len(names) and self._returns.awaits(names[here])
+        return not on_its_way and self._prefetch.settled(request)
+
+    def make_room(self, names: list[BlockHash], tokens: int, now_ms: float) -> tuple[bool, list[Action]]:
+        """Whether a prompt may take its pages now, or must wait until what it displaces is saved (write-back)."""
+        store = self._neighbours.store() if self._use_store else None
+        n_blocks = -(-tokens // self._block_tokens) - self._pool.match(names)
+        return self._spiller.make_room(n_blocks, store, now_ms), self.pump(now_ms)
+
+    @property
+    def prefetch(self) -> Prefetch:
+        """For what was found."""
+        return self._prefetch
+
+    def forget(self, request: RequestId) -> list[Action]:
+        """The request is over."""
+        return self._prefetch.forget(request)
+
+    def start_loads(self, now_ms: float) -> list[Action]:
+        """Begin what sequences that have just started wait for."""
+        return [action for load in self._scheduler.take_loads() for action in self._prefetch.start(load, now_ms)]
+
+    def load(self, call: int) -> Load | None:
+        """A load that has not ended."""
+        return self._prefetch.load(call)
+
+    # -- answers
+
+    def offer(self, sequence: Sequence, peer: PeerId, now_ms: float) -> list[Action]:
+        """A request that `peer` handed over has finished: offer it the answer's KV."""
+        return self._offers.offer(sequence, peer, now_ms)
+
+    # -- events
+
+    @staticmethod
+    def concerns(message: AnyMessage) -> bool:
+        """Whether `on_message` is for this message."""
+        return isinstance(message, _MINE)
+
+    def on_message(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
+        """A message about blocks. Answers to calls that were given up are ignored, but for giving back what they pin."""
+        match message:
+            case Find():
+                return self._lender.on_find(peer, message, now_ms)
+            case Release(call=call):
+                self._lender.on_release(peer, call)
+            case Found():
+                return self._on_found(peer, message, now_ms)
+            case Reserved():
+                answer = self._spiller.on_reserved(peer, message)
+                return self.pump(now_ms) if answer is None else answer + self.pump(now_ms)
+            case Stored():
+                self._spiller.on_stored_there(message)
+                return self.pump(now_ms)
+            case Offered():
+                spare = self._pool.available_pages - self._scheduler.wanted_pages
+                shared = self._neighbours.transport(peer) == "shm"
+                return self._returns.on_offered(peer, message, shared=shared, spare_pages=spare, now_ms=now_ms)
+            case Declined(call=call):
+                self._spiller.enqueue([name for name in self._offers.on_declined(call) if name in self._pool.cache])
+        return []
+
+    def _on_found(self, peer: PeerId, message: Found, now_ms: float) -> list[Action]:
+        for part in (self._prefetch.on_found(peer, message, now_ms), self._returns.on_found(peer, message)):
+            if part is not None:
+                return part
+        return [Send(peer, Release(call=message.call))] if message.pages else []
+
+    def on_layer_failed(self, call: int) -> None:
+        """A layer of a fetch is worthless."""
+        self._prefetch.on_layer_failed(call)
+
+    def on_moved(self, call: int, moved: Moved, now_ms: float) -> list[Action]:
+        """The shell has ended a FetchBlocks or StoreBlocks."""
+        for part in (self._prefetch, self._spiller, self._returns):
+            done = part.on_moved(call, moved)
+            if done is not None:
+                return done + self.pump(now_ms)
+        return []
+
+    def pump(self, now_ms: float) -> list[Action]:
+        """Spill the next batch if there is one."""
+        return self._spiller.pump(self._neighbours.store() if self._use_store else None, now_ms)
+
+    def on_tick(self, now_ms: float) -> list[Action]:
+        """Leases and deadlines."""
+        self._lender.on_tick(now_ms)
+        self._returns.on_tick(now_ms)
+        self._offers.on_tick(now_ms)
+        return self._prefetch.on_tick(now_ms) + self._spiller.on_tick(now_ms) + self.pump(now_ms)
+
+    def on_peer_dead(self, peer: PeerId) -> None:
+        """A peer of any role is gone."""
+        self._lender.on_peer_dead(peer)
+        self._prefetch.on_peer_dead(peer)
+        self._returns.on_peer_dead(peer)
+        self._spiller.on_peer_dead(peer)
+
+    # -- state for others
+
+    def counters(self, totals: ReuseTotals) -> dict[str, float]:
+        """As in reports; bytes of hand-overs are counted by the prefill core."""
+        hits = {f"hit_tokens_total{{tier={tier}}}": float(tokens) for tier, tokens in totals.hit_tokens.items()}
+        return {
+            **hits,
+            "missed_tokens_total": float(totals.missed_tokens),
+            "evicted_blocks_total": float(self._pool.evicted_blocks_total),
+            "spilled_blocks_total": float(self._spiller.spilled_blocks_total),
+            "spill_lost_blocks_total": float(self._spiller.lost_blocks_total),
+            "returned_blocks_total": float(self._returns.returned_blocks_total),
+            "declined_blocks_total": float(self._returns.declined_blocks_total),
+            "load_failures_total": float(self._prefetch.failures_total),
+            "kv_bytes_total{direction=device_to_host}": float(self._spiller.spilled_bytes_total),
+            "kv_bytes_total{direction=host_to_device}": float(self._prefetch.loaded_bytes_total),
+            "kv_bytes_total{direction=decode_to_prefill}": float(self._returns.returned_bytes_total),
+        }
+
+    def gauges(self, now_ms: float) -> dict[str, float]:
+        """As in reports."""
+        return {
+            "cached_blocks": float(len(self._pool.cache)),
+            "pinned_blocks": float(self._pool.cache.n_pinned),
+            "oldest_pin_ms": self._lender.oldest_ms(now_ms),
+        }
+
+    @property
+    def idle(self) -> bool:
+        """No exchange is under way; cached blocks are no work."""
+        return not (self._prefetch.n_open or self._spiller.n_open or self._returns.n_open or self._lender.n_leases)
+
+    def check(self) -> None:
+        """Conservation laws. Raises RuntimeError with the numbers."""
+        self._pool.check()

@@ -1,0 +1,22 @@
+"""The parts that every worker is made of."""
+
+from dataclasses import dataclass
+
+from kvstore.index.block_pool import BlockPool
+from services.worker.core.callers import Callers
+from services.worker.core.kv_cache import KvCache
+from services.worker.core.neighbours import Neighbours
+from services.worker.core.prefix import PrefixReuse
+from services.worker.core.scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Each part owns its own state."""
+
+    pool: BlockPool
+    reuse: PrefixReuse
+    scheduler: Scheduler
+    callers: Callers
+    neighbours: Neighbours
+    cache: KvCache

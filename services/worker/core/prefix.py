@@ -1,0 +1,112 @@
+"""What a sequence takes from the cache when it starts, and gives to it as it is computed. Pure.
+
+Only whole blocks are reused and kept, and the last known token is always computed: its result draws the next one.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from common.block_hash import extend_hashes
+from kvstore.index.block_pool import BlockPool
+from kvstore.index.ledger import PageState
+from services.worker.core.found import Load
+from services.worker.core.sequence import Sequence
+
+
+class Keep(Enum):
+    """Which finished blocks stay for reuse."""
+
+    NOTHING = auto()
+    PROMPTS = auto()
+    ALL = auto()
+
+
+@dataclass(slots=True)
+class ReuseTotals:
+    """Prompt tokens by where their KV came from, since the start."""
+
+    hit_tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("device", "host", "disk", "peer"), 0))
+    missed_tokens: int = 0
+
+
+class PrefixReuse:
+    """Gives sequences their pages, cached ones first; publishes what they have finished. Owns no sequence."""
+
+    def __init__(self, pool: BlockPool, keep: Keep, block_tokens: int) -> None:
+        self.pool, self._keep, self._block_tokens = pool, keep, block_tokens
+        self.totals = ReuseTotals()
+
+    def hits(self, sequence: Sequence) -> int:
+        """Leading blocks of the sequence that are cached here and may be reused."""
+        if self._keep is Keep.NOTHING:
+            return 0
+        usable = (len(sequence.tokens) - 1) // self._block_tokens
+        self._extend_hashes(sequence, usable * self._block_tokens)
+        return self.pool.match(sequence.hashes[:usable])
+
+    def new_blocks(self, sequence: Sequence) -> int:
+        """Blocks that starting the sequence now would take from what `available_pages` counts."""
+        hits = self.hits(sequence)
+        return self._blocks_for(len(sequence.tokens)) - self.pool.pinned_run(sequence.hashes[:hits])
+
+    def begin(self, sequence: Sequence) -> Load | None:
+        """Give a sequence without pages all pages for its tokens; room was checked.
+
+        Returns what of its found blocks must be loaded into them (perhaps nothing), if it has any.
+        """
+        hits, found = self.hits(sequence), sequence.found
+        sequence.found = None
+        if hits:
+            sequence.table.append(self.pool.take(sequence.owner, sequence.hashes[:hits]))
+        n_new = self._blocks_for(len(sequence.tokens)) - hits
+        sequence.table.append(self.pool.alloc(sequence.owner, n_new, PageState.RESERVED))
+        sequence.reserved = True
+        sequence.cached_blocks = sequence.published_blocks = hits
+        end = hits
+        if found is not None and found.first_block <= hits:
+            end = max(hits, min(found.end_block, (len(sequence.tokens) - 1) // self._block_tokens))
+        sequence.computed_tokens = end * self._block_tokens
+        sequence.hit_tokens = {"device": hits * self._block_tokens}
+        if found is None:
+            return None
+        if end == hits:
+            return Load(sequence.request, found, hits, sequence.table.blocks(hits, hits))
+        for tier in found.tiers[hits - found.first_block : end - found.first_block]:
+            sequence.hit_tokens[tier] = sequence.hit_tokens.get(tier, 0) + self._block_tokens
+        sequence.loading = found.call
+        return Load(sequence.request, found, hits, sequence.table.blocks(hits, end))
+
+    def restart(self, sequence: Sequence) -> None:
+        """What was to be loaded did not come: compute everything behind the blocks that were cached here."""
+        sequence.computed_tokens = sequence.cached_blocks * self._block_tokens
+        sequence.hit_tokens = {"device": sequence.computed_tokens}
+
+    def count(self, sequence: Sequence) -> None:
+        """The sequence's prompt is computed for the first time: from now on it is known what was reused."""
+        sequence.reused_tokens = sum(sequence.hit_tokens.values())
+        for tier, tokens in sequence.hit_tokens.items():
+            self.totals.hit_tokens[tier] += tokens
+        self.totals.missed_tokens += sequence.prompt_tokens - sequence.reused_tokens
+
+    def publish(self, sequence: Sequence) -> None:
+        """Make the blocks that are complete by now visible to others."""
+        if self._keep is Keep.NOTHING:
+            return
+        tokens = sequence.computed_tokens
+        if self._keep is Keep.PROMPTS:
+            tokens = min(tokens, sequence.prompt_tokens)
+        first, end = sequence.published_blocks, tokens // self._block_tokens
+        if end <= first:
+            return
+        self._extend_hashes(sequence, end * self._block_tokens)
+        names, pages = sequence.hashes[first:end], sequence.table.blocks(first, end)
+        parent = sequence.hashes[first - 1] if first else sequence.root
+        self.pool.publish(sequence.owner, names, pages, parent=parent, depth=first)
+        sequence.published_blocks = end
+
+    def _extend_hashes(self, sequence: Sequence, tokens: int) -> None:
+        if len(sequence.hashes) * self._block_tokens < tokens:
+            extend_hashes(sequence.hashes, sequence.tokens[:tokens], sequence.root, self._block_tokens)
+
+    def _blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self._block_tokens)

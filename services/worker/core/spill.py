@@ -1,0 +1,205 @@
+"""Cached blocks on their way to the KV store. Pure.
+
+    write-through   every block, as soon as it is visible
+    selective       every block that was used again: what is never asked for twice is not worth the copy
+    write-back      the coldest blocks, when free pages run low or a prompt needs their pages (it waits for the copy);
+                    they leave the cache with it
+
+One batch is on its way at a time: Reserve -> Reserved -> copy -> Publish -> Stored by shared memory, Put -> Stored by
+message. Its blocks are pinned (or withdrawn from the cache) under an owner of its own until the copy has ended, whatever
+became of the store meanwhile; a batch without an answer is given up after `_ANSWER_WITHIN_MS`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.block_hash import BlockHash
+from common.ids import Owner, PeerId
+from common.messages.actions import Send
+from common.messages.blocks import BlockName, Publish, Put, Reserve, Reserved, Stored
+from kvstore.index.block_pool import Block, BlockPool
+from kvstore.index.ledger import PageIds
+from services.worker.core.actions import Action, Moved, SendBlocks, StoreBlocks
+from services.worker.core.calls import Calls
+from services.worker.core.neighbours import StoreLink
+
+SPILL_POLICIES = ("write-through", "write-back", "selective")
+_BATCH_BLOCKS = 16
+_QUEUED_BLOCKS = 8192
+_ANSWER_WITHIN_MS = 2_000.0
+_DISTRUST_MS = 5_000.0
+"""After a batch without an answer no prompt waits for another one."""
+_LOW_WATER = 0.1
+"""write-back: the part of the pool that should be free."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    owner: Owner
+    store: StoreLink
+    blocks: tuple[BlockName, ...]
+    own_pages: PageIds
+    until_ms: float
+    copying: bool = False
+    """The shell reads our pages: they stay until it says that it has ended."""
+
+
+class Spiller:
+    """A PoolListener. Owns the queue of block names and the batch on its way."""
+
+    def __init__(self, pool: BlockPool, calls: Calls, policy: str) -> None:
+        if policy not in SPILL_POLICIES:
+            raise ValueError(f"{policy!r} is not one of {', '.join(SPILL_POLICIES)}")
+        self._pool, self._calls, self._policy = pool, calls, policy
+        self._queue: dict[BlockHash, None] = {}
+        self._batches: dict[int, _Batch] = {}
+        self._demand_blocks = 0
+        self._distrusted_until_ms = float("-inf")
+        self.spilled_blocks_total = 0
+        self.spilled_bytes_total = 0
+        self.lost_blocks_total = 0
+        """Blocks of batches that failed."""
+
+    # -- what to spill
+
+    def on_stored(self, block: Block) -> None:
+        """A block became visible."""
+        if self._policy == "write-through":
+            self.enqueue((block.name,))
+
+    def on_used(self, block: Block) -> None:
+        """A block was used again."""
+        if self._policy == "selective":
+            self.enqueue((block.name,))
+
+    def on_removed(self, block: Block) -> None:
+        """A block left the cache before its turn."""
+        self._queue.pop(block.name, None)
+
+    def enqueue(self, names: Sequence[BlockHash]) -> None:
+        """Spill these when their turn comes; the oldest are passed over if too many wait."""
+        for name in names:
+            self._queue[name] = None
+        while len(self._queue) > _QUEUED_BLOCKS:
+            del self._queue[next(iter(self._queue))]
+
+    def make_room(self, n_blocks: int, store: StoreLink | None, now_ms: float) -> bool:
+        """write-back: False while blocks that must go for `n_blocks` new ones are being saved; ask again later.
+
+        True at once if there is room, nobody to give blocks to, nothing that could go, or if a batch failed of late.
+        """
+        missing = n_blocks - self._pool.ledger.free_pages // self._pool.pages_per_block
+        savable = store is not None and now_ms >= self._distrusted_until_ms
+        if self._policy != "write-back" or missing <= 0 or not savable:
+            self._demand_blocks = 0
+            return True
+        self._demand_blocks = missing
+        return not (self._batches or self._pool.cache.n_evictable)
+
+    # -- the batch on its way
+
+    def pump(self, store: StoreLink | None, now_ms: float) -> list[Action]:
+        """Start the next batch if none is on its way and there is something to spill."""
+        if self._batches:
+            return []
+        if store is None:
+            self._queue.clear()  # nobody to give them to; what is used later comes by again
+            return []
+        call = self._calls.next()
+        owner = Owner(f"spill/{call}")
+        blocks = self._choose(owner)
+        if not blocks:
+            return []
+        names = tuple(BlockName(block.name, block.parent, block.depth) for block in blocks)
+        own_pages = np.stack([block.place for block in blocks])
+        self._batches[call] = _Batch(owner, store, names, own_pages, now_ms + _ANSWER_WITHIN_MS)
+        if store.shared:
+            return [Send(store.peer, Reserve(call=call, blocks=names))]
+        return [SendBlocks(store.peer, Put(call=call, blocks=names), own_pages)]
+
+    def _choose(self, owner: Owner) -> list[Block]:
+        ledger = self._pool.ledger
+        if self._policy == "write-back" and not self._queue:
+            wanted_pages = _LOW_WATER * ledger.total_pages - ledger.free_pages
+            low_blocks = -int(-wanted_pages // self._pool.pages_per_block)
+            n_blocks = min(_BATCH_BLOCKS, max(low_blocks, self._demand_blocks))
+            return self._pool.withdraw(owner, n_blocks) if n_blocks > 0 else []
+        chosen: list[Block] = []
+        for name in list(self._queue):
+            if len(chosen) == _BATCH_BLOCKS:
+                break
+            del self._queue[name]
+            block = self._pool.cache.get(name)
+            if block is not None:
+                chosen.append(block)
+        if chosen:
+            self._pool.pin(owner, [block.name for block in chosen])
+        return chosen
+
+    def on_reserved(self, peer: PeerId, message: Reserved) -> list[Action] | None:
+        """The store gave pages for the blocks it lacks; None if the call is not ours."""
+        batch = self._batches.get(message.call)
+        if batch is None:
+            return [Send(peer, Publish(call=message.call, ok=False))] if message.pages else None
+        if batch.copying:
+            return []
+        wanted = [place for place, pages in enumerate(message.pages[: len(batch.blocks)]) if pages]
+        if not wanted:
+            self._end(message.call)
+            return []
+        batch.copying = True
+        theirs = np.array([message.pages[place] for place in wanted], np.int32)
+        return [StoreBlocks(message.call, batch.store.peer, batch.own_pages[wanted], theirs)]
+
+    def on_moved(self, call: int, moved: Moved) -> list[Action] | None:
+        """The copy of a batch has ended; None if the call is not ours."""
+        batch = self._batches.get(call)
+        if batch is None:
+            return None
+        batch.copying = False
+        self.spilled_bytes_total += moved.n_bytes
+        self._pool.release(batch.owner)
+        if not moved.ok:
+            self.lost_blocks_total += len(batch.blocks)
+            del self._batches[call]
+        return [Send(batch.store.peer, Publish(call=call, ok=moved.ok))]
+
+    def on_stored_there(self, message: Stored) -> bool:
+        """The store has answered; False if the call is not ours."""
+        batch = self._batches.get(message.call)
+        if batch is None or batch.copying:
+            return batch is not None
+        if not batch.store.shared:
+            self.spilled_bytes_total += len(batch.blocks) * batch.store.block_bytes
+        self.spilled_blocks_total += message.n_blocks
+        self._end(message.call)
+        return True
+
+    def _end(self, call: int) -> None:
+        self._pool.release(self._batches.pop(call).owner)
+
+    def on_tick(self, now_ms: float) -> list[Action]:
+        """Give a batch up that the store does not answer. The copy in progress is the shell's to end."""
+        actions: list[Action] = []
+        for call, batch in list(self._batches.items()):
+            if now_ms >= batch.until_ms and not batch.copying:
+                self.lost_blocks_total += len(batch.blocks)
+                self._distrusted_until_ms = now_ms + _DISTRUST_MS
+                self._end(call)
+                if batch.store.shared:
+                    actions.append(Send(batch.store.peer, Publish(call=call, ok=False)))
+        return actions
+
+    def on_peer_dead(self, peer: PeerId) -> None:
+        """The store is gone; a copy into its memory ends by itself."""
+        for call, batch in list(self._batches.items()):
+            if batch.store.peer == peer and not batch.copying:
+                self.lost_blocks_total += len(batch.blocks)
+                self._end(call)
+
+    @property
+    def n_open(self) -> int:
+        """Batches on their way."""
+        return len(self._batches)

@@ -1,0 +1,73 @@
+"""KV as what it was computed from: every slot of a page remembers layer and tokens, so a wrong page shows as a wrong token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from common.messages.requests import TokenLogprob
+from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
+from tests.support.fake_engine import FakeEngine, next_token
+
+GARBAGE = -1
+WRONG_TOKEN = 1
+"""What the engine draws when it has read KV that is not its own; no right answer holds it."""
+
+Page = tuple[int, ...]
+
+
+@dataclass
+class Memory:
+    """Pages of one process. Contents: [slot] -> fingerprint of (layer, all tokens up to and with this one)."""
+
+    block_tokens: int
+    pages: dict[int, Page] = field(default_factory=dict)
+
+    def read(self, page: int) -> Page:
+        return self.pages.get(page, (GARBAGE,) * self.block_tokens)
+
+    def read_all(self, pages: Sequence[int]) -> list[Page]:
+        return [self.read(page) for page in pages]
+
+    def write_all(self, pages: Sequence[int], contents: Sequence[Page]) -> None:
+        assert len(pages) == len(contents)
+        self.pages.update(zip(pages, contents, strict=True))
+
+    def set_slot(self, page: int, slot: int, value: int) -> None:
+        contents = list(self.read(page))
+        contents[slot] = value
+        self.pages[page] = tuple(contents)
+
+
+class MemoryEngine:
+    """Draws the right token if all that it reads is there, else WRONG_TOKEN."""
+
+    def __init__(self, *, layers: int, block_tokens: int) -> None:
+        self._layers, self._block_tokens = layers, block_tokens
+        self._rules = FakeEngine(layers=layers, block_tokens=block_tokens)
+
+    def layer(self, plan: StepPlan, layer: int, memory: Memory, wrong: set[str]) -> None:
+        """Compute one layer of a step: read what lies before, write the step's own. `wrong`: requests that read badly."""
+        for segment in plan.segments:
+            if not self._compute(segment, layer, memory, written=segment.request not in wrong):
+                wrong.add(segment.request)
+
+    def finish(self, plan: StepPlan, wrong: set[str]) -> StepResult:
+        """Draw the tokens."""
+        self._rules.step(plan, None)
+        sampled = []
+        for segment in plan.segments:
+            if segment.sample:
+                token = WRONG_TOKEN if segment.request in wrong else next_token(segment.tokens)
+                sampled.append(Sampled(segment.request, token, TokenLogprob(token, -1.0)))
+        return StepResult(plan.number, tuple(sampled), 1.0)
+
+    def _compute(self, segment: Segment, layer: int, memory: Memory, *, written: bool) -> bool:
+        right = written
+        for position in range(segment.start + segment.count):
+            block, slot = divmod(position, self._block_tokens)
+            page = int(segment.table.ids[layer, block])
+            value = hash((layer, tuple(segment.tokens[: position + 1])))
+            if position < segment.start:
+                right = right and memory.read(page)[slot] == value
+            else:
+                memory.set_slot(page, slot, value if right else GARBAGE)
+        return right
