@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from common.ids import PageId, RequestId
+from common.ids import RequestId
 from common.messages.requests import Sampling
 from kvstore.index.page_table import PageTable
 from services.worker.core.plan import Segment, StepPlan
@@ -66,7 +67,8 @@ class EngineSide:
         for stream in range(streams):
             table = PageTable(layout.layers)
             first = stream * layout.pages_for(context_tokens)
-            table.append([PageId(first + page) for page in range(layout.pages_for(context_tokens))])
+            pages = np.arange(first, first + layout.pages_for(context_tokens), dtype=np.int32)
+            table.append(pages.reshape(-1, layout.layers))
             self.tables.append(table)
 
     def measure(self, prompts: list[list[int]], output_tokens: int) -> Speeds:

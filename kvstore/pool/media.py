@@ -60,6 +60,18 @@ class Media:
             found.append(address)
         return tuple(found)
 
+    def drop(self, names: Sequence[BlockHash]) -> int:
+        """Take out a chain, last first, up to a block that others continue or that is pinned; returns how many names went."""
+        n_dropped = 0
+        for name in reversed(names):
+            if any(tier.pool.cache.has_child(name) for tier in self.tiers.values()):
+                break
+            n_copies = sum(tier.pool.forget([name]) for tier in self.tiers.values())
+            if self.find(name) is not None:
+                break
+            n_dropped += n_copies > 0
+        return n_dropped
+
     # -- addresses: each raises WrongAddress and changes nothing
 
     def tier(self, address: Address) -> Tier:

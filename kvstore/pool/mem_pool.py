@@ -158,15 +158,7 @@ class MemPool:
         So a prefix that other prompts share stays. Returns how many blocks are not found any more.
         """
         self.expire()
-        n_dropped = 0
-        for name in reversed(self._media.chain(tokens, salt)[1]):
-            if any(tier.pool.cache.has_child(name) for tier in self._media.tiers.values()):
-                break
-            n_copies = sum(tier.pool.forget([name]) for tier in self._media.tiers.values())
-            if self._media.find(name) is not None:
-                break
-            n_dropped += n_copies > 0
-        return n_dropped
+        return self._media.drop(self._media.chain(tokens, salt)[1])
 
     # -- swap
 

@@ -39,13 +39,11 @@ def move_to_device(media: Media, call: Owner, names: Sequence[BlockHash], copy: 
     device, host = media.device, media.host
     device.pin(call, [name for name in names if name in device.where])
     moving = [name for name in dict.fromkeys(names) if name not in device.where]
-    host.pin(call, moving)
     addresses = device.alloc(call, len(moving))
     copy(device.memory, [one.block for one in addresses], host.memory, [host.where[name].block for name in moving])
     for name, address in reversed(list(zip(moving, addresses, strict=True))):  # of a chain the end is the older part
         cached = host.pool.cache.get(name)
         assert cached is not None, "pinned above"
         device.publish(call, [name], [address], Before(cached.parent, cached.depth))
-    host.release(call)
     host.pool.forget(moving)
     return tuple(device.where[name] for name in names)

@@ -235,6 +235,25 @@ def test_swap_in_needs_room() -> None:
     one.check()
 
 
+def test_no_call_makes_room_with_blocks_that_it_needs() -> None:
+    a, b, tokens = pool(device=2, instance="a"), pool(device=2, host=2, instance="b"), tokens_of(2)
+    stored(a, tokens)
+    a.swap_out(1)
+    a.alloc_mem(1, DEVICE, "r")
+    with pytest.raises(OutOfPages):
+        a.swap_in(a.match(tokens).addresses)
+    assert [address.medium for address in a.match(tokens).addresses] == [DEVICE, HOST]
+    for medium in (DEVICE, HOST):
+        stored(b, tokens[:4], medium)
+        b.alloc_mem(1, medium, "r")
+        with pytest.raises(OutOfPages):
+            a.transfer_with_insert(b, tokens, a.match(tokens).addresses, medium=medium)
+        assert [address.medium for address in b.match(tokens).addresses] == [medium]
+        b.delete(tokens)
+    for one in (a, b):
+        one.check()
+
+
 def test_transfer_copies_to_private_blocks_of_the_receiver() -> None:
     clock, peers = HandClock(), dict[str, MemPool]()
     a, b = pool(instance="a", clock=clock, peers=peers), pool(instance="b", clock=clock, peers=peers)
