@@ -134,12 +134,21 @@ class BlockCache(Generic[Place]):
     def evict(self, n_blocks: int) -> list[CachedBlock[Place]]:
         """Take out up to `n_blocks`, lowest score first; fewer only if all others are pinned."""
         victims: list[CachedBlock[Place]] = []
-        while len(victims) < n_blocks and self.n_evictable:
-            victim = self._next_leaf() or self._any_unpinned()
-            self._floor = max(self._floor, victim.score)
-            self._drop(victim)
-            victims.append(victim)
+        while len(victims) < n_blocks and (leaf := self._next_leaf()) is not None:
+            self._take_out(leaf, victims)
+        if (
+            len(victims) < n_blocks and self.n_evictable
+        ):  # what is left has pinned descendants: rare, so a search will do
+            unpinned = (block for block in self._blocks.values() if not block.pins)
+            rest = heapq.nsmallest(n_blocks - len(victims), unpinned, key=lambda block: (block.score, block.use))
+            for block in rest:
+                self._take_out(block, victims)
         return victims
+
+    def _take_out(self, block: CachedBlock[Place], victims: list[CachedBlock[Place]]) -> None:
+        self._floor = max(self._floor, block.score)
+        self._drop(block)
+        victims.append(block)
 
     def remove(self, name: BlockHash) -> CachedBlock[Place]:
         """Take out one block. Raises KeyError if it is not here, LedgerMisuse if it is pinned."""
@@ -189,11 +198,6 @@ class BlockCache(Generic[Place]):
                 return block
             self._queue_if_leaf(block)
         return None
-
-    def _any_unpinned(self) -> CachedBlock[Place]:
-        """Every unpinned block has a pinned descendant: rare, so a search is good enough."""
-        unpinned = (block for block in self._blocks.values() if not block.pins)
-        return min(unpinned, key=lambda block: (block.score, block.use))
 
     def _drop(self, block: CachedBlock[Place]) -> None:
         del self._blocks[block.name]

@@ -142,7 +142,7 @@ class BlockPool:
         depth: int,
         pinned: bool = True,
     ) -> int:
-        """Make complete blocks of `owner` visible; it keeps a pin on each, unless not `pinned`. Returns how many were new.
+        """Make complete blocks of `owner` visible; it pins all of `names`, unless not `pinned`. Returns how many were new.
 
         `names` is a run of one chain: `parent` comes before the first, which has `depth` blocks before it. `pages`
         [blocks, pages_per_block] are the owner's. A block that is cached already stays as it is, and the owner keeps its own pages.
@@ -150,6 +150,11 @@ class BlockPool:
         if pages.shape != (len(names), self._pages_per_block):
             raise LedgerMisuse(f"pages {pages.shape} for {len(names)} blocks of {self._pages_per_block}")
         new = self.cache.insert(names, list(pages.copy()), parent=parent, depth=depth, pins=int(pinned))
+        if pinned and len(new) < len(names):  # pins reach back to the root, so that victims can always be leaves
+            fresh = set(new)
+            known = [name for place, name in enumerate(names) if place not in fresh]
+            self.cache.pin(known)
+            self._pins.setdefault(owner, []).extend(known)
         if not new:
             return 0
         given = pages if len(new) == len(names) else pages[new]
@@ -241,9 +246,9 @@ class BlockPool:
         seen = {block.name: block.pins for block in self.cache if block.pins}
         if pins != seen:
             raise LedgerMisuse(f"pins do not add up: owners hold {_hex(pins)}, the cache counts {_hex(seen)}")
-        placed = sorted(_pages_of(list(self.cache)).tolist())
-        if placed != sorted(self.pages_of(CACHE)):
-            raise LedgerMisuse(f"cached blocks name {len(placed)} pages, the ledger lists {len(self.pages_of(CACHE))}")
+        placed, listed = np.sort(_pages_of(list(self.cache))), np.sort(self.ledger.page_ids(CACHE))
+        if not np.array_equal(placed, listed):
+            raise LedgerMisuse(f"cached blocks name {placed.size} pages, the ledger lists {listed.size} others")
 
     def _cached(self, name: BlockHash) -> Block:
         block = self.cache.get(name)

@@ -8,10 +8,8 @@ from common.net.sockets import Payload
 
 
 def check_found(message: Found, payloads: Sequence[Payload], layers: int, block_bytes: int) -> None:
-    """Raise ProtocolViolation unless every block has a tier, and either a row of pages or a payload of a block's length."""
+    """Raise ProtocolViolation unless every block has either a row of pages or a payload of a block's length."""
     n_blocks = message.n_blocks
-    if len(message.tiers) != n_blocks:
-        raise ProtocolViolation(f"Found {message.call}: {n_blocks} blocks and {len(message.tiers)} tiers")
     by_pages = [len(row) for row in message.pages] == [layers] * n_blocks and not payloads
     by_bytes = [len(payload) for payload in payloads] == [block_bytes] * n_blocks and not message.pages
     if n_blocks and not (by_pages or by_bytes):

@@ -64,7 +64,12 @@ def build_core(
     assert model is not None, "a worker serves a model"
     generation = Generation(parts.scheduler, context_tokens=context_tokens)
     grants = GrantTerms(
-        layout, keep is not Keep.NOTHING, lambda salt: root_hash(model, salt), mine.incarnation, settings.lease_ms
+        layout=layout,
+        keeps_blocks=keep is not Keep.NOTHING,
+        root=lambda salt: root_hash(model, salt),
+        epoch=mine.incarnation,
+        lease_ms=settings.lease_ms,
+        vocab_tokens=model.vocab_tokens,
     )
     receiver = Receiver(mine.incarnation, layout.layers)
     incoming = Incoming(receiver, parts.pool, parts.scheduler, generation, grants)
@@ -95,7 +100,7 @@ def _parts(mine: Member, settings: WorkerSettings, n_pages: int, layout: KvLayou
     cache_parts = CacheParts(
         pool=pool,
         events=EventLog("device"),
-        prefetch=Prefetch(scheduler, calls, FetchFromBlocks()),
+        prefetch=Prefetch(scheduler, calls, FetchFromBlocks(), layout.layers),
         spiller=Spiller(pool, calls, settings.spill),
         lender=Lender(pool, block_bytes),
         returns=Returns(pool, calls, block_bytes),

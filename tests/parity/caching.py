@@ -86,7 +86,9 @@ class Rig:
         known_blocks = (len(prompt) + len(tokens) - 1) // BLOCK
         missing = known_blocks - len(prompt) // BLOCK
         if self.level == 3 and not worker.startswith("mixed"):
-            self.until(lambda: self.counter(worker, "returned_blocks_total") == returned + missing, "the answer's KV is back")
+            self.until(
+                lambda: self.counter(worker, "returned_blocks_total") == returned + missing, "the answer's KV is back"
+            )
         if self.level:
             saved = known_blocks if self.level >= 2 else len(prompt) // BLOCK
             self.until(lambda: self.in_store() >= spilled + saved, "the store has the prompt")
@@ -127,9 +129,7 @@ class Rig:
 
 
 @contextmanager
-def rig(
-    folder: Path, answers: Answers, level: int, workers: dict[str, dict[str, str]], **decode: str
-) -> Iterator[Rig]:
+def rig(folder: Path, answers: Answers, level: int, workers: dict[str, dict[str, str]], **decode: str) -> Iterator[Rig]:
     """A decode worker, a KV store with a disk, and prefill or mixed workers, each with flags of its own."""
     with cluster(folder) as processes:
         common = {"model": answers.folder, "dtype": "float32", "caching": level}

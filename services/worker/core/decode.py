@@ -22,7 +22,7 @@ from services.worker.core.generation import Generation
 from services.worker.core.incoming import Incoming
 from services.worker.core.parts import Parts
 from services.worker.core.plan import StepResult
-from services.worker.core.role import WorkerRole
+from services.worker.core.role import DRAINED, WorkerRole
 from services.worker.core.sequence import NewPrompt
 
 _TOMBSTONE_MS = 60_000.0
@@ -88,6 +88,8 @@ class DecodeCore(WorkerRole):
         if self._reporter.draining:
             text = f"{self._mine.id} is draining and takes nothing new"
             return [_failed(gateway, message.request, "no_worker", text, retryable=True)]
+        if refusal := self._refusal(message.request, message.prompt):
+            return [_failed(gateway, message.request, "invalid_request", refusal, retryable=False)]
         tokens, max_tokens = len(message.prompt), message.sampling.max_tokens
         pages = self._layout.pages_at_most(tokens, max_tokens)
         if pages > self._pool.ledger.total_pages:
@@ -150,9 +152,9 @@ class DecodeCore(WorkerRole):
 
     def abandon(self) -> list[Action]:
         """The drain time is over: tell every gateway that still waits."""
-        text = "the worker was told to stop, and its time to drain is over"
         looking = [
-            _failed(one.gateway, request, "peer_failed", text, retryable=True) for request, one in self._looking.items()
+            _failed(one.gateway, request, "peer_failed", DRAINED, retryable=True)
+            for request, one in self._looking.items()
         ]
         return [*looking, *self._generation.abandon(), *self._incoming.abandon()]
 

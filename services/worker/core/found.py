@@ -26,6 +26,17 @@ class FoundBlocks:
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """A sequence has its pages."""
+
+    request: RequestId
+    cached_blocks: int
+    """Leading blocks whose KV is in them already."""
+    load: "Load | None"
+    """What of the rest is fetched (perhaps nothing), if something was found for it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """Found blocks that a sequence waits for: to be copied into `own_pages` [blocks, layers]."""
 

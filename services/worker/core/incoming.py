@@ -23,6 +23,8 @@ from kvstore.index.page_table import PageTable
 from services.worker.core.actions import Action
 from services.worker.core.generation import Arrival, Generation
 from services.worker.core.scheduler import Scheduler
+from services.worker.core.sequence import request_owner
+from services.worker.core.wire import are_tokens
 
 
 @dataclass(slots=True)
@@ -51,6 +53,7 @@ class GrantTerms:
     """Cache salt -> what the names of blocks start from."""
     epoch: Incarnation
     lease_ms: int
+    vocab_tokens: int
 
 
 class Incoming:
@@ -119,6 +122,11 @@ class Incoming:
     # -- granting
 
     def _on_asked(self, sender: PeerId, request: GrantRequest, now_ms: float) -> list[Action]:
+        if not are_tokens(request.prompt, self._terms.vocab_tokens):
+            text = f"the prompt holds what is no token of 0 to {self._terms.vocab_tokens - 1}"
+            return self._carry_out(
+                self._receiver.refuse(request.transfer, "invalid_request", text, False, now_ms), now_ms
+            )
         prompt_tokens, max_tokens = len(request.prompt), request.sampling.max_tokens
         pages = self._terms.layout.pages_at_most(prompt_tokens, max_tokens)
         if pages > self._pool.ledger.total_pages:
@@ -160,7 +168,7 @@ class Incoming:
         return actions
 
     def _grant(self, incoming: _Incoming, now_ms: float) -> list[Action]:
-        request, owner, names = incoming.request, Owner(incoming.request.transfer), incoming.arrival.names
+        request, owner, names = incoming.request, _owner(incoming.request.transfer), incoming.arrival.names
         hits = incoming.cached_blocks = self._pool.match(names)
         incoming.table = PageTable(self._terms.layout.layers)
         if hits:
@@ -191,9 +199,9 @@ class Incoming:
                 case Deliver(transfer=transfer, handover=handover):
                     actions += self._deliver(transfer, handover)
                 case Quarantine(transfer=transfer):
-                    self._pool.move(Owner(transfer), PageState.QUARANTINED)
+                    self._pool.move(_owner(transfer), PageState.QUARANTINED)
                 case Release(transfer=transfer):
-                    self._pool.release(Owner(transfer))
+                    self._pool.release(_owner(transfer))
                     self._transfers.pop(transfer)
                     actions += self.pump(now_ms)
                 case GaveUp():
@@ -203,8 +211,8 @@ class Incoming:
     def _deliver(self, transfer: TransferId, handover: HandOver) -> list[Action]:
         incoming = self._transfers.pop(transfer)
         assert incoming.table is not None, f"{transfer} was delivered without a grant"
-        owner = Owner(incoming.arrival.request)
-        self._pool.rename(Owner(transfer), owner)
+        owner = request_owner(incoming.arrival.request)
+        self._pool.rename(_owner(transfer), owner)
         self._pool.move(owner, PageState.ACTIVE)
         return self._generation.take_over(incoming.arrival, incoming.table, incoming.cached_blocks, handover)
 
@@ -262,6 +270,11 @@ class Incoming:
         for transfer, incoming in self._transfers.items():
             table, layers = incoming.table, self._terms.layout.layers
             wanted = 0 if table is None else table.ids.size - incoming.cached_blocks * layers
-            held = len(self._pool.pages_of(Owner(transfer)))
+            held = len(self._pool.pages_of(_owner(transfer)))
             if held != wanted:
                 raise RuntimeError(f"transfer {transfer} holds {held} pages, not those of its table")
+
+
+def _owner(transfer: TransferId) -> Owner:
+    """Under which name the pages of a transfer are kept until it is delivered."""
+    return Owner(f"transfer/{transfer}")

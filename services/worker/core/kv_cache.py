@@ -81,9 +81,15 @@ class KvCache:
         """The request is over."""
         return self._prefetch.forget(request)
 
-    def start_loads(self, now_ms: float) -> list[Action]:
-        """Begin what sequences that have just started wait for."""
-        return [action for load in self._scheduler.take_loads() for action in self._prefetch.start(load, now_ms)]
+    def start(self, load: Load, now_ms: float) -> list[Action]:
+        """Begin what a sequence that has just started waits for."""
+        return self._prefetch.start(load, now_ms)
+
+    def refresh(self, request: RequestId, names: list[BlockHash], now_ms: float) -> list[Action]:
+        """Look a prompt up again whose find has grown old while it waited."""
+        if not self._prefetch.is_stale(request, now_ms):
+            return []
+        return self._prefetch.forget(request) + self.look_up(request, names, now_ms)
 
     def load(self, call: int) -> Load | None:
         """A load that has not ended."""
@@ -102,8 +108,8 @@ class KvCache:
         """Whether `on_message` is for this message."""
         return isinstance(message, _MINE)
 
-    def on_message(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
-        """A message about blocks. Answers to calls that were given up are ignored, but for giving back what they pin."""
+    def on_message(self, peer: PeerId, message: AnyMessage, wanted_pages: int, now_ms: float) -> list[Action]:
+        """A message about blocks. `wanted_pages`: what waiting prompts need of the pool. Answers to calls that were given up are ignored, but for giving back what they pin."""
         match message:
             case Find():
                 return self._lender.on_find(peer, message, now_ms)
@@ -115,14 +121,14 @@ class KvCache:
                 answer = self._spiller.on_reserved(peer, message)
                 return self.pump(now_ms) if answer is None else answer + self.pump(now_ms)
             case Stored():
-                self._spiller.on_stored_there(message)
+                self._spiller.on_stored_there(peer, message)
                 return self.pump(now_ms)
             case Offered():
-                spare = self._pool.available_pages - self._scheduler.wanted_pages
+                spare = self._pool.available_pages - wanted_pages
                 shared = self._neighbours.transport(peer) == "shm"
                 return self._returns.on_offered(peer, message, shared=shared, spare_pages=spare, now_ms=now_ms)
             case Declined(call=call):
-                self._spiller.enqueue([name for name in self._offers.on_declined(call) if name in self._pool.cache])
+                self._spiller.enqueue([n for n in self._offers.on_declined(peer, call) if n in self._pool.cache])
         return []
 
     def _on_found(self, peer: PeerId, message: Found, now_ms: float) -> list[Action]:
@@ -138,7 +144,7 @@ class KvCache:
     def on_moved(self, call: int, moved: Moved, now_ms: float) -> list[Action]:
         """The shell has ended a FetchBlocks or StoreBlocks."""
         for part in (self._prefetch, self._spiller, self._returns):
-            done = part.on_moved(call, moved)
+            done = part.on_moved(call, moved, now_ms)
             if done is not None:
                 return done + self.pump(now_ms)
         return []

@@ -12,6 +12,7 @@ from common.messages.actions import Send
 from common.messages.blocks import Find, Found
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.actions import Action, SendBlocks
+from services.worker.core.wire import block_names
 
 _LONGEST_LEASE_MS = 10_000
 _ANSWER_LIMIT_BYTES = 16 * 2**20
@@ -35,7 +36,7 @@ class Lender:
 
     def on_find(self, peer: PeerId, message: Find, now_ms: float) -> list[Action]:
         """Pin what is here and say where it lies, or send it."""
-        names = [BlockHash(name) for name in message.blocks]
+        names = block_names(message.blocks)
         run = names[: self._pool.match(names)]
         if message.payloads:
             return self._send(peer, message, run)
@@ -55,7 +56,7 @@ class Lender:
     def _send(self, peer: PeerId, message: Find, run: list[BlockHash]) -> list[Action]:
         """The bytes are gathered before anything else happens, so nothing needs to stay pinned."""
         fits = run[: max(1, _ANSWER_LIMIT_BYTES // self._block_bytes)]
-        owner = Owner(f"lent/{peer}/{message.call}")
+        owner = Owner(f"sent/{peer}/{message.call}")
         pages = self._pool.take(owner, fits)
         self._pool.release(owner)
         self.sent_bytes_total += len(fits) * self._block_bytes

@@ -41,10 +41,12 @@ class Offers:
         parent = sequence.hashes[first - 1] if first else sequence.root
         return [Send(peer, Offered(call=call, parent=parent, depth=first, blocks=names))]
 
-    def on_declined(self, call: int) -> tuple[BlockHash, ...]:
+    def on_declined(self, peer: PeerId, call: int) -> tuple[BlockHash, ...]:
         """The blocks that the prefill worker has no room for."""
-        offer = self._offers.pop(call, None)
-        return () if offer is None else offer.names
+        offer = self._offers.get(call)
+        if offer is None or offer.peer != peer:
+            return ()
+        return self._offers.pop(call).names
 
     def on_tick(self, now_ms: float) -> None:
         """Forget offers that were taken, or lost."""

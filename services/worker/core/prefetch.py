@@ -8,8 +8,6 @@ the shell says so (by shared memory) or with its answer or its deadline (by mess
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from common.block_hash import BlockHash
 from common.ids import PeerId, RequestId
 from common.messages.actions import Send
@@ -20,6 +18,7 @@ from services.worker.core.calls import Calls
 from services.worker.core.found import FoundBlocks, Load
 from services.worker.core.neighbours import StoreLink
 from services.worker.core.scheduler import Scheduler
+from services.worker.core.wire import require_answer
 
 _LEASE_MS = 10_000
 _ANSWER_WITHIN_MS = 2_500.0
@@ -36,20 +35,25 @@ class _Lookup:
     sent_ms: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Loading:
     load: Load
     store: StoreLink
     until_ms: float | None
     """By message: when to wait no longer. By shared memory the shell always ends it."""
+    names: tuple[BlockHash, ...] = ()
+    """By message: of all blocks of the load."""
+    filled_blocks: int = 0
+    """By message: how many of them have come."""
 
 
 class Prefetch:
     """Looks up and loads; tells the scheduler when a load is worthless and when it has ended."""
 
-    def __init__(self, scheduler: Scheduler, calls: Calls, policy: FetchFromBlocks) -> None:
-        self._scheduler, self._calls, self._policy = scheduler, calls, policy
+    def __init__(self, scheduler: Scheduler, calls: Calls, policy: FetchFromBlocks, layers: int) -> None:
+        self._scheduler, self._calls, self._policy, self._layers = scheduler, calls, policy, layers
         self._lookups: dict[int, _Lookup] = {}
+        self._looking: dict[RequestId, int] = {}  # -> its call in `_lookups`
         self._found: dict[RequestId, tuple[FoundBlocks, _Lookup]] = {}
         self._loads: dict[int, _Loading] = {}
         self._failed: list[RequestId] = []
@@ -66,12 +70,18 @@ class Prefetch:
         if not self._policy.worth(len(names)):
             return []
         call = self._calls.next()
+        self._looking[request] = call
         self._lookups[call] = _Lookup(request, store, first_block, tuple(names), now_ms)
         return [Send(store.peer, Find(call=call, blocks=tuple(names), lease_ms=_LEASE_MS))]
 
     def settled(self, request: RequestId) -> bool:
         """Whether nothing is being looked up for the request."""
-        return all(lookup.request != request for lookup in self._lookups.values())
+        return request not in self._looking
+
+    def is_stale(self, request: RequestId, now_ms: float) -> bool:
+        """Whether what was found may be gone before it could be read: `forget` it, and look it up again."""
+        entry = self._found.get(request)
+        return entry is not None and now_ms > entry[0].deadline_ms - _LEASE_MS / 2
 
     def take(self, request: RequestId) -> FoundBlocks | None:
         """What was found, for the request's start; it comes back with `start`."""
@@ -80,26 +90,32 @@ class Prefetch:
 
     def forget(self, request: RequestId) -> list[Action]:
         """The request will not start, or starts without."""
-        for call in [call for call, lookup in self._lookups.items() if lookup.request == request]:
-            del self._lookups[call]  # a late answer is released when it comes
+        if request in self._looking:
+            self._end_lookup(self._looking[request])  # a late answer is released when it comes
         entry = self._found.pop(request, None)
         return [] if entry is None else [_release(entry[0])]
 
     def on_found(self, peer: PeerId, message: Found, now_ms: float) -> list[Action] | None:
-        """An answer; None if the call is not ours."""
+        """An answer; None if the call is not ours. Raises ProtocolViolation for one that fits no question."""
         loading = self._loads.get(message.call)
-        if loading is not None:
+        if loading is not None and loading.store.peer == peer:
             return self._on_payloads(message.call, loading, message)
-        lookup = self._lookups.pop(message.call, None)
-        if lookup is None:
+        lookup = self._lookups.get(message.call)
+        if lookup is None or lookup.store.peer != peer:
             return None
+        self._end_lookup(message.call)
+        pages = require_answer(message, len(lookup.names), by_pages=True, layers=self._layers)
         if not self._policy.worth(message.n_blocks):
             return [Send(peer, Release(call=message.call))] if message.n_blocks else []
-        pages = np.array(message.pages if lookup.store.shared else (), np.int32)
+        if not lookup.store.shared:
+            pages = pages[:0]
         deadline_ms = lookup.sent_ms + message.lease_ms
         found = FoundBlocks(message.call, peer, lookup.first_block, message.tiers, pages, deadline_ms)
         self._found[lookup.request] = found, lookup
         return []
+
+    def _end_lookup(self, call: int) -> None:
+        del self._looking[self._lookups.pop(call).request]
 
     # -- loading
 
@@ -118,11 +134,16 @@ class Prefetch:
             return [
                 FetchBlocks(found.call, found.peer, load.own_pages, load.peer_pages, found.deadline_ms, by_layer=True)
             ]
-        call = self._calls.next()
-        self._loads[call] = _Loading(load, lookup.store, now_ms + _PAYLOADS_WITHIN_MS)
         first = load.first_block - lookup.first_block
         names = lookup.names[first : first + load.n_blocks]
-        return [Send(found.peer, Find(call=call, blocks=names, lease_ms=0, payloads=True))]
+        return self._ask_for_bytes(_Loading(load, lookup.store, now_ms + _PAYLOADS_WITHIN_MS, names))
+
+    def _ask_for_bytes(self, loading: _Loading) -> list[Action]:
+        """One answer holds only so many bytes: a long run takes several."""
+        call = self._calls.next()
+        self._loads[call] = loading
+        names = loading.names[loading.filled_blocks :]
+        return [Send(loading.store.peer, Find(call=call, blocks=names, lease_ms=0, payloads=True))]
 
     def load(self, call: int) -> Load | None:
         """A load that has not ended."""
@@ -135,7 +156,7 @@ class Prefetch:
         if loading is not None:
             self._scheduler.spoil(loading.load.request)
 
-    def on_moved(self, call: int, moved: Moved) -> list[Action] | None:
+    def on_moved(self, call: int, moved: Moved, now_ms: float) -> list[Action] | None:
         """The shell has ended a load; None if the call is not ours."""
         if call not in self._loads:
             return None
@@ -143,12 +164,20 @@ class Prefetch:
         return self._end(call, ok=moved.ok)
 
     def _on_payloads(self, call: int, loading: _Loading, message: Found) -> list[Action]:
-        own_pages = loading.load.own_pages
-        if loading.store.shared or message.n_blocks < len(own_pages):
+        own_pages, first = loading.load.own_pages, loading.filled_blocks
+        require_answer(message, len(own_pages) - first, by_pages=loading.store.shared, layers=self._layers)
+        if loading.store.shared or message.pages:
+            return []  # no answer to what was asked
+        if message.n_blocks == 0:
             return self._end(call, ok=False)
-        self.loaded_bytes_total += len(own_pages) * loading.store.block_bytes
+        loading.filled_blocks += message.n_blocks
+        self.loaded_bytes_total += message.n_blocks * loading.store.block_bytes
+        fill = FillBlocks(own_pages[first : loading.filled_blocks])
+        if loading.filled_blocks < len(own_pages):
+            del self._loads[call]
+            return [fill, *self._ask_for_bytes(loading)]
         self._filled.append(loading.load)
-        return [FillBlocks(own_pages), *self._end(call, ok=True)]
+        return [fill, *self._end(call, ok=True)]
 
     def _end(self, call: int, *, ok: bool) -> list[Action]:
         loading = self._loads.pop(call)
@@ -178,14 +207,14 @@ class Prefetch:
     def on_tick(self, now_ms: float) -> list[Action]:
         """Wait no longer for what is late."""
         for call in [c for c, lookup in self._lookups.items() if now_ms - lookup.sent_ms >= _ANSWER_WITHIN_MS]:
-            del self._lookups[call]
+            self._end_lookup(call)
         late = [c for c, loading in self._loads.items() if loading.until_ms is not None and now_ms >= loading.until_ms]
         return [action for call in late for action in self._end(call, ok=False)]
 
     def on_peer_dead(self, peer: PeerId) -> None:
         """The store is gone: what it kept for prompts that have not started is no use."""
         for call in [call for call, lookup in self._lookups.items() if lookup.store.peer == peer]:
-            del self._lookups[call]
+            self._end_lookup(call)
         for request in [request for request, (found, _) in self._found.items() if found.peer == peer]:
             del self._found[request]
         late = [c for c, loading in self._loads.items() if loading.store.peer == peer and loading.until_ms is not None]

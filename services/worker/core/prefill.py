@@ -4,7 +4,7 @@ Owns the queue of prompts and one Prompt per request until its KV is handed over
 Pages belong to the Scheduler; while a copy may read them they are held, and the Sender says when that is over.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -16,17 +16,18 @@ from common.messages import AnyMessage
 from common.messages.actions import Send
 from common.messages.handover import Commit, Grant, GrantRefused, KvSpan, Stop
 from common.messages.liveness import Member, QueueCounts, Report
-from common.messages.requests import Cancel, Generate, Timings
+from common.messages.requests import Cancel, Generate
 from common.policy.transfer import Granularity, choose
 from kvstore.handover.actions import GaveUp, Granted, HandedOver, PostCopy, Release, SenderAction
-from kvstore.handover.outgoing import FirstToken
 from kvstore.handover.sender import Sender
 from services.worker.core.actions import Action, Copy, Moved
+from services.worker.core.found import Started
 from services.worker.core.parts import Parts
 from services.worker.core.plan import Segment, StepResult
+from services.worker.core.preparation import Preparation
 from services.worker.core.prompt import Prompt
 from services.worker.core.reporting import CopyTotals
-from services.worker.core.role import WorkerRole
+from services.worker.core.role import DRAINED, WorkerRole
 from services.worker.core.scheduler import NewToken
 
 _ASK_AHEAD = 2
@@ -53,6 +54,7 @@ class PrefillCore(WorkerRole):
     def __init__(self, mine: Member, parts: Parts, sender: Sender, terms: PrefillTerms) -> None:
         super().__init__(mine, parts, max_queued=terms.max_queued)
         self._sender, self._layout, self._terms = sender, terms.layout, terms
+        self._preparation = Preparation(parts.cache, parts.pool, parts.scheduler)
         self._queue: deque[Prompt] = deque()
         self._prompts: dict[RequestId, Prompt] = {}
         self._requests: dict[TransferId, RequestId] = {}
@@ -78,6 +80,8 @@ class PrefillCore(WorkerRole):
         prompt = Prompt(message, gateway, now_ms, now_ms + message.timeout_ms, self._root(message.cache_salt))
         if self._reporter.draining:
             return [*prompt.tell("no_worker", f"{self._mine.id} is draining and takes nothing new", retryable=True)]
+        if refusal := self._refusal(message.request, message.prompt):
+            return [*prompt.tell("invalid_request", refusal)]
         if message.decode is None:
             return [*prompt.tell("protocol_violation", f"{self._mine.id} only prefills; no decode worker was named")]
         pages, total = self._layout.pages_for(len(message.prompt)), self._pool.ledger.total_pages
@@ -112,20 +116,14 @@ class PrefillCore(WorkerRole):
 
     def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
         """The engine finished a step."""
-        actions: list[Action] = []
-        for new in self._scheduler.complete(result):
-            actions += self._on_prompt_done(new, now_ms)
-        return actions + self._pump(now_ms) + self._cache.pump(now_ms)
+        done = [action for new in self._scheduler.complete(result) for action in self._on_prompt_done(new, now_ms)]
+        return done + self._pump(now_ms) + self._cache.pump(now_ms)
 
     def _on_prompt_done(self, new: NewToken, now_ms: float) -> list[Action]:
         prompt = self._prompts[new.sequence.request]
         assert prompt.transfer is not None
         self._scheduler.park(new.sequence.request)
-        prompt.computed_ms = now_ms
-        timings = Timings(prefill_queue_ms=prompt.asked_ms - prompt.arrived_ms, compute_ms=now_ms - prompt.asked_ms)
-        reused = new.sequence.reused_tokens or 0
-        first = FirstToken(token=new.token, logprob=new.logprob, cached_tokens=reused, timings=timings)
-        return self._carry_out(self._sender.finished(prompt.transfer, first, now_ms), now_ms)
+        return self._carry_out(self._sender.finished(prompt.transfer, prompt.finish(new, now_ms), now_ms), now_ms)
 
     def on_copied(self, transfer: TransferId, span: KvSpan, moved: Moved, now_ms: float) -> list[Action]:
         """A copy ended, well or not."""
@@ -179,39 +177,33 @@ class PrefillCore(WorkerRole):
     # -- the way of one prompt
 
     def _pump(self, now_ms: float) -> list[Action]:
-        """Start prompts in order, while there are pages and not too many wait for their grant.
-
-        One whose decode worker is not connected yet lets others pass for a moment, then fails.
-        """
+        """Start prompts in order, while there are pages and not too many wait for their grant."""
         actions: list[Action] = []
+        asking = Counter(p.decode for p in self._prompts.values() if p.transfer is not None and p.granted_ms is None)
         for prompt in list(self._queue):
-            worker = prompt.message.decode
-            assert worker is not None
-            decode = self._neighbours.ready(worker)
-            if decode is None and now_ms - prompt.arrived_ms < _CONNECT_GRACE_MS:
-                continue
+            decode = self._neighbours.ready(prompt.decode_worker)
             if decode is None:
-                text = f"{self._mine.id} cannot reach decode worker {worker}: {self._neighbours.why_not(worker)}"
-                actions += prompt.tell("no_worker", text, retryable=True)
-                actions += self._end(prompt, "no_worker", now_ms)
+                actions += self._on_unreachable(prompt, now_ms)
                 continue
-            pinned = self._pool.pinned_run(prompt.names)
-            if not self._scheduler.has_room(len(prompt.message.prompt), pinned_blocks=pinned):
-                break
-            if sum(p.decode == decode and p.granted_ms is None for p in self._prompts.values()) >= _ASK_AHEAD:
+            if asking[decode] >= _ASK_AHEAD:
                 continue  # that decode worker is full; others may not be
-            if not prompt.looked_up:
-                prompt.looked_up = True
-                actions += self._cache.look_up(prompt.message.request, prompt.names, now_ms)
-            if not self._cache.ready(prompt.message.request, prompt.names):
-                continue
-            room, saving = self._cache.make_room(prompt.names, len(prompt.message.prompt), now_ms)
-            actions += saving
-            if not room:
+            asking[decode] += 1
+            ready, steps = self._preparation.advance(prompt, now_ms)
+            actions += steps
+            if ready and not self._preparation.has_room(prompt):
                 break
-            self._queue.remove(prompt)
-            actions += self._start(prompt, decode, now_ms)
+            if ready:
+                self._queue.remove(prompt)
+                actions += self._start(prompt, decode, now_ms)
         return actions
+
+    def _on_unreachable(self, prompt: Prompt, now_ms: float) -> list[Action]:
+        """Its decode worker is not connected yet: it lets others pass for a moment, then fails."""
+        worker = prompt.decode_worker
+        if now_ms - prompt.arrived_ms < _CONNECT_GRACE_MS:
+            return []
+        text = f"{self._mine.id} cannot reach decode worker {worker}: {self._neighbours.why_not(worker)}"
+        return [*prompt.tell("no_worker", text, retryable=True), *self._end(prompt, "no_worker", now_ms)]
 
     def _start(self, prompt: Prompt, decode: PeerId, now_ms: float) -> list[Action]:
         message = prompt.message
@@ -225,10 +217,18 @@ class PrefillCore(WorkerRole):
         request = prompt.grant_request(self._neighbours.transport(decode), now_ms)
         n_blocks = self._layout.blocks_for(len(message.prompt))
         asked = self._sender.ask(decode, request, n_blocks, now_ms, prompt.deadline_ms, mode=prompt.mode)
-        if prompt.sequence.cached_blocks:
-            span = KvSpan(0, 0, prompt.sequence.cached_blocks, self._layout.layers)
-            asked += self._sender.computed(transfer, span)
         return self._carry_out(asked, now_ms)
+
+    def _on_started(self, started: Started, now_ms: float) -> list[Action]:
+        """What is cached here may go to the decode worker at once."""
+        actions = super()._on_started(started, now_ms)
+        if started.cached_blocks:
+            span = KvSpan(0, 0, started.cached_blocks, self._layout.layers)
+            actions += self._on_loaded(started.request, span, now_ms)
+        return actions
+
+    def _wanted_pages(self) -> int:
+        return super()._wanted_pages() + sum(self._layout.pages_for(len(p.message.prompt)) for p in self._queue)
 
     def _carry_out(self, steps: list[SenderAction], now_ms: float) -> list[Action]:
         actions: list[Action] = []
@@ -268,8 +268,7 @@ class PrefillCore(WorkerRole):
 
     def abandon(self) -> list[Action]:
         """The drain time is over: tell every gateway that still waits."""
-        text = "the worker was told to stop, and its time to drain is over"
-        return [a for p in self._prompts.values() for a in p.tell("peer_failed", text, retryable=True)]
+        return [a for p in self._prompts.values() for a in p.tell("peer_failed", DRAINED, retryable=True)]
 
     def _end(self, prompt: Prompt, code: str, now_ms: float) -> list[Action]:
         """Stop working on a prompt whose gateway needs no word of it any more."""

@@ -66,7 +66,10 @@ class PrefixReuse:
         if found is not None and found.first_block <= hits:
             end = max(hits, min(found.end_block, (len(sequence.tokens) - 1) // self._block_tokens))
         sequence.computed_tokens = end * self._block_tokens
+        began_before, hit = bool(sequence.hit_tokens), sum(sequence.hit_tokens.values())
         sequence.hit_tokens = {"device": hits * self._block_tokens}
+        if began_before:  # it had to give way: what it finds of its own work is no reuse
+            sequence.hit_tokens = {"device": min(hit, hits * self._block_tokens)}
         if found is None:
             return None
         if end == hits:

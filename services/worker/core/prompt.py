@@ -3,12 +3,14 @@
 from dataclasses import dataclass, field
 
 from common.block_hash import BlockHash
-from common.ids import PeerId, TransferId
+from common.ids import PeerId, TransferId, WorkerId
 from common.messages.actions import Send
 from common.messages.handover import GrantRequest, KvSpan
-from common.messages.requests import Failed, Generate
+from common.messages.requests import Failed, Generate, Timings
 from common.policy.transfer import Granularity
+from kvstore.handover.outgoing import FirstToken
 from services.worker.core.found import FoundBlocks
+from services.worker.core.scheduler import NewToken
 from services.worker.core.sequence import NewPrompt, Sequence
 
 
@@ -36,6 +38,12 @@ class Prompt:
     computed_ms: float | None = None
     told: bool = False
     """The gateway knows the outcome, or has cancelled."""
+
+    @property
+    def decode_worker(self) -> WorkerId:
+        """Who takes it over; a prompt without one is refused on arrival."""
+        assert self.message.decode is not None, "no decode worker was named"
+        return self.message.decode
 
     @property
     def phase(self) -> str:
@@ -73,6 +81,13 @@ class Prompt:
             transport=transport,
             cache_salt=message.cache_salt,
         )
+
+    def finish(self, new: NewToken, now_ms: float) -> FirstToken:
+        """The prompt is computed: what goes to the decode worker."""
+        self.computed_ms = now_ms
+        timings = Timings(prefill_queue_ms=self.asked_ms - self.arrived_ms, compute_ms=now_ms - self.asked_ms)
+        cached_tokens = new.sequence.reused_tokens or 0
+        return FirstToken(token=new.token, logprob=new.logprob, cached_tokens=cached_tokens, timings=timings)
 
     def source_pages(self, span: KvSpan) -> tuple[int, ...]:
         """Our pages that hold a span of a prompt that was started."""

@@ -10,8 +10,6 @@ Best effort (MemServe, section 5.2): an answer that does not come back is comput
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from common.block_hash import BlockHash
 from common.ids import Owner, PeerId
 from common.messages.actions import Send
@@ -20,6 +18,7 @@ from kvstore.index.block_pool import BlockPool
 from kvstore.index.ledger import PageIds, PageState
 from services.worker.core.actions import Action, FetchBlocks, FillBlocks, Moved
 from services.worker.core.calls import Calls
+from services.worker.core.wire import block_names, require_answer
 
 _LEASE_MS = 5_000
 _FOUND_WITHIN_MS = 2_000.0
@@ -53,7 +52,7 @@ class Returns:
         self, peer: PeerId, message: Offered, *, shared: bool, spare_pages: int, now_ms: float
     ) -> list[Action]:
         """Pull what is missing here, or decline. `spare_pages`: what waiting prompts do not need of the pool."""
-        names = [BlockHash(name) for name in message.blocks]
+        names = block_names(message.blocks)
         parent = BlockHash(message.parent)
         known = self._pool.match(names)
         missing = names[known:]
@@ -77,9 +76,10 @@ class Returns:
     def on_found(self, peer: PeerId, message: Found) -> list[Action] | None:
         """The decode worker's answer; None if the call is not ours."""
         pull = self._pulls.get(message.call)
-        if pull is None or pull.own_pages is not None:
+        if pull is None or pull.own_pages is not None or pull.peer != peer:
             return None
-        n_blocks = min(message.n_blocks, len(pull.names))
+        theirs = require_answer(message, len(pull.names), by_pages=pull.shared, layers=self._pool.pages_per_block)
+        n_blocks = message.n_blocks
         release = Send(peer, Release(call=message.call))
         if n_blocks * self._pool.pages_per_block > self._pool.available_pages:
             n_blocks = 0
@@ -93,11 +93,10 @@ class Returns:
             pull.own_pages = pages
             return filled + self._end(message.call, ok=True, n_bytes=n_blocks * self._block_bytes)
         pull.own_pages = pages
-        theirs = np.array(message.pages[:n_blocks], np.int32)
         deadline_ms = pull.sent_ms + message.lease_ms
         return [FetchBlocks(message.call, peer, pages, theirs, deadline_ms, by_layer=False)]
 
-    def on_moved(self, call: int, moved: Moved) -> list[Action] | None:
+    def on_moved(self, call: int, moved: Moved, now_ms: float) -> list[Action] | None:
         """The shell has ended a copy; None if the call is not ours."""
         return self._end(call, ok=moved.ok, n_bytes=moved.n_bytes) if call in self._pulls else None
 

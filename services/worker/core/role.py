@@ -13,9 +13,13 @@ from common.messages.liveness import Hello, Member, Ping, Refused, Report, Trans
 from common.messages.requests import Failed, Tokens
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.actions import Action, Moved
+from services.worker.core.found import Started
 from services.worker.core.parts import Parts
 from services.worker.core.plan import StepPlan, StepResult
 from services.worker.core.reporting import Reporter
+from services.worker.core.wire import are_tokens
+
+DRAINED = "the worker was told to stop, and its time to drain is over"
 
 
 class WorkerRole(ABC):
@@ -38,7 +42,7 @@ class WorkerRole(ABC):
             case Ping() | Hello():
                 return self._answer(peer, message, now_ms)
         if self._cache.concerns(message):
-            return self._cache.on_message(peer, message, now_ms) + self._after_cache(now_ms)
+            return self._cache.on_message(peer, message, self._wanted_pages(), now_ms) + self._after_cache(now_ms)
         return self._on_request(peer, message, now_ms)
 
     @abstractmethod
@@ -146,7 +150,15 @@ class WorkerRole(ABC):
 
     def loads(self, now_ms: float) -> list[Action]:
         """What sequences that have started wait for: to be carried out before the step of the next `plan` begins."""
-        return self._cache.start_loads(now_ms)
+        return [action for started in self._scheduler.take_started() for action in self._on_started(started, now_ms)]
+
+    def _on_started(self, started: Started, now_ms: float) -> list[Action]:
+        """A sequence has its pages."""
+        return [] if started.load is None else self._cache.start(started.load, now_ms)
+
+    def _wanted_pages(self) -> int:
+        """Pages that waiting prompts need."""
+        return self._scheduler.wanted_pages
 
     def take_events(self) -> list[CacheEvent]:
         """What happened to cached blocks since the last call."""
@@ -171,6 +183,16 @@ class WorkerRole(ABC):
         """What the names of a request's blocks start from."""
         assert self._mine.model is not None, "a worker serves a model"
         return root_hash(self._mine.model, salt)
+
+    def _refusal(self, request: RequestId, prompt: tuple[int, ...]) -> str:
+        """Why a prompt can never be computed here; empty if it can."""
+        assert self._mine.model is not None, "a worker serves a model"
+        vocab_tokens = self._mine.model.vocab_tokens
+        if not are_tokens(prompt, vocab_tokens):
+            return f"a prompt holds one token or more of 0 to {vocab_tokens - 1}; this one does not"
+        if request in self._scheduler.sequences:
+            return f"request {request} is still being ended on {self._mine.id}; ids must not be used twice"
+        return ""
 
     def _tick_neighbours(self, now_ms: float) -> list[Action]:
         actions, silent = self._neighbours.on_tick(now_ms)

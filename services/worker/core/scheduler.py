@@ -16,7 +16,7 @@ from common.messages.requests import TokenLogprob
 from common.policy.batching import Candidate, DecodeFirst
 from kvstore.index.ledger import PageState
 from kvstore.index.page_table import PageTable
-from services.worker.core.found import Load
+from services.worker.core.found import Started
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
 from services.worker.core.prefix import PrefixReuse
 from services.worker.core.sequence import NewPrompt, Sequence
@@ -46,7 +46,7 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # by `order`
         self._step: StepPlan | None = None
-        self._loads: list[Load] = []
+        self._started: list[Started] = []
         self._arrivals = 0
         self._steps = 0
         self.preemptions_total = 0
@@ -91,10 +91,10 @@ class Scheduler:
 
     # -- fetched blocks
 
-    def take_loads(self) -> list[Load]:
-        """What sequences that started since the last call wait for; to be carried out before the next plan is."""
-        loads, self._loads = self._loads, []
-        return loads
+    def take_started(self) -> list[Started]:
+        """Sequences that have got their pages since the last call; their loads must begin before the next step does."""
+        started, self._started = self._started, []
+        return started
 
     def spoil(self, request: RequestId) -> None:
         """A part of the sequence's load is worthless. What is computed with it will be computed again."""
@@ -207,8 +207,7 @@ class Scheduler:
             load = self._reuse.begin(sequence)
             if load is not None and load.n_blocks:
                 sequence.awaits_load = not load.found.pages.size  # the engine can wait only for shared memory
-            if load is not None:
-                self._loads.append(load)
+            self._started.append(Started(sequence.request, sequence.cached_blocks, load))
             self._running.append(sequence)
             self._running.sort(key=lambda s: s.order)
 

@@ -9,6 +9,11 @@ from kvstore.index.page_table import PageTable
 from services.worker.core.found import FoundBlocks
 
 
+def request_owner(request: RequestId) -> Owner:
+    """Under which name a request's pages are kept; no peer can choose one that means something else."""
+    return Owner(f"request/{request}")
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Mutable record, owned by the Scheduler; everybody else gets it to read."""
@@ -55,7 +60,7 @@ class Sequence:
     @property
     def owner(self) -> Owner:
         """Name under which the ledger keeps this sequence's pages."""
-        return Owner(self.request)
+        return request_owner(self.request)
 
     @property
     def generated_tokens(self) -> int:

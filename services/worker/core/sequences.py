@@ -17,6 +17,10 @@ class Sequences:
     def __len__(self) -> int:
         return len(self._sequences)
 
+    def __contains__(self, request: RequestId) -> bool:
+        """Also one that is dropped."""
+        return request in self._sequences
+
     def __getitem__(self, request: RequestId) -> Sequence:
         """Also one that is dropped."""
         return self._sequences[request]

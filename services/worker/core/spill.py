@@ -2,8 +2,8 @@
 
     write-through   every block, as soon as it is visible
     selective       every block that was used again: what is never asked for twice is not worth the copy
-    write-back      the coldest blocks, when free pages run low or a prompt needs their pages (it waits for the copy);
-                    they leave the cache with it
+    write-back      the coldest blocks, when free pages run low or a prefill worker's next prompt needs their pages (it
+                    waits for the copy); they leave the cache with it. What running answers displace is not saved.
 
 One batch is on its way at a time: Reserve -> Reserved -> copy -> Publish -> Stored by shared memory, Put -> Stored by
 message. Its blocks are pinned (or withdrawn from the cache) under an owner of its own until the copy has ended, whatever
@@ -24,11 +24,14 @@ from kvstore.index.ledger import PageIds
 from services.worker.core.actions import Action, Moved, SendBlocks, StoreBlocks
 from services.worker.core.calls import Calls
 from services.worker.core.neighbours import StoreLink
+from services.worker.core.wire import page_rows
 
 SPILL_POLICIES = ("write-through", "write-back", "selective")
 _BATCH_BLOCKS = 16
 _QUEUED_BLOCKS = 8192
 _ANSWER_WITHIN_MS = 2_000.0
+_WANTED_MS = 200.0
+"""How long the room that a prompt asked for is kept in mind; it asks again while it waits."""
 _DISTRUST_MS = 5_000.0
 """After a batch without an answer no prompt waits for another one."""
 _LOW_WATER = 0.1
@@ -44,6 +47,8 @@ class _Batch:
     until_ms: float
     copying: bool = False
     """The shell reads our pages: they stay until it says that it has ended."""
+    copied: bool = False
+    """The copy has ended; only the store's answer is missing."""
 
 
 class Spiller:
@@ -55,7 +60,7 @@ class Spiller:
         self._pool, self._calls, self._policy = pool, calls, policy
         self._queue: dict[BlockHash, None] = {}
         self._batches: dict[int, _Batch] = {}
-        self._demand_blocks = 0
+        self._wanted_free_blocks, self._wanted_until_ms = 0, float("-inf")
         self._distrusted_until_ms = float("-inf")
         self.spilled_blocks_total = 0
         self.spilled_bytes_total = 0
@@ -79,24 +84,25 @@ class Spiller:
         self._queue.pop(block.name, None)
 
     def enqueue(self, names: Sequence[BlockHash]) -> None:
-        """Spill these when their turn comes; the oldest are passed over if too many wait."""
+        """Spill these when their turn comes; if too many wait, not at all: of a chain the end is the smaller loss."""
         for name in names:
-            self._queue[name] = None
-        while len(self._queue) > _QUEUED_BLOCKS:
-            del self._queue[next(iter(self._queue))]
+            if len(self._queue) < _QUEUED_BLOCKS:
+                self._queue[name] = None
 
     def make_room(self, n_blocks: int, store: StoreLink | None, now_ms: float) -> bool:
         """write-back: False while blocks that must go for `n_blocks` new ones are being saved; ask again later.
 
         True at once if there is room, nobody to give blocks to, nothing that could go, or if a batch failed of late.
         """
-        missing = n_blocks - self._pool.ledger.free_pages // self._pool.pages_per_block
         savable = store is not None and now_ms >= self._distrusted_until_ms
-        if self._policy != "write-back" or missing <= 0 or not savable:
-            self._demand_blocks = 0
+        if self._policy != "write-back" or n_blocks <= self._free_blocks or not savable:
             return True
-        self._demand_blocks = missing
+        self._wanted_free_blocks, self._wanted_until_ms = n_blocks, now_ms + _WANTED_MS
         return not (self._batches or self._pool.cache.n_evictable)
+
+    @property
+    def _free_blocks(self) -> int:
+        return self._pool.ledger.free_pages // self._pool.pages_per_block
 
     # -- the batch on its way
 
@@ -109,7 +115,7 @@ class Spiller:
             return []
         call = self._calls.next()
         owner = Owner(f"spill/{call}")
-        blocks = self._choose(owner)
+        blocks = self._choose(owner, now_ms)
         if not blocks:
             return []
         names = tuple(BlockName(block.name, block.parent, block.depth) for block in blocks)
@@ -119,12 +125,11 @@ class Spiller:
             return [Send(store.peer, Reserve(call=call, blocks=names))]
         return [SendBlocks(store.peer, Put(call=call, blocks=names), own_pages)]
 
-    def _choose(self, owner: Owner) -> list[Block]:
-        ledger = self._pool.ledger
+    def _choose(self, owner: Owner, now_ms: float) -> list[Block]:
         if self._policy == "write-back" and not self._queue:
-            wanted_pages = _LOW_WATER * ledger.total_pages - ledger.free_pages
-            low_blocks = -int(-wanted_pages // self._pool.pages_per_block)
-            n_blocks = min(_BATCH_BLOCKS, max(low_blocks, self._demand_blocks))
+            low = int(_LOW_WATER * self._pool.ledger.total_pages) // self._pool.pages_per_block
+            wanted = self._wanted_free_blocks if now_ms < self._wanted_until_ms else 0
+            n_blocks = min(_BATCH_BLOCKS, max(low, wanted) - self._free_blocks)
             return self._pool.withdraw(owner, n_blocks) if n_blocks > 0 else []
         chosen: list[Block] = []
         for name in list(self._queue):
@@ -141,24 +146,25 @@ class Spiller:
     def on_reserved(self, peer: PeerId, message: Reserved) -> list[Action] | None:
         """The store gave pages for the blocks it lacks; None if the call is not ours."""
         batch = self._batches.get(message.call)
-        if batch is None:
+        if batch is None or batch.store.peer != peer:
             return [Send(peer, Publish(call=message.call, ok=False))] if message.pages else None
-        if batch.copying:
-            return []
+        if batch.copying or batch.copied:
+            return []  # heard before
         wanted = [place for place, pages in enumerate(message.pages[: len(batch.blocks)]) if pages]
+        theirs = page_rows([message.pages[place] for place in wanted], self._pool.pages_per_block)
         if not wanted:
             self._end(message.call)
             return []
         batch.copying = True
-        theirs = np.array([message.pages[place] for place in wanted], np.int32)
         return [StoreBlocks(message.call, batch.store.peer, batch.own_pages[wanted], theirs)]
 
-    def on_moved(self, call: int, moved: Moved) -> list[Action] | None:
+    def on_moved(self, call: int, moved: Moved, now_ms: float) -> list[Action] | None:
         """The copy of a batch has ended; None if the call is not ours."""
         batch = self._batches.get(call)
         if batch is None:
             return None
-        batch.copying = False
+        batch.copying, batch.copied = False, True
+        batch.until_ms = now_ms + _ANSWER_WITHIN_MS
         self.spilled_bytes_total += moved.n_bytes
         self._pool.release(batch.owner)
         if not moved.ok:
@@ -166,16 +172,15 @@ class Spiller:
             del self._batches[call]
         return [Send(batch.store.peer, Publish(call=call, ok=moved.ok))]
 
-    def on_stored_there(self, message: Stored) -> bool:
-        """The store has answered; False if the call is not ours."""
+    def on_stored_there(self, peer: PeerId, message: Stored) -> None:
+        """The store has answered. Ignored if nothing like it was asked."""
         batch = self._batches.get(message.call)
-        if batch is None or batch.copying:
-            return batch is not None
+        if batch is None or batch.copying or batch.store.peer != peer:
+            return
         if not batch.store.shared:
             self.spilled_bytes_total += len(batch.blocks) * batch.store.block_bytes
         self.spilled_blocks_total += message.n_blocks
         self._end(message.call)
-        return True
 
     def _end(self, call: int) -> None:
         self._pool.release(self._batches.pop(call).owner)

@@ -1,0 +1,32 @@
+"""What must be known, fetched or saved before a prompt may take its pages. Pure; owns nothing."""
+
+from kvstore.index.block_pool import BlockPool
+from services.worker.core.actions import Action
+from services.worker.core.kv_cache import KvCache
+from services.worker.core.prompt import Prompt
+from services.worker.core.scheduler import Scheduler
+
+
+class Preparation:
+    """Asked again at every event until the prompt has started."""
+
+    def __init__(self, cache: KvCache, pool: BlockPool, scheduler: Scheduler) -> None:
+        self._cache, self._pool, self._scheduler = cache, pool, scheduler
+
+    def advance(self, prompt: Prompt, now_ms: float) -> tuple[bool, list[Action]]:
+        """Whether nothing is missing but room; begins what is: a lookup in the KV store, saving what must go."""
+        request, names = prompt.message.request, prompt.names
+        if prompt.looked_up:
+            actions = self._cache.refresh(request, names, now_ms)
+        else:
+            prompt.looked_up = True
+            actions = self._cache.look_up(request, names, now_ms)
+        if not self._cache.ready(request, names):
+            return False, actions
+        room, saving = self._cache.make_room(names, len(prompt.message.prompt), now_ms)
+        return room, actions + saving
+
+    def has_room(self, prompt: Prompt) -> bool:
+        """Whether the prompt would start at once."""
+        pinned = self._pool.pinned_run(prompt.names)
+        return self._scheduler.has_room(len(prompt.message.prompt), pinned_blocks=pinned)

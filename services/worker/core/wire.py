@@ -1,0 +1,47 @@
+"""What peers say about pages and blocks, checked before anybody acts on it. Pure."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from common.block_hash import HASH_BYTES, BlockHash
+from common.errors import ProtocolViolation
+from common.messages.blocks import Found
+from kvstore.index.ledger import PageIds
+
+TIERS = ("device", "host", "disk")
+_MAX_PAGE = 2**31 - 1
+
+
+def page_rows(rows: Sequence[Sequence[int]], layers: int) -> PageIds:
+    """Rows of one page per layer as an array [blocks, layers]. Raises ProtocolViolation for anything else."""
+    for row in rows:
+        if len(row) != layers or min(row) < 0 or max(row) > _MAX_PAGE:
+            raise ProtocolViolation(f"a block's pages {tuple(row)[:4]}...: {layers} page numbers were expected")
+    return np.array(rows, np.int32).reshape(len(rows), layers)
+
+
+def block_names(names: Sequence[bytes]) -> list[BlockHash]:
+    """Names of blocks. Raises ProtocolViolation for one that is none."""
+    if any(len(name) != HASH_BYTES for name in names):
+        raise ProtocolViolation(f"a block's name has {HASH_BYTES} bytes")
+    return [BlockHash(name) for name in names]
+
+
+def require_answer(message: Found, asked: int, *, by_pages: bool, layers: int) -> PageIds:
+    """Raise ProtocolViolation unless this answers a Find of `asked` blocks; returns the pages, no rows if bytes follow."""
+    if not 0 <= message.n_blocks <= asked or not set(message.tiers) <= set(TIERS):
+        raise ProtocolViolation(
+            f"Found {message.call}: {message.n_blocks} blocks of {asked}, tiers {message.tiers[:4]}"
+        )
+    if len(message.tiers) != message.n_blocks:
+        raise ProtocolViolation(f"Found {message.call}: {message.n_blocks} blocks and {len(message.tiers)} tiers")
+    pages = page_rows(message.pages, layers)
+    if by_pages and len(pages) != message.n_blocks:
+        raise ProtocolViolation(f"Found {message.call}: {message.n_blocks} blocks and {len(pages)} rows of pages")
+    return pages
+
+
+def are_tokens(prompt: Sequence[int], vocab_tokens: int) -> bool:
+    """Whether a prompt is one: at least one token, and each in the vocabulary."""
+    return bool(prompt) and min(prompt) >= 0 and max(prompt) < vocab_tokens
