@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from common.block_hash import BlockHash, hash_blocks
+from common.block_hash import hash_blocks
 from common.errors import LoadFailed, ProtocolViolation
 from common.ids import PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
@@ -20,10 +20,11 @@ from common.messages.requests import Cancel, Failed, Generate
 from services.worker.core.actions import Action
 from services.worker.core.generation import Generation
 from services.worker.core.incoming import Incoming
+from services.worker.core.local import LocalPrompts
 from services.worker.core.parts import Parts
 from services.worker.core.plan import StepResult
+from services.worker.core.preparation import Preparation
 from services.worker.core.role import DRAINED, WorkerRole
-from services.worker.core.sequence import NewPrompt
 
 _TOMBSTONE_MS = 60_000.0
 
@@ -40,23 +41,8 @@ class DecodeTerms:
     """A prompt whose KV could not be fetched fails, instead of being computed."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Looking:
-    """A prompt of this worker's own that waits for what the KV store has of it."""
-
-    message: Generate
-    gateway: PeerId
-    root: BlockHash
-    names: list[BlockHash]
-    arrived_ms: float
-
-
 class DecodeCore(WorkerRole):
-    """Routes events to the parts.
-
-    Itself it owns prompts that are being looked up, until they start or are cancelled (a lookup has its own deadline),
-    and the memory of cancelled requests, each for a minute.
-    """
+    """Routes events to the parts; itself it owns only the memory of cancelled requests, each for a minute."""
 
     def __init__(
         self, mine: Member, parts: Parts, generation: Generation, incoming: Incoming, terms: DecodeTerms
@@ -65,7 +51,8 @@ class DecodeCore(WorkerRole):
         self._generation, self._incoming = generation, incoming
         self._layout, self._fail_lost_loads = terms.layout, terms.fail_lost_loads
         self._returns_answers = terms.returns_answers
-        self._looking: dict[RequestId, _Looking] = {}
+        preparation = Preparation(parts.cache, parts.pool, parts.scheduler)
+        self._local = LocalPrompts(generation, parts.cache, preparation)
         self._cancelled: dict[RequestId, float] = {}  # -> when to forget it
 
     def _on_request(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
@@ -82,7 +69,7 @@ class DecodeCore(WorkerRole):
                 raise ProtocolViolation(f"{self._mine.id} got {type(message).__name__} from {peer}")
 
     def _on_generate(self, gateway: PeerId, message: Generate, now_ms: float) -> list[Action]:
-        known = message.request in self._generation or message.request in self._looking
+        known = message.request in self._generation or message.request in self._local
         if known or message.request in self._cancelled:
             return []  # a repeat, or cancelled before it came
         if self._reporter.draining:
@@ -95,17 +82,17 @@ class DecodeCore(WorkerRole):
         if pages > self._pool.ledger.total_pages:
             text = f"the request needs up to {pages} pages; this worker has {self._pool.ledger.total_pages} in all"
             return [_failed(gateway, message.request, "out_of_pages", text, retryable=False)]
-        waiting = self._scheduler.n_waiting + len(self._looking)
+        waiting = self._scheduler.n_waiting + len(self._local)
         if waiting >= self._max_queued:
             text = f"{waiting} requests are waiting on {self._mine.id} already"
             return [_failed(gateway, message.request, "busy", text, retryable=True)]
         root = self._root(message.cache_salt)
         names = hash_blocks(message.prompt[:-1], root, self._layout.block_tokens)
-        self._looking[message.request] = _Looking(message, gateway, root, names, now_ms)
-        return self._cache.look_up(message.request, names, now_ms) + self._after_cache(now_ms)
+        self._local.add(message, gateway, root, names, now_ms)
+        return self._after_cache(now_ms)
 
     def _after_cache(self, now_ms: float) -> list[Action]:
-        """Start what needs to wait no longer for what the KV store has of it."""
+        """Requests may start or go on."""
         actions: list[Action] = []
         self._cache.prefetch.take_filled()  # nobody else waits for them
         for request in self._cache.prefetch.take_failed():
@@ -113,23 +100,7 @@ class DecodeCore(WorkerRole):
                 actions += self._generation.fail(
                     request, LoadFailed.code, "KV that was to be reused could not be fetched"
                 )
-        for request, looking in list(self._looking.items()):
-            if self._cache.ready(request, looking.names):
-                del self._looking[request]
-                self._start(looking)
-        return actions + self._incoming.pump(now_ms)
-
-    def _start(self, looking: _Looking) -> None:
-        message = looking.message
-        prompt = NewPrompt(
-            request=message.request,
-            tokens=message.prompt,
-            sampling=message.sampling,
-            root=looking.root,
-            hashes=tuple(looking.names),
-            found=self._cache.prefetch.take(message.request),
-        )
-        self._generation.start(prompt, looking.gateway, looking.arrived_ms, looking.arrived_ms + message.timeout_ms)
+        return actions + self._local.pump(now_ms) + self._incoming.pump(now_ms)
 
     def _on_grant_request(self, sender: PeerId, message: GrantRequest, now_ms: float) -> list[Action]:
         if message.request in self._cancelled:
@@ -145,18 +116,13 @@ class DecodeCore(WorkerRole):
 
     def _on_cancel(self, request: RequestId, now_ms: float) -> list[Action]:
         self._cancelled[request] = now_ms + _TOMBSTONE_MS
-        self._looking.pop(request, None)
         self._generation.forget(request)
-        forgotten = self._cache.forget(request)
-        return forgotten + self._incoming.cancel(request, "cancelled", now_ms) + self._incoming.pump(now_ms)
+        forgotten = self._local.cancel(request) + self._incoming.cancel(request, "cancelled", now_ms)
+        return forgotten + self._after_cache(now_ms)
 
     def abandon(self) -> list[Action]:
         """The drain time is over: tell every gateway that still waits."""
-        looking = [
-            _failed(one.gateway, request, "peer_failed", DRAINED, retryable=True)
-            for request, one in self._looking.items()
-        ]
-        return [*looking, *self._generation.abandon(), *self._incoming.abandon()]
+        return self._local.abandon(DRAINED) + self._generation.abandon() + self._incoming.abandon()
 
     def _end_unheard(self, request: RequestId) -> None:
         self._generation.forget(request)
@@ -164,7 +130,7 @@ class DecodeCore(WorkerRole):
     def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
         """The engine finished a step."""
         tokens = self._generation.on_tokens(self._scheduler.complete(result), now_ms)
-        return self._offer_finished(now_ms) + tokens + self._incoming.pump(now_ms) + self._cache.pump(now_ms)
+        return self._offer_finished(now_ms) + tokens + self._after_cache(now_ms) + self._cache.pump(now_ms)
 
     def _offer_finished(self, now_ms: float) -> list[Action]:
         """Level 3: the KV of answers goes back to whoever will compute the next turn's prompt."""
@@ -194,19 +160,22 @@ class DecodeCore(WorkerRole):
             del self._cancelled[request]
         actions = self._tick_neighbours(now_ms)
         for peer in self._gone_silent(now_ms):
-            for request in [request for request, one in self._looking.items() if one.gateway == peer]:
-                actions += self._on_cancel(request, now_ms)
+            actions += self._local.forget_gateway(peer)
             actions += self._generation.forget_gateway(peer)
             actions += self._incoming.forget_gateway(peer, now_ms)
             actions += self._incoming.on_sender_silent(peer, now_ms)
-        actions += self._generation.on_tick(now_ms) + self._incoming.on_tick(now_ms)
+        actions += self._local.on_tick(now_ms) + self._generation.on_tick(now_ms) + self._incoming.on_tick(now_ms)
         return actions + self._after_cache(now_ms)
 
     def report(self, sequence: int, now_ms: float) -> Report:
         """State for whoever pinged."""
-        queue = self._scheduler.queue()
-        waiting = queue.waiting + len(self._looking)
-        queue = msgspec.structs.replace(queue, waiting=waiting, handing_over=self._incoming.n_open)
+        queue, local = self._scheduler.queue(), self._local
+        queue = msgspec.structs.replace(
+            queue,
+            waiting=queue.waiting + len(local),
+            waiting_tokens=queue.waiting_tokens + local.waiting_tokens,
+            handing_over=self._incoming.n_open,
+        )
         counters = {
             "generated_tokens_total": float(self._generation.generated_tokens_total),
             "finished_requests_total": float(self._generation.finished_total),
@@ -216,7 +185,7 @@ class DecodeCore(WorkerRole):
     @property
     def idle(self) -> bool:
         """No request is here in any phase."""
-        busy = self._looking or self._incoming.n_open
+        busy = len(self._local) or self._incoming.n_open
         return self._scheduler.idle and not busy and self._cache.idle
 
     def check(self) -> None:

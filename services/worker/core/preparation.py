@@ -1,10 +1,27 @@
 """What must be known, fetched or saved before a prompt may take its pages. Pure; owns nothing."""
 
+from typing import Protocol
+
+from common.block_hash import BlockHash
+from common.messages.requests import Generate
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.actions import Action
 from services.worker.core.kv_cache import KvCache
-from services.worker.core.prompt import Prompt
 from services.worker.core.scheduler import Scheduler
+
+
+class WaitingPrompt(Protocol):
+    """A prompt in any worker's queue."""
+
+    names: list[BlockHash]
+    """Of the blocks that may be reused."""
+    looked_up: bool
+    """The KV store was asked for it, or need not be."""
+
+    @property
+    def message(self) -> Generate:
+        """The request."""
+        ...
 
 
 class Preparation:
@@ -13,7 +30,7 @@ class Preparation:
     def __init__(self, cache: KvCache, pool: BlockPool, scheduler: Scheduler) -> None:
         self._cache, self._pool, self._scheduler = cache, pool, scheduler
 
-    def advance(self, prompt: Prompt, now_ms: float) -> tuple[bool, list[Action]]:
+    def advance(self, prompt: WaitingPrompt, now_ms: float) -> tuple[bool, list[Action]]:
         """Whether nothing is missing but room; begins what is: a lookup in the KV store, saving what must go."""
         request, names = prompt.message.request, prompt.names
         if prompt.looked_up:
@@ -26,7 +43,7 @@ class Preparation:
         room, saving = self._cache.make_room(names, len(prompt.message.prompt), now_ms)
         return room, actions + saving
 
-    def has_room(self, prompt: Prompt) -> bool:
+    def has_room(self, prompt: WaitingPrompt) -> bool:
         """Whether the prompt would start at once."""
         pinned = self._pool.pinned_run(prompt.names)
         return self._scheduler.has_room(len(prompt.message.prompt), pinned_blocks=pinned)

@@ -1,0 +1,114 @@
+"""Prompts that this worker computes and answers itself, until they start. Pure.
+
+Owns the queue of a mixed worker. An entry leaves by starting, by a cancel, by its deadline, with its gateway, or when the
+worker ends. The first few are prepared while they wait: what the KV store has of them is looked up, and what they
+displace is saved.
+"""
+
+from dataclasses import dataclass
+
+from common.block_hash import BlockHash
+from common.ids import PeerId, RequestId
+from common.messages.actions import Send
+from common.messages.requests import Failed, Generate
+from services.worker.core.actions import Action
+from services.worker.core.generation import Generation
+from services.worker.core.kv_cache import KvCache
+from services.worker.core.preparation import Preparation
+from services.worker.core.sequence import NewPrompt
+
+_PREPARE_AHEAD = 2
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    message: Generate
+    gateway: PeerId
+    root: BlockHash
+    names: list[BlockHash]
+    arrived_ms: float
+    looked_up: bool = False
+
+    @property
+    def deadline_ms(self) -> float:
+        return self.arrived_ms + self.message.timeout_ms
+
+
+class LocalPrompts:
+    """First come, first served, as far as room and lookups allow."""
+
+    def __init__(self, generation: Generation, cache: KvCache, preparation: Preparation) -> None:
+        self._generation, self._cache, self._preparation = generation, cache, preparation
+        self._waiting: dict[RequestId, _Waiting] = {}
+
+    def __contains__(self, request: RequestId) -> bool:
+        return request in self._waiting
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Prompt tokens of all that wait."""
+        return sum(len(one.message.prompt) for one in self._waiting.values())
+
+    def add(self, message: Generate, gateway: PeerId, root: BlockHash, names: list[BlockHash], now_ms: float) -> None:
+        """Queue a request that was checked. `root`, `names`: of its blocks."""
+        self._waiting[message.request] = _Waiting(message, gateway, root, names, now_ms)
+
+    def pump(self, now_ms: float) -> list[Action]:
+        """Start what may start."""
+        actions: list[Action] = []
+        unready = 0
+        for request, one in list(self._waiting.items()):
+            if unready == _PREPARE_AHEAD:
+                break
+            ready, steps = self._preparation.advance(one, now_ms)
+            actions += steps
+            if not ready:
+                unready += 1
+                continue
+            if not self._preparation.has_room(one):
+                break
+            del self._waiting[request]
+            self._start(one)
+        return actions
+
+    def _start(self, one: _Waiting) -> None:
+        message = one.message
+        prompt = NewPrompt(
+            request=message.request,
+            tokens=message.prompt,
+            sampling=message.sampling,
+            root=one.root,
+            hashes=tuple(one.names),
+            found=self._cache.prefetch.take(message.request),
+        )
+        self._generation.start(prompt, one.gateway, one.arrived_ms, one.deadline_ms)
+
+    def cancel(self, request: RequestId) -> list[Action]:
+        """The request is over. Unknown requests are ignored."""
+        self._waiting.pop(request, None)
+        return self._cache.forget(request)
+
+    def on_tick(self, now_ms: float) -> list[Action]:
+        """Ends requests whose time is up."""
+        late = [request for request, one in self._waiting.items() if now_ms >= one.deadline_ms]
+        return self._fail(late, "deadline_exceeded", "the request's time ran out", retryable=False)
+
+    def forget_gateway(self, gateway: PeerId) -> list[Action]:
+        """The gateway fell silent. It is told all the same: if it only paused, it must not wait for ever."""
+        mine = [request for request, one in self._waiting.items() if one.gateway == gateway]
+        return self._fail(mine, "peer_failed", f"gateway {gateway} was silent for too long", retryable=True)
+
+    def abandon(self, text: str) -> list[Action]:
+        """This worker ends: tell every gateway that still waits."""
+        return self._fail(list(self._waiting), "peer_failed", text, retryable=True)
+
+    def _fail(self, requests: list[RequestId], code: str, text: str, *, retryable: bool) -> list[Action]:
+        actions: list[Action] = []
+        for request in requests:
+            gateway = self._waiting[request].gateway
+            failed = Failed(request=request, code=code, phase="prefill_queue", text=text, retryable=retryable)
+            actions += [Send(gateway, failed), *self.cancel(request)]
+        return actions
