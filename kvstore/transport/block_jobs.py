@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from common.ids import PeerId
 from kvstore.index.ledger import PageIds
 
+RUN_BYTES = 64 * 1024
+"""Of one block in a by-layer fetch, at least: small pages of several layers go together, or the copies are too short."""
 PIECE_BYTES = 8 * 2**20
 """Copied at once, if a block is not larger; between two pieces a more urgent job may go first."""
 
@@ -33,7 +35,7 @@ class FetchJob:
     deadline_ms: float
     """End of the lease, on our clock. What a copy read that ended later may have been anybody's: it has failed."""
     by_layer: bool
-    """Layer 0 of all blocks first, then layer 1; else block by block."""
+    """The first layers of all blocks first, then the next ones; else block by block."""
 
 
 BlockJob = StoreJob | FetchJob
@@ -72,8 +74,8 @@ class Piece:
 
     own_pages: PageIds
     peer_pages: PageIds
-    layer_there: int | None
-    """The layer that is complete with this piece."""
+    layers_there: range = range(0)
+    """Layers that are complete with this piece."""
 
 
 def require_alike(job: BlockJob) -> None:
@@ -82,17 +84,19 @@ def require_alike(job: BlockJob) -> None:
         raise ValueError(f"call {job.call}: own pages {job.own_pages.shape}, peer's pages {job.peer_pages.shape}")
 
 
-def pieces(job: BlockJob, max_pages: int) -> Iterator[Piece]:
-    """All of the job, at most `max_pages` pages at once or one block."""
+def pieces(job: BlockJob, max_pages: int, layers_at_once: int = 1) -> Iterator[Piece]:
+    """All of the job, at most `max_pages` pages at once or one block. `layers_at_once`: of a `by_layer` job."""
     n_blocks, layers = job.own_pages.shape
     if isinstance(job, FetchJob) and job.by_layer:
-        for layer in range(layers if n_blocks else 0):
-            for low in range(0, n_blocks, max_pages):
-                part = slice(low, low + max_pages)
-                last = low + max_pages >= n_blocks
-                yield Piece(job.own_pages[part, layer], job.peer_pages[part, layer], layer if last else None)
+        for first in range(0, layers if n_blocks else 0, layers_at_once):
+            end = min(layers, first + layers_at_once)
+            step = max(1, max_pages // (end - first))
+            for low in range(0, n_blocks, step):
+                part = slice(low, low + step), slice(first, end)
+                there = range(first, end) if low + step >= n_blocks else range(0)
+                yield Piece(job.own_pages[part].reshape(-1), job.peer_pages[part].reshape(-1), there)
         return
     step = max(1, max_pages // max(1, layers))
     for low in range(0, n_blocks, step):
-        part = slice(low, low + step)
-        yield Piece(job.own_pages[part].reshape(-1), job.peer_pages[part].reshape(-1), None)
+        whole = slice(low, low + step)
+        yield Piece(job.own_pages[whole].reshape(-1), job.peer_pages[whole].reshape(-1))

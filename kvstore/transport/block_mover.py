@@ -10,6 +10,7 @@ from common.errors import PeerFailed
 from common.ids import PeerId
 from kvstore.transport.block_jobs import (
     PIECE_BYTES,
+    RUN_BYTES,
     BlockEvent,
     BlockJob,
     BlockJobDone,
@@ -59,6 +60,7 @@ class BlockMover:
         self._clock = clock or MonotonicClock()
         self._page_bytes = own.layout.page_bytes
         self._max_pages = max(1, PIECE_BYTES // self._page_bytes)
+        self._layers_at_once = max(1, RUN_BYTES // self._page_bytes)
         self._attached: dict[PeerId, _Attached] = {}
         self._changed = threading.Condition()  # guards what follows
         self._fetches: deque[_Work] = deque()
@@ -93,7 +95,7 @@ class BlockMover:
         Raises ValueError if the two sides differ in shape, or if a load with this call has not ended.
         """
         require_alike(job)
-        work = _Work(job, self._attached.get(job.peer), pieces(job, self._max_pages))
+        work = _Work(job, self._attached.get(job.peer), pieces(job, self._max_pages, self._layers_at_once))
         if isinstance(job, FetchJob):
             self._gate.begin(job.call)
         with self._changed:
@@ -137,10 +139,11 @@ class BlockMover:
         if piece is None or error_text:
             self._leave(work)
             self._end(work, error_text)
-        elif piece.layer_there is not None:
-            work.layers_there = piece.layer_there + 1
-            self._on_event(LayerFetched(work.job.call, piece.layer_there, ok=True))
-            self._gate.open(work.job.call, piece.layer_there)
+            return
+        for layer in piece.layers_there if piece is not None else ():
+            work.layers_there = layer + 1
+            self._on_event(LayerFetched(work.job.call, layer, ok=True))
+            self._gate.open(work.job.call, layer)
 
     def _copy(self, work: _Work, piece: Piece) -> None:
         job, attached = work.job, work.attached

@@ -42,8 +42,32 @@ def copy_pages(source: Rows, source_pages: Ids, target: Rows, target_pages: Ids)
     _require_inside("source", int(from_ids.min()), int(from_ids.max()), source)
     _require_inside("target", int(to_ids.min()), int(to_ids.max()), target)
     steps = np.diff(from_ids), np.diff(to_ids)
+    width = _width(steps)
+    froms, tos = _as_grid(source, from_ids, width), _as_grid(target, to_ids, width)
+    if froms is not None and tos is not None:
+        tos[:] = froms
+        return len(froms)
     _copy_stretches(source, from_ids, target, to_ids, steps)
     return _pieces(steps)
+
+
+def _width(steps: Steps) -> int:
+    """Length of the first stretch of neighbours on both sides."""
+    apart = np.flatnonzero((steps[0] != 1) | (steps[1] != 1))
+    return int(apart[0]) + 1 if apart.size else steps[0].size + 1
+
+
+def _as_grid(rows: Rows, ids: NDArray[np.int64], width: int) -> Rows | None:
+    """Stretches of `width` neighbours at one distance (some layers of neighbouring blocks) as one view, a row for each."""
+    if width < _LONG_STRETCH_PAGES or ids.size % width or ids.size == width:
+        return None
+    grid = ids.reshape(-1, width)
+    step = int(grid[1, 0] - grid[0, 0])
+    if step < width or (np.diff(grid[:, 0]) != step).any() or (np.diff(grid, axis=1) != 1).any():
+        return None
+    page_bytes = rows.shape[1]
+    shape, strides = (len(grid), width * page_bytes), (step * page_bytes, 1)
+    return np.lib.stride_tricks.as_strided(rows[int(ids[0]) :], shape, strides)
 
 
 def count_pieces(source_pages: Ids, target_pages: Ids) -> int:

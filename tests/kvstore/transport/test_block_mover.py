@@ -21,7 +21,7 @@ from kvstore.transport.load_gate import LoadGate
 from kvstore.transport.shared_pages import PoolDescription, SharedPages
 
 MIB, WAIT_S = 2**20, 30
-LAYOUT = KvLayout(layers=3, kv_heads=2, head_dim=64, dtype="bfloat16")
+LAYOUT = KvLayout(layers=3, kv_heads=8, head_dim=128, dtype="bfloat16")  # pages so long that no two layers go together
 PAGE_BYTES = LAYOUT.page_bytes
 STORE, NOBODY = PeerId("kvstore@1"), PeerId("kvstore@2")
 NEVER_MS = 1e12
@@ -55,7 +55,7 @@ class Setting:
     """A mover with its own pages, a peer's pages, and what was told."""
 
     def __init__(self) -> None:
-        self.own, self.peer = open_host_memory(4 * MIB, LAYOUT), open_host_memory(4 * MIB, LAYOUT)
+        self.own, self.peer = open_host_memory(32 * MIB, LAYOUT), open_host_memory(32 * MIB, LAYOUT)
         for side, memory in enumerate((self.own, self.peer)):
             rows = memory.pages.rows
             rows[:] = np.random.default_rng(side).integers(0, 256, rows.shape, np.uint8)
@@ -312,7 +312,7 @@ def test_a_peer_with_other_pages_is_not_attached(at: Setting) -> None:
         probe_bytes=1,
     )
     pages = SharedPages(description, other.pages.export_fd())
-    with pytest.raises(PeerFailed, match="has pages of 16384 bytes, not 8192"):
+    with pytest.raises(PeerFailed, match="has pages of 131072 bytes, not 65536"):
         at.mover.attach(STORE, pages)
     pages.close()
     other.close()

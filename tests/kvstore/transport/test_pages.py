@@ -93,3 +93,14 @@ def test_a_source_page_may_be_read_twice() -> None:
 )
 def test_pages_at_one_distance_are_a_range(ids: Ids, wanted: range | None) -> None:
     assert as_range(ids) == wanted
+
+
+@pytest.mark.parametrize("width", [1, 3, 4, 8])
+def test_some_layers_of_neighbouring_blocks_are_copied_whole(width: int) -> None:
+    source, target = pages(24 * 8, 1), np.zeros((24 * 10, PAGE_BYTES), np.uint8)
+    ids = np.arange(24 * 5).reshape(5, 24)
+    sources, targets = (ids + 48)[:, 2 : 2 + width].reshape(-1), (ids + 72)[:, 9 : 9 + width].reshape(-1)
+    assert copy_pages(source, sources, target, targets) == 5
+    expected = np.zeros_like(target)
+    expected[targets] = source[sources]
+    assert (target == expected).all()
