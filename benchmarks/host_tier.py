@@ -152,6 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=max(1, len(os.sched_getaffinity(0)) // 2))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
+    if options.rounds < 2:
+        parser.error(f"--rounds {options.rounds}: must be 2 or more, the first cycle only fills the caches")
     with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
         folder = Path(temporary)
         rates = measure_hit_rates(folder, options)

@@ -23,6 +23,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
+from common.errors import ConfigError
 from common.ids import PeerId, peer_id
 from common.messages.cache_events import CacheEvent
 from common.messages.liveness import Member
@@ -107,15 +108,18 @@ class CacheEventPublisher:
     """
 
     def __init__(self, url: str, cluster: str, member: Member, *, limit: int = 100_000) -> None:
-        """`limit`: events that may wait for Redis. Does not need Redis to answer. Raises ValueError for a bad `url`."""
+        """`limit`: events that may wait for Redis. Does not need Redis to answer. Raises ConfigError for a bad `url`."""
         peer = peer_id(member.id, member.incarnation)
         self._events_key, self._blocks_key = events_key(cluster, peer), blocks_key(cluster, peer)
-        self._redis = redis.Redis.from_url(
-            url,
-            socket_timeout=_SOCKET_TIMEOUT_S,
-            socket_connect_timeout=_SOCKET_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),  # the thread retries by itself, and `close` must not wait for it
-        )
+        try:
+            self._redis = redis.Redis.from_url(
+                url,
+                socket_timeout=_SOCKET_TIMEOUT_S,
+                socket_connect_timeout=_SOCKET_TIMEOUT_S,
+                retry=Retry(NoBackoff(), 0),  # the thread retries by itself, and `close` must not wait for it
+            )
+        except ValueError as error:
+            raise ConfigError(f"redis={url!r} is no address such as redis://127.0.0.1:6379/0: {error}") from error
         self._limit = limit
         self._lock = threading.Lock()
         self._picture = _Picture()

@@ -15,11 +15,16 @@ class Medium(StrEnum):
 
 
 class Address(NamedTuple):
-    """Where one block lies. Source: MemServe (arXiv 2406.17565), section 4: instance, medium, block number."""
+    """Where one block lies. Source: MemServe (arXiv 2406.17565), section 4: instance, medium, block number.
+
+    The fourth part is ours: memory is used again, and an address must not come to mean what somebody else keeps there.
+    """
 
     instance: str
     medium: Medium
     block: int
+    epoch: int
+    """How often this block had been given out when the address was made."""
 
 
 class WrongAddress(ValueError):

@@ -153,10 +153,7 @@ class MemPool:
         return Match(tuple(names[: len(addresses)]), addresses)
 
     def delete(self, tokens: Sequence[int], salt: str = "") -> int:
-        """Drop the blocks of `tokens` in both media, last first, up to one that others continue or that is pinned.
-
-        So a prefix that other prompts share stays. Returns how many blocks are not found any more.
-        """
+        """Drop the blocks of `tokens`, last first, up to one that others continue or that is pinned; returns how many."""
         self.expire()
         return self._media.drop(self._media.chain(tokens, salt)[1])
 
@@ -271,15 +268,18 @@ class MemPool:
         return lease
 
     def unpin(self, lease: Lease) -> bool:
-        """End a lease; False if it was over already."""
-        if self._leases.drop(lease.number) is None:
-            return False
-        self._media.release(_lessee(lease))
-        return True
+        """End a lease; False if it was over already, by its time too."""
+        kept = self._leases.drop(lease.number)
+        if kept is not None:
+            self._media.release(_lessee(kept))
+        return kept is not None and kept.ends_ms > self._options.clock.now_ms()
 
     def expire(self) -> int:
         """End the leases whose time is up; returns how many. Every call that needs room does this by itself."""
-        return sum(self.unpin(lease) for lease in self._leases.due(self._options.clock.now_ms()))
+        due = self._leases.due(self._options.clock.now_ms())
+        for lease in due:
+            self.unpin(lease)
+        return len(due)
 
     def abort(self, owner: str) -> int:
         """Roll back all that `owner` has: private blocks are free, leases end. Returns how many blocks were private."""

@@ -58,6 +58,7 @@ class Tier:
         self.holders: dict[int, Owner] = {}
         """Whose each private block is; to read."""
         self._blocks_of: dict[Owner, set[int]] = {}
+        self._epochs = np.zeros(self.n_blocks, np.int64)
 
     # -- what the BlockPool tells
 
@@ -72,6 +73,10 @@ class Tier:
         del self.names[self.where.pop(block.name).block]
 
     # -- questions
+
+    def is_current(self, address: Address) -> bool:
+        """Whether the block was not given out to anybody else since the address was made."""
+        return bool(self._epochs[address.block] == address.epoch)
 
     @property
     def available_blocks(self) -> int:
@@ -99,8 +104,10 @@ class Tier:
         pages = self.pool.alloc(owner, n_blocks, PageState.ACTIVE)
         blocks: list[int] = pages[:, 0].tolist()
         self._hold(owner, blocks)
+        self._epochs[blocks] += 1
         instance, medium = self._instance, self.medium
-        return [Address(instance, medium, block) for block in blocks]
+        epochs: list[int] = self._epochs[blocks].tolist()
+        return [Address(instance, medium, block, epoch) for block, epoch in zip(blocks, epochs, strict=True)]
 
     def hand_over(self, blocks: Iterable[int], owner: Owner) -> None:
         """Make private blocks of anybody `owner`'s. The caller checked that they are private."""
@@ -155,7 +162,9 @@ class Tier:
         for block in victims:
             pages, number = block.place[None], self.block_at(block)
             self.pool.publish(owner, [block.name], pages, parent=block.parent, depth=block.depth, pinned=False)
-            self.where[block.name], self.names[number] = Address(self._instance, self.medium, number), block.name
+            epoch = int(self._epochs[number])
+            self.where[block.name] = Address(self._instance, self.medium, number, epoch)
+            self.names[number] = block.name
 
     def check(self) -> None:
         """Raise LedgerMisuse with the numbers if a block is lost, counted twice, or not where a map says.

@@ -25,11 +25,13 @@ class Child:
         self._environ = {**environ, **plan.environ}
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
+        self._life_from = 0  # bytes of the log that earlier lives wrote, perhaps those of an earlier system
 
     def start(self) -> None:
         """Start it, or start it again. Its output goes to the end of the log. Raises OSError."""
         self._close_log()
         self._log = self.log_path.open("ab")
+        self._life_from = self._log.seek(0, os.SEEK_END)
         self._process = subprocess.Popen(
             self.plan.argv,
             env=self._environ,
@@ -67,11 +69,11 @@ class Child:
             self._log = None
 
     def tail(self, lines: int) -> list[str]:
-        """The last lines of its log."""
+        """The last lines that its present life wrote to its log."""
         if not self.log_path.exists():
             return []
         with self.log_path.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            log.seek(max(self._life_from, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
             return log.read().decode(errors="replace").splitlines()[-lines:]
 
 

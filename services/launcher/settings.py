@@ -112,8 +112,8 @@ class UpSettings:
     def _refuse_impossible_memory(self) -> None:
         if self.device_memory_bytes < MIB:
             raise ValueError(f"--device-memory={self.device_memory_bytes}: must be 1MiB or more")
-        if self.host_memory_bytes and self.host_memory_bytes < MIB:
-            raise ValueError(f"--host-memory={self.host_memory_bytes}: must be 1MiB or more, or 0 for no KV store")
+        if self.host_memory_bytes and self.host_memory_bytes < 2 * MIB:
+            raise ValueError(f"--host-memory={self.host_memory_bytes}: must be 2MiB or more, or 0 for no KV store")
         if self.disk is not None and not self.host_memory_bytes:
             raise ValueError(f"--disk={self.disk} needs a KV store; --host-memory=0 means none")
 

@@ -67,11 +67,10 @@ def _hits_text(hits: Mapping[str, int], missed: int) -> str:
 
 
 def links_table(status: Mapping[str, Any]) -> str:
-    """How KV travels between each pair; empty text if no worker hands over."""
+    """How KV travels between each pair, KV stores included; empty text if there is none."""
     rows = [
         [worker["id"], peer_name(link["peer"]), link["kind"], f"{link['gib_per_s']:.1f} GiB/s", link["reason"]]
         for worker in status["workers"]
-        if worker["role"] == "prefill"
         for link in worker["transports"]
     ]
     return columns(["KV FROM", "TO", "BY", "PROBED AT", "WHY NOT FASTER"], rows) if rows else ""

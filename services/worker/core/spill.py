@@ -47,6 +47,8 @@ class _Batch:
     until_ms: float
     copying: bool = False
     """The shell reads our pages: they stay until it says that it has ended."""
+    written: int = 0
+    """Blocks that the store lacked."""
     copied: bool = False
     """The copy has ended; only the store's answer is missing."""
 
@@ -155,7 +157,7 @@ class Spiller:
         if not wanted:
             self._end(message.call)
             return []
-        batch.copying = True
+        batch.copying, batch.written = True, len(wanted)
         return [StoreBlocks(message.call, batch.store.peer, batch.own_pages[wanted], theirs)]
 
     def on_moved(self, call: int, moved: Moved, now_ms: float) -> list[Action] | None:
@@ -179,7 +181,7 @@ class Spiller:
             return
         if not batch.store.shared:
             self.spilled_bytes_total += len(batch.blocks) * batch.store.block_bytes
-        self.spilled_blocks_total += message.n_blocks
+        self.spilled_blocks_total += batch.written if batch.store.shared else message.n_blocks
         self._end(message.call)
 
     def _end(self, call: int) -> None:

@@ -76,11 +76,11 @@ def test_visible_blocks_never_change_and_free_ones_are_nobody_s() -> None:
         one.write(visible, 0, bytes(LAYOUT.page_bytes))
     with pytest.raises(WrongAddress, match="is published"):
         one.free_mem([visible])
-    free = Address("a", DEVICE, 7)
+    free = Address("a", DEVICE, 7, 0)
     for attempt in (lambda: one.read(free), lambda: one.write(free, 0, bytes(LAYOUT.page_bytes))):
         with pytest.raises(WrongAddress, match="is free"):
             attempt()
-    for strange in (Address("b", DEVICE, 0), Address("a", DEVICE, 8), Address("a", HOST, -1)):
+    for strange in (Address("b", DEVICE, 0, 0), Address("a", DEVICE, 8, 0), Address("a", HOST, -1, 0)):
         with pytest.raises(WrongAddress, match="is not of 'a'"):
             one.read(strange)
 
@@ -295,7 +295,7 @@ def test_transfer_refuses_what_cannot_be() -> None:
     with pytest.raises(ValueError, match="kv_heads: 1 here, 2 there"):
         a.transfer(wide, source[:1])
     with pytest.raises(WrongAddress, match="is free"):
-        a.transfer(b, [Address("a", HOST, 0)])
+        a.transfer(b, [Address("a", HOST, 0, 0)])
     for one in (a, b):
         one.check()
     assert b.abort("a") == 0
@@ -463,3 +463,25 @@ def test_importing_a_part_of_kvstore_loads_neither_the_pool_nor_torch() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[3]
     )
     assert (ran.returncode, ran.stdout.strip()) == (0, "module 'kvstore' has no attribute 'nothing'"), ran.stderr
+
+
+def test_an_address_never_comes_to_mean_what_somebody_else_keeps_there() -> None:
+    pool, tokens = MemPool.open(LAYOUT, 2 * BLOCK_BYTES, 0), [1, 2, 3, 4, 5, 6, 7, 8]
+    pool.insert(tokens, pool.alloc_mem(2, DEVICE, "first"))
+    lease = pool.match(tokens).addresses
+    old = pool.alloc_mem(2, DEVICE, "second")  # evicts
+    for wrong in (lambda: pool.insert(tokens, lease), lambda: pool.read(lease[0]), lambda: pool.free_mem(lease)):
+        with pytest.raises(WrongAddress, match="given out again"):
+            wrong()
+    pool.free_mem(old)
+    new = pool.alloc_mem(2, DEVICE, "third")
+    with pytest.raises(WrongAddress, match="given out again"):
+        pool.free_mem(old)
+    pool.free_mem(new)
+    pool.check()
+
+
+@pytest.mark.parametrize("tokens", [[-1] * 4, [2**70] * 4])
+def test_what_is_no_token_is_refused(tokens: list[int]) -> None:
+    with pytest.raises(ValueError, match="tokens must lie in"):
+        MemPool.open(LAYOUT, BLOCK_BYTES, 0).match(tokens)

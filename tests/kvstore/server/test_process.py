@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -64,12 +65,16 @@ while True:
 def kvstore(redis_url: str, *flags: str) -> Iterator["subprocess.Popen[str]"]:
     """A store that is ready: its log says so."""
     command = [sys.executable, "-m", "kvstore.server", "--redis", redis_url, "--id", "store-a", *flags]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        tempfile.TemporaryDirectory() as folder,  # a store that is killed leaves its socket behind
+        subprocess.Popen([*command, "--run-dir", folder], stderr=subprocess.PIPE, text=True) as process,
+    ):
         try:
             await_event(process, "ready")
             yield process
         finally:
             process.kill()
+            process.wait()
 
 
 def await_event(process: "subprocess.Popen[str]", event: str) -> None:
