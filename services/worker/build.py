@@ -104,7 +104,7 @@ class Worker:
         core = build_core(mine, settings, memory.pages.n_pages, inspected.layout, context_tokens)
         events = CacheEventPublisher(settings.redis, settings.cluster, mine)
         self._cleanup.callback(events.close)
-        self._service = WorkerService(core, Ports(exchange, inbox, engine, links, events.publish), self._log)
+        self._service = WorkerService(core, Ports(exchange, inbox, engine, links, events), self._log)
         membership = Membership(settings.redis, settings.cluster, mine, lambda members: inbox.put(MembersRead(members)))
         membership.join()
         self._cleanup.callback(membership.stop)

@@ -12,8 +12,8 @@ from common.log import Log
 from common.messages import AnyMessage
 from common.messages.actions import Dial, HangUp, Send
 from common.messages.blocks import Found
-from common.messages.cache_events import CacheEvent
 from common.messages.handover import KvSent, Probe, Probed
+from common.net.cache_events import CacheEventPublisher
 from common.net.sockets import Exchange, Payload
 from kvstore.handover.actions import Fill
 from kvstore.transport.block_jobs import BlockEvent, LayerFetched
@@ -62,8 +62,8 @@ class Ports:
     inbox: Inbox
     engine: EngineThread
     links: Links
-    publish: Callable[[list[CacheEvent]], None]
-    """Passes cache events on to whoever routes; must not block."""
+    events: CacheEventPublisher
+    """Passes cache events on to whoever routes, without waiting."""
 
 
 class WorkerService:
@@ -71,7 +71,7 @@ class WorkerService:
 
     def __init__(self, core: WorkerRole, ports: Ports, log: Log) -> None:
         self._core, self._exchange, self._inbox = core, ports.exchange, ports.inbox
-        self._engine, self._links, self._publish = ports.engine, ports.links, ports.publish
+        self._engine, self._links, self._events = ports.engine, ports.links, ports.events
         self._clock = MonotonicClock()
         self._log = log
         self._checked_ms, self._unchecked = 0.0, False
@@ -96,11 +96,12 @@ class WorkerService:
             if now_ms - ticked_ms >= _TICK_MS:
                 ticked_ms = now_ms
                 self._links.on_tick(now_ms)
+                self._core.note(self._events.counters())
                 self._act(self._core.on_tick(now_ms), ())
                 self._check_when_idle(now_ms)
             plan = self._core.plan()
             self._act(self._core.loads(self._clock.now_ms()), ())  # before the engine: it waits only for what has begun
-            self._publish(self._core.take_events())
+            self._events.publish(self._core.take_events())
             if plan is not None:
                 self._unchecked = True
                 self._engine.submit(plan)

@@ -39,7 +39,7 @@ def test_an_open_loop_run_ends_with_a_table_a_file_and_zero(tmp_path: Path, caps
     assert (found["total_input_tokens"], found["total_output_tokens"], found["cached_tokens"]) == (50, 30, 10)
     assert (found["request_rate"], found["max_concurrency"], found["seed"]) == (500.0, None, 0)
     for name in ("ttft", "tpot", "itl", "e2el"):
-        assert found[f"mean_{name}_ms"] > 0
+        assert found[f"mean_{name}_ms"] >= 0  # two tokens may come in one piece
         assert found[f"p99_{name}_ms"] is None
     assert [len(gaps) for gaps in found["itls"]] == [2] * 10
     assert [request["index"] for request in found["requests"]] == list(range(10))

@@ -39,6 +39,8 @@ class Reporter:
 
     def __init__(self, mine: Member, parts: Parts) -> None:
         self._mine, self._parts = mine, parts
+        self.noted: dict[str, float] = {}
+        """Counters that the shell keeps."""
         self.draining = False
         """True from the call to stop: gateways see it and send no more."""
 
@@ -66,6 +68,7 @@ class Reporter:
                 "steps_total": float(scheduler.steps_total),
                 **parts.cache.counters(parts.reuse.totals),
                 **counters,
+                **self.noted,
             },
             draining=self.draining,
             gauges=parts.cache.gauges(now_ms),

@@ -160,6 +160,10 @@ class WorkerRole(ABC):
         """Pages that waiting prompts need."""
         return self._scheduler.wanted_pages
 
+    def note(self, counters: dict[str, float]) -> None:
+        """Counters of the shell, for the reports."""
+        self._reporter.noted = counters
+
     def take_events(self) -> list[CacheEvent]:
         """What happened to cached blocks since the last call."""
         return self._cache.events.take()
