@@ -27,7 +27,7 @@ from kvstore.server.block_memory import BlockMemory
 from kvstore.server.core.store import Budget, KvStoreCore
 from kvstore.server.disk_folder import DiskFolder
 from kvstore.server.disk_thread import DiskThread
-from kvstore.server.inbox import GuestGone, GuestJoined, Inbox
+from kvstore.server.inbox import Events, GuestGone, GuestJoined
 from kvstore.server.service import KvStoreService
 from kvstore.server.settings import KvStoreSettings
 from kvstore.transport.share import Share
@@ -61,7 +61,7 @@ def _run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
     peer = peer_id(worker, incarnation)
     with ExitStack() as stack:
         exchange = stack.enter_context(closing(Exchange(peer, settings.bind)))
-        inbox = Inbox(exchange.wake)
+        inbox = Events(exchange.wake)
         memory = stack.enter_context(closing(BlockMemory(settings.host_memory_bytes, available_memory())))
         share = Share(
             peer,
@@ -109,7 +109,7 @@ def _run_dir(settings: KvStoreSettings, stack: ExitStack) -> Path:
     return folder
 
 
-def _open_disk(settings: KvStoreSettings, memory: BlockMemory, inbox: Inbox, stack: ExitStack) -> DiskThread | None:
+def _open_disk(settings: KvStoreSettings, memory: BlockMemory, inbox: Events, stack: ExitStack) -> DiskThread | None:
     if settings.disk is None:
         return None
     folder = stack.enter_context(closing(DiskFolder(Path(settings.disk), settings.disk_size_bytes)))

@@ -1,11 +1,10 @@
 """What other threads of a KV store tell its loop."""
 
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.ids import PeerId
 from common.messages.blocks import BlockName
+from common.net.inbox import Inbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +53,5 @@ class DiskDied:
 
 Event = GuestJoined | GuestGone | DiskScanned | DiskWritten | DiskRead | DiskDied
 
-
-class Inbox:
-    """Any thread puts, the loop takes; every `put` wakes the loop."""
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self._events: deque[Event] = deque()
-        self._wake = wake
-
-    def put(self, event: Event) -> None:
-        """Hand an event to the loop. Any thread."""
-        self._events.append(event)
-        self._wake()
-
-    def take(self) -> list[Event]:
-        """Everything that has come, in order. The loop's thread."""
-        events: list[Event] = []
-        while self._events:
-            events.append(self._events.popleft())
-        return events
+Events = Inbox[Event]
+"""What the loop takes from."""

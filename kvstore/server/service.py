@@ -24,7 +24,7 @@ from kvstore.server.core.actions import (
 )
 from kvstore.server.core.store import KvStoreCore
 from kvstore.server.disk_thread import DiskThread
-from kvstore.server.inbox import DiskDied, DiskRead, DiskScanned, DiskWritten, Event, GuestGone, GuestJoined, Inbox
+from kvstore.server.inbox import DiskDied, DiskRead, DiskScanned, DiskWritten, Event, Events, GuestGone, GuestJoined
 
 _TICK_MS = 100.0
 _CHECK_AFTER_MS = 5_000.0
@@ -40,7 +40,7 @@ class KvStoreService:
         core: KvStoreCore,
         exchange: Exchange,
         memory: BlockMemory,
-        inbox: Inbox,
+        inbox: Events,
         log: Log,
         disk: DiskThread | None = None,
     ) -> None:

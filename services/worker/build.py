@@ -29,7 +29,7 @@ from services.worker.build_core import build_core
 from services.worker.engine.engine import TorchEngine
 from services.worker.engine.torch_options import configure_torch
 from services.worker.engine_thread import EngineThread
-from services.worker.inbox import BlocksMoved, CopyEnded, Inbox, MembersRead, PeerGone, PeerJoined
+from services.worker.inbox import BlocksMoved, CopyEnded, Events, MembersRead, PeerGone, PeerJoined
 from services.worker.links import Links, Movers
 from services.worker.model.identity import inspect_model
 from services.worker.model.load import LoadedModel, load_model, require_device
@@ -79,7 +79,7 @@ class Worker:
         memory = self._open_memory(inspected.layout)
         self._cleanup.callback(memory.close)
         self._log.event("memory_planned", plan=str(memory.plan))
-        inbox = Inbox(exchange.wake)
+        inbox = Events(exchange.wake)
         share = Share(
             peer,
             on_joined=lambda joined: inbox.put(PeerJoined(joined)),

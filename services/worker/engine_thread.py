@@ -8,7 +8,7 @@ from typing import Protocol
 
 from kvstore.transport.load_gate import LoadGate
 from services.worker.core.plan import StepPlan, StepResult
-from services.worker.inbox import EngineDied, Inbox, LayerDone, StepDone
+from services.worker.inbox import EngineDied, Events, LayerDone, StepDone
 
 
 class Engine(Protocol):
@@ -28,7 +28,7 @@ class Engine(Protocol):
 class EngineThread:
     """Computes one plan at a time; results go to the inbox."""
 
-    def __init__(self, engine: Engine, inbox: Inbox, gate: LoadGate) -> None:
+    def __init__(self, engine: Engine, inbox: Events, gate: LoadGate) -> None:
         """`gate` holds the engine back while KV it is about to read is still being fetched."""
         self._engine, self._inbox, self._gate = engine, inbox, gate
         self._plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()

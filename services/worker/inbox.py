@@ -1,11 +1,10 @@
 """Events from a worker's threads to its loop."""
 
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.ids import PeerId
 from common.messages.liveness import Member, TransportReport
+from common.net.inbox import Inbox
 from kvstore.transport.block_jobs import BlockEvent
 from kvstore.transport.copier import CopyDone
 from kvstore.transport.probe import OpenedChannel
@@ -105,22 +104,5 @@ Event = (
     | ChannelFailed
 )
 
-
-class Inbox:
-    """Any thread puts, the loop takes; every `put` wakes the loop."""
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self._events: deque[Event] = deque()
-        self._wake = wake
-
-    def put(self, event: Event) -> None:
-        """Hand an event to the loop. Any thread."""
-        self._events.append(event)
-        self._wake()
-
-    def take(self) -> list[Event]:
-        """Everything that has come, in order. The loop's thread."""
-        events: list[Event] = []
-        while self._events:
-            events.append(self._events.popleft())
-        return events
+Events = Inbox[Event]
+"""What the loop takes from."""

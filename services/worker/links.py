@@ -27,7 +27,7 @@ from kvstore.transport.probe import OpenedChannel, TcpProbe, open_channel
 from kvstore.transport.share import Share
 from kvstore.transport.tcp import read_payload, write_payload
 from services.worker.core.actions import Copy, FetchBlocks, StoreBlocks
-from services.worker.inbox import ChannelFailed, ChannelOpened, ChannelTried, Inbox
+from services.worker.inbox import ChannelFailed, ChannelOpened, ChannelTried, Events
 
 _MEASURE_WITHIN_MS = 5_000.0
 
@@ -61,7 +61,7 @@ class Links:
     """
 
     def __init__(
-        self, mine: Member, pages: PagePool | DevicePages, movers: Movers, inbox: Inbox, transport: str
+        self, mine: Member, pages: PagePool | DevicePages, movers: Movers, inbox: Events, transport: str
     ) -> None:
         self._mine, self._pages, self._inbox, self._transport = mine, pages, inbox, transport
         self._share, self._copier, self._mover = movers.share, movers.copier, movers.blocks

@@ -40,7 +40,7 @@ from services.worker.inbox import (
     CopyEnded,
     EngineDied,
     Event,
-    Inbox,
+    Events,
     LayerDone,
     MembersRead,
     PeerGone,
@@ -59,7 +59,7 @@ class Ports:
     """Where a worker meets the world."""
 
     exchange: Exchange
-    inbox: Inbox
+    inbox: Events
     engine: EngineThread
     links: Links
     events: CacheEventPublisher

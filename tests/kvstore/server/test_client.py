@@ -23,7 +23,7 @@ from kvstore.server.block_memory import MIN_BYTES, BlockMemory
 from kvstore.server.client import KvStoreClient
 from kvstore.server.core import reads as reads_module
 from kvstore.server.core.store import Budget, KvStoreCore
-from kvstore.server.inbox import GuestGone, GuestJoined, Inbox
+from kvstore.server.inbox import Events, GuestGone, GuestJoined
 from kvstore.server.service import KvStoreService
 from kvstore.transport.share import Share
 from kvstore.transport.shared_pages import SharedPages
@@ -47,7 +47,7 @@ def running(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Running]
     with ExitStack() as stack:
         memory = stack.enter_context(closing(BlockMemory(MIN_BYTES, Available(1 << 60, "nothing"))))
         exchange = stack.enter_context(closing(Exchange(STORE, "tcp://127.0.0.1:0")))
-        inbox = Inbox(exchange.wake)
+        inbox = Events(exchange.wake)
         share = Share(
             STORE,
             on_joined=lambda peer: inbox.put(GuestJoined(peer)),

@@ -13,6 +13,7 @@ import pytest
 from common.clock import MonotonicClock
 from common.ids import PeerId
 from common.log import Log
+from common.net.inbox import Inbox
 from common.net.sockets import Exchange
 from kvstore.memory.available import Available
 from kvstore.server.block_memory import MIN_BYTES, BlockMemory
@@ -21,7 +22,7 @@ from kvstore.server.core.actions import DeleteDisk, DiskJob, ReadDisk, ScanDisk,
 from kvstore.server.core.store import Budget, KvStoreCore
 from kvstore.server.disk_folder import DiskFolder, Parts, write_file
 from kvstore.server.disk_thread import DiskThread
-from kvstore.server.inbox import DiskDied, DiskRead, DiskScanned, DiskWritten, Event, Inbox
+from kvstore.server.inbox import DiskDied, DiskRead, DiskScanned, DiskWritten, Event
 from kvstore.server.service import KvStoreService
 from tests.kvstore.server.builders import BLOCK_BYTES, FILE_BYTES, LAYOUT, block, chain, identity, member, name
 

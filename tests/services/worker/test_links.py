@@ -24,7 +24,7 @@ from kvstore.transport.share import Share
 from kvstore.transport.shared_pages import SharedPages
 from kvstore.transport.tcp import TcpChannel
 from services.worker import links as links_module
-from services.worker.inbox import ChannelFailed, ChannelOpened, ChannelTried, Inbox
+from services.worker.inbox import ChannelFailed, ChannelOpened, ChannelTried, Events
 from services.worker.links import Links, Movers
 
 PEER, WAIT_S = PeerId("decode-0@1"), 30
@@ -97,7 +97,7 @@ class Bench:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.woken = threading.Semaphore(0)
-        self.inbox = Inbox(self.woken.release)
+        self.inbox = Events(self.woken.release)
         self.outcomes: queue.SimpleQueue[OpenedChannel | PeerFailed] = queue.SimpleQueue()
         self.begun: queue.SimpleQueue[WorkerId] = queue.SimpleQueue()
         self.share, self.wire, self.clock = Mappings(), Wire(), Stopped()
