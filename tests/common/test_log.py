@@ -26,5 +26,7 @@ def test_a_log_that_cannot_be_written_ends_nobody(monkeypatch: pytest.MonkeyPatc
         def write(self, text: str) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sys, "stderr", FullDisk())
+    full = FullDisk()
+    monkeypatch.setattr(sys, "stderr", full)
     Log(process="p").event("lost")
+    assert full.getvalue() == ""

@@ -55,7 +55,7 @@ class Setting:
     """A mover with its own pages, a peer's pages, and what was told."""
 
     def __init__(self) -> None:
-        self.own, self.peer = open_host_memory(32 * MIB, LAYOUT), open_host_memory(32 * MIB, LAYOUT)
+        self.own, self.peer = open_host_memory(16 * MIB, LAYOUT), open_host_memory(16 * MIB, LAYOUT)
         for side, memory in enumerate((self.own, self.peer)):
             rows = memory.pages.rows
             rows[:] = np.random.default_rng(side).integers(0, 256, rows.shape, np.uint8)
