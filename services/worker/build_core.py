@@ -103,7 +103,7 @@ def _parts(mine: Member, settings: WorkerSettings, n_pages: int, layout: KvLayou
         prefetch=Prefetch(scheduler, calls, FetchFromBlocks(), layout.layers),
         spiller=Spiller(pool, calls, settings.spill),
         lender=Lender(pool, block_bytes),
-        returns=Returns(pool, calls, block_bytes),
+        returns=Returns(pool, calls, block_bytes, accepts=keep is not Keep.NOTHING),
         offers=Offers(calls, layout.block_tokens),
     )
     pool.listen(cache_parts.events)

@@ -41,7 +41,9 @@ class _Pull:
 class Returns:
     """The prefill worker's side."""
 
-    def __init__(self, pool: BlockPool, calls: Calls, block_bytes: int) -> None:
+    def __init__(self, pool: BlockPool, calls: Calls, block_bytes: int, *, accepts: bool) -> None:
+        """`accepts`: whether this worker keeps anything; if not it declines every offer."""
+        self._accepts = accepts
         self._pool, self._calls, self._block_bytes = pool, calls, block_bytes
         self._pulls: dict[int, _Pull] = {}
         self.returned_blocks_total = 0
@@ -60,7 +62,7 @@ class Returns:
             return []
         linked = known > 0 or parent in self._pool.cache or message.depth == 0
         fits = len(missing) * self._pool.pages_per_block <= spare_pages
-        if not (linked and fits and len(self._pulls) < _MAX_PULLS):
+        if not (self._accepts and linked and fits and len(self._pulls) < _MAX_PULLS):
             self.declined_blocks_total += len(missing)
             return [Send(peer, Declined(call=message.call))]
         call = self._calls.next()

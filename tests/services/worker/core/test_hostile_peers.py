@@ -6,7 +6,8 @@ import pytest
 
 from common.errors import ProtocolViolation
 from common.ids import PeerId, RequestId
-from common.messages.blocks import Find, Found, Offered, Reserve, Reserved
+from common.messages.actions import Send
+from common.messages.blocks import Declined, Find, Found, Offered, Reserve, Reserved
 from common.messages.requests import Generate, Sampling
 from tests.support.world import GATEWAY, Process, World
 
@@ -119,3 +120,10 @@ def test_an_id_that_is_used_again_while_its_first_step_runs_is_refused() -> None
     actions = prefill.core.on_message(GATEWAY, generate, made.now_ms)
     assert [action.message.code for action in actions] == ["invalid_request"]
     made.settle()
+
+
+def test_a_worker_that_keeps_nothing_takes_nothing_back() -> None:
+    made = world(caching=0)
+    prefill, decode = made.processes["prefill"], made.processes["decode"]
+    offer = Offered(call=7, parent=bytes(16), depth=0, blocks=(bytes(range(16)),))
+    assert prefill.core.on_message(decode.peer, offer, 0.0) == [Send(decode.peer, Declined(call=7))]
