@@ -51,11 +51,14 @@ def hash_blocks(tokens: Sequence[int], root: BlockHash, block_tokens: int) -> li
 
 
 def extend_hashes(hashes: list[BlockHash], tokens: Sequence[int], root: BlockHash, block_tokens: int) -> None:
-    """Append the hashes of whole blocks of `tokens` that `hashes` does not cover yet. Tokens lie in 0 .. 2^32 - 1."""
+    """Append the hashes of whole blocks of `tokens` that `hashes` does not cover yet. Raises ValueError for what is no token."""
     first, end = len(hashes) * block_tokens, len(tokens) // block_tokens * block_tokens
     if end <= first:
         return
-    packed = struct.pack(f"<{end - first}I", *tokens[first:end])
+    try:
+        packed = struct.pack(f"<{end - first}I", *tokens[first:end])
+    except struct.error as error:
+        raise ValueError(f"tokens must lie in 0 .. 2^32 - 1: {error}") from error
     step = block_tokens * _TOKEN_BYTES
     parent: bytes = hashes[-1] if hashes else root
     for at in range(0, len(packed), step):

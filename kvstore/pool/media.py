@@ -10,8 +10,6 @@ from kvstore.pool.addresses import Address, Medium, WrongAddress
 from kvstore.pool.tier import Before, Tier
 from kvstore.pool.transfer import BlockCopy, by_media, runs
 
-_MAX_TOKEN = 2**32 - 1
-
 
 class Media:
     """Owns the device and the host tier of one instance, and the number of calls made."""
@@ -40,8 +38,6 @@ class Media:
 
     def chain(self, tokens: Sequence[int], salt: str) -> tuple[Before, list[BlockHash]]:
         """The root, and the names of the whole blocks of `tokens`."""
-        if len(tokens) and not (min(tokens) >= 0 and max(tokens) <= _MAX_TOKEN):
-            raise ValueError(f"tokens must lie in 0 .. {_MAX_TOKEN}; {min(tokens)} to {max(tokens)} were given")
         root = root_hash(self.identity, salt)
         return Before(root, 0), hash_blocks(tokens, root, self.identity.block_tokens)
 

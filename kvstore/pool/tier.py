@@ -58,7 +58,7 @@ class Tier:
         self.holders: dict[int, Owner] = {}
         """Whose each private block is; to read."""
         self._blocks_of: dict[Owner, set[int]] = {}
-        self._epochs = np.zeros(self.n_blocks, np.int64)
+        self._epochs = [0] * self.n_blocks
 
     # -- what the BlockPool tells
 
@@ -76,7 +76,7 @@ class Tier:
 
     def is_current(self, address: Address) -> bool:
         """Whether the block was not given out to anybody else since the address was made."""
-        return bool(self._epochs[address.block] == address.epoch)
+        return self._epochs[address.block] == address.epoch
 
     @property
     def available_blocks(self) -> int:
@@ -104,10 +104,10 @@ class Tier:
         pages = self.pool.alloc(owner, n_blocks, PageState.ACTIVE)
         blocks: list[int] = pages[:, 0].tolist()
         self._hold(owner, blocks)
-        self._epochs[blocks] += 1
-        instance, medium = self._instance, self.medium
-        epochs: list[int] = self._epochs[blocks].tolist()
-        return [Address(instance, medium, block, epoch) for block, epoch in zip(blocks, epochs, strict=True)]
+        instance, medium, epochs = self._instance, self.medium, self._epochs
+        for block in blocks:
+            epochs[block] += 1
+        return [Address(instance, medium, block, epochs[block]) for block in blocks]
 
     def hand_over(self, blocks: Iterable[int], owner: Owner) -> None:
         """Make private blocks of anybody `owner`'s. The caller checked that they are private."""
@@ -162,8 +162,7 @@ class Tier:
         for block in victims:
             pages, number = block.place[None], self.block_at(block)
             self.pool.publish(owner, [block.name], pages, parent=block.parent, depth=block.depth, pinned=False)
-            epoch = int(self._epochs[number])
-            self.where[block.name] = Address(self._instance, self.medium, number, epoch)
+            self.where[block.name] = Address(self._instance, self.medium, number, self._epochs[number])
             self.names[number] = block.name
 
     def check(self) -> None:

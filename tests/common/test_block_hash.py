@@ -82,7 +82,7 @@ def test_hashing_bit_by_bit_gives_the_same_names(seed: int) -> None:
 
 @pytest.mark.parametrize("token", [-1, 2**32])
 def test_a_token_that_is_none_is_refused(token: int) -> None:
-    with pytest.raises(struct.error):
+    with pytest.raises(ValueError, match="tokens must lie in"):
         hash_blocks([1, 2, 3, token], root_hash(MODEL), 4)
 
 
