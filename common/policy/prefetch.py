@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class FetchFromBlocks:
     """Fetch runs of at least `min_blocks`: a fetch costs a fixed round trip, computing costs by the block.
 
-    The default is where both cost the same on the slowest link measured (docs/benchmarks).
+    The default is a judgement, not a measurement: one block is not worth a round trip. At 256 tokens, the shortest
+    prompts measured (docs/benchmarks), fetching is far ahead.
     """
 
     min_blocks: int = 2

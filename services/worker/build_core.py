@@ -109,5 +109,5 @@ def _parts(mine: Member, settings: WorkerSettings, n_pages: int, layout: KvLayou
     pool.listen(cache_parts.events)
     if use_store:
         pool.listen(cache_parts.spiller)
-    cache = KvCache(cache_parts, neighbours, scheduler, use_store=use_store)
+    cache = KvCache(cache_parts, neighbours, use_store=use_store)
     return Parts(pool, reuse, scheduler, Callers(mine, silent_ms=settings.silent_peer_ms), neighbours, cache)

@@ -118,7 +118,7 @@ class Rig:
 
     def hits(self, worker: str) -> dict[str, int]:
         """Tier -> tokens reused from it, where there are any."""
-        tiers = ("device", "host", "disk", "peer")
+        tiers = ("device", "host", "disk")
         totals = {tier: int(self.counter(worker, f"hit_tokens_total{{tier={tier}}}")) for tier in tiers}
         return {tier: tokens for tier, tokens in totals.items() if tokens}
 

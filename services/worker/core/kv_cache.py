@@ -20,7 +20,6 @@ from services.worker.core.offers import Offers
 from services.worker.core.prefetch import Prefetch
 from services.worker.core.prefix import ReuseTotals
 from services.worker.core.returns import Returns
-from services.worker.core.scheduler import Scheduler
 from services.worker.core.sequence import Sequence
 from services.worker.core.spill import Spiller
 
@@ -43,8 +42,8 @@ class CacheParts:
 class KvCache:
     """The cache as the two cores see it."""
 
-    def __init__(self, parts: CacheParts, neighbours: Neighbours, scheduler: Scheduler, *, use_store: bool) -> None:
-        self._pool, self._neighbours, self._scheduler = parts.pool, neighbours, scheduler
+    def __init__(self, parts: CacheParts, neighbours: Neighbours, *, use_store: bool) -> None:
+        self._pool, self._neighbours = parts.pool, neighbours
         self._prefetch, self._spiller, self._lender = parts.prefetch, parts.spiller, parts.lender
         self._returns, self._offers, self._use_store = parts.returns, parts.offers, use_store
         self._block_tokens = parts.offers.block_tokens
@@ -109,7 +108,10 @@ class KvCache:
         return isinstance(message, _MINE)
 
     def on_message(self, peer: PeerId, message: AnyMessage, wanted_pages: int, now_ms: float) -> list[Action]:
-        """A message about blocks. `wanted_pages`: what waiting prompts need of the pool. Answers to calls that were given up are ignored, but for giving back what they pin."""
+        """A message about blocks. `wanted_pages`: what waiting prompts need of the pool.
+
+        Answers to calls that were given up are ignored, but for giving back what they pin.
+        """
         match message:
             case Find():
                 return self._lender.on_find(peer, message, now_ms)

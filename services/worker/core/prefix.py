@@ -11,6 +11,7 @@ from kvstore.index.block_pool import BlockPool
 from kvstore.index.ledger import PageState
 from services.worker.core.found import Load
 from services.worker.core.sequence import Sequence
+from services.worker.core.wire import TIERS
 
 
 class Keep(Enum):
@@ -25,7 +26,7 @@ class Keep(Enum):
 class ReuseTotals:
     """Prompt tokens by where their KV came from, since the start."""
 
-    hit_tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("device", "host", "disk", "peer"), 0))
+    hit_tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TIERS, 0))
     missed_tokens: int = 0
 
 
