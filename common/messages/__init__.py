@@ -30,14 +30,14 @@ from common.messages.handover import (
     Stop,
     Stopped,
 )
-from common.messages.liveness import Hello, Ping, Refused, Report, Welcome
+from common.messages.liveness import Drain, Hello, Ping, Refused, Report, Welcome
 from common.messages.requests import Cancel, Failed, Generate, Tokens
 
 RequestMessage = Generate | Cancel | Tokens | Failed
 HandoverMessage = (
     GrantRequest | Grant | GrantRefused | KvSent | HandOver | Commit | Stop | Stopped | Abort | Renew | Probe | Probed
 )
-LivenessMessage = Hello | Welcome | Refused | Ping | Report
+LivenessMessage = Hello | Welcome | Refused | Ping | Report | Drain
 BlockMessage = Reserve | Reserved | Publish | Put | Stored | Find | Found | Release | Offered | Declined
 AnyMessage = RequestMessage | HandoverMessage | LivenessMessage | BlockMessage
 

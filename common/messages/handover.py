@@ -41,6 +41,8 @@ class GrantRequest(Message, frozen=True, kw_only=True):
     """`shm` (the sender writes into our memory) or `tcp` (payloads come with KvSent)."""
     cache_salt: str = ""
     """As in Generate: under which names the decode worker finds and keeps this request's blocks."""
+    emitted: tuple[int, ...] = ()
+    """As in Generate: the pages asked for are those of prompt and emitted tokens together."""
 
 
 class Grant(Message, frozen=True, kw_only=True):

@@ -4,10 +4,13 @@ dialling side -> listening side   Hello    first message on a connection: who I 
 listening side -> dialling side   Welcome  accepted; or Refused with a readable difference
 dialling side -> listening side   Ping     every 500 ms; silence is news of a death
 worker -> dialling side           Report   the answer to every Ping
+gateway -> worker                 Drain    an operator's word: take nothing new; or take requests again
 """
 
 import msgspec
 
+from common.cost.link_cost import LinkCost
+from common.cost.step_cost import StepCost
 from common.ids import Incarnation, PeerId, WorkerId
 from common.messages.base import Message
 
@@ -83,6 +86,12 @@ class Ping(Message, frozen=True, kw_only=True):
     sequence: int
 
 
+class Drain(Message, frozen=True, kw_only=True):
+    """Begin or end draining. A draining worker finishes what it has, serves its KV, and refuses what is new."""
+
+    on: bool
+
+
 class PageCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Pages of one pool by state; they add up to `total`."""
 
@@ -106,6 +115,10 @@ class QueueCounts(msgspec.Struct, frozen=True, kw_only=True):
     handing_over: int = 0
     waiting_tokens: int = 0
     """Prompt tokens not computed yet."""
+    work_ms: float = 0.0
+    """Predicted time to compute all prompts that wait or are being computed, by the worker's own cost model."""
+    kv_tokens: int = 0
+    """Tokens of KV that running sequences hold: what a decoding step reads."""
 
 
 class TransportReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,3 +151,7 @@ class Report(Message, frozen=True, kw_only=True):
     gauges: dict[str, float] = {}
     """Values that rise and fall, such as `oldest_pin_ms`. Keys here and in `counters` may carry Prometheus labels:
     `hit_tokens_total{tier=host}`."""
+    cost: StepCost | None = None
+    """Fitted to this worker's own steps; None while there is nothing to fit."""
+    links: tuple[LinkCost, ...] = ()
+    """Sources of KV that this worker reads from, as far as it has measured them."""

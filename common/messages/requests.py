@@ -8,7 +8,7 @@ any worker -> gateway               Failed     this request ends here, and why
 
 import msgspec
 
-from common.ids import RequestId, TransferId, WorkerId
+from common.ids import PeerId, RequestId, TransferId, WorkerId
 from common.messages.base import Message
 
 
@@ -32,6 +32,14 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """None: off. n: the chosen token's log-probability and those of the n likeliest."""
 
 
+class FetchHint(msgspec.Struct, frozen=True, kw_only=True):
+    """Blocks that another worker holds in its device pool. Advice: they may be gone."""
+
+    holder: PeerId
+    n_blocks: int
+    """Leading blocks of the prompt that it holds."""
+
+
 class Generate(Message, frozen=True, kw_only=True):
     """A whole request. Sent by its owner, the gateway, to a prefill or a mixed worker."""
 
@@ -45,6 +53,13 @@ class Generate(Message, frozen=True, kw_only=True):
     model: str = ""
     cache_salt: str = ""
     """Requests with different salts share no cached KV; the client's choice, for instance one per tenant."""
+    emitted: tuple[int, ...] = ()
+    """Tokens of the answer that the client has already, from a worker that failed: the answer goes on behind them. They
+    count towards `max_tokens`, and the first new token has output position len(emitted)."""
+    fetch: FetchHint | None = None
+    """Where a longer prefix lies than the receiver's own, worth fetching by what the gateway knows."""
+    priority: int = 0
+    """Lower goes first among prompts that wait; equals in order of arrival."""
 
 
 class Cancel(Message, frozen=True, kw_only=True):

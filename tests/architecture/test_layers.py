@@ -16,7 +16,7 @@ STORE = {"kvstore", "kvstore.index", "kvstore.handover"}
 # A module belongs to its most specific prefix. It may import its own prefix and these.
 MAY_IMPORT: dict[str, set[str]] = {
     "common": set(),
-    "common.messages": BASE,
+    "common.messages": BASE | {"common.cost"},
     "common.cost": BASE,
     "common.policy": BASE | {"common.cost"},
     "common.net": BASE | WIRE,
