@@ -5,11 +5,13 @@ ServingError
 │   ├── InvalidRequest    malformed or out of range                           400
 │   ├── ContextTooLong    prompt + output exceed the model's context          400
 │   ├── UnknownModel      no worker serves that model                         404
+│   ├── UnknownWorker     no worker has that name                             404
 │   └── BodyTooLarge      the HTTP body exceeds the limit                     413
 ├── Busy                  we would, but not now                               503, retry later
 │   ├── OutOfPages        the page pool has not that many free pages
 │   ├── OutOfChunks       the chunk pool's budget is spent
-│   └── NoWorker          no worker of the needed role is ready
+│   ├── NoWorker          no worker of the needed role is ready
+│   └── RateLimited       this caller has used up what it may                 429
 ├── PeerFailed            another process broke its promise                   502, retry elsewhere
 │   ├── LoadFailed        KV that was to be reused could not be fetched
 │   └── ProtocolViolation a message that the protocol does not allow
@@ -64,6 +66,12 @@ class UnknownModel(Rejected):
     code, http_status = "model_not_found", 404
 
 
+class UnknownWorker(Rejected):
+    """An operator named a worker that is not here."""
+
+    code, http_status = "worker_not_found", 404
+
+
 class BodyTooLarge(Rejected):
     """The HTTP body exceeds the configured limit."""
 
@@ -71,9 +79,13 @@ class BodyTooLarge(Rejected):
 
 
 class Busy(ServingError):
-    """We would, but not now."""
+    """We would, but not now. `retry_after_s`: when another try may succeed; None: nobody knows."""
 
     code, http_status, retryable = "busy", 503, True
+
+    def __init__(self, text: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
 
 
 class OutOfPages(Busy):
@@ -92,6 +104,12 @@ class NoWorker(Busy):
     """No worker of the needed role is ready."""
 
     code = "no_worker"
+
+
+class RateLimited(Busy):
+    """This caller has used up what it may."""
+
+    code, http_status = "rate_limit_exceeded", 429
 
 
 class PeerFailed(ServingError):

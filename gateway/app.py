@@ -8,24 +8,27 @@ from starlette.types import ASGIApp
 
 from common.errors import ServingError
 from common.log import Log
+from gateway.api_keys import ApiKeys
 from gateway.border import CLIENT_LEFT_STATUS, Border
 from gateway.errors import MethodNotAllowed, NotFound, error_response
 from gateway.metrics import GatewayMetrics
+from gateway.routes_admin import AdminRoutes
 from gateway.routes_openai import OpenAiRoutes
 from gateway.routes_status import StatusRoutes
 
 
 def build_app(
-    openai: OpenAiRoutes, status: StatusRoutes, metrics: GatewayMetrics, log: Log, api_key: str | None
+    openai: OpenAiRoutes, status: StatusRoutes, admin: AdminRoutes, metrics: GatewayMetrics, log: Log, keys: ApiKeys
 ) -> ASGIApp:
     """Everything behind one callable."""
     app = FastAPI(title="Penstock", openapi_url=None)  # the API is OpenAI's; a generated schema would lack the bodies
     openai.add_to(app)
     status.add_to(app)
+    admin.add_to(app)
     app.add_exception_handler(ServingError, _serving_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _client_left)
-    return Border(app, metrics, log, api_key)
+    return Border(app, metrics, log, keys)
 
 
 async def _serving_error(request: Request, error: Exception) -> Response:

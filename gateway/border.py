@@ -5,7 +5,6 @@ a traceback in the log. A plain ASGI wrapper, so that a streamed token passes on
 """
 
 import asyncio
-import hmac
 import re
 import secrets
 import traceback
@@ -17,22 +16,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from common.errors import BodyTooLarge, InvalidRequest, ServingError
 from common.log import Log
 from common.units import format_bytes
-from gateway.errors import BodyTooSlow, Internal, Unauthorized, error_response
+from gateway.api_keys import ApiKeys
+from gateway.errors import BodyTooSlow, Forbidden, Internal, Unauthorized, error_response
 from gateway.metrics import GatewayMetrics
+from gateway.routes_admin import PREFIX as ADMIN
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 BODY_TIMEOUT_S = 30.0
 CLIENT_LEFT_STATUS = 499  # never sent; how proxies log a client that did not wait
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_KNOWN_PATH = re.compile(r"/(v1/(models|completions|chat/completions)|health|ready|metrics|status)")
+_KNOWN_PATH = re.compile(
+    r"/(v1/(models|completions|chat/completions)|health|ready|metrics|status|admin/workers/[^/]+/(drain|resume))"
+)
 
 
 class Border:
     """Wraps the application."""
 
-    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, log: Log, api_key: str | None) -> None:
+    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, log: Log, keys: ApiKeys) -> None:
         self._app, self._metrics, self._log = app, metrics, log
-        self._key = None if api_key is None else api_key.encode()
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, from its first byte to its last."""
@@ -70,11 +73,22 @@ class Border:
             self._metrics.answers[path, CLIENT_LEFT_STATUS if status is None else status] += 1
 
     def _check_key(self, scope: Scope) -> None:
-        if self._key is None or scope["path"] in OPEN_PATHS:
+        """Raises Unauthorized, or Forbidden for an order of somebody who is no operator."""
+        scope["state"]["key_name"] = ""
+        if scope["path"] in OPEN_PATHS:
             return
         kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):
+        given = given.strip() if kind.lower() == "bearer" else ""
+        if scope["path"].startswith(f"{ADMIN}/"):
+            if not self._keys.is_admin(given):
+                raise Forbidden("this needs the operators' key (--admin-key): send it as 'Authorization: Bearer <key>'")
+            return
+        if not self._keys.needed:
+            return
+        name = self._keys.name_of(given)
+        if name is None:
             raise Unauthorized("a valid API key is required: send it as 'Authorization: Bearer <key>'")
+        scope["state"]["key_name"] = name
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:

@@ -1,17 +1,25 @@
 """Errors as OpenAI's API shows them: `{"error": {"message", "type", "param", "code"}}` with a true status code."""
 
+import math
+
 import msgspec
 from starlette.responses import Response
 
-from common.errors import InvalidRequest, ServingError
+from common.errors import Busy, InvalidRequest, ServingError
 
-RETRY_AFTER_S = 1
+RETRY_AFTER_S = 1  # where nobody knows better
 
 
 class Unauthorized(ServingError):
     """The API key is missing or wrong."""
 
     code, http_status = "invalid_api_key", 401
+
+
+class Forbidden(ServingError):
+    """The key is not an operator's."""
+
+    code, http_status = "forbidden", 403
 
 
 class BodyTooSlow(ServingError):
@@ -43,9 +51,15 @@ def error_body(error: ServingError) -> bytes:
     return msgspec.json.encode({"error": {"message": str(error), "type": kind, "param": param, "code": error.code}})
 
 
+def retry_after_s(error: ServingError) -> int:
+    """Whole seconds until another try may succeed."""
+    known_s = error.retry_after_s if isinstance(error, Busy) else None
+    return RETRY_AFTER_S if known_s is None else max(1, math.ceil(known_s))
+
+
 def error_response(error: ServingError) -> Response:
     """The whole answer; busy ones say when to come back."""
-    headers = {"retry-after": str(RETRY_AFTER_S)} if error.http_status == 503 else {}
+    headers = {"retry-after": str(retry_after_s(error))} if error.http_status in (429, 503) else {}
     if error.http_status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(error_body(error), error.http_status, headers, "application/json")

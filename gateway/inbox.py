@@ -4,6 +4,9 @@ import asyncio
 
 from common.errors import ServingError
 from common.messages.requests import TokenDelta
+from gateway.core.actions import Routed
+
+News = TokenDelta | ServingError | Routed
 
 
 class ClientLeft(Exception):
@@ -19,11 +22,11 @@ class Inbox:
     __slots__ = ("_left", "_news", "_waiter")
 
     def __init__(self) -> None:
-        self._news: list[tuple[int, TokenDelta | ServingError]] = []
+        self._news: list[tuple[int, News]] = []
         self._left = False
         self._waiter: asyncio.Future[None] | None = None
 
-    def put(self, index: int, news: TokenDelta | ServingError) -> None:
+    def put(self, index: int, news: News) -> None:
         """News of the prompt with that index."""
         self._news.append((index, news))
         self._wake()
@@ -38,7 +41,7 @@ class Inbox:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    async def take(self) -> list[tuple[int, TokenDelta | ServingError]]:
+    async def take(self) -> list[tuple[int, News]]:
         """Everything since the last call, at least one. Raises ClientLeft."""
         while not self._news and not self._left:
             self._waiter = asyncio.get_running_loop().create_future()

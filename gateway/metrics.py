@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from common.messages.requests import Timings
 from gateway.core.roster import WorkerState
-from gateway.worker_metrics import worker_families
+from gateway.worker_metrics import counter_families, worker_families
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _PHASES = ("prefill_queue", "grant_wait", "compute", "transfer", "decode_queue")
@@ -107,10 +107,11 @@ class MetricsPage(Collector):
         self,
         metrics: GatewayMetrics,
         gauges: Callable[[], dict[str, float]],
+        counters: Callable[[], dict[str, float]],
         workers: Callable[[], Sequence[WorkerState]],
     ) -> None:
-        """`gauges`: the gateway's present values by name; `workers`: everybody it knows."""
-        self._metrics, self._gauges, self._workers = metrics, gauges, workers
+        """`gauges`: the gateway's present values by name; `counters`: totals by series; `workers`: everybody it knows."""
+        self._metrics, self._gauges, self._counters, self._workers = metrics, gauges, counters, workers
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -123,6 +124,7 @@ class MetricsPage(Collector):
         yield from self._metrics.families()
         for name, value in self._gauges().items():
             yield GaugeMetricFamily(_PREFIX + name, "Present value.", value=value)
+        yield from counter_families(_PREFIX, self._counters())
         yield from worker_families(self._workers())
 
     def text(self) -> bytes:

@@ -45,6 +45,8 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool | None = None
     return_token_ids: bool | None = None
     cache_salt: str | None = None
+    prompt_cache_key: str | None = None
+    priority: int | None = None
 
     logit_bias: Any = None
     min_tokens: Any = None

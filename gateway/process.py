@@ -18,12 +18,14 @@ from common.messages.liveness import Member
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
-from common.policy.routing import POLICIES
+from gateway.api_keys import ApiKeys, read_api_keys
 from gateway.app import build_app
-from gateway.core.dispatch import Dispatch
-from gateway.core.roster import Fit, Roster
+from gateway.core.placement import NoTree
+from gateway.core.roster import Fit
 from gateway.metrics import GatewayMetrics
 from gateway.model_files import ModelFiles, read_model_files
+from gateway.route_parts import build_dispatch
+from gateway.routes_admin import AdminRoutes
 from gateway.routes_openai import OpenAiRoutes, Served
 from gateway.routes_status import StatusRoutes
 from gateway.sampling import Limits
@@ -46,13 +48,15 @@ class Gateway:
         self._model_name = settings.served_model_name or files.name
         self._log = Log(process=self.member.id)
         metrics = GatewayMetrics()
-        self.switchboard = self._switchboard(settings, files)
+        keys = read_api_keys(settings.api_key, settings.api_keys, settings.admin_key)
+        self.switchboard = self._switchboard(settings, files, keys)
         app = build_app(
             self._openai(settings, files, tokens, metrics),
             StatusRoutes(self.member, self.switchboard, metrics),
+            AdminRoutes(self.switchboard),
             metrics,
             self._log,
-            settings.api_key,
+            keys,
         )
         self._server = _Server(
             uvicorn.Config(
@@ -67,15 +71,9 @@ class Gateway:
         )
         self._membership = Membership(settings.redis, settings.cluster, self.member, self.switchboard.on_members)
 
-    def _switchboard(self, settings: GatewaySettings, files: ModelFiles) -> Switchboard:
+    def _switchboard(self, settings: GatewaySettings, files: ModelFiles, keys: ApiKeys) -> Switchboard:
         fit = Fit(self._model_name, files.vocab_tokens)
-        roster = Roster(this=self.member, silent_ms=settings.silent_worker_ms, fit=fit)
-        dispatch = Dispatch(
-            roster,
-            POLICIES[settings.route_policy],
-            timeout_ms=settings.request_timeout_s * 1000,
-            max_open=settings.max_inflight,
-        )
+        dispatch = build_dispatch(settings, self.member, fit, NoTree(), keys.terms, secrets.randbits(32))
         exchange = Exchange(peer_id(self.member.id, self.member.incarnation), bind=None)
         return Switchboard(dispatch, exchange, MonotonicClock(), self._log)
 

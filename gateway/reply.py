@@ -16,9 +16,11 @@ from common.errors import ServingError
 from common.messages.requests import TokenDelta
 from gateway.answer import Choice, Piece, joined
 from gateway.chunks import DONE, Usage, Writer, error_chunk
-from gateway.core.inflight import Order
+from gateway.core.actions import Routed
+from gateway.core.order import Order
 from gateway.errors import error_body
-from gateway.inbox import ClientLeft, Inbox
+from gateway.explain import explain_headers
+from gateway.inbox import ClientLeft, Inbox, News
 from gateway.metrics import GatewayMetrics
 from gateway.switchboard import Switchboard
 
@@ -56,6 +58,7 @@ class Reply(Response):
         self._open = set(range(n))
         self._cached_tokens = 0
         self._error: ServingError | None = None
+        self._routes: dict[int, Routed] = {}  # where clients asked how they were routed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer. Raises ServingError while no byte is out."""
@@ -92,10 +95,11 @@ class Reply(Response):
         return send_in_time
 
     async def _stream(self, inbox: Inbox, send: Send) -> None:
-        pieces = self._pieces(await inbox.take())
+        pieces = await self._first_pieces(inbox)
         if self._error is not None:
             raise self._error
-        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        headers = [*_STREAM_HEADERS, *self._explanation()]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         writer = self._plan.writer
         body = b"".join(writer.opening(choice.index) for choice in self._plan.choices)
         while True:
@@ -107,6 +111,16 @@ class Reply(Response):
             body = b""
             pieces = self._pieces(await inbox.take())
         await send({"type": "http.response.body", "body": body + self._closing(), "more_body": False})
+
+    async def _first_pieces(self, inbox: Inbox) -> dict[int, list[Piece]]:
+        """The first new text, or none and an error."""
+        pieces: dict[int, list[Piece]] = {}
+        while not pieces and self._error is None:
+            pieces = self._pieces(await inbox.take())
+        return pieces
+
+    def _explanation(self) -> list[tuple[bytes, bytes]]:
+        return explain_headers([self._routes[index] for index in sorted(self._routes)])
 
     def _closing(self) -> bytes:
         """What a stream ends with: an error, or usage and the end mark."""
@@ -123,11 +137,11 @@ class Reply(Response):
             if self._error is not None:
                 raise self._error
         body = self._plan.writer.whole([joined(pieces) for pieces in batches], self._usage())
-        headers = [*_WHOLE_HEADERS, (b"content-length", str(len(body)).encode())]
+        headers = [*_WHOLE_HEADERS, (b"content-length", str(len(body)).encode()), *self._explanation()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
-    def _pieces(self, news: Sequence[tuple[int, TokenDelta | ServingError]]) -> dict[int, list[Piece]]:
+    def _pieces(self, news: Sequence[tuple[int, News]]) -> dict[int, list[Piece]]:
         """New text by choice, up to the first error among the news, which is kept in `_error`."""
         found: dict[int, list[Piece]] = {}
         now_ms = self._clock.now_ms()
@@ -135,6 +149,9 @@ class Reply(Response):
             if isinstance(one, ServingError):
                 self._error = one
                 break
+            if isinstance(one, Routed):
+                self._routes[index] = one
+                continue
             if index not in self._open:
                 continue  # its stop string was reached; the worker did not know yet
             self._observe(index, one, now_ms)

@@ -18,10 +18,11 @@ from common.ids import RequestId
 from gateway.answer import Choice
 from gateway.border import read_body
 from gateway.chunks import ChatWriter, CompletionWriter, Heading
-from gateway.core.inflight import Order
+from gateway.core.order import Order
 from gateway.metrics import GatewayMetrics
 from gateway.openai_schema import ChatRequest, CompletionRequest, read_chat, read_completion
 from gateway.reply import Plan, Reply
+from gateway.routing_wishes import RoutingWishes, read_routing_wishes
 from gateway.sampling import Limits, read_cache_salt, read_messages, read_sampling, read_wishes
 from gateway.switchboard import Switchboard
 from gateway.tokens import Tokens
@@ -124,7 +125,12 @@ class OpenAiRoutes:
             )
             raise InvalidRequest(text, param="n" if len(prompts) == 1 else "prompt")
         request_id: str = request.state.request_id
-        orders = [self._order(request_id, parsed, prompt, index) for prompt in prompts for index in range(n)]
+        routing = read_routing_wishes(request.headers, parsed)
+        orders = [
+            replace(self._order(request_id, parsed, prompt, index), key=request.state.key_name, **_fields(routing))
+            for prompt in prompts
+            for index in range(n)
+        ]
         is_chat = isinstance(parsed, ChatRequest)
         heading = Heading(
             id=f"{'chatcmpl' if is_chat else 'cmpl'}-{request_id}",
@@ -184,6 +190,10 @@ def _prompts(parsed: CompletionRequest) -> list[tuple[str | list[int], str]]:
     if len(texts_or_lists) > MAX_CHOICES:
         raise InvalidRequest(f"at most {MAX_CHOICES} prompts are allowed in one request", param="prompt")
     return [(one, f"prompt[{index}]") for index, one in enumerate(texts_or_lists)]
+
+
+def _fields(wishes: RoutingWishes) -> dict[str, Any]:
+    return {name: getattr(wishes, name) for name in ("session", "priority", "prefill_rule", "decode_rule", "explain")}
 
 
 def _json(fields: Mapping[str, Any]) -> Response:

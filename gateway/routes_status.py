@@ -25,11 +25,12 @@ class StatusRoutes:
     def __init__(self, this: Member, switchboard: Switchboard, metrics: GatewayMetrics) -> None:
         """`this`: the gateway's own membership record."""
         self._this, self._switchboard = this, switchboard
-        self._page = MetricsPage(metrics, self._gauges, switchboard.workers)
+        self._page = MetricsPage(metrics, self._gauges, switchboard.counters, switchboard.workers)
 
     def _gauges(self) -> dict[str, float]:
         return {
             "open_requests": self._switchboard.open_requests,
+            "waiting_requests": self._switchboard.waiting_requests,
             "repeated_tokens": self._switchboard.repeated_tokens_total,
             "bad_frames": self._switchboard.bad_frames_total,
             "ready": float(self._switchboard.not_ready_reason() is None),
@@ -66,6 +67,8 @@ class StatusRoutes:
             "incarnation": f"{self._this.incarnation:016x}",
             "endpoint": self._this.endpoint,
             "open_requests": self._switchboard.open_requests,
+            "waiting_requests": self._switchboard.waiting_requests,
+            "routing": self._switchboard.counters(),
             "ready": self._switchboard.not_ready_reason() is None,
         }
         workers = [_worker_fields(state) for state in self._switchboard.workers()]
@@ -93,6 +96,8 @@ def _worker_fields(state: WorkerState) -> dict[str, Any]:
         "gauges": {} if report is None else report.gauges,
         "draining": report is not None and report.draining,
         "charged_requests": state.charged_requests,
+        "breaker": state.breaker.value,
+        "cost": None if report is None or report.cost is None else msgspec.structs.asdict(report.cost),
         "alive_ms": round(state.alive_ms),
         "reported": report is not None,
     }

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from common.policy.routing import POLICIES
+from common.policy.routing_rules import RULES
 from common.settings import bytes_setting, setting
 from common.units import MIB
 
@@ -34,7 +34,31 @@ class GatewaySettings:
         None,
         help="Answer length where the client gives none; unset: 16 for completions, the rest of the context for chat.",
     )
-    route_policy: str = setting("least-load", choices=tuple(POLICIES), help="How requests are spread over the workers.")
+    max_waiting: int = setting(
+        1024, help="Prompts that may wait for one of the places of --max-inflight, most urgent first; 0: none may."
+    )
+    max_wait_s: float = setting(30.0, help="Time after which a waiting prompt is refused as busy.")
+    api_keys: str | None = setting(None, help="JSON file of further keys with limits; see gateway/api_keys.py.")
+    admin_key: str | None = setting(None, help="Key for /admin; unset: the one of --api-key.")
+
+    route_prefill: str = setting("predicted-time", choices=tuple(RULES), help="Rule that picks who computes prompts.")
+    route_decode: str = setting("predicted-time", choices=tuple(RULES), help="Rule that picks who draws answers.")
+    route_gate: float = setting(
+        1.0,
+        help="session and longest-prefix pass over workers that are more than 1 + this times as loaded as the least loaded.",
+    )
+    local_prefill_tokens: int = setting(
+        16, help="A decode worker that lacks no more than so many tokens of a prompt computes them itself; 0: never."
+    )
+    prefill_fallback: str = setting(
+        "allow",
+        choices=("allow", "deny"),
+        help="Whether decode workers compute prompts while no prefill worker is ready.",
+    )
+    attempts: int = setting(4, help="How often a request is tried, on other workers where possible; 1: once.")
+    retry_wait_s: float = setting(6.0, help="Time that a request whose worker failed waits for a ready one.")
+    breaker_failures: int = setting(5, help="Failures in a row after which a worker is passed over; 0: never.")
+    breaker_open_s: float = setting(10.0, help="Time until a worker that is passed over is tried again.")
     silent_worker_ms: int = setting(3_000, help="A worker silent for so long is taken for dead.")
     drain_s: float = setting(30.0, help="Time that running requests have to finish when the process is told to stop.")
 
@@ -44,18 +68,29 @@ class GatewaySettings:
             raise ValueError(f"--port={self.port}: must be 0 to 65535")
         if self.id is not None and _ID.fullmatch(self.id) is None:
             raise ValueError(f"--id={self.id!r}: must be 1 to 64 letters, digits, dots, dashes or underscores")
-        if self.api_key == "":
-            raise ValueError("--api-key: must not be empty; leave it out to ask for none")
+        if "" in (self.api_key, self.admin_key):
+            raise ValueError("--api-key, --admin-key: must not be empty; leave them out to ask for none")
         for flag, value in (
             ("max-body", self.max_body_bytes),
             ("max-inflight", self.max_inflight),
             ("default-max-tokens", 1 if self.default_max_tokens is None else self.default_max_tokens),
+            ("attempts", self.attempts),
         ):
             if value < 1:
                 raise ValueError(f"--{flag}={value}: must be 1 or more")
         if not self.request_timeout_s > 0:
             raise ValueError(f"--request-timeout-s={self.request_timeout_s}: must be above 0")
-        if self.drain_s < 0:
-            raise ValueError(f"--drain-s={self.drain_s}: must be 0 or more")
+        for flag, number in (
+            ("drain-s", self.drain_s),
+            ("max-waiting", self.max_waiting),
+            ("max-wait-s", self.max_wait_s),
+            ("route-gate", self.route_gate),
+            ("local-prefill-tokens", self.local_prefill_tokens),
+            ("retry-wait-s", self.retry_wait_s),
+            ("breaker-failures", self.breaker_failures),
+            ("breaker-open-s", self.breaker_open_s),
+        ):
+            if not number >= 0:
+                raise ValueError(f"--{flag}={number}: must be 0 or more")
         if self.silent_worker_ms < 1_000:
             raise ValueError(f"--silent-worker-ms={self.silent_worker_ms}: must be 1000 or more, two Pings")

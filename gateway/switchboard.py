@@ -9,18 +9,18 @@ from collections.abc import Sequence
 
 from common.clock import Clock
 from common.errors import ProtocolViolation
-from common.ids import PeerId, RequestId
+from common.ids import PeerId, RequestId, WorkerId
 from common.log import Log
 from common.messages.actions import Dial, HangUp, Send
 from common.messages.liveness import Member
 from common.net.sockets import Exchange
-from gateway.core.actions import Action, Deliver, End, Note
+from gateway.core.actions import Action, Deliver, End, Note, Routed
 from gateway.core.dispatch import Dispatch
-from gateway.core.inflight import Order
+from gateway.core.order import Order
 from gateway.core.roster import WorkerState
 from gateway.inbox import Inbox
 
-_TICK_S = 0.1
+_TICK_S = 0.05  # no retry waits much longer than its backoff
 
 
 class Switchboard:
@@ -60,7 +60,7 @@ class Switchboard:
             self._perform(self._dispatch.on_members(members, self._clock.now_ms()))
 
     def submit(self, orders: Sequence[Order]) -> Inbox:
-        """Start all prompts of one HTTP request, or none. Raises Busy or NoWorker."""
+        """Start all prompts of one HTTP request, or none. Raises Busy, RateLimited or NoWorker."""
         inbox = Inbox()
         for index, order in enumerate(orders):
             self._inboxes[order.request] = (inbox, index)
@@ -75,7 +75,11 @@ class Switchboard:
     def cancel(self, request: RequestId) -> None:
         """Nobody wants this answer any more; unknown requests are ignored."""
         if self._inboxes.pop(request, None) is not None:
-            self._perform(self._dispatch.cancel(request))
+            self._perform(self._dispatch.cancel(request, self._clock.now_ms()))
+
+    def drain(self, worker: WorkerId, *, on: bool) -> None:
+        """An operator's order to a worker. Raises UnknownWorker."""
+        self._perform(self._dispatch.drain(worker, on=on))
 
     def _tick(self) -> None:
         if self._loop is None:
@@ -113,7 +117,10 @@ class Switchboard:
                     if self._exchange.send(peer, message):
                         self._drain_soon()  # sending may swallow the socket's signal that something arrived
                     else:
-                        self._perform(self._dispatch.on_unsent(peer, message))
+                        self._perform(self._dispatch.on_unsent(peer, message, self._clock.now_ms()))
+                case Routed(request):
+                    inbox, index = self._inboxes[request]
+                    inbox.put(index, action)
                 case End(request, error):
                     inbox, index = self._inboxes.pop(request)
                     self._log.event("request_failed", request=request, code=error.code, text=str(error))
@@ -146,6 +153,15 @@ class Switchboard:
     def open_requests(self) -> int:
         """Prompts without an answer yet."""
         return self._dispatch.open_requests
+
+    @property
+    def waiting_requests(self) -> int:
+        """Those of them that wait for a place in this gateway."""
+        return self._dispatch.waiting_requests
+
+    def counters(self) -> dict[str, float]:
+        """What became of routing decisions."""
+        return self._dispatch.counters()
 
     @property
     def repeated_tokens_total(self) -> int:

@@ -6,7 +6,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from common.messages.liveness import Report
 from gateway.core.roster import WorkerState
-from gateway.series import parse_key
+from gateway.series import parse_key, series
 
 _PREFIX = "penstock_worker_"
 _OWN_LABELS = frozenset({"worker", "role", "state"})
@@ -26,11 +26,13 @@ def worker_families(workers: Sequence[WorkerState]) -> Iterator[Metric]:
     unreadable = GaugeMetricFamily(
         _PREFIX + "unreadable_series", "Values of the last report that are no metrics.", labels=["worker"]
     )
-    fixed = (up, pages, queue, steps, unreadable)
+    opened = CounterMetricFamily(_PREFIX + "breaker_opened", "Times this gateway passed it over.", labels=["worker"])
+    fixed = (up, pages, queue, steps, opened, unreadable)
     reported = _Families({family.name for family in fixed})
     for state in workers:
         name, role = state.member.id, state.member.role
         up.add_metric([name, role], 1.0 if state.condition == "ready" else 0.0)
+        opened.add_metric([name], state.breaker_opened_total)
         if state.report is None:
             continue
         for field in state.report.pages.__struct_fields__:
@@ -40,6 +42,16 @@ def worker_families(workers: Sequence[WorkerState]) -> Iterator[Metric]:
         steps.add_metric([name], state.report.engine_steps)
         unreadable.add_metric([name], reported.add(name, state.report))
     yield from (*fixed, *reported.sorted())
+
+
+def counter_families(prefix: str, counters: Mapping[str, float]) -> Iterator[Metric]:
+    """Counters given as series, such as `retries_total{kind=replay}`."""
+    families: dict[str, Metric] = {}
+    for one in series(counters):
+        name = prefix + one.name.removesuffix("_total")
+        family = families.setdefault(name, Metric(name, "Since the start.", "counter"))
+        family.add_sample(f"{name}_total", dict(one.labels), one.value)
+    yield from (families[name] for name in sorted(families))
 
 
 class _Families:

@@ -1,46 +1,36 @@
-"""Which workers take a request: a (prefill, decode) pair, or one mixed worker. Pure: no clock, no I/O, no randomness.
+"""Which workers take a request: a (prefill, decode) pair, or one worker alone. Pure: no clock, no I/O, no randomness.
 
 A prefill worker counts only together with a decode worker that runs the very same model, because KV flows between them.
-A mixed worker is a choice of its own beside the prefill workers.
+A mixed worker is a choice of its own beside the prefill workers. A decode worker computes the prompt itself if it lacks
+little of it, or if no prefill worker is ready (conditional disaggregation).
+Source: MemServe (arXiv 2406.17565, section 5.5); the rules are in common.policy.routing_rules, what a worker would cost
+a prompt in common.policy.estimates.
 """
 
-import zlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from common.ids import RequestId, WorkerId
+from common.ids import WorkerId
+from common.policy.estimates import Estimate, Prompt, WorkerView, best_sources, estimate_decode, estimate_prefill
+from common.policy.holdings import Holdings
+from common.policy.routing_rules import Choice, Side, rule_named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerView:
-    """What a router may know about one worker."""
-
-    id: WorkerId
-    role: str
-    """prefill, decode or mixed; others are never chosen."""
-    model: Hashable
-    """KV may flow between two workers whose `model` is equal; here the ModelIdentity."""
-    accepting: bool
-    """False while connecting, silent, draining, or serving another model than the caller's."""
-    waiting_tokens: int = 0
-    """Prompt tokens not computed yet: the larger of the worker's last report (stale by up to one Ping) and what the
-    caller charged it with."""
-    requests: int = 0
-    """Requests that live there, found in the same way."""
-
-
-@dataclass(frozen=True, slots=True)
 class Route:
-    """Where a request goes. `decode` is None on a mixed worker, which answers alone."""
+    """Where a request goes, and the numbers that led there. `decode` is None if `entry` answers alone."""
 
     entry: WorkerId
-    decode: WorkerId | None
+    decode: WorkerId | None = None
+    local: str | None = None
+    """Why a decode worker computes the prompt itself: `few-uncached` or `no-prefill-worker`; None if it does not."""
+    entry_choice: Choice | None = None
+    decode_choice: Choice | None = None
 
     @property
-    def workers(self) -> tuple[WorkerId, ...]:
-        """Everybody who will hold something of the request."""
-        return (self.entry,) if self.decode is None else (self.entry, self.decode)
+    def estimate(self) -> Estimate | None:
+        """What the entry worker was predicted to cost."""
+        return None if self.entry_choice is None else self.entry_choice.chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +40,81 @@ class NoRoute:
     reason: str
 
 
-class RoutingPolicy(Protocol):
-    """The question that every routing rule answers."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Router:
+    """The question, answered by one rule for prefill and one for decode."""
 
-    def choose(self, request: RequestId, workers: Sequence[WorkerView], turn: int) -> Route | NoRoute:
-        """`turn` counts the caller's requests; it is all the memory that a rule has."""
-        ...
+    prefill: str = "predicted-time"
+    """Name of the rule that picks who computes prompts."""
+    decode: str = "predicted-time"
+    """Name of the rule that picks who draws answers."""
+    gate: float = 1.0
+    """How much more loaded than the least loaded a worker may be to be chosen for what it holds: 1 is twice as much."""
+    local_prefill_tokens: int = 16
+    """A decode worker that lacks no more of a prompt computes it itself; 0: never for that reason."""
+    fallback: bool = True
+    """Whether decode workers compute prompts when no prefill or mixed worker is ready."""
+
+    def choose(self, prompt: Prompt, workers: Sequence[WorkerView], holdings: Holdings, turn: int) -> Route | NoRoute:
+        """`turn` counts the caller's requests; it is all the memory that a rule has. Raises InvalidRule for an override."""
+        entries, decodes = entries_of(workers), [w for w in workers if w.role == "decode" and w.accepting]
+        side = Side(prompt, self.gate, turn)
+        entry_rule = rule_named(prompt.prefill_rule or self.prefill)
+        decode_rule = rule_named(prompt.decode_rule or self.decode)
+        lacking_little = self._lacking_little(prompt, decodes, holdings) if entries else []
+        local = "few-uncached" if lacking_little else None if entries else "no-prefill-worker"
+        if local is not None:
+            candidates = lacking_little or (decodes if self.fallback else [])
+            if not candidates:
+                return NoRoute(missing(workers))
+            found = decode_rule.choose(side, [estimate_decode(prompt, w, holdings, None) for w in candidates])
+            if found is None:
+                return NoRoute(f"rule {decode_rule.name!r} finds none of {_ids(candidates)} fit")
+            return Route(entry=found.chosen.worker, local=local, entry_choice=found)
+        sources = best_sources(workers, holdings)
+        estimates = [estimate_prefill(prompt, w, holdings, sources) for w in entries]
+        entry_choice = entry_rule.choose(side, estimates)
+        if entry_choice is None:
+            return NoRoute(f"rule {entry_rule.name!r} finds none of {_ids(entries)} fit")
+        entry = next(w for w in entries if w.id == entry_choice.chosen.worker)
+        if entry.role == "mixed":
+            return Route(entry=entry.id, entry_choice=entry_choice)
+        fitting = [w for w in decodes if w.model == entry.model]
+        decode_choice = decode_rule.choose(side, [estimate_decode(prompt, w, holdings, entry) for w in fitting])
+        if decode_choice is None:
+            return NoRoute(f"rule {decode_rule.name!r} finds none of {_ids(fitting)} fit")
+        return Route(
+            entry=entry.id, decode=decode_choice.chosen.worker, entry_choice=entry_choice, decode_choice=decode_choice
+        )
+
+    def _lacking_little(self, prompt: Prompt, decodes: list[WorkerView], holdings: Holdings) -> list[WorkerView]:
+        """Decode workers that hold nearly all of the prompt. A rule that was asked for by name is not passed over."""
+        if not self.local_prefill_tokens or prompt.prefill_rule is not None:
+            return []
+        limit = self.local_prefill_tokens
+        if prompt.tokens <= limit:
+            return decodes
+        return [w for w in decodes if prompt.tokens - holdings.held(w.peer, None).device * prompt.block_tokens <= limit]
 
 
-def reason_not_ready(workers: Sequence[WorkerView]) -> str | None:
-    """Why `workers` can serve nobody now; None if they can."""
-    return None if _entries(workers) else _missing(workers)
+def entries_of(workers: Sequence[WorkerView]) -> list[WorkerView]:
+    """Prefill and mixed workers that a request may be sent to first, by id."""
+    models = {w.model for w in workers if w.role == "decode" and w.accepting}
+    return sorted(
+        (w for w in workers if w.accepting and (w.role == "mixed" or (w.role == "prefill" and w.model in models))),
+        key=lambda w: w.id,
+    )
 
 
-def _missing(workers: Sequence[WorkerView]) -> str:
+def reason_not_ready(workers: Sequence[WorkerView], *, fallback: bool) -> str | None:
+    """Why `workers` can serve nobody now; None if they can. `fallback`: as in Router."""
+    if entries_of(workers) or (fallback and any(w.role == "decode" and w.accepting for w in workers)):
+        return None
+    return missing(workers)
+
+
+def missing(workers: Sequence[WorkerView]) -> str:
+    """What would be needed to serve a request."""
     counts = {role: sum(w.role == role for w in workers) for role in ("prefill", "decode", "mixed")}
     ready = {role: sum(w.role == role and w.accepting for w in workers) for role in counts}
     text = ", ".join(f"{role}: {ready[role]} of {counts[role]} ready" for role in counts)
@@ -72,58 +123,5 @@ def _missing(workers: Sequence[WorkerView]) -> str:
     return f"a prefill and a decode worker, or a mixed worker, must be ready ({text})"
 
 
-def _fitting(entry: WorkerView, workers: Sequence[WorkerView]) -> list[WorkerView]:
-    return [w for w in workers if w.role == "decode" and w.accepting and w.model == entry.model]
-
-
-def _entries(workers: Sequence[WorkerView]) -> list[WorkerView]:
-    """Workers that a request may be sent to first, by id."""
-    return sorted(
-        (w for w in workers if w.accepting and (w.role == "mixed" or (w.role == "prefill" and _fitting(w, workers)))),
-        key=lambda w: w.id,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class RoundRobin:
-    """Everybody in turn, in the order of ids: the n-th request goes to the n-th entry and the n-th decode worker."""
-
-    def choose(self, request: RequestId, workers: Sequence[WorkerView], turn: int) -> Route | NoRoute:
-        """The next pair or mixed worker."""
-        entries = _entries(workers)
-        if not entries:
-            return NoRoute(_missing(workers))
-        entry = entries[turn % len(entries)]
-        if entry.role == "mixed":
-            return Route(entry.id, None)
-        decodes = sorted(_fitting(entry, workers), key=lambda w: w.id)
-        return Route(entry.id, decodes[turn % len(decodes)].id)
-
-
-@dataclass(frozen=True, slots=True)
-class LeastLoad:
-    """The entry with the fewest prompt tokens to compute, and the decode worker with the fewest requests.
-
-    An entry's equals are told apart by their requests. What is still equal is spread by a hash of (request, worker),
-    so that the same inputs give the same answer in every process.
-    """
-
-    def choose(self, request: RequestId, workers: Sequence[WorkerView], turn: int) -> Route | NoRoute:
-        """The least loaded pair or mixed worker; `turn` is not used."""
-        entries = _entries(workers)
-        if not entries:
-            return NoRoute(_missing(workers))
-        spread = _spread(request)
-        entry = min(entries, key=lambda w: (w.waiting_tokens, w.requests, spread(w), w.id))
-        if entry.role == "mixed":
-            return Route(entry.id, None)
-        decode = min(_fitting(entry, workers), key=lambda w: (w.requests, w.waiting_tokens, spread(w), w.id))
-        return Route(entry.id, decode.id)
-
-
-def _spread(request: RequestId) -> Callable[[WorkerView], int]:
-    return lambda worker: zlib.crc32(f"{request}/{worker.id}".encode())
-
-
-POLICIES: Mapping[str, RoutingPolicy] = {"round-robin": RoundRobin(), "least-load": LeastLoad()}
-"""By the name a setting gives; the values are stateless."""
+def _ids(workers: Sequence[WorkerView]) -> str:
+    return ", ".join(w.id for w in workers) or "nobody"

@@ -6,6 +6,7 @@ from common.errors import ServingError
 from common.ids import RequestId
 from common.messages.actions import Dial, HangUp, Send
 from common.messages.requests import TokenDelta
+from gateway.core.placed import Placed
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,15 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
+class Routed:
+    """Where a request that asked for it was sent, and why; comes again with every attempt."""
+
+    request: RequestId
+    placed: Placed
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """Something an operator wants to read in the log."""
 
@@ -33,4 +43,4 @@ class Note:
     text: str
 
 
-Action = Dial | HangUp | Send | Deliver | End | Note
+Action = Dial | HangUp | Send | Deliver | End | Routed | Note

@@ -2,23 +2,25 @@
 
 from collections.abc import Sequence
 
-from common.ids import PeerId, RequestId
+from common.ids import PeerId, RequestId, WorkerId
 from common.messages import AnyMessage
 from common.messages.base import Message
 from common.messages.liveness import Member
 from common.messages.requests import Failed, Tokens
-from common.policy.routing import RoutingPolicy, reason_not_ready
+from common.policy.routing import reason_not_ready
 from gateway.core.actions import Action
-from gateway.core.inflight import Inflight, Order
-from gateway.core.roster import Roster, RosterStep, WorkerState
+from gateway.core.inflight import Inflight, Parts, Terms
+from gateway.core.order import Order
+from gateway.core.roster import RosterStep, WorkerState
 
 
 class Dispatch:
     """Passes news to the roster first and to the requests second, so that requests see workers as they are now."""
 
-    def __init__(self, roster: Roster, policy: RoutingPolicy, *, timeout_ms: float, max_open: int) -> None:
-        self._roster = roster
-        self._inflight = Inflight(roster, policy, timeout_ms=timeout_ms, max_open=max_open)
+    def __init__(self, parts: Parts, terms: Terms, *, fallback: bool = True) -> None:
+        """`fallback`: whether decode workers alone are enough to serve, as in Router."""
+        self._roster, self._totals, self._fallback = parts.roster, parts.totals, fallback
+        self._inflight = Inflight(parts, terms)
 
     @property
     def open_requests(self) -> int:
@@ -26,46 +28,59 @@ class Dispatch:
         return len(self._inflight)
 
     @property
+    def waiting_requests(self) -> int:
+        """Requests that wait for a place in this gateway."""
+        return self._inflight.n_waiting
+
+    @property
     def repeated_tokens_total(self) -> int:
         """Tokens that came twice and were dropped."""
         return self._inflight.repeated_tokens_total
 
+    def counters(self) -> dict[str, float]:
+        """What became of routing decisions."""
+        return self._totals.counters()
+
     def submit(self, order: Order, now_ms: float) -> list[Action]:
-        """Start a request. Raises Busy or NoWorker, and then holds nothing."""
+        """Start a request, or let it wait. Raises Busy, RateLimited or NoWorker, and then holds nothing."""
         return self._inflight.submit(order, now_ms)
 
-    def cancel(self, request: RequestId) -> list[Action]:
+    def cancel(self, request: RequestId, now_ms: float) -> list[Action]:
         """End a request whose client is gone or has enough; unknown ones are ignored."""
-        return self._inflight.cancel(request)
+        return self._inflight.cancel(request, now_ms)
+
+    def drain(self, worker: WorkerId, *, on: bool) -> list[Action]:
+        """An operator wants a worker to take nothing new, or to work again. Raises UnknownWorker."""
+        return self._roster.drain(worker, on=on)
 
     def on_members(self, members: Sequence[Member], now_ms: float) -> list[Action]:
         """The membership was read."""
-        return self._settle(self._roster.on_members(members, now_ms))
+        return self._settle(self._roster.on_members(members, now_ms), now_ms)
 
     def on_message(self, sender: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
         """A worker spoke. Messages that no worker should send to a gateway are only a sign of life."""
         actions = self._roster.on_message(sender, message, now_ms)
         if isinstance(message, Tokens | Failed):
-            actions += self._inflight.on_message(sender, message)
+            actions += self._inflight.on_message(sender, message, now_ms)
         return actions
 
-    def on_unsent(self, peer: PeerId, message: Message) -> list[Action]:
+    def on_unsent(self, peer: PeerId, message: Message, now_ms: float) -> list[Action]:
         """A message could not be queued."""
-        return self._inflight.on_unsent(peer, message)
+        return self._inflight.on_unsent(peer, message, now_ms)
 
     def on_tick(self, now_ms: float) -> list[Action]:
-        """Time passed: Pings, deaths, deadlines."""
-        return self._settle(self._roster.on_tick(now_ms)) + self._inflight.on_tick(now_ms)
+        """Time passed: Pings, deaths, retries, deadlines."""
+        return self._settle(self._roster.on_tick(now_ms), now_ms) + self._inflight.on_tick(now_ms)
 
-    def _settle(self, step: RosterStep) -> list[Action]:
+    def _settle(self, step: RosterStep, now_ms: float) -> list[Action]:
         actions = step.actions
         for lost in step.lost:
-            actions += self._inflight.on_lost(lost)
+            actions += self._inflight.on_lost(lost, now_ms)
         return actions
 
     def not_ready_reason(self, now_ms: float) -> str | None:
         """Why no request can be served now; None if one can."""
-        return reason_not_ready(self._roster.views(now_ms))
+        return reason_not_ready(self._roster.views(now_ms), fallback=self._fallback)
 
     def context_tokens(self, now_ms: float) -> int | None:
         """What every ready worker can take, prompt plus answer; None if nobody is ready."""
@@ -77,6 +92,7 @@ class Dispatch:
 
     def check(self) -> None:
         """With no request in flight nothing may be charged. Raises AssertionError with the table."""
+        self._inflight.check()
         if not self._inflight:
             charged = self._roster.charged()
-            assert not any(tokens or requests for tokens, requests in charged.values()), charged
+            assert not any(charged.values()), charged

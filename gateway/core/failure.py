@@ -23,3 +23,11 @@ def http_status_of(code: str) -> int:
             return kind.http_status
         kinds += kind.__subclasses__()
     return PeerFailed.http_status
+
+
+_OWN_FAULTS = frozenset({"peer_failed", "protocol_violation", "load_failed", "internal"})
+
+
+def is_workers_fault(code: str) -> bool:
+    """Whether it speaks against the worker: being full, draining or asked for the impossible does not."""
+    return code in _OWN_FAULTS

@@ -1,215 +1,310 @@
-"""Every request of one gateway, from routing to its end, without sockets or clocks.
+"""Every request of one gateway, from its arrival to its end, without sockets or clocks.
 
-Owns `_open`: each request with its deadline, the workers it was given to, and the next output position. An entry leaves
-in one of five ways: its last token, a worker's Failed, the death of a worker it needs, its deadline, or the client's
-cancel. Every way out releases what was charged and, except after the last token, cancels at all workers that still live.
+Owns `_open`: each request that was given to workers or will be again soon, with its deadline and the tokens that its
+client has; the WaitingRoom owns those that wait for a place. An entry leaves in one of four ways: its last token, an
+error that no other worker can heal, its deadline, or the client's cancel. Every way out releases what was charged.
+
+    waiting --a place is free--> attempt --first token--> attempt --last token--> over
+                                    |  ^                     |
+                       Failed, dead v  | backoff             | the same: prompt and emitted tokens are replayed
+                                   pause <-------------------+
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from common.errors import Busy, DeadlineExceeded, NoWorker, PeerFailed, ServingError
+from common.errors import Busy, DeadlineExceeded, InvalidRequest, NoWorker, PeerFailed, ServingError
 from common.ids import PeerId, RequestId, WorkerId
 from common.messages.actions import Send
 from common.messages.base import Message
-from common.messages.requests import Cancel, Failed, Generate, Sampling, TokenDelta, Tokens
-from common.policy.routing import NoRoute, RoutingPolicy
+from common.messages.requests import Cancel, Failed, Generate, TokenDelta, Tokens
 from gateway.core.actions import Action, Deliver, End
-from gateway.core.failure import WorkerFailed
+from gateway.core.attempts import Attempts
+from gateway.core.failure import WorkerFailed, is_workers_fault
+from gateway.core.keys import KeyLimits
+from gateway.core.open_request import Attempt, OpenRequest
+from gateway.core.order import Order
+from gateway.core.placement import Placement
+from gateway.core.recovery import RetryBudget, RetryTerms, backoff_ms
 from gateway.core.roster import Lost, Roster
+from gateway.core.totals import RoutingTotals
+from gateway.core.waiting import WaitingRoom
+
+_MOST_DEATHS = 3
+_LOOK_AGAIN_MS = 100.0
+_LONGEST_RETRY_AFTER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """One prompt to answer."""
+class Terms:
+    """What does not change while a gateway lives."""
 
-    request: RequestId
-    """Unique among all requests that any worker may remember."""
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    model: str
-    cache_salt: str = ""
-    """As in Generate."""
-
-
-@dataclass(slots=True)
-class _Open:
-    request: RequestId
-    deadline_ms: float
     timeout_ms: float
-    prompt_tokens: int
-    entry: PeerId
-    entry_name: str
-    """For people, such as `prefill worker prefill-0`."""
-    decode: PeerId
-    """The worker that sends the tokens; equals `entry` on a mixed worker."""
-    decode_name: str
-    next_position: int = 0
-    prefilling: bool = True
-    """Until the first token the entry worker is needed and charged."""
+    """What each request has from its arrival."""
+    max_open: int
+    """Requests with workers at the most."""
+    max_waiting: int = 0
+    """Requests that may wait for one of those places; one more is refused as busy."""
+    max_wait_ms: float = 30_000.0
+    """After so long a waiting request is refused as busy."""
+    retry: RetryTerms
 
-    @property
-    def phase(self) -> str:
-        return "prefill" if self.prefilling else "decode"
 
-    @property
-    def progress(self) -> str:
-        """Where it stands, for error messages."""
-        done = "before the first token" if self.prefilling else f"after {self.next_position} tokens"
-        return f"in phase {self.phase} {done}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What Inflight is made of; each part owns its own state."""
 
-    @property
-    def needed(self) -> tuple[PeerId, ...]:
-        """Workers whose death ends it."""
-        return (self.entry, self.decode) if self.prefilling else (self.decode,)
+    roster: Roster
+    placement: Placement
+    keys: KeyLimits
+    totals: RoutingTotals
+    draw: Callable[[], float]
+    """A random number from 0 to 1, for the jitter of retries."""
 
 
 class Inflight:
     """Decides; never performs."""
 
-    def __init__(self, roster: Roster, policy: RoutingPolicy, *, timeout_ms: float, max_open: int) -> None:
-        """`timeout_ms`: what each request has from its submission. `max_open`: one more is refused as busy."""
-        self._roster, self._policy = roster, policy
-        self._timeout_ms, self._max_open = timeout_ms, max_open
-        self._open: dict[RequestId, _Open] = {}
-        self._turn = 0
+    def __init__(self, parts: Parts, terms: Terms) -> None:
+        self._roster, self._placement, self._keys = parts.roster, parts.placement, parts.keys
+        self._totals, self._draw, self._terms = parts.totals, parts.draw, terms
+        self._budget = RetryBudget(terms.retry)
+        self._waiting = WaitingRoom(terms.max_waiting)
+        self._open: dict[RequestId, OpenRequest] = {}
+        self._attempts = Attempts(parts.roster, parts.placement)
         self.repeated_tokens_total = 0
 
     def __len__(self) -> int:
         """Requests without an answer yet."""
-        return len(self._open)
+        return len(self._open) + len(self._waiting)
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that wait for a place."""
+        return len(self._waiting)
+
+    # -- arrivals
 
     def submit(self, order: Order, now_ms: float) -> list[Action]:
-        """Route and send one request. Raises Busy or NoWorker, and then holds nothing."""
-        if len(self._open) >= self._max_open:
-            raise Busy(f"{len(self._open)} requests are in flight here, the limit is {self._max_open}; try again later")
-        route = self._policy.choose(order.request, self._roster.views(now_ms), self._turn)
-        if isinstance(route, NoRoute):
-            raise NoWorker(f"no worker can take the request: {route.reason}")
-        self._turn += 1
-        entry, decode = route.entry, route.decode or route.entry
-        one = _Open(
-            order.request,
-            deadline_ms=now_ms + self._timeout_ms,
-            timeout_ms=self._timeout_ms,
-            prompt_tokens=len(order.prompt),
-            entry=self._roster.peer(entry),
-            entry_name=f"{'mixed' if route.decode is None else 'prefill'} worker {entry}",
-            decode=self._roster.peer(decode),
-            decode_name=f"{'mixed' if route.decode is None else 'decode'} worker {decode}",
-        )
-        self._open[order.request] = one
-        self._roster.charge(one.entry, tokens=one.prompt_tokens, requests=1)
-        if one.decode != one.entry:
-            self._roster.charge(one.decode, tokens=0, requests=1)
-        return [Send(one.entry, self._generate(order, route.decode))]
+        """Place one request, or let it wait for a place. Raises Busy, RateLimited, NoWorker, and then holds nothing."""
+        self._keys.admit(order.key, len(order.prompt) + order.sampling.max_tokens, now_ms)
+        priority = order.priority + self._keys.priority(order.key)
+        one = OpenRequest(order, now_ms, now_ms + self._terms.timeout_ms, priority)
+        self._budget.on_request()
+        try:
+            if len(self._open) >= self._terms.max_open:
+                return self._wait(one, now_ms)
+            return self._begin(one, now_ms)
+        except (ServingError, InvalidRequest):
+            self._keys.release(order.key)
+            raise
 
-    def _generate(self, order: Order, decode: WorkerId | None) -> Generate:
-        return Generate(
-            request=order.request,
-            prompt=order.prompt,
-            sampling=order.sampling,
-            timeout_ms=round(self._timeout_ms),
-            decode=decode,
-            model=order.model,
-            cache_salt=order.cache_salt,
+    def _wait(self, one: OpenRequest, now_ms: float) -> list[Action]:
+        pushed_out = self._waiting.add(one)
+        if pushed_out is None:
+            return []
+        self._totals.add("shed_total{reason=queue-full}")
+        text = (
+            f"{len(self._open)} requests are in flight here, the limit is {self._terms.max_open}, and "
+            f"{len(self._waiting)} wait; try again later"
         )
+        error = Busy(text, retry_after_s=self._retry_after_s(now_ms))
+        if pushed_out is one:
+            raise error
+        self._keys.release(pushed_out.order.key)
+        return [End(pushed_out.request, error)]
 
-    def on_message(self, sender: PeerId, message: Tokens | Failed) -> list[Action]:
+    def _retry_after_s(self, now_ms: float) -> float:
+        return min(_LONGEST_RETRY_AFTER_S, max(1.0, self._placement.retry_after_s(now_ms) or 1.0))
+
+    def _fill(self, now_ms: float) -> list[Action]:
+        """Give free places to those who wait."""
+        actions: list[Action] = []
+        while len(self._open) < self._terms.max_open and (one := self._waiting.next()) is not None:
+            try:
+                actions += self._begin(one, now_ms)
+            except ServingError as error:
+                self._keys.release(one.order.key)
+                actions.append(End(one.request, error))
+        return actions
+
+    def _begin(self, one: OpenRequest, now_ms: float) -> list[Action]:
+        """Send it to workers. Raises NoWorker, and then changes nothing."""
+        actions = self._attempts.begin(one, now_ms)
+        self._open[one.request] = one
+        return actions
+
+    # -- news of workers
+
+    def on_message(self, sender: PeerId, message: Tokens | Failed, now_ms: float) -> list[Action]:
         """News of requests. What is said about requests of others, or by others, changes nothing."""
         if isinstance(message, Failed):
-            return self._on_failed(sender, message)
+            return self._on_failed(sender, message, now_ms)
         actions: list[Action] = []
         for delta in message.deltas:
-            one = self._open.get(delta.request)
-            if one is None:
+            one = self._attempts.get(delta.request)
+            if one is None or one.attempt is None:
                 # Given up here, and the Cancel is still under way or was lost with a connection: say it again.
                 if delta.finish is None:
                     actions.append(Send(sender, Cancel(request=delta.request)))
-            elif one.decode == sender:
-                actions += self._on_delta(one, delta)
+            elif one.attempt.decode == sender:
+                actions += self._on_delta(one, one.attempt, delta, now_ms)
         return actions
 
-    def _on_delta(self, one: _Open, delta: TokenDelta) -> list[Action]:
-        missing = delta.position - one.next_position
+    def _on_delta(self, one: OpenRequest, attempt: Attempt, delta: TokenDelta, now_ms: float) -> list[Action]:
+        missing = delta.position - len(one.emitted)
         if missing > 0:
-            text = f"{one.decode_name} skipped {missing} tokens {one.progress}"
-            return self._fail(one, PeerFailed(text))
+            text = f"{attempt.placed.decode_name} skipped {missing} tokens {one.progress}"
+            return self._retry(one, PeerFailed(text), frozenset({attempt.placed.decode_worker}), now_ms)
         if missing < 0:
             self.repeated_tokens_total += min(-missing, len(delta.tokens))
             delta = _without_first(delta, -missing)
             if not delta.tokens and delta.finish is None:
                 return []
-        if delta.tokens and one.prefilling:
-            self._end_prefill(one)
-        one.next_position += len(delta.tokens)
-        if delta.finish is not None:
-            self._forget(one)
-        return [Deliver(one.request, delta)]
+        if delta.tokens and attempt.prefilling:
+            self._end_prefill(one, attempt, delta, now_ms)
+        if delta.tokens:
+            one.emitted += delta.tokens
+            one.tries, one.avoid = 1, frozenset()
+        deliver = Deliver(one.request, delta)
+        if delta.finish is None:
+            return [deliver]
+        self._roster.on_success(attempt.decode)
+        self._forget(one, but=attempt.decode)
+        return [deliver, *self._fill(now_ms)]
 
-    def _end_prefill(self, one: _Open) -> None:
-        one.prefilling = False
-        if one.entry == one.decode:
-            self._roster.charge(one.entry, tokens=-one.prompt_tokens, requests=0)
-        else:
-            self._roster.charge(one.entry, tokens=-one.prompt_tokens, requests=-1)
+    def _end_prefill(self, one: OpenRequest, attempt: Attempt, delta: TokenDelta, now_ms: float) -> None:
+        attempt.prefilling = False
+        self._totals.on_first_token(attempt.placed, took_ms=now_ms - attempt.sent_ms, cached_tokens=delta.cached_tokens)
+        self._roster.on_success(attempt.entry)
+        self._roster.computed(attempt.entry, attempt.wire)
+        if attempt.entry != attempt.decode:
+            self._roster.release(attempt.entry, attempt.wire)
 
-    def _on_failed(self, sender: PeerId, failed: Failed) -> list[Action]:
-        one = self._open.get(failed.request)
-        if one is None or sender not in one.needed:
+    def _on_failed(self, sender: PeerId, failed: Failed, now_ms: float) -> list[Action]:
+        one = self._attempts.get(failed.request)
+        if one is None or one.attempt is None or sender not in one.attempt.needed:
             return []
-        name = one.entry_name if sender == one.entry else one.decode_name
-        tokens = f"after {one.next_position} tokens" if one.next_position else "before the first token"
-        text = f"{name} gave up in phase {failed.phase} {tokens}: {failed.text}"
-        return self._fail(one, WorkerFailed(failed, text=text), but=sender)
+        attempt = one.attempt
+        tokens = f"after {len(one.emitted)} tokens" if one.emitted else "before the first token"
+        text = f"{attempt.name_of(sender)} gave up in phase {failed.phase} {tokens}: {failed.text}"
+        error = WorkerFailed(failed, text=text)
+        if is_workers_fault(failed.code):
+            self._roster.on_failure(sender, now_ms)
+        if not failed.retryable:
+            return self._fail(one, error, now_ms, but=sender)
+        avoid = {attempt.worker_of(sender)}
+        if sender == attempt.entry and failed.code in ("no_worker", "peer_failed"):
+            avoid.add(attempt.placed.decode_worker)  # what it could not reach
+        return self._retry(one, error, frozenset(avoid), now_ms, but=sender)
 
-    def on_lost(self, lost: Lost) -> list[Action]:
-        """A worker died: everything that needs it ends."""
+    def on_lost(self, lost: Lost, now_ms: float) -> list[Action]:
+        """A worker died: everything that needs it goes elsewhere."""
         actions: list[Action] = []
-        for one in [one for one in self._open.values() if lost.peer in one.needed]:
-            name = one.entry_name if lost.peer == one.entry else one.decode_name
-            actions += self._fail(one, PeerFailed(f"{name} {lost.text} {one.progress}"), but=lost.peer)
+        for one in self._attempts:
+            attempt = one.attempt
+            if attempt is None or lost.peer not in attempt.needed:
+                continue
+            one.deaths += 1
+            error = PeerFailed(f"{attempt.name_of(lost.peer)} {lost.text} {one.progress}")
+            actions += self._retry(one, error, frozenset(), now_ms, but=lost.peer, died=True)
         return actions
 
-    def on_unsent(self, peer: PeerId, message: Message) -> list[Action]:
+    def on_unsent(self, peer: PeerId, message: Message, now_ms: float) -> list[Action]:
         """A message could not be queued. Only a Generate matters: silence will tell of the rest."""
-        one = self._open.get(message.request) if isinstance(message, Generate) else None
-        if one is None:
+        one = self._attempts.get(message.request) if isinstance(message, Generate) else None
+        if one is None or one.attempt is None:
             return []
-        return self._fail(one, PeerFailed(f"{one.entry_name} cannot be reached {one.progress}"), but=peer)
+        self._roster.on_failure(peer, now_ms)
+        error = PeerFailed(f"{one.attempt.name_of(peer)} cannot be reached {one.progress}")
+        return self._retry(one, error, frozenset({one.attempt.worker_of(peer)}), now_ms, but=peer)
 
-    def cancel(self, request: RequestId) -> list[Action]:
+    # -- trying again
+
+    def _retry(
+        self,
+        one: OpenRequest,
+        error: ServingError,
+        avoid: frozenset[WorkerId],
+        now_ms: float,
+        *,
+        but: PeerId | None = None,
+        died: bool = False,
+    ) -> list[Action]:
+        """Pause it until its next attempt, or fail it if it has had its tries. A death costs no budget: it is no storm."""
+        terms = self._terms.retry
+        tired = one.deaths > _MOST_DEATHS if died else one.tries >= terms.attempts
+        if tired or terms.attempts <= 1 or not (died or self._budget.take()):
+            return self._fail(one, error, now_ms, but=but)
+        cancels = self._attempts.end(one, but=but)
+        one.error, one.failed_ms, one.avoid = error, now_ms, one.avoid | avoid
+        one.retry_at_ms = now_ms + backoff_ms(terms, one.tries + 1, self._draw())
+        self._totals.add(f"retries_total{{code={error.code},kind={'replay' if one.emitted else 'retry'}}}")
+        return cancels
+
+    def _again(self, one: OpenRequest, now_ms: float) -> list[Action]:
+        """Its pause is over."""
+        assert one.failed_ms is not None and one.error is not None, "only what failed pauses"
+        failed_ms, error = one.failed_ms, one.error
+        try:
+            return self._begin(one, now_ms)
+        except NoWorker as nobody:
+            if now_ms - failed_ms >= self._terms.retry.wait_ms:
+                return self._fail(one, PeerFailed(f"{error}; then {nobody}"), now_ms)
+            one.retry_at_ms = now_ms + _LOOK_AGAIN_MS
+            return []
+
+    # -- ends
+
+    def cancel(self, request: RequestId, now_ms: float) -> list[Action]:
         """The client does not want it any more, or has all it wants."""
         one = self._open.get(request)
-        if one is None:
-            return []
-        self._forget(one)
-        return list(_cancels(one, but=None))
+        if one is not None:
+            return [*self._forget(one, but=None), *self._fill(now_ms)]
+        for waiting in [w for w in self._waiting if w.request == request]:
+            self._waiting.remove(request)
+            self._keys.release(waiting.order.key)
+        return []
 
     def on_tick(self, now_ms: float) -> list[Action]:
-        """End what is out of time."""
+        """End what is out of time; try again what has paused."""
         actions: list[Action] = []
-        for one in [one for one in self._open.values() if now_ms >= one.deadline_ms]:
-            text = f"the request's {one.timeout_ms / 1000:g} s were over {one.progress} ({one.decode_name})"
-            actions += self._fail(one, DeadlineExceeded(text))
+        for one in [one for one in self._waiting if now_ms - one.arrived_ms >= self._wait_ms]:
+            self._waiting.remove(one.request)
+            self._keys.release(one.order.key)
+            self._totals.add("shed_total{reason=waited-too-long}")
+            text = f"no place was free within {self._wait_ms / 1000:g} s; try again later"
+            actions.append(End(one.request, Busy(text, retry_after_s=self._retry_after_s(now_ms))))
+        for one in list(self._open.values()):
+            if now_ms >= one.deadline_ms:
+                actions += self._out_of_time(one, now_ms)
+            elif one.retry_at_ms is not None and now_ms >= one.retry_at_ms:
+                actions += self._again(one, now_ms)
         return actions
 
-    def _fail(self, one: _Open, error: ServingError, *, but: PeerId | None = None) -> list[Action]:
-        self._forget(one)
-        return [*_cancels(one, but=but), End(one.request, error)]
+    @property
+    def _wait_ms(self) -> float:
+        return min(self._terms.max_wait_ms, self._terms.timeout_ms)
 
-    def _forget(self, one: _Open) -> None:
+    def _out_of_time(self, one: OpenRequest, now_ms: float) -> list[Action]:
+        where = f" ({one.attempt.placed.decode_name})" if one.attempt is not None else f"; last error: {one.error}"
+        text = f"the request's {self._terms.timeout_ms / 1000:g} s were over {one.progress}{where}"
+        return self._fail(one, DeadlineExceeded(text), now_ms)
+
+    def _fail(self, one: OpenRequest, error: ServingError, now_ms: float, *, but: PeerId | None = None) -> list[Action]:
+        return [*self._forget(one, but=but), End(one.request, error), *self._fill(now_ms)]
+
+    def _forget(self, one: OpenRequest, *, but: PeerId | None) -> list[Action]:
+        cancels = self._attempts.end(one, but=but)
         del self._open[one.request]
-        if one.prefilling:
-            self._end_prefill(one)
-        self._roster.charge(one.decode, tokens=0, requests=-1)
+        self._keys.release(one.order.key)
+        return cancels
 
-
-def _cancels(one: _Open, *, but: PeerId | None) -> Iterator[Send]:
-    """One Cancel to each worker the request was given to, except `but`, which gave it up or is dead."""
-    for peer in dict.fromkeys((one.entry, one.decode)):
-        if peer != but:
-            yield Send(peer, Cancel(request=one.request))
+    def check(self) -> None:
+        """With no request here nothing may be charged to a key. Raises AssertionError with the table."""
+        if not self:
+            assert not any(self._keys.inflight().values()), self._keys.inflight()
+        assert len(self._attempts) <= len(self._open), (len(self._attempts), len(self._open))
 
 
 def _without_first(delta: TokenDelta, n_tokens: int) -> TokenDelta:

@@ -8,14 +8,18 @@ membership. Being in the membership makes a worker known; only its answers to Pi
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from common.ids import PeerId, WorkerId, peer_id
+from common.errors import UnknownWorker
+from common.ids import PeerId, RequestId, WorkerId, peer_id
 from common.messages import AnyMessage
 from common.messages.actions import Dial, HangUp, Send
-from common.messages.liveness import Hello, Member, ModelIdentity, Ping, Refused, Report, Welcome
-from common.policy.routing import WorkerView
+from common.messages.liveness import Drain, Hello, Member, ModelIdentity, Ping, Refused, Report, Welcome
+from common.policy.estimates import WorkerView
 from gateway.core.actions import Action, Note
+from gateway.core.breaker import Breaker, BreakerState, BreakerTerms
+from gateway.core.known_worker import KnownWorker
 
-DIALLED_ROLES = frozenset({"prefill", "decode", "mixed", "kvstore"})
+COMPUTING_ROLES = frozenset({"prefill", "decode", "mixed"})
+DIALLED_ROLES = COMPUTING_ROLES | {"kvstore"}
 PING_EVERY_MS = 500.0
 UNLISTED_GRACE_MS = 3_000.0  # a worker that answers but left the membership: Redis may have lost it for a moment
 _OVERSLEPT_MS = 2 * PING_EVERY_MS  # a tick so late means that this process was stopped, not that workers are silent
@@ -34,6 +38,9 @@ class WorkerState:
     """Since its last message."""
     report: Report | None
     charged_requests: int
+    """Of this gateway."""
+    breaker: BreakerState = BreakerState.CLOSED
+    breaker_opened_total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,32 +59,16 @@ class RosterStep:
     lost: list[Lost] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class _Worker:
-    member: Member
-    peer: PeerId
-    misfit: str
-    heard_ms: float
-    """When it was dialled or last heard."""
-    pinged_ms: float
-    welcomed: bool = False
-    refusal: str = ""
-    unlisted_ms: float | None = None
-    sequence: int = 0
-    report: Report | None = None
-    charged_tokens: int = 0
-    charged_requests: int = 0
-
-
 class Roster:
     """Decides; never performs."""
 
-    def __init__(self, *, this: Member, silent_ms: float, fit: "Fit") -> None:
+    def __init__(self, *, this: Member, silent_ms: float, fit: "Fit", breaker: BreakerTerms | None = None) -> None:
         """`this`: the gateway's own record, sent with every Hello. `silent_ms`: silence that counts as death."""
         self._this, self._silent_ms, self._fit = this, silent_ms, fit
+        self._breaker = breaker or BreakerTerms()
         self._ticked_ms: float | None = None
-        self._workers: dict[WorkerId, _Worker] = {}
-        self._by_peer: dict[PeerId, _Worker] = {}
+        self._workers: dict[WorkerId, KnownWorker] = {}
+        self._by_peer: dict[PeerId, KnownWorker] = {}
 
     def on_members(self, members: Sequence[Member], now_ms: float) -> RosterStep:
         """The membership was read: dial who is new, replace who was restarted, remember who is missing."""
@@ -100,13 +91,20 @@ class Roster:
 
     def _dial(self, member: Member, now_ms: float, step: RosterStep) -> None:
         peer = peer_id(member.id, member.incarnation)
-        worker = _Worker(member, peer, self._fit.misfit(member), heard_ms=now_ms, pinged_ms=now_ms)
+        worker = KnownWorker(
+            member,
+            peer,
+            self._fit.misfit(member),
+            heard_ms=now_ms,
+            pinged_ms=now_ms,
+            breaker=Breaker(self._breaker),
+        )
         self._workers[member.id] = self._by_peer[peer] = worker
         step.actions += [Dial(peer, member.endpoint), Send(peer, Hello(member=self._this))]
         if worker.misfit:
             step.actions.append(Note("worker_misfit", member.id, worker.misfit))
 
-    def _drop(self, worker: _Worker, step: RosterStep, lost: str | None = None) -> None:
+    def _drop(self, worker: KnownWorker, step: RosterStep, lost: str | None = None) -> None:
         del self._workers[worker.member.id], self._by_peer[worker.peer]
         step.actions.append(HangUp(worker.peer))
         if lost is not None and worker.welcomed:
@@ -127,7 +125,7 @@ class Roster:
                 worker.welcomed, worker.refusal = False, text
                 return [Note("worker_refused_us", worker.member.id, text)]
             case Report():
-                worker.report = message
+                worker.take_report(message, now_ms)
         return []
 
     def on_tick(self, now_ms: float) -> RosterStep:
@@ -142,56 +140,81 @@ class Roster:
             if silent_ms > self._silent_ms and not worker.refusal:
                 self._drop(worker, step, f"died (silent for {silent_ms / 1000:.1f} s)")
             elif worker.welcomed and now_ms - worker.pinged_ms >= PING_EVERY_MS:
+                if worker.drain_wish is not None:  # said again until a report shows it: a reset loses messages
+                    step.actions.append(Send(worker.peer, Drain(on=worker.drain_wish)))
                 step.actions.append(self._ping(worker, now_ms))
         return step
 
-    def _ping(self, worker: _Worker, now_ms: float) -> Send:
+    def _ping(self, worker: KnownWorker, now_ms: float) -> Send:
         worker.pinged_ms = now_ms
         worker.sequence += 1
         return Send(worker.peer, Ping(sequence=worker.sequence))
 
-    def peer(self, worker: WorkerId) -> PeerId:
-        """The current life of a worker that `views` listed."""
-        return self._workers[worker].peer
+    def drain(self, name: WorkerId, *, on: bool) -> list[Action]:
+        """Tell a worker to take nothing new, or to take requests again; here it counts at once. Raises UnknownWorker."""
+        worker = self._workers.get(name)
+        if worker is None or worker.member.role not in COMPUTING_ROLES:
+            known = [w for w, one in self._workers.items() if one.member.role in COMPUTING_ROLES]
+            raise UnknownWorker(f"no worker {name!r} is here; there are {', '.join(sorted(known)) or 'none'}")
+        worker.drain_wish = on
+        event = "drain_asked" if on else "resume_asked"
+        return [Send(worker.peer, Drain(on=on)), Note(event, name, "by an operator")]
 
-    def charge(self, peer: PeerId, *, tokens: int, requests: int) -> None:
-        """Count load that the worker's next report will show, from now on. Negative numbers release it.
+    # -- load and faults of workers
 
-        A worker that is gone took its load along.
-        """
+    def charge(self, peer: PeerId, request: RequestId, *, work_ms: float, tokens: int, now_ms: float) -> None:
+        """Count a request that is sent there now. A worker that is gone takes its charges along."""
         worker = self._by_peer.get(peer)
         if worker is not None:
-            worker.charged_tokens += tokens
-            worker.charged_requests += requests
+            worker.charges.add(request, sequence=worker.sequence, work_ms=work_ms, tokens=tokens)
+            worker.breaker.on_sent(now_ms)
 
-    def charged(self) -> dict[WorkerId, tuple[int, int]]:
-        """(tokens, requests) now charged to each worker; all zero when nothing is in flight."""
-        return {name: (worker.charged_tokens, worker.charged_requests) for name, worker in self._workers.items()}
+    def computed(self, peer: PeerId, request: RequestId) -> None:
+        """The request's prompt is computed there."""
+        if peer in self._by_peer:
+            self._by_peer[peer].charges.computed(request)
+
+    def release(self, peer: PeerId, request: RequestId) -> None:
+        """The request has left the worker; once more changes nothing."""
+        if peer in self._by_peer:
+            self._by_peer[peer].charges.remove(request)
+
+    def on_success(self, peer: PeerId) -> None:
+        """A worker did its part of a request."""
+        if peer in self._by_peer:
+            self._by_peer[peer].breaker.on_success()
+
+    def on_failure(self, peer: PeerId, now_ms: float) -> None:
+        """A worker failed a request by its own fault."""
+        if peer in self._by_peer:
+            self._by_peer[peer].breaker.on_failure(now_ms)
+
+    def charged(self) -> dict[WorkerId, int]:
+        """Requests now charged to each worker; all zero when nothing is in flight."""
+        return {name: len(worker.charges) for name, worker in self._workers.items()}
+
+    # -- state for others
 
     def views(self, now_ms: float) -> list[WorkerView]:
-        """Everybody, as the routing policy sees them."""
-        return [self._view(worker, now_ms) for worker in self._workers.values()]
+        """Everybody, as the routing policy sees them. Where every ready worker of a role has failed of late, all count."""
+        ready = [w for w in self._workers.values() if self._condition(w, now_ms)[0] == "ready"]
+        trusted = {w.peer for w in ready if w.breaker.lets_through(now_ms)}
+        hopeful = {w.member.role for w in ready} - {w.member.role for w in ready if w.peer in trusted}
+        accepting = {w.peer for w in ready if w.peer in trusted or w.member.role in hopeful}
+        stores = [w.peer for w in ready if w.member.role == "kvstore"]
+        return [
+            w.view(accepting=w.peer in accepting, store=w.store_among(stores), now_ms=now_ms)
+            for w in self._workers.values()
+        ]
 
-    def _view(self, worker: _Worker, now_ms: float) -> WorkerView:
-        queue = worker.report.queue if worker.report is not None else None
-        reported = 0 if queue is None else queue.waiting + queue.running + queue.handing_over
-        return WorkerView(
-            id=worker.member.id,
-            role=worker.member.role,
-            model=worker.member.model,
-            accepting=self._condition(worker, now_ms)[0] == "ready",
-            waiting_tokens=max(worker.charged_tokens, 0 if queue is None else queue.waiting_tokens),
-            requests=max(worker.charged_requests, reported),
-        )
-
-    def _condition(self, worker: _Worker, now_ms: float) -> tuple[str, str]:
+    def _condition(self, worker: KnownWorker, now_ms: float) -> tuple[str, str]:
         if worker.refusal:
             return "refused", worker.refusal
         if worker.misfit:
             return "misfit", worker.misfit
         if not worker.welcomed:
             return "connecting", f"{worker.member.endpoint} has not answered yet"
-        if worker.report is not None and worker.report.draining:
+        if worker.draining:
             return "draining", "it finishes its work and takes no more"
         if worker.unlisted_ms is not None and now_ms - worker.unlisted_ms > UNLISTED_GRACE_MS:
             return "leaving", "it is no longer in the membership"
@@ -209,7 +232,18 @@ class Roster:
             worker = self._workers[name]
             condition, text = self._condition(worker, now_ms)
             alive_ms = now_ms - worker.heard_ms
-            found.append(WorkerState(worker.member, condition, text, alive_ms, worker.report, worker.charged_requests))
+            found.append(
+                WorkerState(
+                    worker.member,
+                    condition,
+                    text,
+                    alive_ms,
+                    worker.report,
+                    len(worker.charges),
+                    worker.breaker.state(now_ms),
+                    worker.breaker.opened_total,
+                )
+            )
         return found
 
 

@@ -106,6 +106,10 @@ def cluster(redis: str, model: Path, *, workers: bool = True, **settings: Any) -
         "cluster": name,
         "port": 0,
         "drain_s": 1.0,
+        "local_prefill_tokens": 0,  # short prompts too go to the prefill worker
+        "attempts": 1,  # what is tried again has tests of its own
+        "max_waiting": 0,
+        "prefill_fallback": "deny",
     }
     gateway = Gateway(GatewaySettings(**{**chosen, **settings}))
     one = Cluster(gateway.member.endpoint, gateway, redis, name, prefill, decode, both)

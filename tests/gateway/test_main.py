@@ -35,7 +35,7 @@ def test_the_gateway_needs_no_torch() -> None:
         (["--model", "{model}", "--port", "http"], "--port='http': must be a whole number"),
         (["--model", "{model}", "--port", "70000"], "must be 0 to 65535"),
         (["--model", "{model}", "--port", "{taken}"], "cannot listen on"),
-        (["--model", "{model}", "--route-policy", "best"], "round-robin or least-load"),
+        (["--model", "{model}", "--route-prefill", "best"], "round-robin or least-load"),
         (["--model", "{model}", "--max-body", "much"], "512MiB"),
         (["--model", "{model}", "--max-inflight", "0"], "must be 1 or more"),
         (["--model", "{model}", "--port", "0", "--redis", "redis://127.0.0.1:1/0"], "redis"),

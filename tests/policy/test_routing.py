@@ -1,30 +1,30 @@
-"""Laws of routing."""
+"""Laws of routing: who may take a request at all, and which rule picks whom."""
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
-from common.ids import RequestId, WorkerId
-from common.policy.routing import POLICIES, LeastLoad, NoRoute, RoundRobin, Route, WorkerView, reason_not_ready
+from common.errors import InvalidRequest
+from common.ids import RequestId
+from common.policy.estimates import WorkerView
+from common.policy.holdings import Held, NoHoldings
+from common.policy.routing import NoRoute, Route, Router, reason_not_ready
+from common.policy.routing_rules import RULES
+from tests.policy.builders import COST, Cached, link, links, peer, prompt, worker
+
+COLD = NoHoldings()
+APART = Router(local_prefill_tokens=0, fallback=False)
+"""Prompts are always computed by prefill or mixed workers."""
 
 
-def worker(
-    name: str, model: str = "m", accepting: bool = True, waiting_tokens: int = 0, requests: int = 0
-) -> WorkerView:
-    return WorkerView(
-        id=WorkerId(name),
-        role=name.split("-")[0],
-        model=model,
-        accepting=accepting,
-        waiting_tokens=waiting_tokens,
-        requests=requests,
-    )
+def route(router: Router, workers: list[WorkerView], holdings=COLD, turn: int = 0, **changes: object) -> Route:
+    found = router.choose(prompt(**changes), workers, holdings, turn)
+    assert isinstance(found, Route), found
+    return found
 
 
-R = RequestId("r")
-
-
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
     "workers",
     [
@@ -38,58 +38,215 @@ R = RequestId("r")
         [worker("mixed-0", accepting=False)],
     ],
 )
-def test_without_a_ready_pair_or_mixed_worker_there_is_a_reason(policy, workers: list[WorkerView]) -> None:
-    found = policy.choose(R, workers, 0)
+def test_without_a_ready_pair_or_mixed_worker_there_is_a_reason(rule: str, workers: list[WorkerView]) -> None:
+    found = replace(APART, prefill=rule, decode=rule).choose(prompt(), workers, COLD, 0)
     assert isinstance(found, NoRoute)
-    assert found.reason == reason_not_ready(workers) != ""
+    assert found.reason == reason_not_ready(workers, fallback=False) != ""
 
 
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("turn", range(6))
-def test_kv_flows_only_between_equal_models(policy, turn: int) -> None:
+def test_kv_flows_only_between_equal_models(rule: str, turn: int) -> None:
     workers = [worker(f"{role}-{m}", model=m) for role in ("prefill", "decode") for m in ("a", "b", "c")]
-    found = policy.choose(RequestId(f"r{turn}"), workers, turn)
-    assert isinstance(found, Route) and found.decode is not None
+    found = route(replace(APART, prefill=rule, decode=rule), workers, turn=turn, request=RequestId(f"r{turn}"))
+    assert found.decode is not None
     assert found.entry.split("-")[1] == found.decode.split("-")[1]
 
 
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-def test_the_order_of_the_views_does_not_matter(policy) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_the_order_of_the_views_does_not_matter(rule: str) -> None:
     workers = [worker(f"{role}-{n}") for role in ("prefill", "decode", "mixed") for n in range(3)]
+    router = replace(APART, prefill=rule, decode=rule)
     for turn in range(20):
-        request = RequestId(f"r{turn}")
-        assert policy.choose(request, workers, turn) == policy.choose(request, workers[::-1], turn)
+        one = route(router, workers, turn=turn, request=RequestId(f"r{turn}"), session=f"s{turn}")
+        other = route(router, workers[::-1], turn=turn, request=RequestId(f"r{turn}"), session=f"s{turn}")
+        assert (one.entry, one.decode) == (other.entry, other.decode)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_cold_requests_of_idle_workers_are_spread_evenly(rule: str) -> None:
+    workers = [worker(f"{role}-{n}") for role in ("prefill", "decode") for n in range(8)]
+    router = replace(APART, prefill=rule, decode=rule)
+    routes = [route(router, workers, turn=n, request=RequestId(f"r{n}"), session=f"s{n}") for n in range(2000)]
+    for picked in ([r.entry for r in routes], [r.decode for r in routes]):
+        assert max(picked.count(name) for name in set(picked)) < 1.25 * 2000 / 8
 
 
 def test_round_robin_visits_every_entry_and_every_decode_worker_equally() -> None:
     workers = [worker(f"prefill-{n}") for n in range(4)] + [worker(f"decode-{n}") for n in range(2)]
-    routes = [RoundRobin().choose(R, workers, turn) for turn in range(8)]
-    assert [route.entry for route in routes if isinstance(route, Route)] == [f"prefill-{n % 4}" for n in range(8)]
-    assert [route.decode for route in routes if isinstance(route, Route)] == [f"decode-{n % 2}" for n in range(8)]
+    router = replace(APART, prefill="round-robin", decode="round-robin")
+    routes = [route(router, workers, turn=turn) for turn in range(8)]
+    assert [one.entry for one in routes] == [f"prefill-{n % 4}" for n in range(8)]
+    assert [one.decode for one in routes] == [f"decode-{n % 2}" for n in range(8)]
 
 
 def test_a_mixed_worker_answers_alone() -> None:
-    assert RoundRobin().choose(R, [worker("mixed-0")], 0) == Route(WorkerId("mixed-0"), None)
-    assert Route(WorkerId("mixed-0"), None).workers == ("mixed-0",)
+    found = route(APART, [worker("mixed-0")])
+    assert (found.entry, found.decode, found.local) == ("mixed-0", None, None)
 
 
-def test_least_load_takes_the_fewest_waiting_tokens_then_the_fewest_requests() -> None:
+def test_least_load_counts_predicted_time_then_requests() -> None:
     workers = [
-        worker("prefill-0", waiting_tokens=10),
-        worker("prefill-1", waiting_tokens=9, requests=2),
-        worker("prefill-2", waiting_tokens=9, requests=1),
-        worker("decode-0", requests=5),
+        worker("prefill-0", queued_ms=900.0),
+        worker("prefill-1", queued_ms=100.0, requests=2),
+        worker("prefill-2", queued_ms=100.0, requests=1),
+        worker("decode-0", requests=50),
         worker("decode-1", requests=4),
     ]
-    assert LeastLoad().choose(R, workers, 0) == Route(WorkerId("prefill-2"), WorkerId("decode-1"))
-    idle = replace(workers[0], waiting_tokens=0)
-    assert LeastLoad().choose(R, [idle, *workers[1:]], 0) == Route(WorkerId("prefill-0"), WorkerId("decode-1"))
+    router = replace(APART, prefill="least-load", decode="least-load")
+    found = route(router, workers)
+    assert (found.entry, found.decode) == ("prefill-2", "decode-1")
+    idle = replace(workers[0], queued_ms=0.0)
+    assert route(router, [idle, *workers[1:]]).entry == "prefill-0"
 
 
-def test_least_load_spreads_equals_over_requests_and_repeats_itself() -> None:
-    workers = [worker(f"mixed-{n}") for n in range(4)]
-    first = [LeastLoad().choose(RequestId(f"r{n}"), workers, n) for n in range(200)]
-    assert first == [LeastLoad().choose(RequestId(f"r{n}"), workers, 0) for n in range(200)]
-    counts = [first.count(Route(WorkerId(f"mixed-{n}"), None)) for n in range(4)]
-    assert sum(counts) == 200
-    assert min(counts) >= 25
+def test_a_cached_prefix_is_worth_exactly_its_computing() -> None:
+    """MemServe, eq. 1: the holder wins until its queue is as long as what its cache saves."""
+    cached = Cached({"prefill-0": Held(device=32)})  # 512 tokens, 512 ms
+    holder, idle, decode = worker("prefill-0", queued_ms=400.0), worker("prefill-1"), worker("decode-0")
+    found = route(APART, [holder, idle, decode], cached)
+    assert found.entry == "prefill-0" and found.estimate is not None
+    assert found.estimate.total_ms == pytest.approx(400.0 + 1000 - 512)
+    assert found.estimate.hit_tokens == 512
+    assert route(APART, [replace(holder, queued_ms=600.0), idle, decode], cached).entry == "prefill-1"
+
+
+def test_a_full_hit_still_computes_the_last_token() -> None:
+    cached = Cached({"prefill-0": Held(device=4)})
+    found = route(APART, [worker("prefill-0"), worker("decode-0")], cached, tokens=64)
+    assert found.estimate is not None
+    assert found.estimate.hit_tokens == 48
+
+
+def test_a_session_stays_where_it_is_until_the_gate_shuts() -> None:
+    workers = [worker(f"prefill-{n}") for n in range(4)] + [worker("decode-0")]
+    router = replace(APART, prefill="session", gate=1.0)
+    home = {route(router, workers, session="s", request=RequestId(f"r{n}")).entry for n in range(20)}
+    assert len(home) == 1
+    busy = [replace(w, queued_ms=900.0) if w.id in home else w for w in workers]
+    assert route(router, busy, session="s").entry in home, "less than twice as loaded"
+    busier = [replace(w, queued_ms=1100.0) if w.id in home else w for w in workers]
+    found = route(router, busier, session="s")
+    assert found.entry not in home
+    assert found.entry_choice is not None and found.entry_choice.gated == 1
+
+
+def test_a_worker_that_leaves_moves_only_its_own_sessions() -> None:
+    workers = [worker(f"prefill-{n}") for n in range(5)] + [worker("decode-0")]
+    router = replace(APART, prefill="session")
+    sessions = [f"s{n}" for n in range(100)]
+    before = {s: route(router, workers, session=s).entry for s in sessions}
+    after = {s: route(router, workers[1:], session=s).entry for s in sessions}
+    assert {s for s in sessions if before[s] != after[s]} == {s for s in sessions if before[s] == "prefill-0"}
+
+
+def test_the_longest_prefix_wins_until_the_gate_shuts() -> None:
+    cached = Cached({"prefill-0": Held(device=10), "prefill-1": Held(device=20)})
+    workers = [worker("prefill-0"), worker("prefill-1", queued_ms=1500.0), worker("decode-0")]
+    open_gate, shut_gate = replace(APART, prefill="longest-prefix", gate=2.0), replace(APART, prefill="longest-prefix")
+    assert route(open_gate, workers, cached).entry == "prefill-1"
+    assert route(shut_gate, workers, cached).entry == "prefill-0"
+    assert route(replace(open_gate, gate=0.0), workers, COLD).entry == "prefill-0"
+
+
+def test_blocks_in_host_memory_count_by_what_fetching_them_leaves_of_the_gain() -> None:
+    """200 tokens that take half their computing time to fetch are worth 100 on the device."""
+    slow = links(link("kvstore-0", bytes_per_ms=200.0, tier="host"))  # 100 bytes a token: half a millisecond each
+    cached = Cached({"prefill-0": Held(device=0, host=20), "prefill-1": Held(device=11)})
+    workers = [
+        worker("prefill-0", store=peer("kvstore-0"), links=slow),
+        worker("prefill-1"),
+        worker("decode-0"),
+    ]
+    assert route(replace(APART, prefill="longest-prefix", gate=9.0), workers, cached).entry == "prefill-1"
+    quick = links(link("kvstore-0", tier="host"))
+    fast = [replace(workers[0], links=quick), *workers[1:]]
+    assert route(replace(APART, prefill="longest-prefix", gate=9.0), fast, cached).entry == "prefill-0"
+
+
+def test_what_is_dearer_to_fetch_than_to_compute_does_not_count() -> None:
+    crawling = links(link("kvstore-0", bytes_per_ms=10.0, tier="host"))
+    cached = Cached({"prefill-0": Held(device=2, host=20)})
+    found = route(APART, [worker("prefill-0", store=peer("kvstore-0"), links=crawling), worker("decode-0")], cached)
+    assert found.estimate is not None
+    assert (found.estimate.hit_tokens, found.estimate.own_ms) == (32, pytest.approx(1000 - 32))
+
+
+def test_a_prefix_is_fetched_from_a_peer_exactly_when_that_is_faster() -> None:
+    """MemServe, eq. 2."""
+    cached = Cached({"prefill-0": Held(device=40), "prefill-1": Held(device=10)})
+
+    def with_link(bytes_per_ms: float, queued_bytes: int = 0) -> Route:
+        way = link("prefill-0", bytes_per_ms=bytes_per_ms)
+        way = type(way)(way.peer, way.tier, way.bytes_per_s, way.delay_ms, queued_bytes)
+        busy, idle = worker("prefill-0", queued_ms=5000.0), worker("prefill-1", links=links(way))
+        return route(APART, [busy, idle, worker("decode-0")], cached)
+
+    fast = with_link(101.0)  # 30 blocks of 1,600 bytes: 475 ms for 480 ms of computing
+    assert fast.entry == "prefill-1" and fast.estimate is not None and fast.estimate.fetch is not None
+    assert (fast.estimate.fetch.holder, fast.estimate.fetch.n_blocks) == (peer("prefill-0"), 40)
+    assert fast.estimate.fetch.fetch_ms <= fast.estimate.fetch.saved_ms == pytest.approx(480)
+    slow, queued = with_link(99.0), with_link(101.0, queued_bytes=1000)
+    assert slow.estimate is not None and slow.estimate.fetch is None
+    assert queued.estimate is not None and queued.estimate.fetch is None, "what is queued comes first"
+
+
+def test_a_draining_worker_is_not_chosen_but_its_kv_is_fetched() -> None:
+    cached = Cached({"prefill-0": Held(device=40)})
+    draining = worker("prefill-0", accepting=False)
+    found = route(APART, [draining, worker("prefill-1", links=links(link("prefill-0"))), worker("decode-0")], cached)
+    assert found.entry == "prefill-1" and found.estimate is not None
+    assert found.estimate.fetch is not None and found.estimate.fetch.holder == peer("prefill-0")
+
+
+def test_predictions_that_are_as_good_as_equal_do_not_pin_everything_to_one_worker() -> None:
+    fitted = [msgspec.structs.replace(COST, token_ms=1.0 + n / 500) for n in range(4)]
+    workers = [worker(f"prefill-{n}", cost=cost) for n, cost in enumerate(fitted)] + [worker("decode-0")]
+    picked = {route(APART, workers, request=RequestId(f"r{n}")).entry for n in range(100)}
+    assert len(picked) == 4
+
+
+def test_decode_is_chosen_by_load_not_by_its_prefix_unless_sending_is_dear() -> None:
+    cached = Cached({"decode-0": Held(device=60)})
+    fast = links(link("decode-0"), link("decode-1"))
+    workers = [worker("prefill-0", links=fast), worker("decode-0", requests=20), worker("decode-1")]
+    assert route(APART, workers, cached, max_tokens=64).decode == "decode-1"
+    slow = links(link("decode-0", bytes_per_ms=10.0), link("decode-1", bytes_per_ms=10.0))
+    dear = [replace(workers[0], links=slow), *workers[1:]]
+    assert route(APART, dear, cached, max_tokens=64).decode == "decode-0"
+
+
+def test_a_decode_worker_without_room_waits_for_its_turnover() -> None:
+    full = worker("decode-0", requests=4, kv_tokens=4000, free_tokens=0)
+    assert route(APART, [worker("prefill-0"), full, worker("decode-1", requests=8)]).decode == "decode-1"
+
+
+def test_a_decode_worker_computes_what_little_it_lacks() -> None:
+    cached = Cached({"decode-1": Held(device=62)})  # 992 of 1,000 tokens
+    workers = [worker("prefill-0"), worker("decode-0"), worker("decode-1")]
+    found = route(Router(local_prefill_tokens=16), workers, cached)
+    assert (found.entry, found.decode, found.local) == ("decode-1", None, "few-uncached")
+    assert route(Router(local_prefill_tokens=7), workers, cached).local is None
+    assert route(Router(local_prefill_tokens=0), workers, cached).local is None
+    assert route(Router(local_prefill_tokens=16), workers, COLD, tokens=16).local == "few-uncached"
+    asked = route(Router(local_prefill_tokens=16), workers, cached, prefill_rule="round-robin")
+    assert asked.entry == "prefill-0", "a rule that was asked for by name is not passed over"
+
+
+def test_without_prefill_workers_decode_workers_compute_only_if_they_may() -> None:
+    workers = [worker("prefill-0", accepting=False), worker("decode-0")]
+    found = route(Router(fallback=True), workers)
+    assert (found.entry, found.decode, found.local) == ("decode-0", None, "no-prefill-worker")
+    assert isinstance(Router(fallback=False).choose(prompt(), workers, COLD, 0), NoRoute)
+    assert reason_not_ready(workers, fallback=True) is None
+    assert reason_not_ready(workers, fallback=False) is not None
+
+
+def test_a_client_may_name_the_rule_or_the_worker() -> None:
+    workers = [worker(f"prefill-{n}") for n in range(3)] + [worker("decode-0"), worker("decode-1")]
+    found = route(APART, workers, prefill_rule="worker=prefill-2", decode_rule="worker=decode-1")
+    assert (found.entry, found.decode) == ("prefill-2", "decode-1")
+    missing = APART.choose(prompt(prefill_rule="worker=prefill-9"), workers, COLD, 0)
+    assert isinstance(missing, NoRoute) and "worker=prefill-9" in missing.reason
+    with pytest.raises(InvalidRequest, match="predicted-time"):
+        APART.choose(prompt(decode_rule="best"), workers, COLD, 0)

@@ -5,66 +5,24 @@ import random
 import pytest
 
 from common.errors import Busy, DeadlineExceeded, NoWorker, PeerFailed
-from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
+from common.ids import RequestId
 from common.messages.actions import Send
-from common.messages.liveness import Member, PageCounts, QueueCounts, Report, Welcome
-from common.messages.requests import Cancel, Failed, Generate, Sampling, TokenDelta, Tokens
-from common.policy.routing import RoundRobin
+from common.messages.requests import Failed, Generate
 from gateway.core.actions import Action, Deliver, End
-from gateway.core.dispatch import Dispatch
-from gateway.core.inflight import Order
-from gateway.core.roster import Fit, Roster
-from tests.gateway.model import NAME, VOCAB_TOKENS, identity
-
-SILENT_MS, TIMEOUT_MS = 3000.0, 60_000.0
-
-
-def member(name: str, incarnation: int = 1) -> Member:
-    return Member(
-        id=WorkerId(name),
-        role=name.split("-")[0],
-        incarnation=Incarnation(incarnation),
-        endpoint=f"tcp://{name}",
-        host="h",
-        pid=1,
-        model=identity(),
-    )
-
-
-def peer(name: str, incarnation: int = 1) -> PeerId:
-    return peer_id(WorkerId(name), Incarnation(incarnation))
-
-
-def dispatch(*names: str, max_open: int = 100) -> Dispatch:
-    """A gateway whose workers are all ready at time 0."""
-    this = Member(id=WorkerId("gateway-0"), role="gateway", incarnation=Incarnation(9), endpoint="", host="", pid=0)
-    roster = Roster(this=this, silent_ms=SILENT_MS, fit=Fit(NAME, VOCAB_TOKENS))
-    core = Dispatch(roster, RoundRobin(), timeout_ms=TIMEOUT_MS, max_open=max_open)
-    core.on_members([member(name) for name in names], 0.0)
-    for name in names:
-        core.on_message(peer(name), Welcome(member=member(name)), 0.0)
-    return core
-
-
-def order(name: str = "r", prompt_tokens: int = 4) -> Order:
-    return Order(request=RequestId(name), prompt=(1,) * prompt_tokens, sampling=Sampling(max_tokens=8), model=NAME)
-
-
-def tokens(position: int, *new: int, finish: str | None = None, request: str = "r") -> Tokens:
-    return Tokens(deltas=(TokenDelta(RequestId(request), position, new, finish),))
-
-
-def delivered(actions: list[Action]) -> list[int]:
-    return [token for action in actions if isinstance(action, Deliver) for token in action.delta.tokens]
-
-
-def cancels(actions: list[Action]) -> list[PeerId]:
-    return [action.to for action in actions if isinstance(action, Send) and isinstance(action.message, Cancel)]
-
-
-def ends(actions: list[Action]) -> list[End]:
-    return [action for action in actions if isinstance(action, End)]
-
+from gateway.core.recovery import RetryTerms
+from tests.gateway.core.builders import (
+    TIMEOUT_MS,
+    cancels,
+    delivered,
+    dispatch,
+    ends,
+    generates,
+    member,
+    order,
+    peer,
+    report,
+    tokens,
+)
 
 P, D, MIXED = peer("prefill-0"), peer("decode-0"), peer("mixed-0")
 
@@ -142,17 +100,6 @@ def test_silence_ends_the_requests_of_the_silent_worker_and_of_no_other() -> Non
     assert core.open_requests == 1
 
 
-def report(name: str) -> Report:
-    return Report(
-        worker=WorkerId(name),
-        role="mixed",
-        incarnation=Incarnation(1),
-        sequence=1,
-        pages=PageCounts(),
-        queue=QueueCounts(),
-    )
-
-
 def test_the_deadline_ends_a_request_and_tells_every_worker() -> None:
     core = dispatch("prefill-0", "decode-0")
     core.submit(order(), 0.0)
@@ -184,7 +131,7 @@ def test_a_refused_submit_holds_nothing() -> None:
     core.submit(order("a"), 0.0)
     with pytest.raises(Busy, match="limit is 1"):
         core.submit(order("b"), 0.0)
-    core.cancel(RequestId("a"))
+    core.cancel(RequestId("a"), 0.0)
     core.check()
 
 
@@ -192,7 +139,7 @@ def test_a_generate_that_cannot_be_sent_ends_its_request() -> None:
     core = dispatch("prefill-0", "decode-0")
     (send,) = core.submit(order(), 0.0)
     assert isinstance(send, Send)
-    actions = core.on_unsent(send.to, send.message)
+    actions = core.on_unsent(send.to, send.message, 0.0)
     assert "cannot be reached" in str(ends(actions)[0].error)
     assert cancels(actions) == [D]
     core.check()
@@ -201,11 +148,17 @@ def test_a_generate_that_cannot_be_sent_ends_its_request() -> None:
 @pytest.mark.parametrize("seed", range(200))
 def test_every_request_ends_exactly_once_and_gives_back_its_charge(seed: int) -> None:
     rng, now_ms = random.Random(seed), 0.0
-    core = dispatch("prefill-0", "prefill-1", "decode-0", "decode-1", "mixed-0")
+    retry = RetryTerms(attempts=rng.choice([1, 3]), wait_ms=500.0)
+    waiting = rng.choice([0, 2])
+    names = ("prefill-0", "prefill-1", "decode-0", "decode-1", "mixed-0")
+    core = dispatch(*names, max_open=rng.choice([3, 100]), max_waiting=waiting, retry=retry, seed=seed)
     peers = [peer(name) for name in ("prefill-0", "prefill-1", "decode-0", "decode-1", "mixed-0")]
     ended: list[str] = []
 
+    wires = ["r0"]
+
     def note(actions: list[Action]) -> None:
+        wires.extend(generate.request for _, generate in generates(actions))
         for action in actions:
             if isinstance(action, End) or (isinstance(action, Deliver) and action.delta.finish is not None):
                 ended.append(action.request)
@@ -213,18 +166,22 @@ def test_every_request_ends_exactly_once_and_gives_back_its_charge(seed: int) ->
     submitted = 0
     for _ in range(120):
         now_ms += rng.choice([0.0, 5.0, 50.0])
-        name, sender = f"r{rng.randrange(submitted + 1)}", rng.choice(peers)
+        name, sender = rng.choice([f"r{rng.randrange(submitted + 1)}", rng.choice(wires[-6:])]), rng.choice(peers)
         match rng.randrange(6):
             case 0:
-                note(core.submit(order(f"r{submitted}"), now_ms))
-                submitted += 1
+                try:
+                    note(core.submit(order(f"r{submitted}", priority=rng.randrange(2)), now_ms))
+                    submitted += 1
+                except Busy:
+                    pass  # refused: it holds nothing
             case 1 | 2:
                 finish = rng.choice([None, None, "length"])
                 note(core.on_message(sender, tokens(rng.randrange(3), 7, finish=finish, request=name), now_ms))
             case 3:
                 failed = Failed(request=RequestId(name), code="busy", phase="decode", text="", retryable=True)
                 note(core.on_message(sender, failed, now_ms))
-            case 4 if core.cancel(RequestId(name)):
+            case 4 if name not in ended and name != f"r{submitted}" and "~" not in name:
+                core.cancel(RequestId(name), now_ms)
                 ended.append(name)
             case _:
                 for one in peers:

@@ -1,8 +1,24 @@
 """Laws of the workers that a gateway knows."""
 
-from common.ids import Incarnation, PeerId, WorkerId, peer_id
+import msgspec
+import pytest
+
+from common.cost.link_cost import LinkCost
+from common.errors import UnknownWorker
+from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
 from common.messages.actions import Dial, HangUp, Send
-from common.messages.liveness import Hello, Member, PageCounts, Ping, QueueCounts, Refused, Report, Welcome
+from common.messages.liveness import (
+    Drain,
+    Hello,
+    Member,
+    PageCounts,
+    Ping,
+    QueueCounts,
+    Refused,
+    Report,
+    TransportReport,
+    Welcome,
+)
 from gateway.core.roster import Fit, Roster, RosterStep
 from tests.gateway.model import NAME, VOCAB_TOKENS, identity
 
@@ -28,14 +44,26 @@ def member(incarnation: int = 1, role: str = "mixed", **model: object) -> Member
 W = peer_id(WorkerId("w"), Incarnation(1))
 
 
-def report(draining: bool = False, waiting_tokens: int = 0) -> Report:
+def member_named(name: str) -> Member:
+    return Member(
+        id=WorkerId(name),
+        role="mixed",
+        incarnation=Incarnation(1),
+        endpoint="tcp://v",
+        host="h",
+        pid=1,
+        model=identity(),
+    )
+
+
+def report(sequence: int = 1, *, draining: bool = False, work_ms: float = 0.0) -> Report:
     return Report(
         worker=WorkerId("w"),
         role="mixed",
         incarnation=Incarnation(1),
-        sequence=1,
+        sequence=sequence,
         pages=PageCounts(),
-        queue=QueueCounts(waiting_tokens=waiting_tokens),
+        queue=QueueCounts(work_ms=work_ms),
         draining=draining,
     )
 
@@ -138,14 +166,102 @@ def test_a_draining_worker_takes_no_more() -> None:
     assert condition(one) == "draining"
 
 
-def test_load_is_the_larger_of_what_was_reported_and_what_was_charged() -> None:
+def queued_ms(one: Roster, now_ms: float = 0.0) -> float:
+    (view,) = one.views(now_ms)
+    return view.queued_ms
+
+
+def test_what_was_sent_counts_until_a_report_shows_it() -> None:
+    """A report that answers Ping n shows what was sent before Ping n, and nothing later."""
+    one, r1, r2 = ready(), RequestId("r1"), RequestId("r2")
+    one.charge(W, r1, work_ms=100.0, tokens=10, now_ms=0.0)
+    assert queued_ms(one) == 100.0
+    one.on_tick(600.0)  # Ping 2
+    one.charge(W, r2, work_ms=7.0, tokens=10, now_ms=600.0)
+    one.on_message(W, report(1, work_ms=0.0), 600.0)
+    assert queued_ms(one, 600.0) == 107.0
+    one.on_message(W, report(2, work_ms=90.0), 610.0)
+    assert queued_ms(one, 610.0) == 97.0
+    one.release(W, r1)
+    one.release(W, r1)
+    assert queued_ms(one, 610.0) == 97.0, "the report speaks for it"
+    one.release(W, r2)
+    assert (queued_ms(one, 610.0), one.charged()) == (90.0, {"w": 0})
+
+
+def test_a_queue_gets_shorter_with_time() -> None:
     one = ready()
-    one.charge(W, tokens=10, requests=1)
-    assert (one.views(0.0)[0].waiting_tokens, one.views(0.0)[0].requests) == (10, 1)
-    one.on_message(W, report(waiting_tokens=25), 0.0)
-    assert one.views(0.0)[0].waiting_tokens == 25
-    one.charge(W, tokens=-10, requests=-1)
-    assert one.charged() == {"w": (0, 0)}
+    one.on_message(W, report(1, work_ms=300.0), 0.0)
+    assert [queued_ms(one, now_ms) for now_ms in (0.0, 100.0, 400.0)] == [300.0, 200.0, 0.0]
+
+
+def test_a_computed_prompt_is_no_work_any_more() -> None:
+    one, r1 = ready(), RequestId("r1")
+    one.charge(W, r1, work_ms=100.0, tokens=10, now_ms=0.0)
+    one.computed(W, r1)
+    one.computed(W, r1)
+    assert (queued_ms(one), one.charged()) == (0.0, {"w": 1})
+
+
+def test_an_operators_drain_counts_at_once_and_is_repeated_until_a_report_shows_it() -> None:
+    one = ready()
+    (send, _) = one.drain(WorkerId("w"), on=True)
+    assert isinstance(send, Send) and send.message == Drain(on=True)
+    assert condition(one) == "draining"
+    again = [a for a in one.on_tick(600.0).actions if isinstance(a, Send) and isinstance(a.message, Drain)]
+    assert len(again) == 1
+    one.on_message(W, report(2, draining=True), 700.0)
+    assert not [a for a in one.on_tick(1200.0).actions if isinstance(a, Send) and isinstance(a.message, Drain)]
+    assert condition(one) == "draining"
+    one.drain(WorkerId("w"), on=False)
+    assert condition(one) == "ready"
+    with pytest.raises(UnknownWorker, match="there are w"):
+        one.drain(WorkerId("x"), on=True)
+
+
+def test_a_worker_that_fails_in_a_row_is_passed_over_and_tried_again_later() -> None:
+    one = ready()
+    other = member_named("v")
+    one.on_members([member(), other], 0.0)
+    one.on_message(peer_id(other.id, other.incarnation), Welcome(member=other), 0.0)
+
+    def accepting(now_ms: float) -> set[str]:
+        return {view.id for view in one.views(now_ms) if view.accepting}
+
+    for _ in range(4):
+        one.on_failure(W, 0.0)
+    one.on_success(W)
+    for _ in range(5):
+        assert accepting(0.0) == {"v", "w"}
+        one.on_failure(W, 0.0)
+    assert accepting(9_999.0) == {"v"}
+    assert accepting(10_001.0) == {"v", "w"}
+    one.charge(W, RequestId("trial"), work_ms=0.0, tokens=0, now_ms=10_001.0)
+    assert accepting(10_002.0) == {"v"}, "one trial at a time"
+    one.on_failure(W, 10_003.0)
+    assert accepting(20_002.0) == {"v"}
+    assert accepting(20_004.0) == {"v", "w"}
+    one.on_success(W)
+    assert accepting(20_004.0) == {"v", "w"}
+
+
+def test_if_everybody_fails_everybody_is_tried() -> None:
+    one = ready()
+    for _ in range(9):
+        one.on_failure(W, 0.0)
+    assert [view.accepting for view in one.views(1.0)] == [True]
+
+
+def test_links_are_as_probed_until_they_are_measured() -> None:
+    one = ready()
+    probed = TransportReport(peer=PeerId("k@1"), kind="shm", gib_per_s=2.0)
+    measured = LinkCost("k@1", "host", 5e9, 0.3)
+    message = msgspec.structs.replace(report(1), transports=(probed,), links=(measured,))
+    one.on_message(W, message, 0.0)
+    (view,) = one.views(0.0)
+    assert view.links["k@1", "host"] == measured
+    assert view.links["k@1", "device"].bytes_per_s == 2.0 * 2**30
+    assert view.links["k@1", "disk"].bytes_per_s < 2.0 * 2**30
 
 
 def test_the_context_is_what_every_ready_worker_can_take() -> None:

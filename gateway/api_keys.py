@@ -1,0 +1,92 @@
+"""Who may use the gateway: keys, compared in constant time and never logged, and what each may use.
+
+The file of `--api-keys` is JSON:
+
+    {"keys": [{"key": "sk-...", "name": "team-a", "max_inflight": 32, "requests_per_minute": 600,
+               "tokens_per_minute": 200000, "priority": 0}]}
+
+Every limit may be left out. `--api-key` is one key more, without limits, named `default`.
+"""
+
+import hmac
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from common.errors import ConfigError
+from gateway.core.keys import KeyTerms
+
+DEFAULT = "default"
+
+
+class _Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    key: str
+    name: str
+    max_inflight: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    priority: int = 0
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    keys: list[_Key]
+
+
+class ApiKeys:
+    """Resolves what a client sends to the name of its key."""
+
+    def __init__(self, keys: Mapping[str, bytes], terms: Mapping[str, KeyTerms], admin: bytes | None) -> None:
+        """`keys`: by name. `admin`: what operators send; None: the key named `default`, if there are keys at all."""
+        self._keys, self.terms = dict(keys), dict(terms)
+        self._admin = admin
+
+    @property
+    def needed(self) -> bool:
+        """Whether clients must send one."""
+        return bool(self._keys)
+
+    def name_of(self, given: str) -> str | None:
+        """The name of the key; None if it is none. Takes as long for every key."""
+        found: str | None = None
+        for name, key in self._keys.items():
+            if hmac.compare_digest(given.encode(), key):
+                found = name
+        return found
+
+    def is_admin(self, given: str) -> bool:
+        """Whether it may give orders to workers. Without any key, everybody who reaches the gateway may."""
+        key = self._admin or self._keys.get(DEFAULT)
+        if key is None:
+            return not self._keys
+        return hmac.compare_digest(given.encode(), key)
+
+
+def read_api_keys(api_key: str | None, file: str | None, admin_key: str | None) -> ApiKeys:
+    """From the settings. Raises ConfigError that names what is wrong with the file, never a key."""
+    keys: dict[str, bytes] = {} if api_key is None else {DEFAULT: api_key.encode()}
+    terms: dict[str, KeyTerms] = {}
+    for one in [] if file is None else _read(file).keys:
+        if one.name in keys or not one.name or not one.key or one.key.encode() in keys.values():
+            raise ConfigError(f"--api-keys={file}: names and keys must not be empty and must differ; see {one.name!r}")
+        limits = (one.max_inflight, one.requests_per_minute, one.tokens_per_minute)
+        if any(limit is not None and limit < 1 for limit in limits):
+            raise ConfigError(f"--api-keys={file}: limits must be 1 or more; see {one.name!r}")
+        keys[one.name] = one.key.encode()
+        terms[one.name] = KeyTerms(
+            name=one.name,
+            max_inflight=one.max_inflight,
+            requests_per_minute=one.requests_per_minute,
+            tokens_per_minute=one.tokens_per_minute,
+            priority=one.priority,
+        )
+    return ApiKeys(keys, terms, None if admin_key is None else admin_key.encode())
+
+
+def _read(file: str) -> _File:
+    try:
+        return msgspec.json.decode(Path(file).read_bytes(), type=_File)
+    except OSError as error:
+        raise ConfigError(f"--api-keys={file}: cannot be read: {error.strerror}") from error
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"--api-keys={file}: {error}; see gateway/api_keys.py for an example") from error

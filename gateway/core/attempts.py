@@ -1,0 +1,76 @@
+"""Requests as their workers know them: placed, charged, sent, and taken back. Pure.
+
+Owns one entry per attempt, by its name on the wire, from `begin` to `end`. What was charged is released with it.
+"""
+
+from collections.abc import Iterator
+
+from common.ids import PeerId, RequestId
+from common.messages.actions import Send
+from common.messages.requests import Cancel, Generate
+from gateway.core.actions import Action, Routed
+from gateway.core.open_request import Attempt, OpenRequest
+from gateway.core.placed import Placed
+from gateway.core.placement import Placement
+from gateway.core.roster import Roster
+
+
+class Attempts:
+    """Decides; never performs."""
+
+    def __init__(self, roster: Roster, placement: Placement) -> None:
+        self._roster, self._placement = roster, placement
+        self._attempts: dict[RequestId, OpenRequest] = {}
+
+    def __len__(self) -> int:
+        return len(self._attempts)
+
+    def __iter__(self) -> Iterator[OpenRequest]:
+        return iter(list(self._attempts.values()))
+
+    def get(self, wire: RequestId) -> OpenRequest | None:
+        """The request that is served under that name now."""
+        return self._attempts.get(wire)
+
+    def begin(self, one: OpenRequest, now_ms: float) -> list[Action]:
+        """Send it to workers. Raises NoWorker, and then changes nothing."""
+        order = one.order
+        placed = self._placement.place(order, one.emitted, one.avoid, now_ms)
+        one.attempts_total += 1
+        one.tries += 1
+        wire = order.request if one.attempts_total == 1 else RequestId(f"{order.request}~{one.attempts_total}")
+        one.attempt, one.retry_at_ms, one.failed_ms = Attempt(wire, placed, now_ms), None, None
+        self._attempts[wire] = one
+        tokens = len(order.prompt) + len(one.emitted)
+        self._roster.charge(placed.entry, wire, work_ms=placed.work_ms, tokens=tokens, now_ms=now_ms)
+        if placed.decode != placed.entry:
+            self._roster.charge(placed.decode, wire, work_ms=0.0, tokens=tokens, now_ms=now_ms)
+        routed = [Routed(order.request, placed, one.attempts_total)] if order.explain else []
+        return [Send(placed.entry, _generate(one, wire, placed, now_ms)), *routed]
+
+    def end(self, one: OpenRequest, *, but: PeerId | None) -> list[Action]:
+        """Take it from its workers: a Cancel to each, except `but`, which gave it up, finished it or is dead."""
+        attempt, one.attempt = one.attempt, None
+        if attempt is None:
+            return []
+        del self._attempts[attempt.wire]
+        peers = dict.fromkeys((attempt.entry, attempt.decode))
+        for peer in peers:
+            self._roster.release(peer, attempt.wire)
+        return [Send(peer, Cancel(request=attempt.wire)) for peer in peers if peer != but]
+
+
+def _generate(one: OpenRequest, wire: RequestId, placed: Placed, now_ms: float) -> Generate:
+    order = one.order
+    return Generate(
+        request=wire,
+        prompt=order.prompt,
+        sampling=order.sampling,
+        timeout_ms=max(1, round(one.deadline_ms - now_ms)),
+        decode=placed.route.decode,
+        model=order.model,
+        cache_salt=order.cache_salt,
+        emitted=tuple(one.emitted),
+        fetch=placed.fetch,
+        priority=one.priority,
+    )

@@ -1,0 +1,67 @@
+"""What one gateway has sent a worker that the worker's reports may not show yet. Pure.
+
+A request is charged when its worker is selected, so that the next selection sees it. A report that answers Ping n shows
+all that was sent before Ping n, because one connection keeps order: from then on it speaks for the request, also to
+other gateways. Owns one entry per request from `add` to `remove`, whatever becomes of the request.
+"""
+
+from dataclasses import dataclass
+
+from common.ids import RequestId
+
+
+@dataclass(slots=True)
+class _Charge:
+    sequence: int
+    """Of the last Ping before it."""
+    work_ms: float
+    tokens: int
+
+
+class Charges:
+    """Of one worker's life."""
+
+    def __init__(self) -> None:
+        self._charges: dict[RequestId, _Charge] = {}
+        self._reported = 0
+        self.work_ms = 0.0
+        """Predicted computing that reports do not show yet."""
+        self.tokens = 0
+        """Tokens of the requests that reports do not show yet."""
+        self.requests = 0
+        """Requests that reports do not show yet."""
+
+    def __len__(self) -> int:
+        """All requests of this gateway that live on the worker."""
+        return len(self._charges)
+
+    def add(self, request: RequestId, *, sequence: int, work_ms: float, tokens: int) -> None:
+        """The request was sent after Ping `sequence`."""
+        self._charges[request] = _Charge(sequence, work_ms, tokens)
+        self.work_ms += work_ms
+        self.tokens += tokens
+        self.requests += 1
+
+    def computed(self, request: RequestId) -> None:
+        """Its prompt is computed: no work is left of it. Unknown requests are ignored."""
+        charge = self._charges.get(request)
+        if charge is not None:
+            if charge.sequence >= self._reported:
+                self.work_ms -= charge.work_ms
+            charge.work_ms = 0.0
+
+    def remove(self, request: RequestId) -> None:
+        """The request has left the worker. Unknown requests are ignored."""
+        charge = self._charges.pop(request, None)
+        if charge is not None and charge.sequence >= self._reported:
+            self.work_ms -= charge.work_ms
+            self.tokens -= charge.tokens
+            self.requests -= 1
+
+    def on_report(self, sequence: int) -> None:
+        """A report answers Ping `sequence`."""
+        self._reported = sequence
+        open_ones = [charge for charge in self._charges.values() if charge.sequence >= sequence]
+        self.work_ms = sum(charge.work_ms for charge in open_ones)  # anew, so that rounding never adds up
+        self.tokens = sum(charge.tokens for charge in open_ones)
+        self.requests = len(open_ones)

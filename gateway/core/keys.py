@@ -1,0 +1,106 @@
+"""What each API key may use: requests at once, requests and tokens per minute. Pure.
+
+Owns one account per key that has a limit. A request is charged when it is admitted and released once, however it ends;
+the rates are token buckets that hold one minute's worth.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from common.errors import RateLimited
+
+_MINUTE_MS = 60_000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyTerms:
+    """Limits of one key; None: no limit."""
+
+    name: str
+    """For logs and metrics: never the key itself."""
+    max_inflight: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Prompt tokens and the most that may be generated."""
+    priority: int = 0
+    """Added to what its requests ask for; lower goes first."""
+
+
+@dataclass(slots=True)
+class _Bucket:
+    per_minute: int
+    level: float
+    filled_ms: float
+
+    def refill(self, now_ms: float) -> None:
+        self.level = min(self.per_minute, self.level + (now_ms - self.filled_ms) * self.per_minute / _MINUTE_MS)
+        self.filled_ms = now_ms
+
+    def wait_ms(self, amount: float) -> float:
+        """Until `amount` is there; a larger amount than the bucket holds waits for a full one."""
+        return max(0.0, min(amount, self.per_minute) - self.level) * _MINUTE_MS / self.per_minute
+
+
+@dataclass(slots=True)
+class _Account:
+    terms: KeyTerms
+    inflight: int = 0
+    requests: _Bucket | None = None
+    tokens: _Bucket | None = None
+
+
+class KeyLimits:
+    """Admits or refuses; a refusal says when to come back."""
+
+    def __init__(self, terms: Mapping[str, KeyTerms]) -> None:
+        """`terms`: by the name under which requests come."""
+        self._accounts = {name: _account(one) for name, one in terms.items()}
+        self.refused_total = 0
+
+    def priority(self, name: str) -> int:
+        """What is added to the priority of a key's requests."""
+        account = self._accounts.get(name)
+        return 0 if account is None else account.terms.priority
+
+    def admit(self, name: str, tokens: int, now_ms: float) -> None:
+        """Charge one request. Raises RateLimited, and then charges nothing. Keys without limits always pass."""
+        account = self._accounts.get(name)
+        if account is None:
+            return
+        limit = account.terms.max_inflight
+        if limit is not None and account.inflight >= limit:
+            self._refuse(f"key {name!r} has {account.inflight} requests in flight, its limit is {limit}", 1_000.0)
+        for bucket, amount, what in ((account.requests, 1, "requests"), (account.tokens, tokens, "tokens")):
+            if bucket is None:
+                continue
+            bucket.refill(now_ms)
+            wait_ms = bucket.wait_ms(amount)
+            if wait_ms > 0:
+                self._refuse(f"key {name!r} may use {bucket.per_minute} {what} per minute and has used them", wait_ms)
+        for bucket, amount in ((account.requests, 1), (account.tokens, tokens)):
+            if bucket is not None:
+                bucket.level -= amount  # may go below zero: a request larger than the bucket pays afterwards
+        account.inflight += 1
+
+    def release(self, name: str) -> None:
+        """A request that was admitted has ended."""
+        account = self._accounts.get(name)
+        if account is not None:
+            account.inflight -= 1
+
+    def _refuse(self, text: str, wait_ms: float) -> None:
+        self.refused_total += 1
+        raise RateLimited(f"{text}; try again in {wait_ms / 1000:.0f} s", retry_after_s=wait_ms / 1000)
+
+    def inflight(self) -> dict[str, int]:
+        """Requests in flight by key; all zero when nothing is."""
+        return {name: account.inflight for name, account in self._accounts.items()}
+
+
+def _account(terms: KeyTerms) -> _Account:
+    requests, tokens = terms.requests_per_minute, terms.tokens_per_minute
+    return _Account(
+        terms,
+        requests=None if requests is None else _Bucket(requests, requests, 0.0),
+        tokens=None if tokens is None else _Bucket(tokens, tokens, 0.0),
+    )

@@ -1,0 +1,101 @@
+"""One worker as a gateway knows it, and how a routing policy sees it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from common.cost.link_cost import LinkCost
+from common.cost.step_cost import UNKNOWN_COST
+from common.ids import PeerId
+from common.messages.liveness import Member, Report
+from common.policy.estimates import WorkerView
+from gateway.core.breaker import Breaker
+from gateway.core.charges import Charges
+
+_GIB = 2**30
+_DELAY_MS = 1.0  # of a read over a link that was only probed: a question and its answer
+_DISK_SHARE = 0.25  # of the bandwidth to a KV store's memory, until reads of its disk were measured
+
+
+@dataclass(slots=True)
+class KnownWorker:
+    """Mutable record of one life of a worker, owned by the Roster."""
+
+    member: Member
+    peer: PeerId
+    misfit: str
+    heard_ms: float
+    """When it was dialled or last heard."""
+    pinged_ms: float
+    breaker: Breaker
+    welcomed: bool = False
+    refusal: str = ""
+    unlisted_ms: float | None = None
+    sequence: int = 0
+    """Of the last Ping."""
+    report: Report | None = None
+    reported_ms: float = 0.0
+    drain_wish: bool | None = None
+    """What an operator asked for, until a report shows it."""
+    charges: Charges = field(default_factory=Charges)
+    links: Mapping[tuple[str, str], LinkCost] = field(default_factory=dict)
+    transports: Mapping[PeerId, str] = field(default_factory=dict)
+    """Peers that KV can be moved to or from -> how."""
+
+    def take_report(self, report: Report, now_ms: float) -> None:
+        """The answer to a Ping."""
+        self.report, self.reported_ms = report, now_ms
+        self.charges.on_report(report.sequence)
+        self.links = links_of(report)
+        self.transports = {transport.peer: transport.kind for transport in report.transports}
+        if self.drain_wish is not None and report.draining == self.drain_wish:
+            self.drain_wish = None
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes nothing new, as far as is known."""
+        if self.drain_wish is not None:
+            return self.drain_wish
+        return self.report is not None and self.report.draining
+
+    def store_among(self, stores: list[PeerId]) -> PeerId | None:
+        """The KV store it reads from: one whose memory it shares if there is one, else the first. As workers choose."""
+        mine = [peer for peer in stores if peer in self.transports]
+        return min(mine, key=lambda peer: (self.transports[peer] != "shm", peer), default=None)
+
+    def view(self, *, accepting: bool, store: PeerId | None, now_ms: float) -> WorkerView:
+        """As the routing policy sees it."""
+        report, charges, model = self.report, self.charges, self.member.model
+        queued_ms, requests, kv_tokens, free_tokens = charges.work_ms, charges.requests, charges.tokens, None
+        if report is not None:
+            queue = report.queue
+            queued_ms += max(0.0, queue.work_ms - (now_ms - self.reported_ms))
+            requests += queue.waiting + queue.running + queue.handing_over
+            kv_tokens += queue.kv_tokens
+            if model is not None and report.pages.total:
+                pages = report.pages.free + report.pages.cached
+                free_tokens = max(0, pages // model.layers * model.block_tokens - charges.tokens)
+        return WorkerView(
+            id=self.member.id,
+            role=self.member.role,
+            model=model,
+            accepting=accepting,
+            peer=self.peer,
+            store=store,
+            queued_ms=queued_ms,
+            requests=requests,
+            kv_tokens=kv_tokens,
+            free_tokens=free_tokens,
+            cost=UNKNOWN_COST if report is None or report.cost is None else report.cost,
+            links=self.links,
+        )
+
+
+def links_of(report: Report) -> dict[tuple[str, str], LinkCost]:
+    """What reading from each source costs: as probed, until the worker has measured it."""
+    links: dict[tuple[str, str], LinkCost] = {}
+    for transport in report.transports:
+        bytes_per_s = max(1.0, transport.gib_per_s * _GIB)
+        for tier, share in (("device", 1.0), ("host", 1.0), ("disk", _DISK_SHARE)):
+            links[transport.peer, tier] = LinkCost(transport.peer, tier, bytes_per_s * share, _DELAY_MS)
+    links.update({(link.peer, link.tier): link for link in report.links if link.bytes_per_s > 0})
+    return links

@@ -1,0 +1,86 @@
+"""One request of the gateway from its arrival to its answer, and the attempt that serves it now."""
+
+from dataclasses import dataclass, field
+
+from common.errors import ServingError
+from common.ids import PeerId, RequestId, WorkerId
+from gateway.core.order import Order
+from gateway.core.placed import Placed
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One sending of a request to workers. Mutable record, owned by Inflight."""
+
+    wire: RequestId
+    """Its name on the wire: workers remember cancelled ids, so every attempt has its own."""
+    placed: Placed
+    sent_ms: float
+    prefilling: bool = True
+    """Until its first token the entry worker is needed and charged."""
+
+    @property
+    def entry(self) -> PeerId:
+        """Who computes the prompt."""
+        return self.placed.entry
+
+    @property
+    def decode(self) -> PeerId:
+        """Who sends the tokens; equals `entry` where one worker does both."""
+        return self.placed.decode
+
+    @property
+    def needed(self) -> tuple[PeerId, ...]:
+        """Workers whose death ends the attempt."""
+        return (self.entry, self.decode) if self.prefilling else (self.decode,)
+
+    @property
+    def phase(self) -> str:
+        """For error messages."""
+        return "prefill" if self.prefilling else "decode"
+
+    def worker_of(self, peer: PeerId) -> WorkerId:
+        """The name of one of the two."""
+        return self.placed.entry_worker if peer == self.entry else self.placed.decode_worker
+
+    def name_of(self, peer: PeerId) -> str:
+        """For people, such as `prefill worker prefill-0`."""
+        return self.placed.entry_name if peer == self.entry else self.placed.decode_name
+
+
+@dataclass(slots=True)
+class OpenRequest:
+    """Mutable record, owned by Inflight."""
+
+    order: Order
+    arrived_ms: float
+    deadline_ms: float
+    priority: int
+    """Its own and its key's; lower goes first."""
+    emitted: list[int] = field(default_factory=list)
+    """Tokens that the client has."""
+    attempt: Attempt | None = None
+    """None while it waits for a place or for its next try."""
+    tries: int = 0
+    """Attempts since the last new token."""
+    attempts_total: int = 0
+    deaths: int = 0
+    """Workers that died with it: one that kills whoever computes it must not go round."""
+    avoid: frozenset[WorkerId] = frozenset()
+    """Workers that have just failed it."""
+    retry_at_ms: float | None = None
+    failed_ms: float | None = None
+    """When it lost its last attempt."""
+    error: ServingError | None = None
+    """Of its last attempt."""
+
+    @property
+    def request(self) -> RequestId:
+        """The client's name of it."""
+        return self.order.request
+
+    @property
+    def progress(self) -> str:
+        """Where it stands, for error messages."""
+        done = f"after {len(self.emitted)} tokens" if self.emitted else "before the first token"
+        return f"in phase {self.attempt.phase} {done}" if self.attempt is not None else done

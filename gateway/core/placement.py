@@ -1,0 +1,126 @@
+"""Where a request goes: from an order, the workers as they are now and the prompt tree, to a Generate. Pure.
+
+Owns the number of the gateway's turn. A replay is placed as the longer prompt that it is.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from common.block_hash import BlockHash, hash_blocks, root_hash
+from common.errors import NoWorker
+from common.ids import PeerId, WorkerId
+from common.kv_layout import KvLayout
+from common.messages.liveness import ModelIdentity
+from common.messages.requests import FetchHint
+from common.policy.estimates import Prompt, WorkerView
+from common.policy.holdings import HoldingsIndex, NoHoldings
+from common.policy.routing import NoRoute, Route, Router
+from gateway.core.order import Order
+from gateway.core.placed import Placed
+from gateway.core.roster import Roster
+from gateway.core.totals import RoutingTotals
+
+
+class Tree(HoldingsIndex, Protocol):
+    """The prompt tree, as placing needs it."""
+
+    @property
+    def synced(self) -> bool:
+        """Whether it knows what workers cache; if not, requests are routed by load and what was routed before."""
+        ...
+
+    def expect(self, peer: PeerId, names: Sequence[BlockHash], now_ms: float) -> None:
+        """A prompt was just sent there: it counts as cached for a few seconds."""
+        ...
+
+
+class NoTree(NoHoldings):
+    """Nobody tells what is cached."""
+
+    synced = False
+
+    def match(self, names: Sequence[BlockHash]) -> "NoTree":
+        """Nothing is known."""
+        return self
+
+    def expect(self, peer: PeerId, names: Sequence[BlockHash], now_ms: float) -> None:
+        """Forgotten at once."""
+
+
+class Placement:
+    """Decides; never performs."""
+
+    def __init__(self, roster: Roster, router: Router, tree: Tree, totals: RoutingTotals) -> None:
+        self._roster, self._router, self._tree, self._totals = roster, router, tree, totals
+        self._turn = 0
+
+    def place(self, order: Order, emitted: Sequence[int], avoid: frozenset[WorkerId], now_ms: float) -> Placed:
+        """Workers in `avoid` are taken only if nobody else is there. Raises NoWorker; InvalidRequest for a bad rule."""
+        views = self._roster.views(now_ms)
+        model = next((w.model for w in views if w.accepting and isinstance(w.model, ModelIdentity)), None)
+        tokens = (*order.prompt, *emitted) if emitted else order.prompt
+        names = [] if model is None else hash_blocks(tokens, root_hash(model, order.cache_salt), model.block_tokens)
+        holdings = self._tree.match(names) if names else NoHoldings()
+        prompt = _prompt(order, len(tokens), len(emitted), model)
+        route: Route | NoRoute = NoRoute("")
+        if avoid:
+            route = self._router.choose(prompt, [w for w in views if w.id not in avoid], holdings, self._turn)
+        if isinstance(route, NoRoute):
+            route = self._router.choose(prompt, views, holdings, self._turn)
+        if isinstance(route, NoRoute):
+            raise NoWorker(f"no worker can take the request: {route.reason}")
+        self._turn += 1
+        placed = self._placed(route, views, prompt)
+        self._totals.on_placed(placed)
+        for peer in dict.fromkeys((placed.entry, placed.decode)):
+            self._tree.expect(peer, names, now_ms)
+        return placed
+
+    def _placed(self, route: Route, views: Sequence[WorkerView], prompt: Prompt) -> Placed:
+        by_id = {w.id: w for w in views}
+        entry, estimate = by_id[route.entry], route.estimate
+        decode = entry if route.decode is None else by_id[route.decode]
+        assert estimate is not None, "a route says what it was chosen by"
+        fetch = estimate.fetch
+        return Placed(
+            route=route,
+            entry=entry.peer,
+            decode=decode.peer,
+            entry_name=f"{entry.role} worker {entry.id}",
+            decode_name=f"{decode.role} worker {decode.id}",
+            fetch=None if fetch is None else FetchHint(holder=fetch.holder, n_blocks=fetch.n_blocks),
+            work_ms=entry.cost.exec_ms(prompt.tokens, estimate.hit_tokens),
+            predicted_ms=estimate.total_ms,
+            hit_tokens=estimate.hit_tokens,
+            degraded=not self._tree.synced,
+        )
+
+    def retry_after_s(self, now_ms: float) -> float | None:
+        """Predicted time until the least loaded worker has computed what it has; None if nobody is ready."""
+        waits_ms = [w.queued_ms for w in self._roster.views(now_ms) if w.accepting and w.role != "kvstore"]
+        return min(waits_ms) / 1000 if waits_ms else None
+
+
+def _prompt(order: Order, tokens: int, n_emitted: int, model: ModelIdentity | None) -> Prompt:
+    return Prompt(
+        request=order.request,
+        tokens=tokens,
+        max_tokens=order.sampling.max_tokens - n_emitted,
+        block_tokens=16 if model is None else model.block_tokens,
+        token_bytes=1 if model is None else token_bytes(model),
+        session=order.session,
+        prefill_rule=order.prefill_rule,
+        decode_rule=order.decode_rule,
+    )
+
+
+def token_bytes(model: ModelIdentity) -> int:
+    """KV of one token over all layers."""
+    layout = KvLayout(
+        layers=model.layers,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        dtype=model.dtype,
+        block_tokens=model.block_tokens,
+    )
+    return layout.layers * layout.page_bytes // layout.block_tokens

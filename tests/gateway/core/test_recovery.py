@@ -1,0 +1,198 @@
+"""Laws of requests that fail: tried again elsewhere before the first token, replayed after it, within limits."""
+
+import pytest
+
+from common.errors import PeerFailed
+from common.ids import RequestId
+from common.messages.liveness import Welcome
+from common.policy.routing import Router
+from gateway.core.actions import Action, Deliver
+from gateway.core.failure import WorkerFailed
+from gateway.core.recovery import RetryBudget, RetryTerms, backoff_ms
+from tests.gateway.core.builders import (
+    cancels,
+    delivered,
+    dispatch,
+    ends,
+    failed,
+    generates,
+    member,
+    order,
+    peer,
+    report,
+    tokens,
+)
+
+NAMES = ("prefill-0", "prefill-1", "decode-0", "decode-1")
+SOON_MS = 100.0  # later than the longest backoff before a first retry
+RETRY = RetryTerms(wait_ms=1_000.0)
+
+
+def test_a_failure_before_the_first_token_is_tried_elsewhere_under_another_name() -> None:
+    core = dispatch(*NAMES, retry=RETRY)
+    ((first, generate),) = generates(core.submit(order(), 0.0))
+    actions = core.on_message(first, failed(), 1.0)
+    assert (ends(actions), cancels(actions)) == ([], [peer(str(generate.decode))])
+    assert core.open_requests == 1
+    ((second, again),) = generates(core.on_tick(SOON_MS))
+    assert second != first
+    assert again.request != generate.request
+    assert (again.prompt, again.emitted, again.timeout_ms) == (generate.prompt, (), 60_000 - SOON_MS)
+
+
+def test_a_failure_after_some_tokens_is_replayed_and_the_client_sees_no_seam() -> None:
+    core = dispatch(*NAMES, retry=RETRY)
+    ((_, generate),) = generates(core.submit(order(), 0.0))
+    decode = peer(str(generate.decode))
+    out = delivered(core.on_message(decode, tokens(0, 5, 6), 1.0))
+    core.on_message(decode, failed(code="peer_failed", phase="decode"), 2.0)
+    ((_, replay),) = generates(core.on_tick(SOON_MS))
+    assert replay.emitted == (5, 6)
+    assert replay.decode != generate.decode
+    other, wire = peer(str(replay.decode)), str(replay.request)
+    last = core.on_message(other, tokens(2, 7, 8, finish="length", request=wire), 200.0)
+    assert out + delivered(last) == [5, 6, 7, 8]
+    assert [a.request for a in last if isinstance(a, Deliver)] == ["r"], "under the name that the client knows"
+    assert core.open_requests == 0
+    core.check()
+
+
+def test_late_tokens_of_a_former_attempt_are_not_believed() -> None:
+    core = dispatch(*NAMES, retry=RETRY)
+    ((_, generate),) = generates(core.submit(order(), 0.0))
+    decode = peer(str(generate.decode))
+    core.on_message(decode, failed(code="peer_failed"), 1.0)
+    late = core.on_message(decode, tokens(0, 9), 2.0)
+    assert (delivered(late), cancels(late)) == ([], [decode])
+    core.on_tick(SOON_MS)
+    assert delivered(core.on_message(decode, tokens(0, 9), SOON_MS)) == []
+
+
+def test_a_dead_workers_requests_go_on_elsewhere() -> None:
+    core = dispatch(*NAMES, retry=RETRY)
+    ((_, generate),) = generates(core.submit(order(), 0.0))
+    name = str(generate.decode)
+    core.on_message(peer(name), tokens(0, 5), 1.0)
+    others = [member(n) for n in NAMES if n != name]
+    assert not ends(core.on_members([*others, member(name, incarnation=2)], 2.0))
+    ((_, replay),) = generates(core.on_tick(SOON_MS))
+    assert (replay.emitted, replay.decode != name) == ((5,), True)
+
+
+def test_what_cannot_be_healed_is_not_tried_again() -> None:
+    core = dispatch(*NAMES, retry=RETRY)
+    ((first, _),) = generates(core.submit(order(), 0.0))
+    (end,) = ends(core.on_message(first, failed(code="out_of_pages", retryable=False), 1.0))
+    assert isinstance(end.error, WorkerFailed) and end.error.code == "out_of_pages"
+    core.check()
+
+
+def test_tries_are_limited_and_new_tokens_begin_the_count_again() -> None:
+    core = dispatch(*NAMES, retry=RetryTerms(attempts=3))
+    ((_, generate),) = generates(core.submit(order(max_tokens=100), 0.0))
+    now_ms = 0.0
+
+    def fail() -> list[Action]:
+        """The decode worker gives up; what comes of it, a second later."""
+        nonlocal now_ms, generate
+        actions = core.on_message(peer(str(generate.decode)), failed(str(generate.request)), now_ms)
+        now_ms += 1000.0
+        for name in NAMES:
+            core.on_message(peer(name), report(name), now_ms)
+        again = generates(core.on_tick(now_ms))
+        generate = again[0][1] if again else generate
+        return actions
+
+    for position in range(4):
+        assert not ends([*fail(), *fail()])
+        decode, wire = peer(str(generate.decode)), str(generate.request)
+        assert delivered(core.on_message(decode, tokens(position, 7, request=wire), now_ms)) == [7]
+    assert not ends([*fail(), *fail()])
+    assert "gave up in phase grant after 4 tokens" in str(ends(fail())[0].error)
+    core.check()
+
+
+def test_a_request_that_kills_its_workers_does_not_go_round() -> None:
+    core = dispatch("mixed-0", retry=RetryTerms(attempts=99, wait_ms=1e9))
+    core.submit(order(), 0.0)
+    for life in range(2, 6):
+        actions = core.on_members([member("mixed-0", incarnation=life)], float(life))
+        if life < 5:
+            assert not ends(actions)
+            core.on_message(peer("mixed-0", life), welcome(life), float(life))
+            now_ms = life * 1000.0
+            core.on_message(peer("mixed-0", life), report("mixed-0"), now_ms)
+            assert generates(core.on_tick(now_ms))
+    assert "was restarted" in str(ends(actions)[0].error)
+    core.check()
+
+
+def welcome(life: int):
+    return Welcome(member=member("mixed-0", life))
+
+
+def test_with_nobody_left_a_request_waits_for_a_while_and_then_says_why() -> None:
+    core = dispatch("prefill-0", "decode-0", retry=RETRY)
+    core.submit(order(), 0.0)
+    core.on_members([member("prefill-0"), member("decode-0", incarnation=2)], 1.0)
+    core.on_message(peer("prefill-0"), report("prefill-0"), 500.0)
+    assert ends(core.on_tick(500.0)) == []
+    core.on_message(peer("prefill-0"), report("prefill-0"), 1_100.0)
+    (end,) = ends(core.on_tick(1_100.0))
+    assert isinstance(end.error, PeerFailed)
+    assert "decode-0 was restarted" in str(end.error) and "decode: 0 of 1 ready" in str(end.error)
+    core.check()
+
+
+def test_a_worker_that_comes_back_in_time_takes_over() -> None:
+    core = dispatch("prefill-0", "decode-0", retry=RETRY)
+    core.submit(order(), 0.0)
+    core.on_message(peer("decode-0"), tokens(0, 5), 0.0)
+    core.on_members([member("prefill-0"), member("decode-0", incarnation=2)], 1.0)
+    core.on_message(peer("decode-0", 2), Welcome(member=member("decode-0", 2)), 300.0)
+    core.on_message(peer("prefill-0"), report("prefill-0"), 300.0)
+    ((to, replay),) = generates(core.on_tick(400.0))
+    assert (to, replay.decode, replay.emitted) == (peer("prefill-0"), "decode-0", (5,))
+
+
+def test_the_client_can_leave_between_two_attempts() -> None:
+    core = dispatch(*NAMES, retry=RETRY)
+    ((first, _),) = generates(core.submit(order(), 0.0))
+    core.on_message(first, failed(), 1.0)
+    core.cancel(RequestId("r"), 2.0)
+    assert generates(core.on_tick(SOON_MS)) == []
+    assert core.open_requests == 0
+    core.check()
+
+
+def test_a_gap_in_the_tokens_is_healed_by_a_replay() -> None:
+    core = dispatch(*NAMES, retry=RETRY)
+    ((_, generate),) = generates(core.submit(order(), 0.0))
+    decode = peer(str(generate.decode))
+    core.on_message(decode, tokens(0, 5), 0.0)
+    assert delivered(core.on_message(decode, tokens(2, 7), 0.0)) == []
+    ((_, replay),) = generates(core.on_tick(SOON_MS))
+    assert replay.emitted == (5,)
+
+
+def test_a_storm_of_failures_ends_when_the_budget_is_spent() -> None:
+    budget = RetryBudget(RetryTerms(budget_share=0.5, budget_burst=3.0))
+    assert [budget.take() for _ in range(4)] == [True, True, True, False]
+    budget.on_request()
+    assert not budget.take()
+    budget.on_request()
+    assert budget.take()
+    assert (budget.spent_total, budget.refused_total) == (4, 2)
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.5, 0.999])
+def test_waits_double_up_to_a_limit_and_are_spread(draw: float) -> None:
+    terms = RetryTerms(backoff_ms=10.0, longest_ms=50.0)
+    assert [backoff_ms(terms, n, draw) / (0.5 + draw) for n in (2, 3, 4, 5, 6)] == [10.0, 20.0, 40.0, 50.0, 50.0]
+
+
+def test_local_prefill_is_counted_with_its_reason() -> None:
+    core = dispatch("decode-0", router=Router(fallback=True))
+    ((to, generate),) = generates(core.submit(order(prompt_tokens=100), 0.0))
+    assert (to, generate.decode) == (peer("decode-0"), None)
+    assert core.counters()["local_prefills_total{reason=no-prefill-worker}"] == 1
