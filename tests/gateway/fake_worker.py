@@ -10,7 +10,7 @@ from typing import TypeVar
 from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
 from common.messages import AnyMessage
 from common.messages.base import Message
-from common.messages.liveness import Hello, Member, ModelIdentity, PageCounts, Ping, QueueCounts, Report, Welcome
+from common.messages.liveness import Drain, Hello, Member, ModelIdentity, PageCounts, Ping, QueueCounts, Report, Welcome
 from common.messages.requests import Cancel, Generate, Timings, TokenDelta, TokenLogprob, Tokens
 from common.net.redis import Membership
 from common.net.sockets import Exchange
@@ -43,6 +43,7 @@ class FakeWorker:
         self.gauges = {"oldest_pin_ms": 12.5}
         self.on_generate: Callable[[PeerId, Generate], None] | None = None
         """Runs in this worker's thread instead of putting the message into `heard`."""
+        self.on_drain: Callable[[Drain], object] = lambda message: None
         self._outbox: deque[tuple[PeerId, Message]] = deque()
         self._stopping = False
         self._membership: Membership | None = None
@@ -94,6 +95,9 @@ class FakeWorker:
                 self.on_generate(sender, message)
             case Generate() | Cancel():
                 self.heard.put((sender, message))
+            case Drain(on=on):
+                self.draining = on
+                self.on_drain(message)
 
     def _report(self, sequence: int) -> Report:
         return Report(
