@@ -48,8 +48,7 @@ class Scheduler:
         self._step: StepPlan | None = None
         self._started: list[Started] = []
         self._steps = 0
-        self.preemptions_total = 0
-        self.computed_tokens_total = 0
+        self.preemptions_total = self.computed_tokens_total = 0
 
     # -- arrivals and departures
 
