@@ -9,8 +9,9 @@ fits the formula to all of them anew, now and then. So a long run of equal steps
 - Deviations count by their size, not by its square, and relative to both: a step that was disturbed has one vote, whether
   it took twice or a hundred times as long. What comes out is nearer to a median than to a mean.
 - A remembered step loses half its weight with every 1000 newer ones, and all of it when eight newer of its kind are there.
-- The pull is as strong as a twentieth of a step in every direction. It decides where nothing was seen: with steps of one
-  kind only, all numbers keep the proportions of the prior, at the level of those steps.
+- The pull decides where nothing was seen, or so little that noise would decide: with steps of one kind only, all numbers
+  keep the proportions of the prior, at the level of those steps. It grows with the noise, and with the logarithm of a
+  number that leaves its prior upwards: so a prior that is wrong by far is soon left.
 """
 
 import math
@@ -32,8 +33,13 @@ _LEAST_WEIGHT = 1e-3
 _EXACT = 0.05
 """Deviations below this share count by their square: clocks and machines are no better."""
 _PRIOR_STEPS = 0.05
+"""Pull per term, where terms cannot be told apart: as much as so many steps."""
+_PRIOR_LOSS = 0.4
+"""Pull to the size of the prior: a number that is off by its own size costs as much as so many usual deviations."""
 _ROUNDS = 4
 """Of reweighting per fit; the next fit goes on from there."""
+_SETTLED_FITS = 8
+"""After so many on the same steps, another one changes little."""
 _SHORTEST_MS, _LONGEST_MS, _MOST_WORK = 1e-3, 3.6e6, 1e13
 """Beyond them an observation is somebody's mistake."""
 _N_TERMS = 5
@@ -154,7 +160,7 @@ class StepFit:
         for step in steps:
             if step.plausible:
                 self._remember(step)
-        if self._n_samples:
+        for _ in range(_SETTLED_FITS if self._n_samples else 0):
             self._fit()
 
     def learn(self, work: StepWork, ms: float) -> None:
@@ -197,7 +203,11 @@ class StepFit:
             predicted_ms = np.maximum(terms @ fitted, real_ms * 1e-3)
             unit = predicted_ms * real_ms
             off = np.abs(predicted_ms - real_ms) / np.sqrt(unit)
-            fitted = _solve(terms, real_ms, weights / (unit * np.maximum(off, _EXACT)), prior)
+            weighted = terms * (weights / (unit * np.maximum(off, _EXACT)))[:, None]
+            gram, moments = weighted.T @ terms, weighted.T @ real_ms
+            loss = _PRIOR_LOSS * max(_EXACT, float(np.median(off)))
+            pull = _pull(gram.diagonal() / len(terms), prior, fitted, loss)
+            fitted = _solve(gram + np.diag(pull), moments + pull * prior)
         self._fitted = fitted
         self._cost = self._as_cost(fitted)
 
@@ -220,20 +230,26 @@ def _level(predicted_ms: Array, real_ms: Array) -> float:
     return float(ratios[(len(ratios) - 1) // 2])
 
 
-def _solve(terms: Array, real_ms: Array, weights: Array, prior: Array) -> Array:
-    """Weighted least squares with a pull to the prior, over numbers that are not negative.
+def _pull(seen: Array, prior: Array, fitted: Array, loss: float) -> Array:
+    """Weight of (number - prior)^2 per term. `seen`: weight of a usual step; `fitted`: what was found so far."""
+    by_term = _PRIOR_STEPS * seen
+    by_term /= np.maximum(1.0, by_term * (fitted - prior) ** 2 / loss)  # costs no more than `loss`
+    known = prior > 0.0
+    times = np.maximum(fitted / np.where(known, prior, 1.0), 1.0 + 1e-6)
+    by_size = np.where(known, loss * np.log(times) / (times * (times - 1.0)) / np.where(known, prior, 1.0) ** 2, 0.0)
+    pull: Array = by_term + by_size
+    return np.where(pull > 0.0, pull, 1.0)
+
+
+def _solve(gram: Array, moments: Array) -> Array:
+    """The numbers, none negative, that minimise x gram x / 2 - moments x.
 
     Exact: the best of those among all 32 sets of terms whose own best solution has no negative number.
     """
-    weighted = terms * weights[:, None]
-    gram, moments = weighted.T @ terms, weighted.T @ real_ms
-    seen = gram.diagonal()
-    pull = np.where(seen > 0.0, _PRIOR_STEPS * seen / len(terms), 1.0)
-    unit = np.sqrt(seen + pull)
-    gram = (gram + np.diag(pull)) / np.outer(unit, unit)
-    moments = (moments + pull * prior) / unit
+    unit = np.sqrt(gram.diagonal())
+    moments = moments / unit
     both = _SUBSETS[:, :, None] & _SUBSETS[:, None, :]
-    grams = np.where(both, gram, np.eye(_N_TERMS))
+    grams = np.where(both, gram / np.outer(unit, unit), np.eye(_N_TERMS))
     wanted = np.where(_SUBSETS, moments, 0.0)
     found = np.linalg.solve(grams, wanted[:, :, None])[:, :, 0]
     gains = np.where((found >= -1e-12).all(axis=1), found @ moments, -1.0)

@@ -55,6 +55,25 @@ def test_the_numbers_that_made_the_steps_are_found(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
+def test_fifty_steps_of_all_kinds_are_enough_even_if_the_prior_is_wrong_tenfold(seed: int) -> None:
+    wrong = (StepCost(0.2, 0.5, 2e-6, 3.0, 4e-5, chunk_tokens=512), StepCost(20.0, 5e-3, 2e-4, 0.03, 4e-3, 512))
+    for prior in (None, *wrong):
+        fit = StepFit(512, prior)
+        for work in mixed(random.Random(seed), 50):
+            fit.learn(work, work.predict_ms(TRUE))
+        assert off(fit.cost, TRUE) < 0.05
+
+
+def test_noise_in_steps_too_short_to_show_it_does_not_decide_about_long_prompts() -> None:
+    rng = random.Random(7)
+    fit = StepFit(512, TRUE)
+    for _ in range(200):
+        work = prefill_work(0, rng.randrange(2, 60))
+        fit.learn(work, work.predict_ms(TRUE) * math.exp(rng.gauss(0.0, 0.1)))
+    assert off(fit.cost, TRUE) < 0.25
+
+
+@pytest.mark.parametrize("seed", range(5))
 def test_steps_that_were_disturbed_tenfold_hardly_move_it(seed: int) -> None:
     rng = random.Random(seed)
     calm, disturbed = StepFit(512), StepFit(512)
