@@ -1,11 +1,12 @@
 """Error of the learned exec(prompt, cached) and step(batch, kv) on steps that were not learned from, beside tokens alone.
 
-    python -m benchmarks.cost_model [--model DIR | --preset tiny] [--steps 600] [--rounds 3] [--threads 1] [--json FILE]
+    python -m benchmarks.cost_model [--model DIR | --preset tiny] [--steps 800] [--rounds 9] [--threads 1] [--json FILE]
 
-First a mixed run: prompts of many lengths, some of which begin like an earlier one, and their answers, through the worker's
-scheduler and engine, as many steps as told; the model learns from each step as a worker does, from nothing. Then prompts
-and batches of other sizes are measured (the median of some rounds) and compared with what was learned. The baseline learns
-from the same steps: milliseconds per prompt token and per decoding sequence, the median of the steps that are all of one kind.
+A mixed run: prompts of many lengths, some of which begin like an earlier one, and their answers, through the worker's
+scheduler and engine; the model learns from each step as a worker does, from nothing. After as many steps as told the run
+goes on unlearned, and between its steps prompts and batches of other sizes are measured (the median of some rounds). No
+prompt is measured twice: the first step of a size is slower, since kernels are built for it, and prompts have many sizes. The baseline learns from the same steps: milliseconds per
+prompt token and per decoding sequence, the median over steps that are all of one kind.
 """
 
 import argparse
@@ -16,12 +17,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from common.block_hash import BlockHash, hash_blocks
-from common.cost.step_cost import StepCost
 from common.cost.step_fit import StepFit
 from common.ids import RequestId
 from common.messages.requests import Sampling
@@ -44,7 +45,9 @@ from services.worker.profile.measure import StepTimer
 CHUNK_TOKENS, MAX_RUNNING, POOL_TOKENS = 512, 24, 40_000
 ROOT = BlockHash(bytes(16))
 PROMPTS = [(40, 0), (200, 0), (200, 160), (700, 0), (700, 480), (1200, 0), (1200, 1120), (1900, 0), (1900, 960)]
-BATCHES = [(1, 48), (1, 700), (3, 200), (6, 90), (6, 1400), (12, 400), (20, 150), (20, 1000)]
+BATCHES = [(1, 48), (1, 700), (3, 200), (6, 90), (6, 1000), (12, 400), (20, 150), (20, 900)]
+"""Sequences, and tokens of each on average: they are spread from half to one and a half of it."""
+_STEPS_BETWEEN = 5
 
 
 @dataclass(frozen=True)
@@ -102,17 +105,18 @@ class MixedRun:
         self.fit, self.by_tokens = StepFit(CHUNK_TOKENS), ByTokens()
         self._costing = Costing(self.fit, pool, layout.block_tokens)
 
-    def run(self, n_steps: int) -> None:
+    def run(self, n_steps: int, *, learn: bool) -> None:
         for _ in range(n_steps):
-            if self._rng.random() < 0.08 or self._scheduler.idle:
+            if self._rng.random() < 0.15 or self._scheduler.idle:
                 self._submit()
             self._scheduler.take_started()
             plan = self._scheduler.plan()
             if plan is None:
                 continue
             result = self._engine.step(plan)
-            self._costing.learn(plan, result)
-            self.by_tokens.learn(plan, result.compute_ms)
+            if learn:
+                self._costing.learn(plan, result)
+                self.by_tokens.learn(plan, result.compute_ms)
             for new in self._scheduler.complete(result):
                 if new.sequence.generated_tokens == new.sequence.sampling.max_tokens:
                     self._said.append(tuple(new.sequence.tokens))
@@ -125,43 +129,49 @@ class MixedRun:
         tokens = (start + fresh)[: self._longest_tokens]
         request = RequestId(f"r{rng.getrandbits(64):x}")
         names = tuple(hash_blocks(tokens[:-1], ROOT, self._layout.block_tokens))
-        sampling = Sampling(max_tokens=rng.randrange(4, 96))
+        sampling = Sampling(max_tokens=rng.choice([1, 1, 8, 32, 64]))
         self._scheduler.submit(NewPrompt(request=request, tokens=tokens, sampling=sampling, root=ROOT, hashes=names))
 
 
-def exec_ms(timer: StepTimer, prompt_tokens: int, cached_tokens: int) -> float:
-    """Measured as a worker computes a prompt: in chunks."""
+def chunks(prompt_tokens: int, cached_tokens: int) -> list[list[GridPoint]]:
+    """The steps in which a worker computes a prompt alone."""
     starts = range(cached_tokens, prompt_tokens, CHUNK_TOKENS)
-    return sum(timer.time_ms(GridPoint(1, min(CHUNK_TOKENS, prompt_tokens - start), start)) for start in starts)
+    return [[GridPoint(1, min(CHUNK_TOKENS, prompt_tokens - start), start)] for start in starts]
 
 
-def check(timer: StepTimer, cost: StepCost, by_tokens: ByTokens, rounds: int) -> list[Checked]:
-    """What was not learned from, measured in turns."""
-    points: list[tuple[str, Callable[[], float], float, float]] = []
+def batch_of(batch: int, mean_tokens: int) -> list[GridPoint]:
+    """One decoding step."""
+    shares = [0.5 + (row + 0.5) / batch for row in range(batch)]
+    return [GridPoint(1, 1, round(mean_tokens * share) - 1) for share in shares]
+
+
+def _near(prompt_tokens: int, cached_tokens: int, more_tokens: int) -> list[list[GridPoint]]:
+    return chunks(prompt_tokens + more_tokens, cached_tokens)
+
+
+def _same(step: list[GridPoint], _: int) -> list[list[GridPoint]]:
+    return [step]
+
+
+def check(run: MixedRun, timer: StepTimer, rounds: int) -> list[Checked]:
+    """What was not learned from, measured in turns between steps of the run."""
+    cost, by_tokens = run.fit.cost, run.by_tokens
+    assert cost is not None, "the run had a step"
+    points: list[tuple[str, Callable[[int], list[list[GridPoint]]], float, float]] = []
     for prompt, cached in PROMPTS:
-        points.append(
-            (
-                f"exec({prompt}, {cached})",
-                lambda prompt=prompt, cached=cached: exec_ms(timer, prompt, cached),
-                cost.exec_ms(prompt, cached),
-                by_tokens.exec_ms(prompt, cached),
-            )
-        )
-    for batch, context in BATCHES:
-        points.append(
-            (
-                f"step({batch}, {batch * context})",
-                lambda batch=batch, context=context: timer.time_ms(GridPoint(batch, 1, context - 1)),
-                cost.step_ms(batch, batch * context),
-                by_tokens.step_ms(batch),
-            )
-        )
+        predicted, by_tokens_ms = cost.exec_ms(prompt, cached), by_tokens.exec_ms(prompt, cached)
+        steps = partial(_near, prompt, cached)
+        points.append((f"exec({prompt}, {cached})", steps, predicted, by_tokens_ms))
+    for batch, mean_tokens in BATCHES:
+        step = batch_of(batch, mean_tokens)
+        kv_tokens = sum(point.n_tokens for point in step)
+        predicted, by_tokens_ms = cost.step_ms(batch, kv_tokens), by_tokens.step_ms(batch)
+        points.append((f"step({batch}, {kv_tokens})", partial(_same, step), predicted, by_tokens_ms))
     times: list[list[float]] = [[] for _ in points]
-    for number in range(rounds + 1):
-        for index, (_, measure, _, _) in enumerate(points):
-            ms = measure()
-            if number:  # the first round warms up
-                times[index].append(ms)
+    for number in range(rounds):
+        for index, (_, measured, _, _) in enumerate(points):
+            run.run(_STEPS_BETWEEN, learn=False)
+            times[index].append(sum(timer.run(step) for step in measured(number - rounds // 2)))
     return [
         Checked(what, statistics.median(ms), predicted, tokens)
         for (what, _, predicted, tokens), ms in zip(points, times, strict=True)
@@ -187,8 +197,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="cost_model", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", default=None, help="folder of the checkpoint; default: a new one of --preset")
     parser.add_argument("--preset", default="tiny", choices=tuple(PRESETS))
-    parser.add_argument("--steps", type=int, default=600, help="of the mixed run")
-    parser.add_argument("--rounds", type=int, default=3, help="in which everything else is measured")
+    parser.add_argument("--steps", type=int, default=800, help="of the mixed run")
+    parser.add_argument("--rounds", type=int, default=9, help="in which everything else is measured")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=None, help="also write the results to this file")
@@ -197,13 +207,12 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         model = load_model(options.model or make_model(options.preset, Path(scratch) / options.preset))
     layout = model.layout
-    n_pages = layout.pages_for(POOL_TOKENS)
-    pages = torch.full((n_pages, 2, layout.block_tokens, layout.kv_heads, layout.head_dim), 0.5, dtype=model.dtype)
-    run = MixedRun(model, pages, options.seed)
-    run.run(options.steps)
+    shape = (layout.pages_for(POOL_TOKENS), 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+    run = MixedRun(model, torch.full(shape, 0.5, dtype=model.dtype), options.seed)
+    run.run(options.steps, learn=True)
+    results = check(run, StepTimer(model, torch.full(shape, 0.5, dtype=model.dtype)), options.rounds)
     cost = run.fit.cost
     assert cost is not None, "the run had a step"
-    results = check(StepTimer(model, pages), cost, run.by_tokens, options.rounds)
     print(f"{model.identity.name}, {threads} threads, learned from {cost.n_samples} steps: {cost}")
     misses = (run.fit.prefill_misses.median, run.fit.decode_misses.median)
     print("predicted before learning, median error: " + ", ".join(f"{miss:.0%}" for miss in misses if miss is not None))

@@ -64,6 +64,14 @@ def test_fifty_steps_of_all_kinds_are_enough_even_if_the_prior_is_wrong_tenfold(
         assert off(fit.cost, TRUE) < 0.05
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_without_noise_thirty_two_steps_tell_all_numbers_from_nothing(seed: int) -> None:
+    fit = StepFit(512)
+    for work in mixed(random.Random(seed), 32):
+        fit.learn(work, work.predict_ms(TRUE))
+    assert off(fit.cost, TRUE) < 0.02
+
+
 def test_noise_in_steps_too_short_to_show_it_does_not_decide_about_long_prompts() -> None:
     rng = random.Random(7)
     fit = StepFit(512, TRUE)
