@@ -32,10 +32,9 @@ _LEAST_WEIGHT = 1e-3
 """An old step is better than none."""
 _EXACT = 0.05
 """Deviations below this share count by their square: clocks and machines are no better."""
-_PRIOR_STEPS = 0.05
-"""Pull per term, where terms cannot be told apart: as much as so many steps."""
-_PRIOR_LOSS = 0.4
-"""Pull to the size of the prior: a number that is off by its own size costs as much as so many usual deviations."""
+_GUESS_LOSS, _PRIOR_LOSS = 0.04, 0.4
+"""Pull to a guess, and to a prior that was given: a number that is off by its own size costs as much as so many usual
+deviations of a step."""
 _ROUNDS = 4
 """Of reweighting per fit; the next fit goes on from there."""
 _SETTLED_FITS = 8
@@ -43,6 +42,9 @@ _SETTLED_FITS = 8
 _SHORTEST_MS, _LONGEST_MS, _MOST_WORK = 1e-3, 3.6e6, 1e13
 """Beyond them an observation is somebody's mistake."""
 _N_TERMS = 5
+_USUAL_STEP = np.array([1.0, 256.0, 256.0 * 512.0, 8.0, 8.0 * 512.0])
+_LEAST_SHARE = 1e-2
+"""Of a number in a usual step, as far as a prior goes: from nothing there would be no way up."""
 _SUBSETS = (np.arange(2**_N_TERMS)[:, None] >> np.arange(_N_TERMS)) & 1 == 1
 
 Array = NDArray[np.float64]
@@ -135,7 +137,9 @@ class StepFit:
     def __init__(self, chunk_tokens: int, prior: StepCost | None = None) -> None:
         """`prior`: of a similar engine; None: nothing is known, and nothing is said before the first step."""
         self._chunk_tokens = max(1, chunk_tokens)
-        self._prior = _numbers(prior or UNKNOWN_COST)
+        given = _numbers(prior or UNKNOWN_COST)
+        self._prior = np.maximum(given, given @ _USUAL_STEP * _LEAST_SHARE / _USUAL_STEP)
+        self._loss = _GUESS_LOSS if prior is None else _PRIOR_LOSS
         self._terms = np.zeros((_KINDS * _STEPS_PER_KIND, _N_TERMS))
         self._ms = np.zeros(_KINDS * _STEPS_PER_KIND)  # 0: empty
         self._learned_at = np.zeros(_KINDS * _STEPS_PER_KIND)
@@ -144,7 +148,7 @@ class StepFit:
         self._fitted: Array | None = None
         self._unfitted = 0
         self._n_samples = 0
-        self._cost: StepCost | None = None if prior is None else self._as_cost(self._prior)
+        self._cost: StepCost | None = None if prior is None else self._as_cost(given)
         self.prefill_misses = Misses()
         """Of steps that computed prompt tokens."""
         self.decode_misses = Misses()
@@ -205,8 +209,7 @@ class StepFit:
             off = np.abs(predicted_ms - real_ms) / np.sqrt(unit)
             weighted = terms * (weights / (unit * np.maximum(off, _EXACT)))[:, None]
             gram, moments = weighted.T @ terms, weighted.T @ real_ms
-            loss = _PRIOR_LOSS * max(_EXACT, float(np.median(off)))
-            pull = _pull(gram.diagonal() / len(terms), prior, fitted, loss)
+            pull = self._loss * max(_EXACT, float(np.median(off))) * _pull(prior, fitted)
             fitted = _solve(gram + np.diag(pull), moments + pull * prior)
         self._fitted = fitted
         self._cost = self._as_cost(fitted)
@@ -219,7 +222,7 @@ class StepFit:
 def _numbers(cost: StepCost) -> Array:
     """As an array; a prior that says nothing usable is that of an unknown engine."""
     numbers = (cost.base_ms, cost.token_ms, cost.pair_ms, cost.row_ms, cost.kv_ms)
-    if not cost.base_ms > 0 or not all(math.isfinite(number) and number >= 0 for number in numbers):
+    if not any(numbers) or not all(math.isfinite(number) and number >= 0 for number in numbers):
         return _numbers(UNKNOWN_COST)
     return np.array(numbers)
 
@@ -230,15 +233,14 @@ def _level(predicted_ms: Array, real_ms: Array) -> float:
     return float(ratios[(len(ratios) - 1) // 2])
 
 
-def _pull(seen: Array, prior: Array, fitted: Array, loss: float) -> Array:
-    """Weight of (number - prior)^2 per term. `seen`: weight of a usual step; `fitted`: what was found so far."""
-    by_term = _PRIOR_STEPS * seen
-    by_term /= np.maximum(1.0, by_term * (fitted - prior) ** 2 / loss)  # costs no more than `loss`
-    known = prior > 0.0
-    times = np.maximum(fitted / np.where(known, prior, 1.0), 1.0 + 1e-6)
-    by_size = np.where(known, loss * np.log(times) / (times * (times - 1.0)) / np.where(known, prior, 1.0) ** 2, 0.0)
-    pull: Array = by_term + by_size
-    return np.where(pull > 0.0, pull, 1.0)
+def _pull(prior: Array, fitted: Array) -> Array:
+    """Weight of (number - prior)^2 per number: that of its share of the prior, or of the logarithm where it is larger.
+
+    `prior` is above 0; `fitted`: what was found so far.
+    """
+    times = np.maximum(fitted / prior, 1.0 + 1e-6)
+    pull: Array = np.log(times) / (times * (times - 1.0)) / prior**2
+    return pull
 
 
 def _solve(gram: Array, moments: Array) -> Array:

@@ -65,7 +65,7 @@ def test_fifty_steps_of_all_kinds_are_enough_even_if_the_prior_is_wrong_tenfold(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_without_noise_thirty_two_steps_tell_all_numbers_from_nothing(seed: int) -> None:
+def test_without_noise_thirty_two_steps_tell_all_numbers(seed: int) -> None:
     fit = StepFit(512)
     for work in mixed(random.Random(seed), 32):
         fit.learn(work, work.predict_ms(TRUE))
@@ -186,6 +186,13 @@ def test_whatever_is_observed_the_numbers_are_finite_and_not_negative(steps: lis
             assert all(math.isfinite(number) and number >= 0.0 for number in numbers(fit.cost))
     for misses in (fit.prefill_misses, fit.decode_misses):
         assert misses.median is None or math.isfinite(misses.median)
+
+
+def test_a_number_that_the_prior_takes_for_nothing_is_found_all_the_same() -> None:
+    fit = StepFit(512, StepCost(2.0, 0.05, 0.0, 0.0, 0.0, chunk_tokens=512))
+    for work in mixed(random.Random(8), 96):
+        fit.learn(work, work.predict_ms(TRUE))
+    assert off(fit.cost, TRUE) < 0.02
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -1.0, 0.0])
