@@ -68,6 +68,12 @@ COMMANDS: tuple[Command, ...] = (
         "services.launcher.settings:DoctorSettings",
     ),
     Command("model make", "Write a small random-weight model in the real format.", "services.worker.model.make:main"),
+    Command(
+        "profile",
+        "Measure what steps of a model cost on this machine, for `--cost-profile` of workers.",
+        "services.worker.profile.__main__:main",
+        "services.worker.profile.settings:ProfileSettings",
+    ),
     Command("bench", "Load a running system and report its latencies.", "loadgen.__main__:main"),
 )
 

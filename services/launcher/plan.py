@@ -107,6 +107,7 @@ def _worker(settings: UpSettings, site: Site, role: str, index: int) -> ProcessP
         spill=settings.spill,
         on_load_failure=settings.on_load_failure,
         threads=threads,
+        cost_profile=settings.cost_profile,
     )
     environ = {
         "OMP_NUM_THREADS": str(threads),

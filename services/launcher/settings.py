@@ -72,6 +72,10 @@ class UpSettings:
     threads: int | None = setting(
         None, help="Compute threads of each worker; unset: the cores that may be used, shared out evenly."
     )
+    cost_profile: str | None = setting(
+        None,
+        help="File of `penstock profile` that every worker's cost model starts from; unset: they learn by themselves.",
+    )
 
     run_dir: str | None = setting(
         None, help="Folder for logs and Unix sockets; unset: a temporary one, removed at the end."

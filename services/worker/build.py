@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from common.cost.step_fit import StepFit
 from common.errors import ConfigError
 from common.ids import Incarnation, WorkerId, peer_id
 from common.kv_layout import KvLayout
@@ -33,6 +34,8 @@ from services.worker.inbox import BlocksMoved, CopyEnded, Events, MembersRead, P
 from services.worker.links import Links, Movers
 from services.worker.model.identity import inspect_model
 from services.worker.model.load import LoadedModel, load_model, require_device
+from services.worker.profile.file import EngineIdentity, StepProfile, read_profile, start_from
+from services.worker.profile.measure import processor_name
 from services.worker.service import Ports, WorkerService
 from services.worker.settings import WorkerSettings
 
@@ -74,6 +77,7 @@ class Worker:
         peer = peer_id(self._id, self._incarnation)
         inspected = inspect_model(settings.model, settings.dtype, name=settings.served_model_name)
         context_tokens = self._context_tokens(inspected.identity)
+        profile = self._read_profile(inspected.identity)
         exchange = Exchange(peer, settings.bind)
         self._cleanup.callback(exchange.close)
         memory = self._open_memory(inspected.layout)
@@ -101,7 +105,8 @@ class Worker:
         model = self._load()
         engine = EngineThread(TorchEngine(model, memory.pages.tensor, inspected.layout), inbox, gate)
         self._cleanup.callback(engine.stop, _STEP_END_S)
-        core = build_core(mine, settings, memory.pages.n_pages, inspected.layout, context_tokens)
+        fit = self._starting_fit(profile, model, threads)
+        core = build_core(mine, settings, memory.pages.n_pages, inspected.layout, context_tokens, fit)
         events = CacheEventPublisher(settings.redis, settings.cluster, mine)
         self._cleanup.callback(events.close)
         self._service = WorkerService(core, Ports(exchange, inbox, engine, links, events), self._log)
@@ -130,6 +135,21 @@ class Worker:
         model = load_model(settings.model, settings.dtype, settings.device, name=settings.served_model_name)
         self._log.event("model_loaded", seconds=round(time.monotonic() - began_s, 1))
         return model
+
+    def _read_profile(self, model: ModelIdentity) -> StepProfile | None:
+        path = self._settings.cost_profile
+        return None if path is None else read_profile(path, model, self._settings.device)
+
+    def _starting_fit(self, profile: StepProfile | None, model: LoadedModel, threads: int) -> StepFit:
+        """What is known of the engine's cost before its first step."""
+        chunk_tokens = self._settings.max_step_tokens
+        if profile is None:
+            return StepFit(chunk_tokens)
+        processor = processor_name(model.device)
+        mine = EngineIdentity(model=model.identity, device=model.device.type, processor=processor, threads=threads)
+        start = start_from(profile, mine, chunk_tokens)
+        self._log.event("cost_profile", file=self._settings.cost_profile, only_proportions=start.only_proportions)
+        return start.fit
 
     def _run_dir(self) -> Path:
         if self._settings.run_dir is not None:

@@ -1,6 +1,7 @@
 """Builds the pure half of a worker: the core of its role and the parts it is made of."""
 
 from common.block_hash import root_hash
+from common.cost.step_fit import StepFit
 from common.kv_layout import KvLayout
 from common.messages.liveness import Member
 from common.policy.batching import DecodeFirst
@@ -13,6 +14,7 @@ from kvstore.index.event_log import EventLog
 from kvstore.index.ledger import Ledger
 from services.worker.core.callers import Callers
 from services.worker.core.calls import Calls
+from services.worker.core.costing import Costing
 from services.worker.core.decode import DecodeCore, DecodeTerms
 from services.worker.core.generation import Generation
 from services.worker.core.incoming import GrantTerms, Incoming
@@ -44,11 +46,16 @@ def kept(role: str, caching: int) -> Keep:
 
 
 def build_core(
-    mine: Member, settings: WorkerSettings, n_pages: int, layout: KvLayout, context_tokens: int
+    mine: Member,
+    settings: WorkerSettings,
+    n_pages: int,
+    layout: KvLayout,
+    context_tokens: int,
+    fit: StepFit | None = None,
 ) -> WorkerRole:
-    """A core of `mine.role` over a pool of `n_pages`."""
+    """A core of `mine.role` over a pool of `n_pages`. `fit`: what is known of the engine's cost; None: nothing."""
     keep = kept(mine.role, settings.caching)
-    parts = _parts(mine, settings, n_pages, layout, keep)
+    parts = _parts(mine, settings, n_pages, layout, keep, fit or StepFit(settings.max_step_tokens))
     fail_lost_loads = settings.on_load_failure == "fail"
     if mine.role == "prefill":
         terms = PrefillTerms(
@@ -82,7 +89,7 @@ def build_core(
     return DecodeCore(mine, parts, generation, incoming, decode)
 
 
-def _parts(mine: Member, settings: WorkerSettings, n_pages: int, layout: KvLayout, keep: Keep) -> Parts:
+def _parts(mine: Member, settings: WorkerSettings, n_pages: int, layout: KvLayout, keep: Keep, fit: StepFit) -> Parts:
     block_bytes = layout.layers * layout.page_bytes
     use_store = settings.kvstore == "auto" and keep is not Keep.NOTHING
     dialled = {"decode"} if mine.role == "prefill" else set()
@@ -110,4 +117,6 @@ def _parts(mine: Member, settings: WorkerSettings, n_pages: int, layout: KvLayou
     if use_store:
         pool.listen(cache_parts.spiller)
     cache = KvCache(cache_parts, neighbours, use_store=use_store)
-    return Parts(pool, reuse, scheduler, Callers(mine, silent_ms=settings.silent_peer_ms), neighbours, cache)
+    callers = Callers(mine, silent_ms=settings.silent_peer_ms)
+    costing = Costing(fit, pool, layout.block_tokens)
+    return Parts(pool, reuse, scheduler, callers, neighbours, cache, costing)

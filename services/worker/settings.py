@@ -28,6 +28,11 @@ class WorkerSettings:
     threads: int | None = setting(None, help="Compute threads of this process; unset: all cores it may use.")
     max_context_tokens: int | None = setting(None, help="Prompt plus output; unset: the model's own limit.")
 
+    cost_profile: str | None = setting(
+        None,
+        help="File of `penstock profile` to start the cost model from; unset: it learns from this worker's steps alone.",
+    )
+
     max_running: int = setting(64, help="Sequences in one step at the most.")
     max_step_tokens: int = setting(512, help="Rows of one step at the most; longer prompts are computed in chunks.")
     max_queued: int = setting(1024, help="Requests waiting at the most; one more is refused as busy.")

@@ -49,6 +49,12 @@ def test_what_is_said_of_caching_reaches_every_worker() -> None:
         assert found.kvstore == "auto"
 
 
+def test_every_worker_starts_from_the_cost_profile_that_was_named() -> None:
+    for name in ("prefill-0", "decode-0", "mixed-0"):
+        assert loaded(UpSettings(cost_profile="/p.json", mixed=1), name).cost_profile == "/p.json"
+        assert loaded(UpSettings(mixed=1), name).cost_profile is None
+
+
 def test_the_kv_store_gets_its_tiers_and_the_folder_of_the_sockets() -> None:
     store = loaded(UpSettings(host_memory_bytes=2**30, disk="/d", disk_size_bytes=2**31, eviction="lru"), "kvstore-0")
     fields = ("host_memory_bytes", "disk", "disk_size_bytes", "eviction", "run_dir")

@@ -129,6 +129,7 @@ class DecodeCore(WorkerRole):
 
     def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
         """The engine finished a step."""
+        self._costing.learn(self._scheduler.step, result)
         tokens = self._generation.on_tokens(self._scheduler.complete(result), now_ms)
         return self._offer_finished(now_ms) + tokens + self._after_cache(now_ms) + self._cache.pump(now_ms)
 
@@ -180,7 +181,7 @@ class DecodeCore(WorkerRole):
             "generated_tokens_total": float(self._generation.generated_tokens_total),
             "finished_requests_total": float(self._generation.finished_total),
         }
-        return self._reporter.report(sequence, queue, counters, now_ms)
+        return self._reporter.report(sequence, queue, counters, now_ms, local.prompts)
 
     @property
     def idle(self) -> bool:

@@ -5,6 +5,7 @@ worker ends. The first few are prepared while they wait: what the KV store has o
 displace is saved.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from common.block_hash import BlockHash
@@ -14,7 +15,7 @@ from common.messages.requests import Failed, Generate
 from services.worker.core.actions import Action
 from services.worker.core.generation import Generation
 from services.worker.core.kv_cache import KvCache
-from services.worker.core.preparation import Preparation
+from services.worker.core.preparation import Preparation, WaitingPrompt
 from services.worker.core.sequence import NewPrompt
 
 _PREPARE_AHEAD = 2
@@ -46,6 +47,11 @@ class LocalPrompts:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def prompts(self) -> Iterable[WaitingPrompt]:
+        """All that wait."""
+        return self._waiting.values()
 
     @property
     def waiting_tokens(self) -> int:

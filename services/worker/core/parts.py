@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.callers import Callers
+from services.worker.core.costing import Costing
 from services.worker.core.kv_cache import KvCache
 from services.worker.core.neighbours import Neighbours
 from services.worker.core.prefix import PrefixReuse
@@ -20,3 +21,4 @@ class Parts:
     callers: Callers
     neighbours: Neighbours
     cache: KvCache
+    costing: Costing

@@ -116,6 +116,7 @@ class PrefillCore(WorkerRole):
 
     def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
         """The engine finished a step."""
+        self._costing.learn(self._scheduler.step, result)
         done = [action for new in self._scheduler.complete(result) for action in self._on_prompt_done(new, now_ms)]
         return done + self._pump(now_ms) + self._cache.pump(now_ms)
 
@@ -285,7 +286,7 @@ class PrefillCore(WorkerRole):
     def report(self, sequence: int, now_ms: float) -> Report:
         """State for whoever pinged."""
         queue = _queue_counts(self._scheduler.queue(), self._queue, self._prompts.values())
-        return self._reporter.report(sequence, queue, self._totals.counters(), now_ms)
+        return self._reporter.report(sequence, queue, self._totals.counters(), now_ms, self._queue)
 
     @property
     def idle(self) -> bool:
@@ -313,6 +314,7 @@ def _queue_counts(computing: QueueCounts, queue: Collection[Prompt], prompts: It
         running=computing.running,
         handing_over=sum(1 for p in prompts if p.computed_ms is not None),
         waiting_tokens=computing.waiting_tokens + sum(len(p.message.prompt) for p in queue),
+        kv_tokens=computing.kv_tokens,
     )
 
 

@@ -1,10 +1,14 @@
 """What a worker says of itself, and the totals it keeps. Pure."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+import msgspec
 
 from common.messages.liveness import Member, QueueCounts, Report
 from services.worker.core.actions import Moved
 from services.worker.core.parts import Parts
+from services.worker.core.preparation import WaitingPrompt
 
 
 @dataclass(slots=True)
@@ -50,16 +54,21 @@ class Reporter:
         queue: QueueCounts,
         counters: dict[str, float],
         now_ms: float,
+        queued: Iterable[WaitingPrompt],
     ) -> Report:
-        """`queue` and `counters` are the role's own; those of the scheduler and the cache are added to the counters."""
+        """`queue` and `counters` are the role's own; those of the scheduler and the cache are added to the counters.
+
+        `queued`: prompts that the scheduler does not have yet.
+        """
         parts, scheduler = self._parts, self._parts.scheduler
+        work_ms = parts.costing.work_ms(scheduler.prompts, queued)
         return Report(
             worker=self._mine.id,
             role=self._mine.role,
             incarnation=self._mine.incarnation,
             sequence=sequence,
             pages=parts.pool.ledger.counts(),
-            queue=queue,
+            queue=msgspec.structs.replace(queue, work_ms=work_ms),
             transports=parts.neighbours.transports,
             engine_steps=scheduler.steps_total,
             counters={
@@ -71,5 +80,6 @@ class Reporter:
                 **self.noted,
             },
             draining=self.draining,
-            gauges=parts.cache.gauges(now_ms),
+            gauges={**parts.cache.gauges(now_ms), **parts.costing.gauges()},
+            cost=parts.costing.cost,
         )

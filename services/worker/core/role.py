@@ -28,7 +28,7 @@ class WorkerRole(ABC):
     def __init__(self, mine: Member, parts: Parts, *, max_queued: int) -> None:
         self._mine, self._max_queued = mine, max_queued
         self._pool, self._scheduler, self._callers = parts.pool, parts.scheduler, parts.callers
-        self._neighbours, self._cache = parts.neighbours, parts.cache
+        self._neighbours, self._cache, self._costing = parts.neighbours, parts.cache, parts.costing
         self._reporter = Reporter(mine, parts)
         self._owed: dict[PeerId, list[Failed]] = {}  # until their gateway pings, or falls silent
 

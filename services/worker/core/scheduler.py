@@ -47,10 +47,8 @@ class Scheduler:
         self._running: list[Sequence] = []  # by `order`
         self._step: StepPlan | None = None
         self._started: list[Started] = []
-        self._arrivals = 0
         self._steps = 0
-        self.preemptions_total = 0
-        self.computed_tokens_total = 0
+        self.preemptions_total = self.computed_tokens_total = 0
 
     # -- arrivals and departures
 
@@ -266,9 +264,14 @@ class Scheduler:
 
     def queue(self) -> QueueCounts:
         """Counts for reports."""
-        prompts = [*self._waiting, *(s for s in self._running if s.uncomputed_tokens > 1)]
-        pending = sum(s.uncomputed_tokens for s in prompts)
-        return QueueCounts(waiting=self.n_waiting, running=self.n_running, waiting_tokens=pending)
+        pending = sum(s.uncomputed_tokens for s in self.prompts)
+        held = sum(s.computed_tokens for s in self._running)
+        return QueueCounts(waiting=self.n_waiting, running=self.n_running, waiting_tokens=pending, kv_tokens=held)
+
+    @property
+    def prompts(self) -> list[Sequence]:
+        """Sequences that compute or will compute more than the next token; to read."""
+        return [*self._waiting, *(s for s in self._running if s.uncomputed_tokens > 1)]
 
     @property
     def wanted_pages(self) -> int:
