@@ -1,9 +1,7 @@
 """What a process caches, told through a real Redis: stream, snapshot, and how both heal."""
 
-import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -17,7 +15,7 @@ from common.net.cache_events import STREAM_TTL_MS, CacheEventPublisher, blocks_k
 from common.net.cache_reader import CacheReader, CacheUnreachable
 from common.net.redis import LEASE_MS
 from tests.support.clients import until
-from tests.support.redis import redis_binary, redis_server
+from tests.support.redis import redis_server, redis_server_at
 
 
 def member(incarnation: int = 1, model_name: str | None = "m") -> Member:
@@ -221,7 +219,7 @@ def test_a_redis_that_lost_everything_gets_the_whole_snapshot_again(watched: Wat
 
 
 def test_what_redis_refused_is_written_when_it_takes_it_again(socket_path: Path) -> None:
-    with server_at(socket_path):
+    with redis_server_at(socket_path):
         one = Watched(f"unix://{socket_path}", "full")
         try:
             one.publisher.publish([stored(1, 1)])
@@ -281,30 +279,6 @@ def test_nobody_there_is_no_snapshot_and_no_number(watched: Watched) -> None:
     assert watched.reader.numbers([nobody]) == {nobody: None}
 
 
-@contextmanager
-def server_at(path: Path) -> Iterator[None]:
-    """A Redis on that socket that keeps nothing."""
-    process = subprocess.Popen(
-        [redis_binary(), "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(path.parent)],
-        stdout=subprocess.DEVNULL,
-    )
-    client = redis.Redis.from_url(f"unix://{path}")
-
-    def answers() -> bool:
-        try:
-            return bool(client.ping())
-        except redis.ConnectionError:
-            return False
-
-    try:
-        until(answers, "Redis answers")
-        yield
-    finally:
-        client.close()
-        process.kill()
-        process.wait(timeout=20)
-
-
 @pytest.fixture
 def socket_path() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="redis-") as folder:
@@ -317,7 +291,7 @@ def test_without_redis_nothing_waits_or_raises_and_the_first_server_gets_all(soc
         one.publisher.publish([stored(1, 1)])
         until(lambda: one.publisher.failures_total > 1, "it tries again")
         one.publisher.publish([stored(2, 2)])
-        with server_at(socket_path):
+        with redis_server_at(socket_path):
             assert set(one.await_number(2)) == {name(1), name(2)}
             assert one.events() == [stored(1, 1), stored(2, 2)]
     finally:
@@ -327,13 +301,13 @@ def test_without_redis_nothing_waits_or_raises_and_the_first_server_gets_all(soc
 def test_a_restarted_redis_gets_the_snapshot_and_what_happened_meanwhile(socket_path: Path) -> None:
     one = Watched(f"unix://{socket_path}", "restarted")
     try:
-        with server_at(socket_path):
+        with redis_server_at(socket_path):
             one.publisher.publish([stored(1, 1), stored(2, 2)])
             one.await_number(2)
         before = one.publisher.failures_total
         one.publisher.publish([removed(3, 1), stored(4, 4)])
         until(lambda: one.publisher.failures_total > before, "it noticed")
-        with server_at(socket_path):
+        with redis_server_at(socket_path):
             assert set(one.await_number(4)) == {name(2), name(4)}
             assert one.events() == [removed(3, 1), stored(4, 4)]
             assert one.publisher.dropped_total == 0
@@ -348,7 +322,7 @@ def test_past_the_limit_the_oldest_batches_go_and_only_the_stream_lacks_them(soc
             one.publisher.publish([stored(first, first), stored(first + 1, first + 1)])
         until(lambda: one.publisher.failures_total > 1, "the queue was put back")
         assert one.publisher.dropped_total == 4
-        with server_at(socket_path):
+        with redis_server_at(socket_path):
             assert set(one.await_number(8)) == {name(block) for block in range(1, 9)}
             assert [event.number for event in one.events()] == [5, 6, 7, 8]
     finally:
