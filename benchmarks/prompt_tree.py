@@ -29,7 +29,7 @@ from gateway.core.prompt_tree import PromptTree
 
 BLOCK_TOKENS = 16
 TARGET_MATCH_US, TARGET_FLAT, TARGET_BLOCKS_PER_S = 100.0, 1.5, 50_000.0
-SLICE_EVENTS, ENTRY_EVENTS = 2_000, 500  # as in gateway/tree_keeper.py and common/net/cache_events.py
+SLICE_EVENTS, ENTRY_EVENTS = 1_000, 500  # as in gateway/tree_keeper.py and common/net/cache_events.py
 VOCAB_TOKENS = 150_000
 
 

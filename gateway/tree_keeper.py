@@ -9,7 +9,7 @@ from common.net.cache_reader import CacheReader
 from gateway.core.prompt_tree import News, PromptTree
 from gateway.tree_feed import TreeFeed
 
-_SLICE_EVENTS = 2_000  # about a millisecond: a token may wait behind it
+_SLICE_EVENTS = 1_000  # half a millisecond: a token may wait behind it
 _TICK_S = 0.25
 
 

@@ -3,7 +3,7 @@
 The map is cut into shards by the first byte of a name, so that no growing table keeps the event loop for long.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _N_SHARDS = 256  # values of a byte: the name's first one picks the shard
 
@@ -48,28 +48,24 @@ class BlockMasks:
         self._used &= ~bits
         self.live &= ~bits
 
-    def add(self, name: bytes, bits: int) -> None:
-        """Put bits on a name."""
-        shard = self.shards[name[0]]
-        mask = shard.get(name, 0) | bits
-        shard[name] = self._known.setdefault(mask, mask)
-
-    def add_all(self, names: Sequence[bytes], bits: int) -> None:
-        """The same for many names."""
+    def add(self, names: Iterable[bytes], bits: int) -> None:
+        """Put bits on names."""
         shards, known = self.shards, self._known
         for name in names:
             shard = shards[name[0]]
             mask = shard.get(name, 0) | bits
             shard[name] = known.setdefault(mask, mask)
 
-    def remove(self, name: bytes, bits: int) -> None:
-        """Take bits off a name; a name without bits is gone."""
-        shard = self.shards[name[0]]
-        mask = shard.get(name, 0) & ~bits
-        if mask:
-            shard[name] = self._known.setdefault(mask, mask)
-        else:
-            shard.pop(name, None)
+    def remove(self, names: Iterable[bytes], bits: int) -> None:
+        """Take bits off names; a name without bits is gone."""
+        shards, known = self.shards, self._known
+        for name in names:
+            shard = shards[name[0]]
+            mask = shard.get(name, 0) & ~bits
+            if mask:
+                shard[name] = known.setdefault(mask, mask)
+            else:
+                shard.pop(name, None)
 
     def __len__(self) -> int:
         """Names, those with nothing but dead bits included."""

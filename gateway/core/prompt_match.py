@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 from common.ids import PeerId
 
 EXPECTED = "expected"
 """The tier of blocks that a prompt under way is about to leave on a worker's device."""
+
+
+_NOBODY: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,9 @@ class Match:
 
         A block counts to the best tier that has it, also where the worker goes on after a piece of its store's.
         """
-        device_bits = self._bits(worker, "device") | self._bits(worker, EXPECTED)
-        host_bit, disk_bit = self._bits(store, "host"), self._bits(store, "disk")
+        mine, others = self._bits(worker), self._bits(store)
+        device_bits = mine.get("device", 0) | mine.get(EXPECTED, 0)
+        host_bit, disk_bit = others.get("host", 0), others.get("disk", 0)
         at = device = host = disk = 0
         for end, mask in self._segments:
             if mask & device_bits:
@@ -75,16 +80,16 @@ class Match:
 
     def device_run(self, peer: PeerId) -> int:
         """Leading blocks known to be on that peer's device: what another worker could fetch from it."""
-        bit, run = self._bits(peer, "device"), 0
+        bit, run = self._bits(peer).get("device", 0), 0
         for end, mask in self._segments:
             if not mask & bit:
                 break
             run = end
         return run
 
-    def _bits(self, peer: PeerId | None, tier: str) -> int:
+    def _bits(self, peer: PeerId | None) -> Mapping[str, int]:
         holder = None if peer is None else self._holders.get(peer)
-        return 0 if holder is None else holder.bits.get(tier, 0)
+        return _NOBODY if holder is None else holder.bits
 
 
 def segments(names: Sequence[bytes], mask_of: Callable[[bytes], int]) -> list[Segment]:

@@ -11,6 +11,8 @@ holder enters with its first news or expectation. It leaves by `forget`, by a Go
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 
 from common.block_hash import BlockHash
 from common.ids import PeerId
@@ -27,6 +29,7 @@ EXPECTED_UNFED_MS = 60_000.0
 """The same while nobody confirms anything."""
 SILENT_MS = 5_000.0
 """A feed that says nothing for so long is down."""
+_KIND_AND_TIER, _NAME = attrgetter("kind", "tier"), attrgetter("name")
 _SWEEP_BLOCKS = 10_000  # about a millisecond, every tick
 
 
@@ -153,11 +156,13 @@ class PromptTree:
         whole = len(batch.events) == batch.last - batch.first + 1
         gap = batch.first > holder.number + 1 or not whole
         self.gaps_total += gap
-        for event in batch.events:
-            if event.number > holder.number:
-                bit = self._bit(holder, event.tier)
-                (self._masks.add if event.kind == "stored" else self._masks.remove)(event.name, bit)
-                self.events_total += 1
+        events = batch.events
+        if batch.first <= holder.number:
+            events = tuple(event for event in events if event.number > holder.number)
+        for (kind, tier), run in groupby(events, _KIND_AND_TIER):
+            change = self._masks.add if kind == "stored" else self._masks.remove
+            change(map(_NAME, run), self._bit(holder, tier))
+        self.events_total += len(events)
         holder.number, holder.signed_ms = batch.last, now_ms
         return gap
 
@@ -194,7 +199,7 @@ class PromptTree:
                 self._end(loading)
                 break
             names, bits = part
-            self._masks.add_all(names, bits)
+            self._masks.add(names, bits)
             done += len(names)
         self.backlog_events -= done
         return done
