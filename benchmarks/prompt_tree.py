@@ -91,7 +91,7 @@ def ours(total_blocks: int, workers: int, prompt_blocks: int, rounds: int) -> Ro
     peers = [PeerId(f"worker-{worker}@{worker:016x}") for worker in range(workers)]
     tree = PromptTree()
     for peer in peers:
-        tree.put(CacheSnapshot(peer, 0, {}))
+        tree.put(CacheSnapshot(peer, 0, []))
     tree.apply_some(1, 0.0)
     blocks_per_s, worst_ms = absorbed(tree, peers, work)
     looks: dict[str, Span] = {}

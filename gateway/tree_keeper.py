@@ -10,7 +10,7 @@ from gateway.core.prompt_tree import News, PromptTree
 from gateway.tree_feed import TreeFeed
 
 _SLICE_EVENTS = 1_000  # half a millisecond: a token may wait behind it
-_TICK_S = 0.25
+_TICK_S = 0.1
 
 
 class TreeKeeper:

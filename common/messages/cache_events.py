@@ -1,6 +1,6 @@
 """What happens to the cached blocks of one holder, in order and numbered: metadata for whoever routes. Never KV."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -46,5 +46,5 @@ class CacheSnapshot:
 
     peer: PeerId
     number: int
-    blocks: Mapping[Tiers, Sequence[bytes]]
-    """Tiers -> hashes of the blocks that lie in just these."""
+    parts: Sequence[tuple[Tiers, Sequence[bytes]]]
+    """Hashes of blocks that lie in just these tiers, in small pieces that can be taken, and freed, one after the other."""

@@ -35,8 +35,9 @@ from common.net.cache_events import (
 from common.net.redis import undecoded
 
 _SOCKET_TIMEOUT_S = 2.0
-_READ_ENTRIES = 50  # of one stream in one answer
-_SCAN_FIELDS = 1_000  # of a snapshot in one answer: Redis and this interpreter have others to serve in between
+# What one answer may hold: Redis and this interpreter have others to serve in between, and one of them streams tokens.
+_READ_ENTRIES = 10  # of one stream
+_SCAN_FIELDS = 300  # of a snapshot, about
 _START = (0, 0)
 _decode = msgspec.msgpack.Decoder(tuple[CacheEvent, ...]).decode
 EntryId = tuple[int, int]
@@ -123,7 +124,7 @@ class CacheReader:
         order, put that right.
         """
         key = blocks_key(self._cluster, peer)
-        blocks: dict[bytes, list[bytes]] = {}
+        parts: list[tuple[Tiers, list[bytes]]] = []
         cursor = 0
         with _unreachable():
             before = self._redis.hmget(key, [NUMBER_FIELD, WRITTEN_FIELD])
@@ -135,8 +136,7 @@ class CacheReader:
                     key, cursor, count=_SCAN_FIELDS
                 )  # the type also tells of an older protocol
                 cursor, fields = answer
-                for name, tiers in fields.items():
-                    blocks.setdefault(undecoded(tiers), []).append(undecoded(name))
+                parts += _by_tiers(fields)
                 if cursor == 0:
                     break
                 if not between():
@@ -144,7 +144,7 @@ class CacheReader:
             after = self._redis.hmget(key, [NUMBER_FIELD, WRITTEN_FIELD])
         if after[0] is None or after[1] != before[1]:
             return None
-        return CacheSnapshot(peer, number, _by_tiers(blocks))
+        return CacheSnapshot(peer, number, parts)
 
     def close(self) -> None:
         """Close the connection."""
@@ -177,11 +177,10 @@ def _batch(fields: Mapping[bytes, bytes]) -> CacheBatch | None:
         return CacheBatch(peer, first, last, ())
 
 
-def _by_tiers(blocks: Mapping[bytes, list[bytes]]) -> dict[Tiers, list[bytes]]:
+def _by_tiers(fields: Mapping[bytes, bytes]) -> list[tuple[Tiers, list[bytes]]]:
     """Without the fields that name no block."""
-    found: dict[Tiers, list[bytes]] = {}
-    for tiers, names in blocks.items():
-        kept = [name for name in names if len(name) == HASH_BYTES]
-        if kept:
-            found[tuple(tiers.decode(errors="replace").split(","))] = kept
-    return found
+    names: dict[bytes, list[bytes]] = {}
+    for name, tiers in fields.items():
+        if len(name) == HASH_BYTES:
+            names.setdefault(tiers, []).append(name)
+    return [(tuple(tiers.decode(errors="replace").split(",")), found) for tiers, found in names.items()]

@@ -9,14 +9,14 @@ holder enters with its first news or expectation. It leaves by `forget`, by a Go
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 
 from common.block_hash import BlockHash
 from common.ids import PeerId
-from common.messages.cache_events import CacheBatch, CacheSnapshot
+from common.messages.cache_events import CacheBatch, CacheSnapshot, Tiers
 from gateway.core.block_masks import BlockMasks
 from gateway.core.expectations import Expectations
 from gateway.core.prompt_match import EXPECTED, Holder, Match, segments
@@ -30,7 +30,7 @@ EXPECTED_UNFED_MS = 60_000.0
 SILENT_MS = 5_000.0
 """A feed that says nothing for so long is down."""
 _KIND_AND_TIER, _NAME = attrgetter("kind", "tier"), attrgetter("name")
-_SWEEP_BLOCKS = 10_000  # about a millisecond, every tick
+_SWEEP_BLOCKS = 4_000  # a millisecond, every tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,8 @@ class _Loading:
     holder: Holder
     number: int
     bits: dict[str, int]
-    parts: Iterator[tuple[Sequence[bytes], int]]
+    parts: deque[tuple[Tiers, Sequence[bytes]]]
+    """Freed one by one: a million names freed at once would keep the loop for tens of milliseconds."""
 
 
 class PromptTree:
@@ -124,7 +125,7 @@ class PromptTree:
         self.backlog_events += _weight(news)
 
     def apply_some(self, limit: int, now_ms: float) -> set[PeerId]:
-        """Work off news: about `limit` events or blocks, never more than one batch above it. Returns who needs a resync."""
+        """Work off news: about `limit` events or blocks, up to one batch or part above it. Returns who needs a resync."""
         wanted: set[PeerId] = set()
         while limit > 0 and not self.idle:
             if self._loading is not None:
@@ -186,20 +187,19 @@ class PromptTree:
     def _begin(self, snapshot: CacheSnapshot, now_ms: float) -> None:
         holder = self._holders.setdefault(snapshot.peer, Holder())
         holder.signed_ms = now_ms
-        tiers = {tier for tiers in snapshot.blocks for tier in tiers}
-        bits = {tier: self._masks.take() for tier in sorted(tiers)}
-        parts = iter([(names, sum(bits[tier] for tier in tiers)) for tiers, names in snapshot.blocks.items()])
-        self._loading = _Loading(snapshot.peer, holder, snapshot.number, bits, _cut(parts))
+        self._loading = _Loading(snapshot.peer, holder, snapshot.number, {}, deque(snapshot.parts))
 
     def _load_some(self, loading: _Loading, limit: int) -> int:
         done = 0
         while done < limit:
-            part = next(loading.parts, None)
-            if part is None:
+            if not loading.parts:
                 self._end(loading)
                 break
-            names, bits = part
-            self._masks.add(names, bits)
+            tiers, names = loading.parts.popleft()
+            for tier in tiers:
+                if tier not in loading.bits:
+                    loading.bits[tier] = self._masks.take()
+            self._masks.add(names, sum(loading.bits[tier] for tier in tiers))
             done += len(names)
         self.backlog_events -= done
         return done
@@ -278,15 +278,6 @@ def _weight(news: News) -> int:
     match news:
         case CacheBatch(events=events):
             return max(1, len(events))
-        case CacheSnapshot(blocks=blocks):
-            return sum(map(len, blocks.values()))
+        case CacheSnapshot(parts=parts):
+            return sum(len(names) for _, names in parts)
     return 0
-
-
-_PART_BLOCKS = 500
-
-
-def _cut(parts: Iterator[tuple[Sequence[bytes], int]]) -> Iterator[tuple[Sequence[bytes], int]]:
-    for names, bits in parts:
-        for at in range(0, len(names), _PART_BLOCKS):
-            yield names[at : at + _PART_BLOCKS], bits

@@ -97,7 +97,7 @@ class Watched:
 
 
 def tiers_of(snapshot: CacheSnapshot) -> dict[bytes, tuple[str, ...]]:
-    return {name: tiers for tiers, names in snapshot.blocks.items() for name in names}
+    return {name: tiers for tiers, names in snapshot.parts for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +267,7 @@ def test_lives_of_one_worker_are_apart(watched: Watched) -> None:
     watched.await_number(1)
     second = CacheEventPublisher(watched.url, watched.cluster, member(2))
     peer = peer_id(WorkerId("w"), Incarnation(2))
-    until(lambda: watched.snapshot(peer) == CacheSnapshot(peer, 0, {}), "the second is there")
+    until(lambda: watched.snapshot(peer) == CacheSnapshot(peer, 0, []), "the second is there")
     second.close()
     assert watched.snapshot(peer) is None
     assert watched.await_number(1) == {name(1): ("device",)}

@@ -8,7 +8,7 @@ import pytest
 
 from common.block_hash import HASH_BYTES, BlockHash
 from common.ids import PeerId
-from common.messages.cache_events import CacheBatch, CacheEvent, CacheSnapshot, Tiers
+from common.messages.cache_events import CacheBatch, CacheEvent, CacheSnapshot
 from gateway.core.prompt_match import Held
 from gateway.core.prompt_tree import (
     EXPECTED_MS,
@@ -46,7 +46,7 @@ def batch(peer: PeerId, first: int, kind: str, names: Sequence[bytes], tier: str
 
 
 def snapshot(peer: PeerId, number: int, names: Sequence[bytes], tier: str = "device") -> CacheSnapshot:
-    return CacheSnapshot(peer, number, {(tier,): list(names)} if names else {})
+    return CacheSnapshot(peer, number, [((tier,), names[at : at + 300]) for at in range(0, len(names), 300)])
 
 
 def fed(tree: PromptTree, *news: News, now_ms: float = 0.0) -> set[PeerId]:
@@ -92,7 +92,7 @@ def test_blocks_that_are_gone_do_not_count() -> None:
 
 def test_a_store_continues_a_worker_and_each_block_counts_to_its_best_tier() -> None:
     names = chain(1, 12)
-    rest: Mapping[Tiers, Sequence[bytes]] = {("disk", "host"): names[2:8], ("disk",): names[8:10]}
+    rest = [(("disk", "host"), names[2:8]), (("disk",), names[8:10])]
     tree = tree_with(snapshot(A, 4, names[:4]), CacheSnapshot(STORE, 8, rest))
     match = tree.match(names)
     assert match.held(A, STORE) == Held(4, 4, 2)
@@ -397,7 +397,4 @@ def _whole(model: Model, peer: PeerId, number: int) -> CacheSnapshot:
         if holder == peer:
             for one in sorted(names):
                 tiers.setdefault(one, []).append(tier)
-    blocks: dict[Tiers, list[bytes]] = {}
-    for one, found in tiers.items():
-        blocks.setdefault(tuple(sorted(found)), []).append(one)
-    return CacheSnapshot(peer, number, blocks)
+    return CacheSnapshot(peer, number, [(tuple(sorted(found)), [one]) for one, found in tiers.items()])
