@@ -157,13 +157,12 @@ class PromptTree:
         whole = len(batch.events) == batch.last - batch.first + 1
         gap = batch.first > holder.number + 1 or not whole
         self.gaps_total += gap
-        events = batch.events
-        if batch.first <= holder.number:
-            events = tuple(event for event in events if event.number > holder.number)
-        for (kind, tier), run in groupby(events, _KIND_AND_TIER):
+        for (kind, tier), run in groupby(
+            batch.events, _KIND_AND_TIER
+        ):  # old ones among them end where they ended before
             change = self._masks.add if kind == "stored" else self._masks.remove
             change(map(_NAME, run), self._bit(holder, tier))
-        self.events_total += len(events)
+        self.events_total += len(batch.events)
         holder.number, holder.signed_ms = batch.last, now_ms
         return gap
 

@@ -267,15 +267,19 @@ def test_expectations_end_with_their_worker_and_stay_through_a_resync() -> None:
     assert (tree.match(names).held(A, None), tree.match(names).device_run(A)) == (Held(20), 7)
     tree.forget(A)
     assert tree.match(names).held(A, None) == Held(0)
-    for life in range(20):  # its bit is not another's before nothing carries it
-        peer = PeerId(f"c@{life}")
-        fed(tree, snapshot(peer, 1, []))
-        assert tree.match(names).held(peer, None) == Held(0)
-        tree.expect(peer, chain(2, 2), 0.0)
-        assert tree.match(names).held(peer, None) == Held(0)
-        tree.on_tick(life * EXPECTED_UNFED_MS)
-        tree.forget(peer)
-        tree.check()
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_expectations_of_a_lost_worker_never_become_another_s(turns: int) -> None:
+    names, tree = chain(1, 20), PromptTree()
+    tree.on_tick(0.0)
+    tree.expect(A, names, 0.0)
+    tree.forget(A)
+    for turn in range(1, turns + 1):
+        tree.on_tick(turn * EXPECTED_UNFED_MS)
+    tree.expect(B, chain(2, 2), 0.0)
+    fed(tree, snapshot(STORE, 1, chain(3, 2)))
+    assert (tree.match(names).held(B, None), tree.match(names).device_run(STORE)) == (Held(0), 0)
 
 
 def test_a_holder_of_whom_nothing_is_heard_leaves_after_the_time_to_live() -> None:
@@ -293,7 +297,7 @@ def test_a_holder_of_whom_nothing_is_heard_leaves_after_the_time_to_live() -> No
 def test_a_tree_is_synced_when_it_is_fed_and_lacks_no_snapshot() -> None:
     tree = PromptTree()
     assert not tree.synced(0.0)
-    fed(tree, Checked({A: 0}))
+    assert fed(tree, Checked({A: 0})) == {A}
     assert not tree.synced(0.0)
     fed(tree, snapshot(A, 0, []))
     assert tree.synced(0.0)
