@@ -9,7 +9,7 @@
     penstock:<cluster>:cache:<peer id>:blocks   hash, the snapshot of one life
         <16 bytes: name of a block>   its tiers, sorted, joined by commas: `device`, or `disk,host`
         number   the event up to which the snapshot is true; missing while it is being rewritten
-        written  how often it was begun anew: equal before and after a reading, it was one snapshot all along
+        written  how often it was begun anew, written at that moment only: a snapshot that Redis lost since has none
 
 The snapshot expires with the process's lease, a stream some time after its last writer. Entries and the snapshot's share of them
 are written in one transaction. Numbers, not entry ids, say what is new: a writing whose answer was lost is sent again, and its
@@ -217,6 +217,7 @@ class CacheEventPublisher:
             pipe.exists(self._blocks_key)
             if first and work.rewrite:
                 pipe.delete(self._blocks_key)
+                pipe.hset(self._blocks_key, WRITTEN_FIELD, self._rewrites)
             self._add_fields(pipe, part)
             if last:
                 self._add_end(pipe, work)
@@ -234,7 +235,7 @@ class CacheEventPublisher:
             pipe.hdel(self._blocks_key, *gone)
 
     def _add_end(self, pipe: "redis.client.Pipeline", work: _Work) -> None:
-        pipe.hset(self._blocks_key, mapping={NUMBER_FIELD: work.number, WRITTEN_FIELD: self._rewrites})
+        pipe.hset(self._blocks_key, NUMBER_FIELD, work.number)
         for events in _entries(work.batches):
             fields: dict[_RedisValue, _RedisValue] = {
                 PEER_FIELD: self._peer,

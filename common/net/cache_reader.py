@@ -38,6 +38,7 @@ _SOCKET_TIMEOUT_S = 2.0
 # What one answer may hold: Redis and this interpreter have others to serve in between, and one of them streams tokens.
 _READ_ENTRIES = 10  # of one stream
 _SCAN_FIELDS = 300  # of a snapshot, about
+_MARKS = (NUMBER_FIELD, WRITTEN_FIELD)  # a snapshot is whole while it has both, and one while the second stays
 _START = (0, 0)
 _decode = msgspec.msgpack.Decoder(tuple[CacheEvent, ...]).decode
 EntryId = tuple[int, int]
@@ -78,12 +79,12 @@ class CacheReader:
         """
         pipe = self._redis.pipeline(transaction=False)
         for peer in peers:
-            pipe.hget(blocks_key(self._cluster, peer), NUMBER_FIELD)
+            pipe.hmget(blocks_key(self._cluster, peer), _MARKS)
         for key in self._after:  # after the numbers: their events are in the streams by then
             pipe.xrevrange(key, count=1)
         with _unreachable():
             answers = pipe.execute()
-            numbers = [None if number is None else int(number) for number in answers[: len(peers)]]
+            numbers = [None if None in marks else int(marks[0]) for marks in answers[: len(peers)]]
             for key, entries in zip(list(self._after), answers[len(peers) :], strict=True):
                 self._place(key, _entry_id(entries[0][0]) if entries else _START)
         return dict(zip(peers, numbers, strict=True))
@@ -127,8 +128,8 @@ class CacheReader:
         parts: list[tuple[Tiers, list[bytes]]] = []
         cursor = 0
         with _unreachable():
-            before = self._redis.hmget(key, [NUMBER_FIELD, WRITTEN_FIELD])
-            if before[0] is None:
+            before = self._redis.hmget(key, _MARKS)
+            if before[0] is None or before[1] is None:
                 return None
             number = int(before[0])
             while True:
@@ -141,7 +142,7 @@ class CacheReader:
                     break
                 if not between():
                     return None
-            after = self._redis.hmget(key, [NUMBER_FIELD, WRITTEN_FIELD])
+            after = self._redis.hmget(key, _MARKS)
         if after[0] is None or after[1] != before[1]:
             return None
         return CacheSnapshot(peer, number, parts)

@@ -255,11 +255,22 @@ def test_a_snapshot_rewritten_while_it_is_read_is_not_believed(watched: Watched)
 
     def lost_and_rewritten() -> bool:
         watched.client.delete(key)
-        until(lambda: watched.client.hget(key, "number") is not None, "it is rewritten")
+        until(lambda: None not in watched.client.hmget(key, ["number", "written"]), "it is rewritten")
         return True
 
     assert watched.reader.snapshot(PEER, lost_and_rewritten) is None
     assert len(watched.await_number(2999)) == 2999
+
+
+def test_what_was_added_to_a_snapshot_that_was_lost_is_not_believed(watched: Watched) -> None:
+    ghost = PeerId("ghost@1")
+    key = blocks_key(watched.cluster, ghost)
+    watched.client.hset(key, mapping={name(1): "device", "number": 5})
+    assert watched.snapshot(ghost) is None
+    assert watched.reader.numbers([ghost]) == {ghost: None}
+    watched.client.hset(key, "written", 1)
+    assert watched.reader.numbers([ghost]) == {ghost: 5}
+    watched.client.delete(key)
 
 
 def test_lives_of_one_worker_are_apart(watched: Watched) -> None:
