@@ -16,7 +16,7 @@ import redis
 from common.block_hash import HASH_BYTES, BlockHash
 from common.clock import MonotonicClock
 from common.ids import Incarnation, PeerId, WorkerId, peer_id
-from common.messages.cache_events import CacheEvent
+from common.messages.cache_events import CacheEvent, CacheSnapshot
 from common.messages.liveness import Member, ModelIdentity
 from common.net.cache_events import CacheEventPublisher, blocks_key, events_key
 from common.net.cache_reader import CacheReader
@@ -78,12 +78,12 @@ def removed(names: Sequence[bytes], tier: str = "device") -> list[CacheEvent]:
 class Gateway:
     """A tree, its keeper, and an event loop in a thread of its own."""
 
-    def __init__(self, url: str, cluster: str) -> None:
+    def __init__(self, reader: CacheReader) -> None:
         self.tree = PromptTree()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.keeper = TreeKeeper(self.tree, CacheReader(url, cluster, "m"), MonotonicClock())
+        self.keeper = TreeKeeper(self.tree, reader, MonotonicClock())
         self.ask(self.keeper.start)
 
     def ask(self, question: Callable[[], T]) -> T:
@@ -137,8 +137,8 @@ class Cluster:
         self._stack.callback(made.close)
         return made
 
-    def gateway(self, *members: Member) -> Gateway:
-        made = Gateway(self.url, self.name)
+    def gateway(self, *members: Member, reader: CacheReader | None = None) -> Gateway:
+        made = Gateway(reader or CacheReader(self.url, self.name, "m"))
         self._stack.callback(made.close)
         made.keeper.on_members(list(members))
         return made
@@ -211,6 +211,31 @@ def test_events_during_a_long_snapshot_are_not_lost(cluster: Cluster) -> None:
     gateway.await_run(B, names, 20_000)
     gateway.await_synced()
     assert gateway.total("tree_gaps_total") == 0
+
+
+class Interrupted(CacheReader):
+    """Something happens during the first snapshot."""
+
+    def __init__(self, cluster: Cluster, happens: Callable[[], None]) -> None:
+        super().__init__(cluster.url, cluster.name, "m")
+        self._happens: list[Callable[[], None]] = [happens]
+
+    def snapshot(self, peer: PeerId, between: Callable[[], bool]) -> CacheSnapshot | None:
+        def interrupted() -> bool:
+            if self._happens:
+                self._happens.pop()()
+            return between()
+
+        return super().snapshot(peer, interrupted)
+
+
+def test_events_that_are_read_during_their_holder_s_snapshot_count_after_it(cluster: Cluster) -> None:
+    names = chain(1, 3000)
+    cluster.write(A, 2000, names[:2000])
+    reader = Interrupted(cluster, lambda: cluster.tell(A, 2001, names[2000:2010]))
+    gateway = cluster.gateway(A, reader=reader)
+    gateway.await_run(A, names, 2010)
+    assert (gateway.total("tree_gaps_total"), gateway.total("tree_resyncs_total")) == (0, 1)
 
 
 def test_a_dead_worker_s_blocks_vanish_and_its_next_life_begins_empty(cluster: Cluster) -> None:
