@@ -1,50 +1,57 @@
-"""What one process caches, told through Redis to whoever routes by it: a stream of changes, and a snapshot.
+"""What every process caches, told through Redis to whoever routes by it: a stream of changes, and a snapshot of each process.
 
-    penstock:<cluster>:cache:<peer id>:events   stream, one entry per published batch, the oldest trimmed away
-        id       <number of the batch's last event>-0, so that XRANGE from a number finds what came after it
+    penstock:<cluster>:events:<model name>   stream of all workers of that model, the oldest entries trimmed away
+    penstock:<cluster>:events:*              the same of KV stores, which keep blocks of any model
+        peer     whose events these are: one life of a process
+        first    number of the first event
+        last     number of the last one
         events   MessagePack list of CacheEvent
-    penstock:<cluster>:cache:<peer id>:blocks   hash, the snapshot
+    penstock:<cluster>:cache:<peer id>:blocks   hash, the snapshot of one life
         <16 bytes: name of a block>   its tiers, sorted, joined by commas: `device`, or `disk,host`
         number   the event up to which the snapshot is true; missing while it is being rewritten
+        written  how often it was begun anew, written at that moment only: a snapshot that Redis lost since has none
 
-Both belong to one life of a process and expire with its lease. An entry and the snapshot's share of it are written in one
-transaction. The snapshot is never wrong for long: it is rewritten from the publisher's own picture whenever Redis lost it.
+The snapshot expires with the process's lease, a stream some time after its last writer. Entries and the snapshot's share of them
+are written in one transaction. Numbers, not entry ids, say what is new: a writing whose answer was lost is sent again, and its
+repeats change nothing. The snapshot is never wrong for long: it is rewritten from the publisher's own picture whenever Redis
+lost it.
 """
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import msgspec
 import redis
 from msgspec.structs import replace
 from redis.backoff import NoBackoff
-from redis.exceptions import ResponseError
 from redis.retry import Retry
 
 from common.errors import ConfigError
 from common.ids import PeerId, peer_id
-from common.messages.cache_events import CacheEvent
+from common.messages.cache_events import CacheEvent, Tiers
 from common.messages.liveness import Member
 from common.net.redis import LEASE_MS, REFRESH_S
 
-EVENTS_FIELD = b"events"
-NUMBER_FIELD = b"number"
+PEER_FIELD, FIRST_FIELD, LAST_FIELD, EVENTS_FIELD = b"peer", b"first", b"last", b"events"
+NUMBER_FIELD, WRITTEN_FIELD = b"number", b"written"
+STREAM_TTL_MS = 60_000
+"""How long a stream outlives its last writer. Readers that were away longer need the snapshots anyway."""
 _SOCKET_TIMEOUT_S = 2.0
 _PACE_S = 0.02  # what comes within it goes together: a worker has better uses for its interpreter
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.1, 5.0
-_STREAM_ENTRIES = 10_000  # the length that Redis trims the stream to, about
+_STREAM_ENTRIES = 4_000  # the length that Redis trims a stream to, about
+_EVENTS_PER_ENTRY = 500  # bounds a stream's memory, and what a reader must take at once
 _FIELDS_PER_WRITE = 5_000  # one transaction keeps every other client of Redis waiting
-_REPEATED_ID = "equal or smaller"
 _encode = msgspec.msgpack.Encoder().encode
-Tiers = tuple[str, ...]
 _RedisValue = bytes | bytearray | memoryview | str | int | float
 
 
-def events_key(cluster: str, peer: PeerId) -> str:
-    """Where the stream of one life of a process is."""
-    return f"penstock:{cluster}:cache:{peer}:events"
+def events_key(cluster: str, model_name: str | None) -> str:
+    """Where the stream of a model's workers is; None: of the KV stores."""
+    return f"penstock:{cluster}:events:{'*' if model_name is None else model_name}"
 
 
 def blocks_key(cluster: str, peer: PeerId) -> str:
@@ -110,7 +117,8 @@ class CacheEventPublisher:
     def __init__(self, url: str, cluster: str, member: Member, *, limit: int = 100_000) -> None:
         """`limit`: events that may wait for Redis. Does not need Redis to answer. Raises ConfigError for a bad `url`."""
         peer = peer_id(member.id, member.incarnation)
-        self._events_key, self._blocks_key = events_key(cluster, peer), blocks_key(cluster, peer)
+        self._peer, self._blocks_key = peer, blocks_key(cluster, peer)
+        self._events_key = events_key(cluster, None if member.model is None else member.model.name)
         try:
             self._redis = redis.Redis.from_url(
                 url,
@@ -123,6 +131,7 @@ class CacheEventPublisher:
         self._limit = limit
         self._lock = threading.Lock()
         self._picture = _Picture()
+        self._rewrites = 0
         self._awake, self._stopping = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="cache-events", daemon=True)
         self.published_total = 0
@@ -152,12 +161,12 @@ class CacheEventPublisher:
         }
 
     def close(self) -> None:
-        """Stop, and remove what was written; a Redis that does not answer is left to the lease."""
+        """Stop, and remove the snapshot; a Redis that does not answer is left to the lease."""
         self._stopping.set()
         self._awake.set()
         self._thread.join(timeout=3 * _SOCKET_TIMEOUT_S)
         try:
-            self._redis.delete(self._events_key, self._blocks_key)
+            self._redis.delete(self._blocks_key)
         except redis.RedisError:
             self.failures_total += 1
         self._redis.close()
@@ -200,6 +209,7 @@ class CacheEventPublisher:
         """Bring Redis up to `work`; False if the snapshot that it continues is gone. Raises redis.RedisError."""
         rows = list(work.blocks.items())
         parts = [rows[at : at + _FIELDS_PER_WRITE] for at in range(0, len(rows), _FIELDS_PER_WRITE)] or [[]]
+        self._rewrites += work.rewrite
         there = True
         for index, part in enumerate(parts):
             first, last = index == 0, index == len(parts) - 1
@@ -207,12 +217,13 @@ class CacheEventPublisher:
             pipe.exists(self._blocks_key)
             if first and work.rewrite:
                 pipe.delete(self._blocks_key)
+                pipe.hset(self._blocks_key, WRITTEN_FIELD, self._rewrites)
             self._add_fields(pipe, part)
             if last:
                 self._add_end(pipe, work)
             pipe.pexpire(self._blocks_key, LEASE_MS)
-            pipe.pexpire(self._events_key, LEASE_MS)
-            there &= _checked(pipe.execute(raise_on_error=False)) or (first and work.rewrite)
+            pipe.pexpire(self._events_key, STREAM_TTL_MS)
+            there &= bool(pipe.execute()[0]) or (first and work.rewrite)
         return there
 
     def _add_fields(self, pipe: "redis.client.Pipeline", rows: Sequence[tuple[bytes, Tiers]]) -> None:
@@ -225,21 +236,18 @@ class CacheEventPublisher:
 
     def _add_end(self, pipe: "redis.client.Pipeline", work: _Work) -> None:
         pipe.hset(self._blocks_key, NUMBER_FIELD, work.number)
-        for batch in work.batches:
-            pipe.xadd(
-                self._events_key,
-                {EVENTS_FIELD: _encode(batch)},
-                id=f"{batch[-1].number}-0",
-                maxlen=_STREAM_ENTRIES,
-                approximate=True,
-            )
+        for events in _entries(work.batches):
+            fields: dict[_RedisValue, _RedisValue] = {
+                PEER_FIELD: self._peer,
+                FIRST_FIELD: events[0].number,
+                LAST_FIELD: events[-1].number,
+                EVENTS_FIELD: _encode(events),
+            }
+            pipe.xadd(self._events_key, fields, maxlen=_STREAM_ENTRIES, approximate=True)
 
 
-def _checked(answers: Sequence[object]) -> bool:
-    """Whether the snapshot was there. Raises the first real error; an entry that is there already is none."""
-    for answer in answers:
-        if isinstance(answer, ResponseError) and _REPEATED_ID in str(answer):
-            continue
-        if isinstance(answer, Exception):
-            raise answer
-    return bool(answers[0])
+def _entries(batches: Sequence[Sequence[CacheEvent]]) -> Iterator[Sequence[CacheEvent]]:
+    """The same events, cut as they go into the stream. Where some were dropped, an entry has fewer than its numbers say."""
+    events = tuple(chain.from_iterable(batches))
+    for at in range(0, len(events), _EVENTS_PER_ENTRY):
+        yield events[at : at + _EVENTS_PER_ENTRY]

@@ -1,83 +1,187 @@
-"""Reads what common.net.cache_events writes: the snapshot first, then the events after its number.
+"""Reads what common.net.cache_events writes, for one gateway: its model's stream and the KV stores', and snapshots.
 
-    snapshot = read_snapshot(client, cluster, peer)
-    news = read_events(client, cluster, peer, snapshot.number)
-    ...
-    news.gap: some events are lost; read the snapshot again and go on from its number
+    reader = CacheReader(url, cluster, model_name)
+    reader.numbers(peers)             takes the place in the streams: before any snapshot, so that nothing falls between
+    reader.snapshot(peer, between)
+    reader.read(block_ms)             what came after it
+    reader.caught_up                  everything that `numbers` told of has been read, or is lost
 
-Applying events that the snapshot holds already, or twice, changes nothing.
+Nothing here remembers what was applied: numbers of events say what is new, and whoever applies them sees the gaps.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
+from common.block_hash import HASH_BYTES
+from common.errors import ConfigError
 from common.ids import PeerId
-from common.messages.cache_events import CacheEvent
-from common.net.cache_events import EVENTS_FIELD, NUMBER_FIELD, blocks_key, events_key
+from common.messages.cache_events import CacheBatch, CacheEvent, CacheSnapshot, Tiers
+from common.net.cache_events import (
+    EVENTS_FIELD,
+    FIRST_FIELD,
+    LAST_FIELD,
+    NUMBER_FIELD,
+    PEER_FIELD,
+    WRITTEN_FIELD,
+    blocks_key,
+    events_key,
+)
 from common.net.redis import undecoded
 
+_SOCKET_TIMEOUT_S = 2.0
+# What one answer may hold: Redis and this interpreter have others to serve in between, and one of them streams tokens.
+_READ_ENTRIES = 10  # of one stream
+_SCAN_FIELDS = 300  # of a snapshot, about
+_MARKS = (NUMBER_FIELD, WRITTEN_FIELD)  # a snapshot is whole while it has both, and one while the second stays
+_START = (0, 0)
 _decode = msgspec.msgpack.Decoder(tuple[CacheEvent, ...]).decode
+EntryId = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Everything that one process caches, true up to the event `number`."""
-
-    number: int
-    blocks: Mapping[bytes, tuple[str, ...]]
-    """Hash of a block -> its tiers."""
+class CacheUnreachable(Exception):
+    """Redis did not answer, or not sensibly."""
 
 
-@dataclass(frozen=True, slots=True)
-class News:
-    """Events in order, without a hole between them."""
+class CacheReader:
+    """One connection, for one thread. Owns the place in the streams. Calls raise CacheUnreachable."""
 
-    events: tuple[CacheEvent, ...]
-    gap: bool
-    """True: after the last one, or before the first, some are lost for good."""
+    def __init__(self, url: str, cluster: str, model_name: str) -> None:
+        """Does not need Redis to answer. Raises ConfigError for a bad `url`."""
+        try:
+            self._redis = redis.Redis.from_url(
+                url,
+                socket_timeout=_SOCKET_TIMEOUT_S,
+                socket_connect_timeout=_SOCKET_TIMEOUT_S,
+                retry=Retry(NoBackoff(), 0),  # who calls tries again, and its end must not wait for it
+            )
+        except ValueError as error:
+            raise ConfigError(f"redis={url!r} is no address such as redis://127.0.0.1:6379/0: {error}") from error
+        self.model_name = model_name
+        self._cluster = cluster
+        self._after: dict[str, EntryId | None] = {
+            events_key(cluster, model_name): None,
+            events_key(cluster, None): None,
+        }
+        self._newest: dict[str, EntryId] = {}
+        """Newest entries after `numbers` was read."""
+
+    def numbers(self, peers: Sequence[PeerId]) -> dict[PeerId, int | None]:
+        """The last number of each peer; None where no snapshot is complete. The first call begins at the streams' ends.
+
+        Also goes back to the start of a stream whose ids lie before the place reached: another Redis has begun it, with a
+        clock that is behind.
+        """
+        pipe = self._redis.pipeline(transaction=False)
+        for peer in peers:
+            pipe.hmget(blocks_key(self._cluster, peer), _MARKS)
+        for key in self._after:  # after the numbers: their events are in the streams by then
+            pipe.xrevrange(key, count=1)
+        with _unreachable():
+            answers = pipe.execute()
+            numbers = [None if None in marks else int(marks[0]) for marks in answers[: len(peers)]]
+            for key, entries in zip(list(self._after), answers[len(peers) :], strict=True):
+                self._place(key, _entry_id(entries[0][0]) if entries else _START)
+        return dict(zip(peers, numbers, strict=True))
+
+    def _place(self, key: str, newest: EntryId) -> None:
+        after = self._after[key]
+        if after is None:
+            self._after[key] = newest
+        elif newest < after:
+            self._after[key] = _START
+        self._newest[key] = newest
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether everything up to the last `numbers` has been read."""
+        return all((self._after[key] or _START) >= newest for key, newest in self._newest.items())
+
+    def read(self, block_ms: int | None) -> list[CacheBatch]:
+        """Entries after the place reached, oldest first. Waits up to `block_ms` for one; None: does not wait."""
+        places: dict[bytes | str | memoryview, int | bytes | str | memoryview] = {
+            key: "{}-{}".format(*(after or _START)) for key, after in self._after.items()
+        }
+        batches: list[CacheBatch] = []
+        with _unreachable():
+            answer: Any = self._redis.xread(places, count=_READ_ENTRIES, block=block_ms)  # a dict or a list of pairs
+            for key, entries in answer.items() if isinstance(answer, dict) else answer or ():
+                for entry, fields in entries:
+                    batch = _batch(fields)
+                    if batch is not None:
+                        batches.append(batch)
+                    self._after[undecoded(key).decode()] = _entry_id(entry)
+        return batches
+
+    def snapshot(self, peer: PeerId, between: Callable[[], bool]) -> CacheSnapshot | None:
+        """None: there is none, it is being rewritten, or `between`, which runs after every slice of it, returned False.
+
+        Reading takes many answers. Blocks that change meanwhile come out old or new; the events after `number`, applied in
+        order, put that right.
+        """
+        key = blocks_key(self._cluster, peer)
+        parts: list[tuple[Tiers, list[bytes]]] = []
+        cursor = 0
+        with _unreachable():
+            before = self._redis.hmget(key, _MARKS)
+            if before[0] is None or before[1] is None:
+                return None
+            number = int(before[0])
+            while True:
+                answer: Any = self._redis.hscan(
+                    key, cursor, count=_SCAN_FIELDS
+                )  # the type also tells of an older protocol
+                cursor, fields = answer
+                parts += _by_tiers(fields)
+                if cursor == 0:
+                    break
+                if not between():
+                    return None
+            after = self._redis.hmget(key, _MARKS)
+        if after[0] is None or after[1] != before[1]:
+            return None
+        return CacheSnapshot(peer, number, parts)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._redis.close()
 
 
-def read_snapshot(client: "redis.Redis", cluster: str, peer: PeerId) -> Snapshot | None:
-    """None if there is none: the process is gone, has just started, or is rewriting it. Raises redis.RedisError.
-
-    Cost: the whole hash in one answer. `client` must not decode answers.
-    """
-    fields = dict(client.hgetall(blocks_key(cluster, peer)))
-    number = fields.pop(NUMBER_FIELD, None)
-    if number is None:
-        return None
-    return Snapshot(
-        int(number), {undecoded(name): tuple(undecoded(tiers).decode().split(",")) for name, tiers in fields.items()}
-    )
-
-
-def read_events(
-    client: "redis.Redis", cluster: str, peer: PeerId, after_number: int, *, max_batches: int = 1_000
-) -> News:
-    """What came after the event `after_number`; nothing and no gap if that was the newest. Raises redis.RedisError."""
-    pipe = client.pipeline(transaction=True)
-    pipe.xrange(events_key(cluster, peer), min=f"{after_number + 1}-0", count=max_batches)
-    pipe.hget(blocks_key(cluster, peer), NUMBER_FIELD)
-    entries, newest = pipe.execute()
-    found: list[CacheEvent] = []
-    number = after_number
-    for _, fields in entries:
-        for event in _events(fields):
-            if event.number > number + 1:
-                return News(tuple(found), gap=True)
-            if event.number == number + 1:
-                found.append(event)
-                number += 1
-    all_read = len(entries) < max_batches
-    return News(tuple(found), gap=all_read and newest is not None and int(newest) != number)
-
-
-def _events(fields: Mapping[bytes, bytes]) -> tuple[CacheEvent, ...]:
-    """The events of one entry; none if it cannot be read, which shows as a gap."""
+@contextmanager
+def _unreachable() -> Iterator[None]:
     try:
-        return _decode(fields[EVENTS_FIELD])
+        yield
+    except (redis.RedisError, ValueError) as error:
+        raise CacheUnreachable(f"{type(error).__name__}: {error}") from error
+
+
+def _entry_id(text: bytes | str) -> EntryId:
+    time_ms, _, sequence = undecoded(text).partition(b"-")
+    return int(time_ms), int(sequence)
+
+
+def _batch(fields: Mapping[bytes, bytes]) -> CacheBatch | None:
+    """One entry; without events if they cannot be read, which shows as a gap. None if not even its numbers can."""
+    try:
+        peer = PeerId(fields[PEER_FIELD].decode())
+        first, last = int(fields[FIRST_FIELD]), int(fields[LAST_FIELD])
+    except (KeyError, ValueError):
+        return None
+    try:
+        return CacheBatch(peer, first, last, _decode(fields[EVENTS_FIELD]))
     except (KeyError, msgspec.MsgspecError):
-        return ()
+        return CacheBatch(peer, first, last, ())
+
+
+def _by_tiers(fields: Mapping[bytes, bytes]) -> list[tuple[Tiers, list[bytes]]]:
+    """Without the fields that name no block."""
+    names: dict[bytes, list[bytes]] = {}
+    for name, tiers in fields.items():
+        if len(name) == HASH_BYTES:
+            names.setdefault(tiers, []).append(name)
+    return [(tuple(tiers.decode(errors="replace").split(",")), found) for tiers, found in names.items()]

@@ -33,22 +33,38 @@ def redis_binary() -> str:
 def redis_server() -> Iterator[str]:
     """A running server; yields its URL; ends the server and removes its folder."""
     with tempfile.TemporaryDirectory(prefix="penstock-redis-") as folder:
-        socket_path = Path(folder) / "redis.sock"
-        process = subprocess.Popen(
-            [redis_binary(), "--port", "0", "--unixsocket", str(socket_path), "--save", "", "--dir", folder],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        url = f"unix://{socket_path}"
-        try:
-            log = _wait_until_it_answers(process, url)
+        with redis_server_at(Path(folder) / "redis.sock") as url:
             yield url
-            process.terminate()
-            log.join(timeout=_START_S)
-        finally:
-            process.kill()
-            process.wait(timeout=_START_S)
+
+
+@contextlib.contextmanager
+def redis_server_at(socket_path: Path) -> Iterator[str]:
+    """The same at a path of the caller's, so that a server can end and another take its place."""
+    process = subprocess.Popen(
+        [
+            redis_binary(),
+            "--port",
+            "0",
+            "--unixsocket",
+            str(socket_path),
+            "--save",
+            "",
+            "--dir",
+            str(socket_path.parent),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    url = f"unix://{socket_path}"
+    try:
+        log = _wait_until_it_answers(process, url)
+        yield url
+        process.terminate()
+        log.join(timeout=_START_S)
+    finally:
+        process.kill()
+        process.wait(timeout=_START_S)
 
 
 def _wait_until_it_answers(process: "subprocess.Popen[str]", url: str) -> threading.Thread:

@@ -1,28 +1,48 @@
 """What a process caches, told through a real Redis: stream, snapshot, and how both heal."""
 
-import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import redis
 
 from common.ids import Incarnation, PeerId, WorkerId, peer_id
-from common.messages.cache_events import CacheEvent
-from common.messages.liveness import Member
-from common.net.cache_events import CacheEventPublisher, blocks_key, events_key
-from common.net.cache_reader import News, Snapshot, read_events, read_snapshot
+from common.messages.cache_events import CacheBatch, CacheEvent, CacheSnapshot
+from common.messages.liveness import Member, ModelIdentity
+from common.net.cache_events import STREAM_TTL_MS, CacheEventPublisher, blocks_key, events_key
+from common.net.cache_reader import CacheReader, CacheUnreachable
 from common.net.redis import LEASE_MS
 from tests.support.clients import until
-from tests.support.redis import redis_binary, redis_server
+from tests.support.redis import redis_server, redis_server_at
 
 
-def member(incarnation: int = 1) -> Member:
-    return Member(id=WorkerId("w"), role="prefill", incarnation=Incarnation(incarnation), endpoint="", host="h", pid=1)
+def member(incarnation: int = 1, model_name: str | None = "m") -> Member:
+    model = None if model_name is None else msgspec.structs.replace(MODEL, name=model_name)
+    return Member(
+        id=WorkerId("w"),
+        role="prefill",
+        incarnation=Incarnation(incarnation),
+        endpoint="",
+        host="h",
+        pid=1,
+        model=model,
+    )
 
 
+MODEL = ModelIdentity(
+    name="m",
+    fingerprint="f",
+    architecture="a",
+    dtype="float32",
+    layers=1,
+    kv_heads=1,
+    head_dim=1,
+    block_tokens=16,
+    vocab_tokens=9,
+    context_tokens=9,
+)
 PEER = peer_id(WorkerId("w"), Incarnation(1))
 
 
@@ -44,26 +64,40 @@ class Watched:
     def __init__(self, url: str, cluster: str, **options: int) -> None:
         self.url, self.cluster = url, cluster
         self.client = redis.Redis.from_url(url)
+        self.stream = events_key(cluster, "m")
         self.publisher = CacheEventPublisher(url, cluster, member(), **options)
+        self.reader = CacheReader(url, cluster, "m")
 
-    def snapshot(self) -> Snapshot | None:
+    def snapshot(self, peer: PeerId = PEER) -> CacheSnapshot | None:
         try:
-            return read_snapshot(self.client, self.cluster, PEER)
-        except redis.ConnectionError:
+            return self.reader.snapshot(peer, lambda: True)
+        except CacheUnreachable:
             return None
 
-    def await_number(self, number: int) -> Snapshot:
+    def await_number(self, number: int) -> dict[bytes, tuple[str, ...]]:
+        """The blocks of the snapshot that is true up to that event, with their tiers."""
         until(lambda: (found := self.snapshot()) is not None and found.number == number, f"event {number} in Redis")
         found = self.snapshot()
         assert found is not None
-        return found
+        return tiers_of(found)
 
-    def news(self, after_number: int, **limit: int) -> News:
-        return read_events(self.client, self.cluster, PEER, after_number, **limit)
+    def events(self) -> list[CacheEvent]:
+        """Everything in the stream."""
+        reader = CacheReader(self.url, self.cluster, "m")
+        batches: list[CacheBatch] = []
+        while more := reader.read(None):
+            batches += more
+        reader.close()
+        return [event for batch in batches for event in batch.events]
 
     def close(self) -> None:
         self.publisher.close()
+        self.reader.close()
         self.client.close()
+
+
+def tiers_of(snapshot: CacheSnapshot) -> dict[bytes, tuple[str, ...]]:
+    return {name: tiers for tiers, names in snapshot.parts for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +112,7 @@ def watched(url: str, request: pytest.FixtureRequest) -> Iterator[Watched]:
     one.await_number(0)
     yield one
     one.close()
-    assert redis.Redis.from_url(url).keys(f"penstock:{one.cluster}:*") == []
+    assert redis.Redis.from_url(url).keys(f"penstock:{one.cluster}:*") in ([], [one.stream.encode()])
 
 
 def test_events_arrive_in_order_with_every_field(watched: Watched) -> None:
@@ -86,79 +120,92 @@ def test_events_arrive_in_order_with_every_field(watched: Watched) -> None:
     watched.publisher.publish([])
     watched.publisher.publish([removed(3, 7)])
     watched.await_number(3)
-    assert watched.news(0) == News((stored(1, 7), stored(2, 8, "host"), removed(3, 7)), gap=False)
-    assert watched.news(1) == News((stored(2, 8, "host"), removed(3, 7)), gap=False)
-    assert watched.news(3) == News((), gap=False)
+    assert watched.events() == [stored(1, 7), stored(2, 8, "host"), removed(3, 7)]
 
 
 def test_logs_of_two_tiers_become_one_row_of_numbers(watched: Watched) -> None:
     watched.publisher.publish([stored(1, 7, "host"), stored(2, 8, "host"), stored(1, 7, "disk")])
     watched.publisher.publish([removed(3, 8, "host"), stored(2, 8, "disk")])
-    assert watched.await_number(5).blocks == {name(7): ("disk", "host"), name(8): ("disk",)}
-    news = watched.news(0)
-    assert ([event.number for event in news.events], news.gap) == ([1, 2, 3, 4, 5], False)
-    assert [event.tier for event in news.events] == ["host", "host", "disk", "host", "disk"]
+    assert watched.await_number(5) == {name(7): ("disk", "host"), name(8): ("disk",)}
+    assert [event.number for event in watched.events()] == [1, 2, 3, 4, 5]
+    assert [event.tier for event in watched.events()] == ["host", "host", "disk", "host", "disk"]
 
 
-def test_a_batch_is_one_entry_named_by_its_last_event(watched: Watched) -> None:
-    watched.publisher.publish([stored(1, 1), stored(2, 2)])
-    watched.publisher.publish([stored(3, 3)])
-    watched.await_number(3)
-    assert [entry for entry, _ in watched.client.xrange(events_key(watched.cluster, PEER))] == [b"2-0", b"3-0"]
+def test_an_entry_says_whose_events_it_has_and_is_bounded(watched: Watched) -> None:
+    watched.publisher.publish([stored(number, number) for number in range(1, 1002)])
+    watched.await_number(1001)
+    batches = CacheReader(watched.url, watched.cluster, "m").read(None)
+    assert [batch.peer for batch in batches] == [PEER] * len(batches)
+    assert [(batch.first, batch.last) for batch in batches] == [(1, 500), (501, 1000), (1001, 1001)]
+
+
+def test_workers_of_a_model_share_a_stream_and_stores_of_all_models_have_theirs(watched: Watched) -> None:
+    twin = CacheEventPublisher(watched.url, watched.cluster, member(2))
+    other = CacheEventPublisher(watched.url, watched.cluster, member(3, "other"))
+    store = CacheEventPublisher(watched.url, watched.cluster, member(4, None))
+    lives = [peer_id(WorkerId("w"), Incarnation(number)) for number in range(1, 5)]
+    for publisher in (watched.publisher, twin, other, store):
+        publisher.publish([stored(1, 1)])
+    until(lambda: list(watched.reader.numbers(lives).values()) == [1, 1, 1, 1], "all have written")
+    batches = CacheReader(watched.url, watched.cluster, "m").read(None)
+    for publisher in (twin, other, store):
+        publisher.close()
+    watched.client.delete(events_key(watched.cluster, "other"), events_key(watched.cluster, None))
+    assert sorted(batch.peer for batch in batches) == [lives[0], lives[1], lives[3]]
 
 
 def test_the_snapshot_holds_each_block_with_its_tiers(watched: Watched) -> None:
     watched.publisher.publish([stored(1, 1), stored(2, 2), stored(3, 2, "host"), stored(4, 3)])
-    assert watched.await_number(4).blocks == {name(1): ("device",), name(2): ("device", "host"), name(3): ("device",)}
+    assert watched.await_number(4) == {name(1): ("device",), name(2): ("device", "host"), name(3): ("device",)}
     watched.publisher.publish([removed(5, 2), removed(6, 1), stored(7, 1, "disk")])
-    assert watched.await_number(7).blocks == {name(1): ("disk",), name(2): ("host",), name(3): ("device",)}
+    assert watched.await_number(7) == {name(1): ("disk",), name(2): ("host",), name(3): ("device",)}
     watched.publisher.publish([removed(8, 2, "host"), removed(9, 3)])
-    assert watched.await_number(9).blocks == {name(1): ("disk",)}
+    assert watched.await_number(9) == {name(1): ("disk",)}
 
 
-def test_both_records_have_the_worker_s_lease_and_it_is_renewed(watched: Watched) -> None:
+def test_the_snapshot_has_the_worker_s_lease_and_the_stream_its_own(watched: Watched) -> None:
     watched.publisher.publish([stored(1, 1)])
     watched.await_number(1)
-    for key in (events_key(watched.cluster, PEER), blocks_key(watched.cluster, PEER)):
-        assert 0 < watched.client.pttl(key) <= LEASE_MS
+    for key, ttl_ms in ((watched.stream, STREAM_TTL_MS), (blocks_key(watched.cluster, PEER), LEASE_MS)):
+        assert 0 < watched.client.pttl(key) <= ttl_ms
         watched.client.persist(key)
         until(lambda key=key: watched.client.pttl(key) > 0, f"{key} has a lease again")  # type: ignore[misc]
 
 
-def test_a_reader_with_a_limit_goes_on_where_it_stopped(watched: Watched) -> None:
-    for number in range(1, 6):
-        watched.publisher.publish([stored(number, number)])
-    watched.await_number(5)
-    first = watched.news(0, max_batches=2)
-    assert first == News((stored(1, 1), stored(2, 2)), gap=False)
-    assert watched.news(2, max_batches=2).events == (stored(3, 3), stored(4, 4))
-
-
-def test_a_trimmed_stream_is_a_gap_that_the_snapshot_heals(watched: Watched) -> None:
-    for number in range(1, 4):
-        watched.publisher.publish([stored(number, number)])
-    snapshot = watched.await_number(3)
-    watched.client.xtrim(events_key(watched.cluster, PEER), maxlen=1, approximate=False)
-    assert watched.news(0) == News((), gap=True)
-    assert watched.news(0, max_batches=1) == News((), gap=True)
-    watched.client.xtrim(events_key(watched.cluster, PEER), maxlen=0, approximate=False)
-    assert watched.news(0) == News((), gap=True)
-    assert set(snapshot.blocks) == {name(1), name(2), name(3)}
-    watched.publisher.publish([stored(4, 4)])
-    watched.await_number(4)
-    assert watched.news(snapshot.number) == News((stored(4, 4),), gap=False)
-
-
-def test_an_unreadable_entry_is_a_gap(watched: Watched) -> None:
+def test_reading_begins_where_the_numbers_were_asked_for_and_goes_on_from_there(watched: Watched) -> None:
     watched.publisher.publish([stored(1, 1)])
     watched.await_number(1)
-    watched.client.xadd(events_key(watched.cluster, PEER), {"events": b"\xc1"}, id="2-0")
-    assert watched.news(0) == News((stored(1, 1),), gap=False)
-    watched.publisher.publish([stored(2, 2), stored(3, 3)])
-    watched.publisher.publish([stored(4, 4)])
-    watched.await_number(4)
-    watched.client.xdel(events_key(watched.cluster, PEER), "3-0")
-    assert watched.news(0) == News((stored(1, 1),), gap=True)
+    assert watched.reader.numbers([PEER]) == {PEER: 1}
+    assert watched.reader.caught_up
+    assert watched.reader.read(None) == []
+    watched.publisher.publish([stored(2, 2)])
+    watched.await_number(2)
+    assert watched.reader.numbers([PEER]) == {PEER: 2}
+    assert not watched.reader.caught_up
+    assert watched.reader.read(None) == [CacheBatch(PEER, 2, 2, (stored(2, 2),))]
+    assert watched.reader.caught_up
+
+
+def test_a_stream_begun_anew_by_a_clock_that_is_behind_is_read_from_its_start(watched: Watched) -> None:
+    watched.reader.numbers([])
+    watched.client.xadd(watched.stream, {"no": "entry"}, id="99999999999999-0")
+    assert watched.reader.read(None) == []
+    watched.client.delete(watched.stream)
+    watched.publisher.publish([stored(1, 1)])
+    watched.await_number(1)
+    assert watched.reader.read(None) == []
+    watched.reader.numbers([])
+    assert watched.reader.read(None) == [CacheBatch(PEER, 1, 1, (stored(1, 1),))]
+
+
+def test_an_unreadable_entry_is_a_batch_without_events_or_nothing_at_all(watched: Watched) -> None:
+    numbers = {"peer": PEER, "first": 1, "last": 2}
+    short = msgspec.msgpack.encode([CacheEvent(1, "stored", b"short"), CacheEvent(2, "stored", b"")])
+    for events in ({"events": b"\xc1"}, {}, {"events": short}):
+        watched.client.xadd(watched.stream, {**numbers, **events})
+    watched.client.xadd(watched.stream, {"peer": PEER, "first": "one", "last": 2})
+    watched.client.xadd(watched.stream, {"events": b"\x90"})
+    assert CacheReader(watched.url, watched.cluster, "m").read(None) == [CacheBatch(PEER, 1, 2, ())] * 3
 
 
 def test_a_redis_that_lost_everything_gets_the_whole_snapshot_again(watched: Watched) -> None:
@@ -167,14 +214,14 @@ def test_a_redis_that_lost_everything_gets_the_whole_snapshot_again(watched: Wat
     for key in watched.client.keys(f"penstock:{watched.cluster}:*"):
         watched.client.delete(key)
     watched.publisher.publish([removed(20, 1)])
-    until(lambda: (found := watched.snapshot()) is not None and len(found.blocks) == 18, "the snapshot is back")
-    assert watched.await_number(20).blocks == {name(block): ("device",) for block in range(2, 20)}
+    until(lambda: (found := watched.snapshot()) is not None and len(tiers_of(found)) == 18, "the snapshot is back")
+    assert watched.await_number(20) == {name(block): ("device",) for block in range(2, 20)}
 
 
 def test_what_redis_refused_is_written_when_it_takes_it_again(socket_path: Path) -> None:
-    one = Watched(f"unix://{socket_path}", "full")
-    try:
-        with server_at(socket_path):
+    with redis_server_at(socket_path):
+        one = Watched(f"unix://{socket_path}", "full")
+        try:
             one.publisher.publish([stored(1, 1)])
             one.await_number(1)
             before = one.publisher.failures_total
@@ -182,29 +229,48 @@ def test_what_redis_refused_is_written_when_it_takes_it_again(socket_path: Path)
             one.publisher.publish([stored(2, 2), removed(3, 1)])
             until(lambda: one.publisher.failures_total > before, "it was refused")
             one.client.config_set("maxmemory", "0")
-            assert set(one.await_number(3).blocks) == {name(2)}
-            assert one.news(1) == News((stored(2, 2), removed(3, 1)), gap=False)
-    finally:
-        one.close()
+            assert set(one.await_number(3)) == {name(2)}
+            assert one.events() == [stored(1, 1), stored(2, 2), removed(3, 1)]
+        finally:
+            one.close()
 
 
-def test_an_entry_whose_answer_was_lost_is_not_written_twice(watched: Watched) -> None:
-    watched.client.xadd(events_key(watched.cluster, PEER), {"events": b"\x90"}, id="1-0")
-    watched.publisher.publish([stored(1, 1)])
-    watched.await_number(1)
-    watched.publisher.publish([stored(2, 2)])
-    assert set(watched.await_number(2).blocks) == {name(1), name(2)}
-    assert [entry for entry, _ in watched.client.xrange(events_key(watched.cluster, PEER))] == [b"1-0", b"2-0"]
-    assert watched.publisher.failures_total == 0
-
-
-def test_a_snapshot_of_many_blocks_goes_in_parts(watched: Watched) -> None:
+def test_a_snapshot_of_many_blocks_goes_in_parts_and_is_read_in_slices(watched: Watched) -> None:
     n_blocks = 12_001
     watched.publisher.publish([stored(number, number) for number in range(1, n_blocks + 1)])
-    assert len(watched.await_number(n_blocks).blocks) == n_blocks
+    assert len(watched.await_number(n_blocks)) == n_blocks
     watched.client.delete(blocks_key(watched.cluster, PEER))
-    until(lambda: (found := watched.snapshot()) is not None and len(found.blocks) == n_blocks, "it is back")
+    until(lambda: (found := watched.snapshot()) is not None and len(tiers_of(found)) == n_blocks, "it is back")
     assert watched.publisher.counters()["cache_event_failures_total"] == 0
+    slices: list[None] = []
+    watched.reader.snapshot(PEER, lambda: slices.append(None) is None)
+    assert len(slices) > 5
+    assert watched.reader.snapshot(PEER, lambda: False) is None
+
+
+def test_a_snapshot_rewritten_while_it_is_read_is_not_believed(watched: Watched) -> None:
+    watched.publisher.publish([stored(number, number) for number in range(1, 3000)])
+    watched.await_number(2999)
+    key = blocks_key(watched.cluster, PEER)
+
+    def lost_and_rewritten() -> bool:
+        watched.client.delete(key)
+        until(lambda: None not in watched.client.hmget(key, ["number", "written"]), "it is rewritten")
+        return True
+
+    assert watched.reader.snapshot(PEER, lost_and_rewritten) is None
+    assert len(watched.await_number(2999)) == 2999
+
+
+def test_what_was_added_to_a_snapshot_that_was_lost_is_not_believed(watched: Watched) -> None:
+    ghost = PeerId("ghost@1")
+    key = blocks_key(watched.cluster, ghost)
+    watched.client.hset(key, mapping={name(1): "device", "number": 5})
+    assert watched.snapshot(ghost) is None
+    assert watched.reader.numbers([ghost]) == {ghost: None}
+    watched.client.hset(key, "written", 1)
+    assert watched.reader.numbers([ghost]) == {ghost: 5}
+    watched.client.delete(key)
 
 
 def test_lives_of_one_worker_are_apart(watched: Watched) -> None:
@@ -212,40 +278,16 @@ def test_lives_of_one_worker_are_apart(watched: Watched) -> None:
     watched.await_number(1)
     second = CacheEventPublisher(watched.url, watched.cluster, member(2))
     peer = peer_id(WorkerId("w"), Incarnation(2))
-    until(lambda: read_snapshot(watched.client, watched.cluster, peer) == Snapshot(0, {}), "the second is there")
+    until(lambda: watched.snapshot(peer) == CacheSnapshot(peer, 0, []), "the second is there")
     second.close()
-    assert read_snapshot(watched.client, watched.cluster, peer) is None
-    assert watched.await_number(1).blocks == {name(1): ("device",)}
+    assert watched.snapshot(peer) is None
+    assert watched.await_number(1) == {name(1): ("device",)}
 
 
-def test_nobody_there_is_no_snapshot_and_no_news(watched: Watched) -> None:
+def test_nobody_there_is_no_snapshot_and_no_number(watched: Watched) -> None:
     nobody = PeerId("nobody@0")
-    assert read_snapshot(watched.client, watched.cluster, nobody) is None
-    assert read_events(watched.client, watched.cluster, nobody, 5) == News((), gap=False)
-
-
-@contextmanager
-def server_at(path: Path) -> Iterator[None]:
-    """A Redis on that socket that keeps nothing."""
-    process = subprocess.Popen(
-        [redis_binary(), "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(path.parent)],
-        stdout=subprocess.DEVNULL,
-    )
-    client = redis.Redis.from_url(f"unix://{path}")
-
-    def answers() -> bool:
-        try:
-            return bool(client.ping())
-        except redis.ConnectionError:
-            return False
-
-    try:
-        until(answers, "Redis answers")
-        yield
-    finally:
-        client.close()
-        process.kill()
-        process.wait(timeout=20)
+    assert watched.snapshot(nobody) is None
+    assert watched.reader.numbers([nobody]) == {nobody: None}
 
 
 @pytest.fixture
@@ -260,9 +302,9 @@ def test_without_redis_nothing_waits_or_raises_and_the_first_server_gets_all(soc
         one.publisher.publish([stored(1, 1)])
         until(lambda: one.publisher.failures_total > 1, "it tries again")
         one.publisher.publish([stored(2, 2)])
-        with server_at(socket_path):
-            assert set(one.await_number(2).blocks) == {name(1), name(2)}
-            assert one.news(0) == News((stored(1, 1), stored(2, 2)), gap=False)
+        with redis_server_at(socket_path):
+            assert set(one.await_number(2)) == {name(1), name(2)}
+            assert one.events() == [stored(1, 1), stored(2, 2)]
     finally:
         one.close()
 
@@ -270,16 +312,15 @@ def test_without_redis_nothing_waits_or_raises_and_the_first_server_gets_all(soc
 def test_a_restarted_redis_gets_the_snapshot_and_what_happened_meanwhile(socket_path: Path) -> None:
     one = Watched(f"unix://{socket_path}", "restarted")
     try:
-        with server_at(socket_path):
+        with redis_server_at(socket_path):
             one.publisher.publish([stored(1, 1), stored(2, 2)])
             one.await_number(2)
         before = one.publisher.failures_total
         one.publisher.publish([removed(3, 1), stored(4, 4)])
         until(lambda: one.publisher.failures_total > before, "it noticed")
-        with server_at(socket_path):
-            assert set(one.await_number(4).blocks) == {name(2), name(4)}
-            assert one.news(2) == News((removed(3, 1), stored(4, 4)), gap=False)
-            assert one.news(0) == News((), gap=True)
+        with redis_server_at(socket_path):
+            assert set(one.await_number(4)) == {name(2), name(4)}
+            assert one.events() == [removed(3, 1), stored(4, 4)]
             assert one.publisher.dropped_total == 0
     finally:
         one.close()
@@ -292,9 +333,8 @@ def test_past_the_limit_the_oldest_batches_go_and_only_the_stream_lacks_them(soc
             one.publisher.publish([stored(first, first), stored(first + 1, first + 1)])
         until(lambda: one.publisher.failures_total > 1, "the queue was put back")
         assert one.publisher.dropped_total == 4
-        with server_at(socket_path):
-            assert set(one.await_number(8).blocks) == {name(block) for block in range(1, 9)}
-            assert one.news(0) == News((), gap=True)
-            assert [event.number for event in one.news(4).events] == [5, 6, 7, 8]
+        with redis_server_at(socket_path):
+            assert set(one.await_number(8)) == {name(block) for block in range(1, 9)}
+            assert [event.number for event in one.events()] == [5, 6, 7, 8]
     finally:
         one.close()
