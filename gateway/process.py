@@ -15,12 +15,13 @@ from common.errors import ConfigError
 from common.ids import Incarnation, WorkerId, peer_id
 from common.log import Log
 from common.messages.liveness import Member
+from common.net.cache_reader import CacheReader
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
 from gateway.api_keys import ApiKeys, read_api_keys
 from gateway.app import build_app
-from gateway.core.placement import NoTree
+from gateway.core.prompt_tree import PromptTree
 from gateway.core.roster import Fit
 from gateway.metrics import GatewayMetrics
 from gateway.model_files import ModelFiles, read_model_files
@@ -32,6 +33,7 @@ from gateway.sampling import Limits
 from gateway.settings import GatewaySettings
 from gateway.switchboard import Switchboard
 from gateway.tokens import Tokens
+from gateway.tree_keeper import TreeKeeper
 
 _BACKLOG_CONNECTIONS = 2048
 
@@ -48,11 +50,14 @@ class Gateway:
         self._model_name = settings.served_model_name or files.name
         self._log = Log(process=self.member.id)
         metrics = GatewayMetrics()
+        self._tree = PromptTree()
+        reader = CacheReader(settings.redis, settings.cluster, self._model_name)
+        self._keeper = TreeKeeper(self._tree, reader, MonotonicClock())
         keys = read_api_keys(settings.api_key, settings.api_keys, settings.admin_key)
         self.switchboard = self._switchboard(settings, files, keys)
         app = build_app(
             self._openai(settings, files, tokens, metrics),
-            StatusRoutes(self.member, self.switchboard, metrics),
+            StatusRoutes(self.member, self.switchboard, self._keeper, metrics),
             AdminRoutes(self.switchboard),
             metrics,
             self._log,
@@ -73,9 +78,9 @@ class Gateway:
 
     def _switchboard(self, settings: GatewaySettings, files: ModelFiles, keys: ApiKeys) -> Switchboard:
         fit = Fit(self._model_name, files.vocab_tokens)
-        dispatch = build_dispatch(settings, self.member, fit, NoTree(), keys.terms, secrets.randbits(32))
+        dispatch = build_dispatch(settings, self.member, fit, self._tree, keys.terms, secrets.randbits(32))
         exchange = Exchange(peer_id(self.member.id, self.member.incarnation), bind=None)
-        return Switchboard(dispatch, exchange, MonotonicClock(), self._log)
+        return Switchboard(dispatch, exchange, MonotonicClock(), self._log, self._keeper.on_members)
 
     def _openai(
         self, settings: GatewaySettings, files: ModelFiles, tokens: Tokens, metrics: GatewayMetrics
@@ -95,12 +100,14 @@ class Gateway:
         Raises ConfigError if Redis does not answer at the start.
         """
         self.switchboard.start()
+        self._keeper.start()
         try:
             await asyncio.to_thread(self._membership.join)
             self._log.event("listening", url=self.member.endpoint, model=self._model_name)
             await self._server.serve(sockets=[self._listener])
         finally:
             await asyncio.to_thread(self._membership.stop)
+            await self._keeper.stop()
             self.switchboard.stop()
             self._listener.close()
             self._log.event("stopped")

@@ -16,16 +16,17 @@ from gateway.core.roster import WorkerState
 from gateway.errors import error_response
 from gateway.metrics import GatewayMetrics, MetricsPage
 from gateway.switchboard import Switchboard
+from gateway.tree_keeper import TreeKeeper
 from gateway.worker_metrics import pool_tier
 
 
 class StatusRoutes:
     """Reads; owns nothing."""
 
-    def __init__(self, this: Member, switchboard: Switchboard, metrics: GatewayMetrics) -> None:
+    def __init__(self, this: Member, switchboard: Switchboard, tree: TreeKeeper, metrics: GatewayMetrics) -> None:
         """`this`: the gateway's own membership record."""
-        self._this, self._switchboard = this, switchboard
-        self._page = MetricsPage(metrics, self._gauges, switchboard.counters, switchboard.workers)
+        self._this, self._switchboard, self._tree = this, switchboard, tree
+        self._page = MetricsPage(metrics, self._gauges, self._counters, switchboard.workers)
 
     def _gauges(self) -> dict[str, float]:
         return {
@@ -34,7 +35,11 @@ class StatusRoutes:
             "repeated_tokens": self._switchboard.repeated_tokens_total,
             "bad_frames": self._switchboard.bad_frames_total,
             "ready": float(self._switchboard.not_ready_reason() is None),
+            **self._tree.gauges(),
         }
+
+    def _counters(self) -> dict[str, float]:
+        return {**self._switchboard.counters(), **self._tree.counters()}
 
     def add_to(self, app: FastAPI) -> None:
         """Register the endpoints."""
@@ -69,6 +74,7 @@ class StatusRoutes:
             "open_requests": self._switchboard.open_requests,
             "waiting_requests": self._switchboard.waiting_requests,
             "routing": self._switchboard.counters(),
+            "prompt_tree": {**self._tree.gauges(), **self._tree.counters()},
             "ready": self._switchboard.not_ready_reason() is None,
         }
         workers = [_worker_fields(state) for state in self._switchboard.workers()]

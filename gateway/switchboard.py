@@ -5,7 +5,7 @@ table that leads from a request to its inbox.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from common.clock import Clock
 from common.errors import ProtocolViolation
@@ -26,8 +26,17 @@ _TICK_S = 0.05  # no retry waits much longer than its backoff
 class Switchboard:
     """Started and stopped on the event loop; everything but `on_members` is called there too."""
 
-    def __init__(self, dispatch: Dispatch, exchange: Exchange, clock: Clock, log: Log) -> None:
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        exchange: Exchange,
+        clock: Clock,
+        log: Log,
+        on_holders: Callable[[list[Member]], None],
+    ) -> None:
+        """`on_holders`: told whose caches count, whenever that may have changed."""
         self._dispatch, self._exchange, self._clock, self._log = dispatch, exchange, clock, log
+        self._on_holders = on_holders
         self._inboxes: dict[RequestId, tuple[Inbox, int]] = {}
         self._fds: dict[PeerId, int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -58,6 +67,7 @@ class Switchboard:
     def _take_members(self, members: list[Member]) -> None:
         if self._loop is not None:
             self._perform(self._dispatch.on_members(members, self._clock.now_ms()))
+            self._on_holders(self._dispatch.members())
 
     def submit(self, orders: Sequence[Order]) -> Inbox:
         """Start all prompts of one HTTP request, or none. Raises Busy, RateLimited or NoWorker."""
@@ -148,6 +158,7 @@ class Switchboard:
         if fd is not None and self._loop is not None:
             self._loop.remove_reader(fd)  # before the socket closes it
         self._exchange.hang_up(peer)
+        self._on_holders(self._dispatch.members())
 
     @property
     def open_requests(self) -> int:

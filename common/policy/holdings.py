@@ -10,11 +10,14 @@ from common.ids import PeerId
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Leading blocks of a prompt that a worker could reuse, by where they lie: its device, continued by its KV store."""
+    """Leading blocks of a prompt that a worker could reuse, by where they lie. They add up: none is counted twice."""
 
     device: int
+    """On the worker itself, or expected there."""
     host: int = 0
+    """In its KV store's memory, and not on the worker."""
     disk: int = 0
+    """On its KV store's disk only."""
 
 
 NOTHING_HELD = Held(0)

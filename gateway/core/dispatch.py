@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from common.ids import PeerId, RequestId, WorkerId
 from common.messages import AnyMessage
+from common.messages.actions import HangUp
 from common.messages.base import Message
 from common.messages.liveness import Member
 from common.messages.requests import Failed, Tokens
@@ -20,6 +21,7 @@ class Dispatch:
     def __init__(self, parts: Parts, terms: Terms, *, fallback: bool = True) -> None:
         """`fallback`: whether decode workers alone are enough to serve, as in Router."""
         self._roster, self._totals, self._fallback = parts.roster, parts.totals, fallback
+        self._placement = parts.placement
         self._inflight = Inflight(parts, terms)
 
     @property
@@ -74,6 +76,9 @@ class Dispatch:
 
     def _settle(self, step: RosterStep, now_ms: float) -> list[Action]:
         actions = step.actions
+        for action in actions:
+            if isinstance(action, HangUp):
+                self._placement.forget(action.peer)
         for lost in step.lost:
             actions += self._inflight.on_lost(lost, now_ms)
         return actions
@@ -85,6 +90,10 @@ class Dispatch:
     def context_tokens(self, now_ms: float) -> int | None:
         """What every ready worker can take, prompt plus answer; None if nobody is ready."""
         return self._roster.context_tokens(now_ms)
+
+    def members(self) -> list[Member]:
+        """Whose caches count: everybody who is listed, or was lately and still answers."""
+        return self._roster.members()
 
     def workers(self, now_ms: float) -> list[WorkerState]:
         """Everybody known, by id."""

@@ -24,8 +24,7 @@ from gateway.core.totals import RoutingTotals
 class Tree(HoldingsIndex, Protocol):
     """The prompt tree, as placing needs it."""
 
-    @property
-    def synced(self) -> bool:
+    def synced(self, now_ms: float) -> bool:
         """Whether it knows what workers cache; if not, requests are routed by load and what was routed before."""
         ...
 
@@ -33,11 +32,17 @@ class Tree(HoldingsIndex, Protocol):
         """A prompt was just sent there: it counts as cached for a few seconds."""
         ...
 
+    def forget(self, peer: PeerId) -> None:
+        """That life is over: nothing of it counts from now on."""
+        ...
+
 
 class NoTree(NoHoldings):
     """Nobody tells what is cached."""
 
-    synced = False
+    def synced(self, now_ms: float) -> bool:
+        """Never."""
+        return False
 
     def match(self, names: Sequence[BlockHash]) -> "NoTree":
         """Nothing is known."""
@@ -45,6 +50,9 @@ class NoTree(NoHoldings):
 
     def expect(self, peer: PeerId, names: Sequence[BlockHash], now_ms: float) -> None:
         """Forgotten at once."""
+
+    def forget(self, peer: PeerId) -> None:
+        """There is nothing to forget."""
 
 
 class Placement:
@@ -70,13 +78,13 @@ class Placement:
         if isinstance(route, NoRoute):
             raise NoWorker(f"no worker can take the request: {route.reason}")
         self._turn += 1
-        placed = self._placed(route, views, prompt)
+        placed = self._placed(route, views, prompt, degraded=not self._tree.synced(now_ms))
         self._totals.on_placed(placed)
         for peer in dict.fromkeys((placed.entry, placed.decode)):
             self._tree.expect(peer, names, now_ms)
         return placed
 
-    def _placed(self, route: Route, views: Sequence[WorkerView], prompt: Prompt) -> Placed:
+    def _placed(self, route: Route, views: Sequence[WorkerView], prompt: Prompt, *, degraded: bool) -> Placed:
         by_id = {w.id: w for w in views}
         entry, estimate = by_id[route.entry], route.estimate
         decode = entry if route.decode is None else by_id[route.decode]
@@ -92,8 +100,12 @@ class Placement:
             work_ms=entry.cost.exec_ms(prompt.tokens, estimate.hit_tokens),
             predicted_ms=estimate.total_ms,
             hit_tokens=estimate.hit_tokens,
-            degraded=not self._tree.synced,
+            degraded=degraded,
         )
+
+    def forget(self, peer: PeerId) -> None:
+        """That worker's life is over: what it cached is gone."""
+        self._tree.forget(peer)
 
     def retry_after_s(self, now_ms: float) -> float | None:
         """Predicted time until the least loaded worker has computed what it has; None if nobody is ready."""

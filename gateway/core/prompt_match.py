@@ -6,24 +6,13 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from common.ids import PeerId
+from common.policy.holdings import Held
 
 EXPECTED = "expected"
 """The tier of blocks that a prompt under way is about to leave on a worker's device."""
 
 
 _NOBODY: Mapping[str, int] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Leading blocks of a prompt that a worker could reuse, by where they lie. They add up: none is counted twice."""
-
-    device: int
-    """On the worker itself, or expected there."""
-    host: int = 0
-    """In its KV store's memory, and not on the worker."""
-    disk: int = 0
-    """On its KV store's disk only."""
 
 
 @dataclass(slots=True)

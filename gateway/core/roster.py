@@ -225,6 +225,10 @@ class Roster:
         models = [w.member.model for w in self._workers.values() if self._condition(w, now_ms)[0] == "ready"]
         return min((model.context_tokens for model in models if model is not None), default=None)
 
+    def members(self) -> list[Member]:
+        """Everybody, in the order of joining."""
+        return [worker.member for worker in self._workers.values()]
+
     def states(self, now_ms: float) -> list[WorkerState]:
         """Everybody, by id."""
         found = []

@@ -9,7 +9,7 @@ import pytest
 from common.block_hash import HASH_BYTES, BlockHash
 from common.ids import PeerId
 from common.messages.cache_events import CacheBatch, CacheEvent, CacheSnapshot
-from gateway.core.prompt_match import Held
+from common.policy.holdings import Held
 from gateway.core.prompt_tree import (
     EXPECTED_MS,
     EXPECTED_UNFED_MS,
