@@ -7,7 +7,7 @@ displace is saved.
 
 from dataclasses import dataclass
 
-from common.block_hash import BlockHash
+from common.block_hash import BlockHash, hash_blocks
 from common.ids import PeerId, RequestId
 from common.messages.actions import Send
 from common.messages.requests import Failed, Generate
@@ -23,6 +23,7 @@ _PREPARE_AHEAD = 2
 @dataclass(slots=True, eq=False)
 class _Waiting:
     message: Generate
+    tokens: tuple[int, ...]
     gateway: PeerId
     root: BlockHash
     names: list[BlockHash]
@@ -35,11 +36,12 @@ class _Waiting:
 
 
 class LocalPrompts:
-    """First come, first served, as far as room and lookups allow."""
+    """By priority and arrival, as far as room and lookups allow."""
 
-    def __init__(self, generation: Generation, cache: KvCache, preparation: Preparation) -> None:
+    def __init__(self, generation: Generation, cache: KvCache, preparation: Preparation, block_tokens: int) -> None:
         self._generation, self._cache, self._preparation = generation, cache, preparation
-        self._waiting: dict[RequestId, _Waiting] = {}
+        self._block_tokens = block_tokens
+        self._waiting: dict[RequestId, _Waiting] = {}  # in the order in which they go
 
     def __contains__(self, request: RequestId) -> bool:
         return request in self._waiting
@@ -50,11 +52,16 @@ class LocalPrompts:
     @property
     def waiting_tokens(self) -> int:
         """Prompt tokens of all that wait."""
-        return sum(len(one.message.prompt) for one in self._waiting.values())
+        return sum(len(one.tokens) for one in self._waiting.values())
 
-    def add(self, message: Generate, gateway: PeerId, root: BlockHash, names: list[BlockHash], now_ms: float) -> None:
-        """Queue a request that was checked. `root`, `names`: of its blocks."""
-        self._waiting[message.request] = _Waiting(message, gateway, root, names, now_ms)
+    def add(self, message: Generate, gateway: PeerId, root: BlockHash, now_ms: float) -> None:
+        """Queue a request that was checked. `root`: what the names of its blocks start from."""
+        tokens = message.prompt + message.emitted
+        names = hash_blocks(tokens[:-1], root, self._block_tokens)
+        self._waiting[message.request] = _Waiting(message, tokens, gateway, root, names, now_ms)
+        if any(one.message.priority > message.priority for one in self._waiting.values()):
+            ordered = sorted(self._waiting.items(), key=lambda entry: entry[1].message.priority)  # stable
+            self._waiting = dict(ordered)
 
     def pump(self, now_ms: float) -> list[Action]:
         """Start what may start."""
@@ -78,7 +85,8 @@ class LocalPrompts:
         message = one.message
         prompt = NewPrompt(
             request=message.request,
-            tokens=message.prompt,
+            tokens=one.tokens,
+            emitted_tokens=len(message.emitted),
             sampling=message.sampling,
             root=one.root,
             hashes=tuple(one.names),

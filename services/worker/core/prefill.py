@@ -80,18 +80,18 @@ class PrefillCore(WorkerRole):
         prompt = Prompt(message, gateway, now_ms, now_ms + message.timeout_ms, self._root(message.cache_salt))
         if self._reporter.draining:
             return [*prompt.tell("no_worker", f"{self._mine.id} is draining and takes nothing new", retryable=True)]
-        if refusal := self._refusal(message.request, message.prompt):
+        if refusal := self._refusal(message):
             return [*prompt.tell("invalid_request", refusal)]
         if message.decode is None:
             return [*prompt.tell("protocol_violation", f"{self._mine.id} only prefills; no decode worker was named")]
-        pages, total = self._layout.pages_for(len(message.prompt)), self._pool.ledger.total_pages
+        pages, total = self._layout.pages_for(len(prompt.tokens)), self._pool.ledger.total_pages
         if pages > total:
             text = f"the prompt needs {pages} pages; {self._mine.id} has {total} in all"
             return [*prompt.tell("out_of_pages", text)]
         if len(self._queue) >= self._max_queued:
             text = f"{len(self._queue)} requests are waiting on {self._mine.id} already"
             return [*prompt.tell("busy", text, retryable=True)]
-        prompt.names = hash_blocks(message.prompt[:-1], prompt.root, self._layout.block_tokens)
+        prompt.names = hash_blocks(prompt.tokens[:-1], prompt.root, self._layout.block_tokens)
         self._prompts[message.request] = prompt
         self._queue.append(prompt)
         return self._pump(now_ms)
@@ -215,7 +215,7 @@ class PrefillCore(WorkerRole):
         self._scheduler.sequences.hold(message.request)
         self._requests[transfer] = message.request
         request = prompt.grant_request(self._neighbours.transport(decode), now_ms)
-        n_blocks = self._layout.blocks_for(len(message.prompt))
+        n_blocks = self._layout.blocks_for(len(prompt.tokens))
         asked = self._sender.ask(decode, request, n_blocks, now_ms, prompt.deadline_ms, mode=prompt.mode)
         return self._carry_out(asked, now_ms)
 
@@ -228,7 +228,7 @@ class PrefillCore(WorkerRole):
         return actions
 
     def _wanted_pages(self) -> int:
-        return super()._wanted_pages() + sum(self._layout.pages_for(len(p.message.prompt)) for p in self._queue)
+        return super()._wanted_pages() + sum(self._layout.pages_for(len(p.tokens)) for p in self._queue)
 
     def _carry_out(self, steps: list[SenderAction], now_ms: float) -> list[Action]:
         actions: list[Action] = []
@@ -312,7 +312,7 @@ def _queue_counts(computing: QueueCounts, queue: Collection[Prompt], prompts: It
         waiting=len(queue) + computing.waiting,
         running=computing.running,
         handing_over=sum(1 for p in prompts if p.computed_ms is not None),
-        waiting_tokens=computing.waiting_tokens + sum(len(p.message.prompt) for p in queue),
+        waiting_tokens=computing.waiting_tokens + sum(len(p.tokens) for p in queue),
     )
 
 

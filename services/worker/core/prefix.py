@@ -90,7 +90,7 @@ class PrefixReuse:
         sequence.reused_tokens = sum(sequence.hit_tokens.values())
         for tier, tokens in sequence.hit_tokens.items():
             self.totals.hit_tokens[tier] += tokens
-        self.totals.missed_tokens += sequence.prompt_tokens - sequence.reused_tokens
+        self.totals.missed_tokens += sequence.known_tokens - sequence.reused_tokens
 
     def publish(self, sequence: Sequence) -> None:
         """Make the blocks that are complete by now visible to others."""
@@ -98,7 +98,7 @@ class PrefixReuse:
             return
         tokens = sequence.computed_tokens
         if self._keep is Keep.PROMPTS:
-            tokens = min(tokens, sequence.prompt_tokens)
+            tokens = min(tokens, sequence.known_tokens)
         first, end = sequence.published_blocks, tokens // self._block_tokens
         if end <= first:
             return

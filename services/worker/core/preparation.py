@@ -13,6 +13,8 @@ from services.worker.core.scheduler import Scheduler
 class WaitingPrompt(Protocol):
     """A prompt in any worker's queue."""
 
+    tokens: tuple[int, ...]
+    """To compute: the prompt, and behind it what an earlier worker emitted."""
     names: list[BlockHash]
     """Of the blocks that may be reused."""
     looked_up: bool
@@ -40,10 +42,10 @@ class Preparation:
             actions = self._cache.look_up(request, names, now_ms)
         if not self._cache.ready(request, names):
             return False, actions
-        room, saving = self._cache.make_room(names, len(prompt.message.prompt), now_ms)
+        room, saving = self._cache.make_room(names, len(prompt.tokens), now_ms)
         return room, actions + saving
 
     def has_room(self, prompt: WaitingPrompt) -> bool:
         """Whether the prompt would start at once."""
         pinned = self._pool.pinned_run(prompt.names)
-        return self._scheduler.has_room(len(prompt.message.prompt), pinned_blocks=pinned)
+        return self._scheduler.has_room(len(prompt.tokens), pinned_blocks=pinned)

@@ -10,14 +10,14 @@ from common.messages.base import Message
 from common.messages.cache_events import CacheEvent
 from common.messages.handover import KvSpan
 from common.messages.liveness import Hello, Member, Ping, Refused, Report, TransportReport, Welcome
-from common.messages.requests import Failed, Tokens
+from common.messages.requests import Failed, Generate, Tokens
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.actions import Action, Moved
 from services.worker.core.found import Started
 from services.worker.core.parts import Parts
 from services.worker.core.plan import StepPlan, StepResult
 from services.worker.core.reporting import Reporter
-from services.worker.core.wire import are_tokens
+from services.worker.core.wire import refusal_of
 
 DRAINED = "the worker was told to stop, and its time to drain is over"
 
@@ -188,14 +188,13 @@ class WorkerRole(ABC):
         assert self._mine.model is not None, "a worker serves a model"
         return root_hash(self._mine.model, salt)
 
-    def _refusal(self, request: RequestId, prompt: tuple[int, ...]) -> str:
-        """Why a prompt can never be computed here; empty if it can."""
+    def _refusal(self, message: Generate) -> str:
+        """Why a request can never be served here; empty if it can."""
         assert self._mine.model is not None, "a worker serves a model"
-        vocab_tokens = self._mine.model.vocab_tokens
-        if not are_tokens(prompt, vocab_tokens):
-            return f"a prompt holds one token or more of 0 to {vocab_tokens - 1}; this one does not"
-        if request in self._scheduler.sequences:
-            return f"request {request} is still being ended on {self._mine.id}; ids must not be used twice"
+        if refusal := refusal_of(message, self._mine.model.vocab_tokens):
+            return refusal
+        if message.request in self._scheduler.sequences:
+            return f"request {message.request} is still being ended on {self._mine.id}; ids must not be used twice"
         return ""
 
     def _tick_neighbours(self, now_ms: float) -> list[Action]:
