@@ -1,11 +1,11 @@
 """Builds the pure half of a worker: the core of its role and the parts it is made of."""
 
 from common.block_hash import root_hash
+from common.cost.step_cost import UNKNOWN_COST
 from common.kv_layout import KvLayout
 from common.messages.liveness import Member
 from common.policy.batching import DecodeFirst
 from common.policy.eviction import EVICTION_POLICIES
-from common.policy.prefetch import FetchFromBlocks
 from kvstore.handover.receiver import Receiver
 from kvstore.handover.sender import Sender
 from kvstore.index.block_pool import BlockPool
@@ -14,10 +14,12 @@ from kvstore.index.ledger import Ledger
 from services.worker.core.callers import Callers
 from services.worker.core.calls import Calls
 from services.worker.core.decode import DecodeCore, DecodeTerms
+from services.worker.core.fetch_costs import FetchCosts
 from services.worker.core.generation import Generation
 from services.worker.core.incoming import GrantTerms, Incoming
 from services.worker.core.kv_cache import CacheParts, KvCache
 from services.worker.core.lender import Lender
+from services.worker.core.lookups import Lookups
 from services.worker.core.neighbours import Neighbours
 from services.worker.core.offers import Offers
 from services.worker.core.parts import Parts
@@ -85,7 +87,9 @@ def build_core(
 def _parts(mine: Member, settings: WorkerSettings, n_pages: int, layout: KvLayout, keep: Keep) -> Parts:
     block_bytes = layout.layers * layout.page_bytes
     use_store = settings.kvstore == "auto" and keep is not Keep.NOTHING
-    dialled = {"decode"} if mine.role == "prefill" else set()
+    dialled = {"decode"} if mine.role == "prefill" else set[str]()
+    if keep is not Keep.NOTHING and mine.role != "decode":
+        dialled.add(mine.role)
     neighbours = Neighbours(
         mine,
         dialled | ({"kvstore"} if use_store else set()),
@@ -97,17 +101,20 @@ def _parts(mine: Member, settings: WorkerSettings, n_pages: int, layout: KvLayou
     policy = DecodeFirst(settings.max_step_tokens, layout.block_tokens)
     scheduler = Scheduler(reuse, layout, policy, max_running=settings.max_running)
     calls = Calls()
+    costs = FetchCosts(lambda: UNKNOWN_COST, layout.block_tokens, always=settings.fetch == "always")
     cache_parts = CacheParts(
         pool=pool,
         events=EventLog("device"),
-        prefetch=Prefetch(scheduler, calls, FetchFromBlocks(), layout.layers),
+        prefetch=Prefetch(scheduler, Lookups(calls, costs, layout.layers), calls, costs, layout.layers),
         spiller=Spiller(pool, calls, settings.spill),
         lender=Lender(pool, block_bytes),
         returns=Returns(pool, calls, block_bytes, accepts=keep is not Keep.NOTHING),
         offers=Offers(calls, layout.block_tokens),
+        costs=costs,
     )
     pool.listen(cache_parts.events)
     if use_store:
         pool.listen(cache_parts.spiller)
-    cache = KvCache(cache_parts, neighbours, use_store=use_store)
-    return Parts(pool, reuse, scheduler, Callers(mine, silent_ms=settings.silent_peer_ms), neighbours, cache)
+    callers = Callers(mine, silent_ms=settings.silent_peer_ms)
+    cache = KvCache(cache_parts, neighbours, callers, use_store=use_store, fetches=keep is not Keep.NOTHING)
+    return Parts(pool, reuse, scheduler, callers, neighbours, cache)

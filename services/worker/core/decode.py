@@ -26,6 +26,7 @@ from services.worker.core.preparation import Preparation
 from services.worker.core.role import DRAINED, WorkerRole
 
 _TOMBSTONE_MS = 60_000.0
+_ENDING = "the decode worker was told to stop and takes no more prompts over"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +108,10 @@ class DecodeCore(WorkerRole):
             code, text = "config", f"{sender} does not fit {self._mine.id}"
         elif message.request in self._generation:
             code, text = "protocol_violation", "the request is being generated here already"
+        elif self._ending and not self._incoming.knows(message.transfer):
+            return [
+                Send(sender, GrantRefused(transfer=message.transfer, code="no_worker", text=_ENDING, retryable=True))
+            ]
         else:
             return self._incoming.on_message(sender, message, now_ms)
         refusal = GrantRefused(transfer=message.transfer, code=code, text=text, retryable=False)
@@ -143,8 +148,7 @@ class DecodeCore(WorkerRole):
 
     def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
         """The kernel reported the death of a process that had our memory mapped, or a KV store fell silent."""
-        self._cache.on_peer_dead(peer)
-        forgotten = self._neighbours.forget(peer)
+        forgotten = self._neighbours.forget(peer) + self._cache.on_peer_dead(peer, now_ms)
         return forgotten + self._incoming.on_sender_dead(peer, now_ms) + self._after_cache(now_ms)
 
     def on_peer_joined(self, peer: PeerId) -> list[Action]:

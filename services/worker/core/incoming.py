@@ -249,6 +249,10 @@ class Incoming:
         incoming = self._transfers.get(transfer)
         return incoming is not None and incoming.request.transport == "tcp"
 
+    def knows(self, transfer: TransferId) -> bool:
+        """Whether this transfer was asked for and has not ended."""
+        return transfer in self._transfers
+
     @property
     def _n_granted(self) -> int:
         return len(self._transfers) - len(self._queue)

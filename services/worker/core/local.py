@@ -90,7 +90,7 @@ class LocalPrompts:
             sampling=message.sampling,
             root=one.root,
             hashes=tuple(one.names),
-            found=self._cache.prefetch.take(message.request),
+            found=self._cache.take(message.request),
         )
         self._generation.start(prompt, one.gateway, one.arrived_ms, one.deadline_ms)
 

@@ -11,7 +11,7 @@ from kvstore.index.block_pool import BlockPool
 from kvstore.index.ledger import PageState
 from services.worker.core.found import Load
 from services.worker.core.sequence import Sequence
-from services.worker.core.wire import TIERS
+from services.worker.core.wire import PEER_TIER, TIERS
 
 
 class Keep(Enum):
@@ -26,7 +26,7 @@ class Keep(Enum):
 class ReuseTotals:
     """Prompt tokens by where their KV came from, since the start."""
 
-    hit_tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TIERS, 0))
+    hit_tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*TIERS, PEER_TIER), 0))
     missed_tokens: int = 0
 
 

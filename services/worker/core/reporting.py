@@ -72,4 +72,5 @@ class Reporter:
             },
             draining=self.draining,
             gauges=parts.cache.gauges(now_ms),
+            links=parts.cache.links(now_ms),
         )

@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 
 from common.block_hash import BlockHash, root_hash
+from common.errors import ProtocolViolation
 from common.ids import PeerId, RequestId, TransferId
 from common.messages import AnyMessage
 from common.messages.actions import Send
 from common.messages.base import Message
 from common.messages.cache_events import CacheEvent
 from common.messages.handover import KvSpan
-from common.messages.liveness import Hello, Member, Ping, Refused, Report, TransportReport, Welcome
+from common.messages.liveness import Drain, Hello, Member, Ping, Refused, Report, TransportReport, Welcome
 from common.messages.requests import Failed, Generate, Tokens
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.actions import Action, Moved
@@ -30,17 +31,21 @@ class WorkerRole(ABC):
         self._pool, self._scheduler, self._callers = parts.pool, parts.scheduler, parts.callers
         self._neighbours, self._cache = parts.neighbours, parts.cache
         self._reporter = Reporter(mine, parts)
+        self._ending = False
         self._owed: dict[PeerId, list[Failed]] = {}  # until their gateway pings, or falls silent
 
     def on_message(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
         """Handle one message. Raises ProtocolViolation for one that has no business here."""
-        if not self._neighbours.heard(peer, now_ms):
+        calls = isinstance(message, Hello | Ping)
+        if not self._neighbours.heard(peer, now_ms) or calls:  # workers that read each other's pages dial both ways
             self._callers.heard(peer, now_ms)
         match message:
             case Welcome() | Refused() | Report():
                 return self._neighbours.on_message(peer, message, now_ms)
             case Ping() | Hello():
                 return self._answer(peer, message, now_ms)
+            case Drain(on=on):
+                return self._on_drain(peer, on=on)
         if self._cache.concerns(message):
             return self._cache.on_message(peer, message, self._wanted_pages(), now_ms) + self._after_cache(now_ms)
         return self._on_request(peer, message, now_ms)
@@ -169,8 +174,15 @@ class WorkerRole(ABC):
         return self._cache.events.take()
 
     def drain(self) -> None:
-        """Finish what is here, take nothing new; reports say so from now on."""
-        self._reporter.draining = True
+        """The process ends: finish what is here, take nothing new; reports say so from now on."""
+        self._ending = self._reporter.draining = True
+
+    def _on_drain(self, peer: PeerId, *, on: bool) -> list[Action]:
+        """An operator's word. It does not call the end of the process off."""
+        if self._callers.role(peer) not in ("gateway", None):
+            raise ProtocolViolation(f"{self._mine.id} got Drain from {peer}, which is no gateway")
+        self._reporter.draining = on or self._ending
+        return []
 
     @property
     def has_callers(self) -> bool:

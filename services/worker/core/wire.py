@@ -12,6 +12,8 @@ from common.messages.requests import Generate
 from kvstore.index.ledger import PageIds
 
 TIERS = ("device", "host", "disk")
+PEER_TIER = "peer"
+"""Where a worker counts what it fetched from the `device` tier of another one."""
 _MAX_PAGE = 2**31 - 1
 
 
@@ -52,7 +54,9 @@ def refusal_of(message: Generate | GrantRequest, vocab_tokens: int) -> str:
     if emitted and not are_tokens(emitted, vocab_tokens):
         return f"emitted tokens are of 0 to {vocab_tokens - 1}; some of these are not"
     if emitted and len(emitted) >= sampling.max_tokens:
-        return f"{len(emitted)} tokens were emitted already; with max_tokens={sampling.max_tokens} nothing is left to do"
+        return (
+            f"{len(emitted)} tokens were emitted already; with max_tokens={sampling.max_tokens} nothing is left to do"
+        )
     if not set(emitted).isdisjoint(sampling.stop_token_ids):
         return "the emitted tokens hold a stop token: that answer had ended"
     return ""
