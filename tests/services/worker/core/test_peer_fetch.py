@@ -105,6 +105,8 @@ def test_a_holder_that_cannot_be_asked_leaves_the_kv_store(holder: str) -> None:
     totals = counters(target, "prefill")
     assert totals["hit_tokens_total{tier=host}"] == 40
     assert (totals["fetch_hints_total"], totals["fetch_hints_wrong_total"]) == (1, 1)
+    ways = {t.peer for t in target.processes["prefill"].core.report(0, 0.0).transports}
+    assert ways == {target.processes[name].peer for name in ("prefill-1", "decode")} | {target.store.peer}
     check_end(target)
 
 
@@ -118,6 +120,42 @@ def test_a_holder_that_has_less_is_used_only_if_the_kv_store_has_no_more(store_b
     totals = counters(target, "prefill")
     assert totals[f"hit_tokens_total{{tier={tier}}}"] == reused
     assert totals["fetch_hints_wrong_total"] == 1
+    check_end(target)
+
+
+def asking_the_store(target: World) -> World:
+    """The holder has answered less than was said and keeps that for us; the store has not answered yet."""
+    cached_by(target, "prefill-1", "theirs")
+    target.processes["prefill-1"].core.pool.evict(4)
+    target.send("r", PROMPT, 3, fetch=hint(target, "prefill-1"))
+    link = target.processes["prefill"].peer, target.store.peer
+    while not any(isinstance(message, Find) for message, _ in target.links.get(link, ())):
+        assert target.turn()
+    assert target.processes["prefill-1"].core.pool.cache.n_pinned == 6
+    return target
+
+
+@pytest.mark.parametrize("ended_by", ["better", "cancel"])
+def test_what_is_not_used_is_given_back_at_once(ended_by: str) -> None:
+    target = asking_the_store(world(store_blocks=100))
+    if ended_by == "cancel":
+        target.cancel(RequestId("r"))
+    while target.turn():
+        pass
+    assert target.processes["prefill-1"].core.pool.cache.n_pinned == 0
+    target.settle()
+    check_end(target)
+
+
+def test_what_a_holder_kept_is_no_use_when_it_dies_while_the_store_is_asked() -> None:
+    target = asking_the_store(world(store_blocks=100))
+    holder, store = target.processes["prefill-1"], target.store
+    holder.alive = False
+    target.bury(holder.peer)
+    target.kill_store()
+    target.settle()
+    assert store is not None and target.answers[RequestId("r")].tokens == answer(PROMPT, 3)
+    assert counters(target, "prefill")["load_failures_total"] == 0
     check_end(target)
 
 
@@ -182,9 +220,11 @@ def test_what_a_worker_found_and_could_not_use_in_time_is_not_asked_for_again() 
         pass
     holder = target.processes["prefill-1"].core.pool
     assert holder.cache.n_pinned == N_BLOCKS
-    target.pass_time(5_001.0)
-    while target.turn():
-        pass
+    for _ in range(13):
+        target.pass_time(400.0)
+        while target.turn():
+            pass
+    assert prefill.core._neighbours.link(target.processes["prefill-1"].peer) is not None
     assert holder.cache.n_pinned == 0
     del prefill.core._preparation.has_room
     target.settle()

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from common.ids import RequestId
+from common.messages.blocks import Offered
 from common.messages.handover import GrantRefused, GrantRequest
 from tests.services.worker.core.test_caching import check_end
 from tests.support.fake_engine import answer
@@ -83,8 +84,18 @@ def test_the_client_hears_of_cached_prompt_tokens_alone_and_the_counters_of_all(
 def test_only_what_was_drawn_here_is_offered_back() -> None:
     """The prefill worker computed prompt and emitted tokens, 36 of them; 49 are known at the end: blocks 9 to 11."""
     target = world()
+    offered: list[Offered] = []
+    prefill = target.processes["prefill"].core
+    hear = prefill.on_message
+
+    def listen(peer, message, now_ms):
+        offered.extend([message] if isinstance(message, Offered) else [])
+        return hear(peer, message, now_ms)
+
+    prefill.on_message = listen
     replay(target, "r", 10, to="prefill", max_tokens=24)
     target.settle()
+    assert [(offer.depth, len(offer.blocks)) for offer in offered] == [(9, 3)]
     assert counters(target, "prefill")["returned_blocks_total"] == 3
     target.send("turn", PROMPT + answer(PROMPT, 24), 1)
     target.settle()
@@ -119,6 +130,16 @@ def test_a_decode_worker_refuses_a_grant_for_emitted_tokens_that_cannot_be() -> 
     refusals = [m for m, _ in target.links[decode.peer, prefill.peer] if isinstance(m, GrantRefused)]
     assert [(r.code, r.retryable) for r in refusals] == [("invalid_request", False)]
     target.settle()
+
+
+def test_a_replay_with_one_token_left_that_fills_the_decode_pool_exactly_is_granted() -> None:
+    """The last token needs no page, also if it is not the first of the answer."""
+    target = World(random.Random(4), prefill_pages=60, decode_pages=20)
+    target.greet()
+    emitted = tuple(answer(PROMPT, 14))
+    target.send("r", PROMPT, 15, emitted=emitted)
+    target.settle()
+    assert target.answers[RequestId("r")].tokens == answer(PROMPT, 15)
 
 
 def cuts(seed: int) -> Iterator[tuple[str, int]]:
