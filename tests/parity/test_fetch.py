@@ -140,6 +140,26 @@ def test_many_fetches_at_once_both_ways_give_the_right_tokens(workers: Workers) 
     workers.driver.until_all_free()
 
 
+def linked(workers: Workers, one: str, other: str) -> bool:
+    """Whether `one` has a way to `other`, by its last report."""
+    report = workers.driver.reports.get(one)
+    return report is not None and other in {t.peer.partition("@")[0] for t in report.transports}
+
+
+def test_workers_that_lost_sight_of_each_other_find_each_other_again(workers: Workers) -> None:
+    """Each has a connection to the other, and takes the end of either for a death."""
+    driver, prompt = workers.driver, workers.answers.prompt(LONG, "paused")
+    workers.processes.pause("prefill-1")
+    driver.until(lambda: not linked(workers, "prefill-0", "prefill-1"), "its silence is noticed")
+    workers.processes.resume("prefill-1")
+    driver.until_reported(
+        lambda: linked(workers, "prefill-0", "prefill-1") and linked(workers, "prefill-1", "prefill-0"),
+        "both are connected again",
+    )
+    workers.held_by("prefill-1", prompt)
+    assert workers.ask("prefill-0", prompt, fetch=driver.hint("prefill-1", BLOCKS)).cached_tokens == BLOCKS * 16
+
+
 def test_a_holder_that_is_killed_while_it_is_read_harms_nobody(workers: Workers) -> None:
     """The last test: prefill-1 is gone after it."""
     prompts = [workers.answers.prompt(LONG, "killed", number) for number in range(12)]

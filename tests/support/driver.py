@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
+from common.messages.base import Message
 from common.messages.liveness import Hello, Member, Ping, Report, Welcome
 from common.messages.requests import Cancel, Failed, FetchHint, Generate, Sampling, Timings, TokenLogprob, Tokens
 from common.net.sockets import Exchange
@@ -110,6 +111,10 @@ class Driver:
     def hint(self, holder: str, n_blocks: int) -> FetchHint:
         """That this worker's device pool holds so many leading blocks."""
         return FetchHint(holder=self._peers[WorkerId(holder)], n_blocks=n_blocks)
+
+    def tell(self, worker: str, message: Message) -> bool:
+        """Send anything; False if it cannot be sent."""
+        return self.exchange.send(self._peers[WorkerId(worker)], message)
 
     def cancel(self, request: RequestId, *workers: str) -> None:
         for worker in workers:

@@ -178,7 +178,10 @@ class WorkerRole(ABC):
         self._ending = self._reporter.draining = True
 
     def _on_drain(self, peer: PeerId, *, on: bool) -> list[Action]:
-        """An operator's word. It does not call the end of the process off."""
+        """An operator's word. It does not call the end of the process off.
+
+        A caller that was silent for long is a stranger until its next Hello; what is known not to be a gateway is refused.
+        """
         if self._callers.role(peer) not in ("gateway", None):
             raise ProtocolViolation(f"{self._mine.id} got Drain from {peer}, which is no gateway")
         self._reporter.draining = on or self._ending
