@@ -2,7 +2,7 @@
 
 An `Exchange` is one process's mailbox: a ROUTER that others dial and a DEALER per process that this one dials.
 The listening side binds, the dialling side names itself by its PeerId, and each side answers on the connection the
-other opened, so that two processes never hold two connections to each other.
+other opened. Two that dialled each other have one per direction: each sends on its own, so messages keep their order.
 """
 
 import os

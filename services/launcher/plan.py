@@ -106,6 +106,7 @@ def _worker(settings: UpSettings, site: Site, role: str, index: int) -> ProcessP
         kvstore="auto" if settings.host_memory_bytes else "off",
         spill=settings.spill,
         on_load_failure=settings.on_load_failure,
+        drain_s=settings.drain_s,
         threads=threads,
         cost_profile=settings.cost_profile,
     )

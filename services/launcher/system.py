@@ -13,7 +13,6 @@ from services.launcher.plan import WORKER_ROLES, ProcessPlan
 from services.launcher.processes import Child, end
 from services.launcher.restarts import GiveUp, RestartPolicy
 
-_WORKER_END_S = 25.0  # a worker drains for 20 s
 _REST_END_S = 10.0
 _TAIL_LINES = 12
 _EXIT_SETTING = 2  # of every process of ours: a setting must be changed
@@ -101,7 +100,7 @@ class System:
 
     def drain(self, drain_s: float) -> None:
         """End everything in the order in which work flows: gateways finish their requests, then workers, then stores."""
-        waits = {("gateway",): drain_s + _REST_END_S, WORKER_ROLES: _WORKER_END_S}
+        waits = {("gateway",): drain_s + _REST_END_S, WORKER_ROLES: drain_s + _REST_END_S}
         for roles, wait_s in {**waits, ("kvstore",): _REST_END_S, ("redis",): _REST_END_S}.items():
             killed = end([child for child in self.children if child.plan.role in roles], wait_s)
             for name in killed:

@@ -70,7 +70,7 @@ class Worker:
     def serve(self, stopping: Callable[[], bool]) -> None:
         """Serve until `stopping()`, then drain: finish what is here, take nothing new."""
         assert self._service is not None, "serve() before the worker was built"
-        self._service.serve(stopping)
+        self._service.serve(stopping, drain_ms=self._settings.drain_s * 1e3)
 
     def _build(self) -> None:
         settings = self._settings
@@ -96,7 +96,7 @@ class Worker:
             BlockMover(memory.pages, gate, lambda event: inbox.put(BlocksMoved(event))),
         )
         share_path = None
-        if self._role == "decode" and isinstance(memory, HostMemory):
+        if isinstance(memory, HostMemory):
             share_path = share.serve(memory, self._run_dir())
         mine = self._member(exchange.endpoint, inspected.identity, str(inspected.folder), share_path)
         links = Links(mine, memory.pages, movers, inbox, settings.transport)

@@ -6,7 +6,6 @@ from common.kv_layout import KvLayout
 from common.messages.liveness import Member
 from common.policy.batching import DecodeFirst
 from common.policy.eviction import EVICTION_POLICIES
-from common.policy.prefetch import FetchFromBlocks
 from kvstore.handover.receiver import Receiver
 from kvstore.handover.sender import Sender
 from kvstore.index.block_pool import BlockPool
@@ -16,10 +15,12 @@ from services.worker.core.callers import Callers
 from services.worker.core.calls import Calls
 from services.worker.core.costing import Costing
 from services.worker.core.decode import DecodeCore, DecodeTerms
+from services.worker.core.fetch_costs import FetchCosts
 from services.worker.core.generation import Generation
 from services.worker.core.incoming import GrantTerms, Incoming
 from services.worker.core.kv_cache import CacheParts, KvCache
 from services.worker.core.lender import Lender
+from services.worker.core.lookups import Lookups
 from services.worker.core.neighbours import Neighbours
 from services.worker.core.offers import Offers
 from services.worker.core.parts import Parts
@@ -92,7 +93,9 @@ def build_core(
 def _parts(mine: Member, settings: WorkerSettings, n_pages: int, layout: KvLayout, keep: Keep, fit: StepFit) -> Parts:
     block_bytes = layout.layers * layout.page_bytes
     use_store = settings.kvstore == "auto" and keep is not Keep.NOTHING
-    dialled = {"decode"} if mine.role == "prefill" else set()
+    dialled = {"decode"} if mine.role == "prefill" else set[str]()
+    if keep is not Keep.NOTHING and mine.role != "decode":
+        dialled.add(mine.role)
     neighbours = Neighbours(
         mine,
         dialled | ({"kvstore"} if use_store else set()),
@@ -104,19 +107,21 @@ def _parts(mine: Member, settings: WorkerSettings, n_pages: int, layout: KvLayou
     policy = DecodeFirst(settings.max_step_tokens, layout.block_tokens)
     scheduler = Scheduler(reuse, layout, policy, max_running=settings.max_running)
     calls = Calls()
+    costs = FetchCosts(lambda: fit.cost, layout.block_tokens, always=settings.fetch == "always")
     cache_parts = CacheParts(
         pool=pool,
         events=EventLog("device"),
-        prefetch=Prefetch(scheduler, calls, FetchFromBlocks(), layout.layers),
+        prefetch=Prefetch(scheduler, Lookups(calls, costs, layout.layers), calls, costs, layout.layers),
         spiller=Spiller(pool, calls, settings.spill),
         lender=Lender(pool, block_bytes),
         returns=Returns(pool, calls, block_bytes, accepts=keep is not Keep.NOTHING),
         offers=Offers(calls, layout.block_tokens),
+        costs=costs,
     )
     pool.listen(cache_parts.events)
     if use_store:
         pool.listen(cache_parts.spiller)
-    cache = KvCache(cache_parts, neighbours, use_store=use_store)
     callers = Callers(mine, silent_ms=settings.silent_peer_ms)
+    cache = KvCache(cache_parts, neighbours, callers, use_store=use_store, fetches=keep is not Keep.NOTHING)
     costing = Costing(fit, pool, layout.block_tokens)
     return Parts(pool, reuse, scheduler, callers, neighbours, cache, costing)

@@ -77,7 +77,7 @@ class WorkerService:
         self._checked_ms, self._unchecked = 0.0, False
         self._drain_from_ms: float | None = None
 
-    def serve(self, stopping: Callable[[], bool], *, drain_ms: float = 20_000.0) -> None:
+    def serve(self, stopping: Callable[[], bool], *, drain_ms: float) -> None:
         """Run until `stopping()`, then until no request is left or `drain_ms` have passed.
 
         Raises what the engine raised: a worker whose engine died is of no use.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from common.policy.eviction import EVICTION_POLICIES
+from common.policy.prefetch import FETCH_POLICIES
 from common.settings import bytes_setting, setting
 from common.units import GIB
 
@@ -53,8 +54,14 @@ class WorkerSettings:
         choices=("write-through", "write-back", "selective"),
         help="When a kept block is copied to the KV store: at once, when it must go, or when it was used again.",
     )
+    fetch: str = setting(
+        "auto",
+        choices=FETCH_POLICIES,
+        help="When KV is fetched from a KV store or another worker: auto, if that is predicted to be faster than computing "
+        "it; always, from two blocks on.",
+    )
     on_load_failure: str = setting(
-        "recompute", choices=("recompute", "fail"), help="When KV from the KV store comes late or not at all."
+        "recompute", choices=("recompute", "fail"), help="When KV that is being fetched comes late or not at all."
     )
     transfer: str = setting(
         "auto",
@@ -69,6 +76,9 @@ class WorkerSettings:
         help="How KV travels; auto takes shared memory where the probe succeeds.",
     )
     lease_ms: int = setting(30_000, help="How long a prefill worker may fill granted pages without renewing.")
+    drain_s: float = setting(
+        20.0, help="Time that requests and leases have to finish when the process is told to stop."
+    )
     silent_peer_ms: int = setting(3_000, help="A gateway or peer silent for so long is taken for dead.")
 
     def __post_init__(self) -> None:
@@ -76,6 +86,8 @@ class WorkerSettings:
         for name in ("max_running", "max_step_tokens", "max_queued", "lease_ms", "silent_peer_ms"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')}={getattr(self, name)}: must be 1 or more")
+        if self.drain_s < 0:
+            raise ValueError(f"--drain-s={self.drain_s}: must be 0 or more")
         if self.caching not in range(4):
             raise ValueError(f"--caching={self.caching}: must be 0, 1, 2 or 3")
         if self.max_step_tokens < 16:

@@ -12,8 +12,8 @@ import pytest
 
 from tests.support.clients import Stream, all_free, random_prompt, ready, status, until
 from tests.support.processes import Cluster, cluster_at
-from tests.support.reference import Reference
 from tests.support.redis import redis_server_at
+from tests.support.reference import Reference
 
 pytestmark = pytest.mark.system
 
@@ -55,7 +55,9 @@ def system(model: Path, redis_socket: Path, tmp_path_factory: pytest.TempPathFac
 
 def start(processes: Cluster, model: Path, name: str) -> None:
     role = name.partition("-")[0]
-    processes.start(role, name, model=model, served_model_name="m", dtype="float32", device_memory="64MiB", kvstore="off")
+    processes.start(
+        role, name, model=model, served_model_name="m", dtype="float32", device_memory="64MiB", kvstore="off"
+    )
 
 
 def start_gateway(processes: Cluster, model: Path) -> None:
@@ -190,16 +192,13 @@ def test_predicted_hits_converge_after_a_worker_redis_and_a_gateway_were_restart
         until(lambda: converged(endpoint, running), "right again after a worker's restart", timeout_s=60)
         system.shut_down_redis()
         running.more(12)
-        system.processes.pop("redis", None)
         with redis_server_at(redis_socket):
             until(lambda: gauge(endpoint, "tree_connected") == 1, "Redis is back", timeout_s=60)
             until(lambda: gauge(endpoint, "tree_synced") == 1, "the tree is in sync", timeout_s=60)
             until(lambda: converged(endpoint, running), "right again after Redis' restart", timeout_s=60)
-            before = system.members()
-            processes = system
-            processes.start("gateway", "gateway-1", model=model, served_model_name="m", port=0)
-            processes.await_members("gateway-1")
-            other = processes.members()["gateway-1"].endpoint
+            system.start("gateway", "gateway-1", model=model, served_model_name="m", port=0)
+            system.await_members("gateway-1")
+            other = system.members()["gateway-1"].endpoint
             until(lambda: ready(other) and all_ready(other), "another gateway is ready", timeout_s=60)
             with load(other, asked, 8) as there:
                 until(lambda: converged(other, there), "a new gateway predicts as well", timeout_s=60)

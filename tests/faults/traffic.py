@@ -121,7 +121,7 @@ def start(processes: Cluster, name: str, model: Path, **flags: object) -> None:
     if role == "kvstore":
         processes.start(role, name, **{"host_memory": "32MiB", **flags})
     else:
-        processes.start(role, name, model=model, dtype="float32", device_memory=DEVICE_MEMORY, **flags)
+        processes.start(role, name, model=model, dtype="float32", device_memory=DEVICE_MEMORY, fetch="always", **flags)
 
 
 def restart(processes: Cluster, driver: Driver, name: str, model: Path, **flags: object) -> None:

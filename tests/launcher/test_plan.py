@@ -77,6 +77,12 @@ def test_the_memory_plan_adds_up_what_is_taken() -> None:
     assert memory_plan(UpSettings(host_memory_bytes=0)).endswith(", no KV store")
 
 
+def test_gateways_and_workers_get_the_same_time_to_drain() -> None:
+    settings = UpSettings(drain_s=7.5, mixed=1)
+    drains = [loaded(settings, name).drain_s for name in ("gateway-0", "prefill-0", "decode-0", "mixed-0")]
+    assert drains == [7.5] * 4
+
+
 def test_secrets_never_stand_in_a_command_line() -> None:
     plans = plan_processes(UpSettings(api_key="secret"), SITE)
     assert not [plan for plan in plans if "secret" in " ".join(plan.argv)]

@@ -128,11 +128,18 @@ class Rig:
         return {tier: now[tier] - before.get(tier, 0) for tier in now if now[tier] > before.get(tier, 0)}
 
 
+def _n_ways(name: str, workers: dict[str, dict[str, str]], level: int) -> int:
+    """Prefill workers dial the decode worker; who keeps anything dials the store and those of its own role."""
+    role = name.partition("-")[0]
+    others = sum(other.startswith(role) for other in workers) - 1
+    return (role == "prefill") + (1 + others if level else 0)
+
+
 @contextmanager
 def rig(folder: Path, answers: Answers, level: int, workers: dict[str, dict[str, str]], **decode: str) -> Iterator[Rig]:
     """A decode worker, a KV store with a disk, and prefill or mixed workers, each with flags of its own."""
     with cluster(folder) as processes:
-        common = {"model": answers.folder, "dtype": "float32", "caching": level}
+        common = {"model": answers.folder, "dtype": "float32", "caching": level, "fetch": "always"}
         processes.start("kvstore", STORE, host_memory=HOST_MEMORY, disk=folder / "disk", disk_size="64MiB")
         processes.start("decode", DECODE, **{"device_memory": "64MiB", **common, **decode})
         for name, flags in workers.items():
@@ -141,7 +148,7 @@ def rig(folder: Path, answers: Answers, level: int, workers: dict[str, dict[str,
         processes.await_members(*names)
         with Driver([processes.members()[name] for name in names]) as driver:
             decode_saves = level >= 2 and decode.get("kvstore") != "off"
-            wanted = {name: name.startswith("prefill") + (level >= 1) for name in workers} | {DECODE: int(decode_saves)}
+            wanted = {name: _n_ways(name, workers, level) for name in workers} | {DECODE: int(decode_saves)}
             driver.until_reported(
                 lambda: all(len(driver.reports[name].transports) == count for name, count in wanted.items()),
                 "all are connected",

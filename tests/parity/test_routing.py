@@ -94,7 +94,9 @@ def _connected(url: str, prefill: str) -> bool:
 def test_the_rule_does_not_show_in_the_tokens(system: System, rule: str) -> None:
     rules = {"x_penstock_route_prefill": rule, "x_penstock_route_decode": rule}
     with ThreadPoolExecutor(6) as threads:
-        answers = list(threads.map(lambda n: system.ask(system.prompts[n], x_session_id=f"s{n % 5}", **rules), range(24)))
+        answers = list(
+            threads.map(lambda n: system.ask(system.prompts[n], x_session_id=f"s{n % 5}", **rules), range(24))
+        )
     for (tokens, told, _), expected in zip(answers, system.expected, strict=True):
         assert tokens == expected
         assert (told["prefill"]["rule"], told["decode"]["rule"]) == (rule, rule)
@@ -131,7 +133,7 @@ def test_hits_that_are_not_there_cost_time_but_no_token(system: System) -> None:
             },
         )
     client.close()
-    until(lambda: _predicts(system, reference_prompts[0][:-1] + [rng.randrange(8, 1500)]), "the lie is believed")
+    until(lambda: _predicts(system, [*reference_prompts[0][:-1], rng.randrange(8, 1500)]), "the lie is believed")
     expected = Reference(Path(str(members["prefill-1"].model_path)))
     wrong = 0
     for prompt in reference_prompts:

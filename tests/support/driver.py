@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
+from common.messages.base import Message
 from common.messages.liveness import Hello, Member, Ping, Report, Welcome
-from common.messages.requests import Cancel, Failed, Generate, Sampling, Timings, TokenLogprob, Tokens
+from common.messages.requests import Cancel, Failed, FetchHint, Generate, Sampling, Timings, TokenLogprob, Tokens
 from common.net.sockets import Exchange
 
 _PING_S = 0.3
@@ -19,6 +20,7 @@ class Outcome:
     """What a request got."""
 
     tokens: list[int] = field(default_factory=list)
+    """Beginning with what was emitted before."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str | None = None
     failed: Failed | None = None
@@ -84,11 +86,14 @@ class Driver:
         timeout_ms: int = 60_000,
         request: str | None = None,
         cache_salt: str = "",
+        emitted: Sequence[int] = (),
+        fetch: FetchHint | None = None,
+        priority: int = 0,
         **sampling: object,
     ) -> RequestId:
-        """Start a request; `to` computes the prompt, `decode` (if any) the answer."""
+        """Start a request; `to` computes the prompt, `decode` (if any) the answer, which goes on behind `emitted`."""
         name = RequestId(request or f"{self._member.id}-{next(self._numbers)}")
-        self.outcomes[name] = Outcome()
+        self.outcomes[name] = Outcome(tokens=list(emitted))
         message = Generate(
             request=name,
             prompt=tuple(prompt),
@@ -96,9 +101,20 @@ class Driver:
             timeout_ms=timeout_ms,
             decode=None if decode is None else WorkerId(decode),
             cache_salt=cache_salt,
+            emitted=tuple(emitted),
+            fetch=fetch,
+            priority=priority,
         )
         assert self.exchange.send(self._peers[WorkerId(to)], message)
         return name
+
+    def hint(self, holder: str, n_blocks: int) -> FetchHint:
+        """That this worker's device pool holds so many leading blocks."""
+        return FetchHint(holder=self._peers[WorkerId(holder)], n_blocks=n_blocks)
+
+    def tell(self, worker: str, message: Message) -> bool:
+        """Send anything; False if it cannot be sent."""
+        return self.exchange.send(self._peers[WorkerId(worker)], message)
 
     def cancel(self, request: RequestId, *workers: str) -> None:
         for worker in workers:

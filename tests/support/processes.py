@@ -113,9 +113,15 @@ class Cluster:
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
     """A Redis and no process yet."""
-    with redis_server() as url:
-        made = Cluster(url, folder)
-        try:
-            yield made
-        finally:
-            made.close()
+    with redis_server() as url, cluster_at(url, folder) as made:
+        yield made
+
+
+@contextmanager
+def cluster_at(redis_url: str, folder: Path) -> Iterator[Cluster]:
+    """No process yet, beside a Redis of the caller's."""
+    made = Cluster(redis_url, folder)
+    try:
+        yield made
+    finally:
+        made.close()

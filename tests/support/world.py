@@ -87,6 +87,7 @@ class Answer:
     prompt: list[int]
     max_tokens: int
     tokens: list[int] = field(default_factory=list)
+    """Beginning with what was emitted before."""
     finish: str | None = None
     failed: Failed | None = None
     cancelled: bool = False
@@ -109,10 +110,11 @@ class World:
         transport: str = "shm",
         store_blocks: int = 0,
         flaky: float = 0.0,
+        more: tuple[str, ...] = (),
         **settings: object,
     ) -> None:
-        """`store_blocks`: host memory of a KV store, 0 for none. `flaky`: part of the block moves that fail.
-        `settings`: of WorkerSettings."""
+        """`store_blocks`: host memory of a KV store, 0 for none. `flaky`: part of the block moves that fail. `more`:
+        workers beside `decode` and `prefill`, such as `prefill-1`. `settings`: of WorkerSettings."""
         self.rng, self.transport, self.flaky, self.settings = rng, transport, flaky, settings
         self.now_ms = 0.0
         self.links: dict[tuple[PeerId, PeerId], deque] = {}
@@ -127,13 +129,15 @@ class World:
         self.members: list[Member] = []
         if store_blocks:
             self.start_store()
-        self.start("decode")
-        self.start("prefill")
+        for name in ("decode", "prefill", *more):
+            self.start(name)
 
-    def start(self, role: str) -> None:
+    def start(self, name: str) -> None:
+        """`prefill`: that is prefill-0."""
         self.lives += 1
+        role, _, number = name.partition("-")
         mine = Member(
-            id=WorkerId(f"{role}-0"),
+            id=WorkerId(f"{role}-{number or 0}"),
             role=role,
             incarnation=Incarnation(self.lives),
             endpoint="x",
@@ -143,11 +147,19 @@ class World:
         )
         settings = WorkerSettings(
             model="m",
-            **{"max_running": 5, "max_step_tokens": 16, "max_queued": 100, "silent_peer_ms": 3_000, **self.settings},  # type: ignore[arg-type]  # a test's keywords
+            **{
+                "max_running": 5,
+                "max_step_tokens": 16,
+                "max_queued": 100,
+                "silent_peer_ms": 3_000,
+                "fetch": "always",
+                **self.settings,
+            },  # type: ignore[arg-type]  # a test's keywords
         )
-        core = build_core(mine, settings, self.pages[role], LAYOUT, context_tokens=1000)
-        self.processes[role] = Process(peer_id(mine.id, mine.incarnation), core, core.pool.ledger, Memory(4))
-        self.members = [m for m in self.members if m.role != role] + [mine]
+        pages = self.pages["prefill" if role == "prefill" else "decode"]
+        core = build_core(mine, settings, pages, LAYOUT, context_tokens=1000)
+        self.processes[name] = Process(peer_id(mine.id, mine.incarnation), core, core.pool.ledger, Memory(4))
+        self.members = [m for m in self.members if m.id != mine.id] + [mine]
         self.tell_members()
 
     def start_store(self) -> None:
@@ -162,9 +174,9 @@ class World:
             if process.alive:
                 self.perform(process, process.core.on_members(self.members, self.now_ms))
 
-    def kill(self, role: str) -> None:
+    def kill(self, name: str) -> None:
         """kill -9, seen at once by the kernel's end-of-file on the other side; messages on the way are lost."""
-        victim = self.processes[role]
+        victim = self.processes[name]
         victim.alive = False
         for answer in self.answers.values():  # the gateway notices by silence
             if not answer.done:
@@ -201,11 +213,16 @@ class World:
         timeout_ms: int = 10**6,
         stop_token_ids: tuple[int, ...] = (),
         cache_salt: str = "",
+        to: str = "prefill",
+        **more: object,
     ) -> None:
+        """`to`: a decode or mixed worker answers by itself. `more`: fields of Generate."""
         sampling = Sampling(max_tokens=max_tokens, stop_token_ids=stop_token_ids)
         message = self.generate(name, prompt, sampling, timeout_ms=timeout_ms)
-        message = msgspec.structs.replace(message, cache_salt=cache_salt)
-        self.post(GATEWAY, self.processes["prefill"].peer, message)
+        decode = message.decode if to.startswith("prefill") else None
+        message = msgspec.structs.replace(message, cache_salt=cache_salt, decode=decode, **more)
+        self.answers[message.request].tokens += message.emitted
+        self.post(GATEWAY, self.processes[to].peer, message)
 
     def generate(
         self, name: str, prompt: list[int], sampling: Sampling, *, decode: str = "decode-0", timeout_ms: int = 10**6

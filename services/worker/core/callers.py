@@ -1,4 +1,4 @@
-"""Who dialled this worker: gateways and prefill workers. Pure.
+"""Who dialled this worker: gateways and other workers. Pure.
 
 Owns one entry per calling incarnation, made by its first message and removed after `silent_ms` without any.
 """
@@ -15,6 +15,7 @@ class Callers:
         self._mine, self._silent_ms = mine, silent_ms
         self._heard_ms: dict[PeerId, float] = {}
         self._refused: set[PeerId] = set()
+        self._roles: dict[PeerId, str] = {}  # of those that were welcomed
 
     def heard(self, peer: PeerId, now_ms: float) -> None:
         """Any message came from the peer."""
@@ -27,7 +28,12 @@ class Callers:
         if hello.member.role != "gateway" and rows:
             self._refused.add(peer)
             return Send(peer, Refused(text=f"{hello.member.id} does not fit {self._mine.id}: {rows}"))
+        self._roles[peer] = hello.member.role
         return Send(peer, Welcome(member=self._mine))
+
+    def role(self, peer: PeerId) -> str | None:
+        """What the caller said it is; None if it was not heard of late, or was not welcome."""
+        return self._roles.get(peer)
 
     def is_refused(self, peer: PeerId) -> bool:
         """Whether the peer's KV must not come here."""
@@ -53,3 +59,4 @@ class Callers:
         """The caller is dead."""
         self._heard_ms.pop(peer, None)
         self._refused.discard(peer)
+        self._roles.pop(peer, None)

@@ -8,8 +8,8 @@ from common.cost.step_cost import UNKNOWN_COST, StepCost
 from common.cost.step_fit import StepFit, StepWork, prefill_work
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.plan import Segment, StepPlan, StepResult
-from services.worker.core.preparation import WaitingPrompt
 from services.worker.core.sequence import Sequence
+from services.worker.core.waiting import WaitingPrompt
 
 _LOOKED_AT = 32
 """Prompts of the queue that are matched against the cache for a report; the others are taken for cached by the same share."""

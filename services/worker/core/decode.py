@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from common.block_hash import hash_blocks
 from common.errors import LoadFailed, ProtocolViolation
 from common.ids import PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
@@ -27,6 +26,7 @@ from services.worker.core.preparation import Preparation
 from services.worker.core.role import DRAINED, WorkerRole
 
 _TOMBSTONE_MS = 60_000.0
+_ENDING = "the decode worker was told to stop and takes no more prompts over"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class DecodeCore(WorkerRole):
         self._layout, self._fail_lost_loads = terms.layout, terms.fail_lost_loads
         self._returns_answers = terms.returns_answers
         preparation = Preparation(parts.cache, parts.pool, parts.scheduler)
-        self._local = LocalPrompts(generation, parts.cache, preparation)
+        self._local = LocalPrompts(generation, parts.cache, preparation, terms.layout.block_tokens)
         self._cancelled: dict[RequestId, float] = {}  # -> when to forget it
 
     def _on_request(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
@@ -75,7 +75,7 @@ class DecodeCore(WorkerRole):
         if self._reporter.draining:
             text = f"{self._mine.id} is draining and takes nothing new"
             return [_failed(gateway, message.request, "no_worker", text, retryable=True)]
-        if refusal := self._refusal(message.request, message.prompt):
+        if refusal := self._refusal(message):
             return [_failed(gateway, message.request, "invalid_request", refusal, retryable=False)]
         tokens, max_tokens = len(message.prompt), message.sampling.max_tokens
         pages = self._layout.pages_at_most(tokens, max_tokens)
@@ -87,8 +87,7 @@ class DecodeCore(WorkerRole):
             text = f"{waiting} requests are waiting on {self._mine.id} already"
             return [_failed(gateway, message.request, "busy", text, retryable=True)]
         root = self._root(message.cache_salt)
-        names = hash_blocks(message.prompt[:-1], root, self._layout.block_tokens)
-        self._local.add(message, gateway, root, names, now_ms)
+        self._local.add(message, gateway, root, now_ms)
         return self._after_cache(now_ms)
 
     def _after_cache(self, now_ms: float) -> list[Action]:
@@ -109,6 +108,10 @@ class DecodeCore(WorkerRole):
             code, text = "config", f"{sender} does not fit {self._mine.id}"
         elif message.request in self._generation:
             code, text = "protocol_violation", "the request is being generated here already"
+        elif self._ending and not self._incoming.knows(message.transfer):
+            return [
+                Send(sender, GrantRefused(transfer=message.transfer, code="no_worker", text=_ENDING, retryable=True))
+            ]
         else:
             return self._incoming.on_message(sender, message, now_ms)
         refusal = GrantRefused(transfer=message.transfer, code=code, text=text, retryable=False)
@@ -146,8 +149,7 @@ class DecodeCore(WorkerRole):
 
     def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
         """The kernel reported the death of a process that had our memory mapped, or a KV store fell silent."""
-        self._cache.on_peer_dead(peer)
-        forgotten = self._neighbours.forget(peer)
+        forgotten = self._neighbours.forget(peer) + self._cache.on_peer_dead(peer, now_ms)
         return forgotten + self._incoming.on_sender_dead(peer, now_ms) + self._after_cache(now_ms)
 
     def on_peer_joined(self, peer: PeerId) -> list[Action]:

@@ -14,7 +14,7 @@ class FoundBlocks:
     peer: PeerId
     first_block: int
     tiers: tuple[str, ...]
-    """Per block: device, host or disk."""
+    """Per block: host, disk or peer."""
     pages: PageIds
     """[blocks, layers] of the holder's shared memory; no rows if the bytes come by message."""
     deadline_ms: float

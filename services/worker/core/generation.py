@@ -38,13 +38,15 @@ class Arrival:
 
     request: RequestId
     gateway: PeerId
-    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    """Prompt and emitted tokens."""
+    emitted_tokens: int
     sampling: Sampling
     deadline_ms: float
     root: BlockHash
     """What the names of its blocks start from."""
     names: tuple[BlockHash, ...]
-    """Of the whole blocks of its prompt."""
+    """Of the whole blocks of its tokens."""
     origin: PeerId
     """The prefill worker that hands it over."""
 
@@ -86,7 +88,8 @@ class Generation:
         self._answers[arrival.request] = answer
         prompt = NewPrompt(
             request=arrival.request,
-            tokens=arrival.prompt,
+            tokens=arrival.tokens,
+            emitted_tokens=arrival.emitted_tokens,
             sampling=arrival.sampling,
             root=arrival.root,
             hashes=arrival.names,
@@ -128,7 +131,9 @@ class Generation:
 
     @staticmethod
     def _cached_tokens(answer: _Answer, sequence: Sequence) -> int:
-        return (sequence.reused_tokens or 0) if answer.cached_tokens is None else answer.cached_tokens
+        if answer.cached_tokens is not None:
+            return answer.cached_tokens
+        return sequence.reused_prompt_tokens
 
     def take_finished(self) -> list[Finished]:
         """Handed-over requests that have finished since the last call."""

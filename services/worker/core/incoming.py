@@ -24,7 +24,7 @@ from services.worker.core.actions import Action
 from services.worker.core.generation import Arrival, Generation
 from services.worker.core.scheduler import Scheduler
 from services.worker.core.sequence import request_owner
-from services.worker.core.wire import are_tokens
+from services.worker.core.wire import refusal_of
 
 
 @dataclass(slots=True)
@@ -122,11 +122,9 @@ class Incoming:
     # -- granting
 
     def _on_asked(self, sender: PeerId, request: GrantRequest, now_ms: float) -> list[Action]:
-        if not are_tokens(request.prompt, self._terms.vocab_tokens):
-            text = f"the prompt holds what is no token of 0 to {self._terms.vocab_tokens - 1}"
-            return self._carry_out(
-                self._receiver.refuse(request.transfer, "invalid_request", text, False, now_ms), now_ms
-            )
+        if refusal := refusal_of(request, self._terms.vocab_tokens):
+            refused = self._receiver.refuse(request.transfer, "invalid_request", refusal, False, now_ms)
+            return self._carry_out(refused, now_ms)
         prompt_tokens, max_tokens = len(request.prompt), request.sampling.max_tokens
         pages = self._terms.layout.pages_at_most(prompt_tokens, max_tokens)
         if pages > self._pool.ledger.total_pages:
@@ -136,13 +134,14 @@ class Incoming:
         actions = self.cancel(request.request, "superseded", now_ms)
         deadline_ms = now_ms + request.timeout_ms
         root = self._terms.root(request.cache_salt)
-        names: list[BlockHash] = []
+        names, tokens = list[BlockHash](), request.prompt + request.emitted
         if self._terms.keeps_blocks:
-            names = hash_blocks(request.prompt, root, self._terms.layout.block_tokens)
+            names = hash_blocks(tokens, root, self._terms.layout.block_tokens)
         arrival = Arrival(
             request=request.request,
             gateway=request.gateway,
-            prompt=request.prompt,
+            tokens=tokens,
+            emitted_tokens=len(request.emitted),
             sampling=request.sampling,
             deadline_ms=deadline_ms,
             root=root,
@@ -158,8 +157,9 @@ class Incoming:
         actions: list[Action] = []
         while self._queue:
             incoming = self._transfers[self._queue[0]]
-            grows = incoming.request.sampling.max_tokens > 1  # the last drawn token needs no page
-            tokens = len(incoming.request.prompt) + grows
+            arrival = incoming.arrival
+            grows = arrival.sampling.max_tokens > arrival.emitted_tokens + 1  # the last drawn token needs no page
+            tokens = len(arrival.tokens) + grows
             pinned = self._pool.pinned_run(incoming.arrival.names)
             if not self._scheduler.has_room(tokens, pinned_blocks=pinned, promised=self._n_granted):
                 break
@@ -173,7 +173,7 @@ class Incoming:
         incoming.table = PageTable(self._terms.layout.layers)
         if hits:
             incoming.table.append(self._pool.take(owner, names[:hits]))
-        missing = self._terms.layout.blocks_for(len(request.prompt)) - hits
+        missing = self._terms.layout.blocks_for(len(incoming.arrival.tokens)) - hits
         granted = self._pool.alloc(owner, missing, PageState.GRANTED)
         incoming.table.append(granted)
         grant = Grant(
@@ -248,6 +248,10 @@ class Incoming:
         """Whether KvSent of this transfer must bring the bytes along."""
         incoming = self._transfers.get(transfer)
         return incoming is not None and incoming.request.transport == "tcp"
+
+    def knows(self, transfer: TransferId) -> bool:
+        """Whether this transfer was asked for and has not ended."""
+        return transfer in self._transfers
 
     @property
     def _n_granted(self) -> int:

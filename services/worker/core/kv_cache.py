@@ -6,6 +6,7 @@ Each part owns its own exchanges; this routes messages, moved blocks, time and d
 from dataclasses import dataclass
 
 from common.block_hash import BlockHash
+from common.cost.link_cost import LinkCost
 from common.ids import PeerId, RequestId
 from common.messages import AnyMessage
 from common.messages.actions import Send
@@ -13,15 +14,19 @@ from common.messages.blocks import Declined, Find, Found, Offered, Release, Rese
 from kvstore.index.block_pool import BlockPool
 from kvstore.index.event_log import EventLog
 from services.worker.core.actions import Action, Moved
-from services.worker.core.found import Load
+from services.worker.core.callers import Callers
+from services.worker.core.fetch_costs import FetchCosts
+from services.worker.core.found import FoundBlocks, Load
 from services.worker.core.lender import Lender
-from services.worker.core.neighbours import Neighbours
+from services.worker.core.lookups import Question, Wanted
+from services.worker.core.neighbours import BlockLink, Neighbours
 from services.worker.core.offers import Offers
 from services.worker.core.prefetch import Prefetch
 from services.worker.core.prefix import ReuseTotals
 from services.worker.core.returns import Returns
 from services.worker.core.sequence import Sequence
 from services.worker.core.spill import Spiller
+from services.worker.core.waiting import WaitingPrompt
 
 _MINE = Found | Reserved | Stored | Find | Release | Offered | Declined
 
@@ -37,13 +42,19 @@ class CacheParts:
     lender: Lender
     returns: Returns
     offers: Offers
+    costs: FetchCosts
 
 
 class KvCache:
     """The cache as the two cores see it."""
 
-    def __init__(self, parts: CacheParts, neighbours: Neighbours, *, use_store: bool) -> None:
-        self._pool, self._neighbours = parts.pool, neighbours
+    def __init__(
+        self, parts: CacheParts, neighbours: Neighbours, callers: Callers, *, use_store: bool, fetches: bool = True
+    ) -> None:
+        """`fetches`: whether this worker keeps anything, and so may take blocks that other workers hold."""
+        self._pool, self._neighbours, self._callers = parts.pool, neighbours, callers
+        self._lookups = parts.prefetch.lookups
+        self._costs, self._fetches = parts.costs, fetches
         self._prefetch, self._spiller, self._lender = parts.prefetch, parts.spiller, parts.lender
         self._returns, self._offers, self._use_store = parts.returns, parts.offers, use_store
         self._block_tokens = parts.offers.block_tokens
@@ -51,19 +62,40 @@ class KvCache:
 
     # -- prompts
 
-    def look_up(self, request: RequestId, names: list[BlockHash], now_ms: float) -> list[Action]:
-        """Ask the KV store for what of these blocks is missing here. `ready` tells when it is known."""
-        store = self._neighbours.store() if self._use_store else None
-        here = self._pool.match(names)
-        if store is None or here == len(names):
+    def look_up(self, prompt: WaitingPrompt, now_ms: float, *, hinted: bool = True) -> list[Action]:
+        """Ask for what of its blocks is missing here: the worker that is said to hold them, then the KV store.
+
+        `ready` tells when it is known. `hinted`: whether to believe the hint.
+        """
+        here = self._pool.match(prompt.names)
+        if here == len(prompt.names):
             return []
-        return self._prefetch.look_up(request, store, names[here:], here, now_ms)
+        questions = list[Question]()
+        hint, store = prompt.message.fetch if hinted else None, self._neighbours.store() if self._use_store else None
+        if hint is not None and hint.n_blocks > here and self._fetches:
+            holder = self._link_to(hint.holder)
+            self._lookups.count_hint(reachable=holder is not None)
+            if holder is not None:
+                questions.append(Question(holder, tuple(prompt.names[here : hint.n_blocks])))
+        if store is not None:
+            questions.append(Question(store, tuple(prompt.names[here:])))
+        wanted = Wanted(prompt.message.request, len(prompt.tokens), here)
+        return self._lookups.look_up(wanted, questions, now_ms)
+
+    def _link_to(self, holder: PeerId) -> BlockLink | None:
+        """The way to another worker's blocks. Who dialled us is asked by message; KV stores are not for hints."""
+        link = self._neighbours.link(holder)
+        if link is not None:
+            return None if link.is_store else link
+        if self._callers.role(holder) not in ("prefill", "decode", "mixed"):
+            return None
+        return BlockLink(holder, False, self._neighbours.block_bytes, is_store=False)
 
     def ready(self, request: RequestId, names: list[BlockHash]) -> bool:
         """Whether the request may start: nothing is being looked up for it, and its next block is not on its way here."""
         here = self._pool.match(names)
         on_its_way = here < len(names) and self._returns.awaits(names[here])
-        return not on_its_way and self._prefetch.settled(request)
+        return not on_its_way and self._lookups.settled(request)
 
     def make_room(self, names: list[BlockHash], tokens: int, now_ms: float) -> tuple[bool, list[Action]]:
         """Whether a prompt may take its pages now, or must wait until what it displaces is saved (write-back)."""
@@ -73,22 +105,31 @@ class KvCache:
 
     @property
     def prefetch(self) -> Prefetch:
-        """For what was found."""
+        """For what became of loads."""
         return self._prefetch
+
+    def take(self, request: RequestId) -> FoundBlocks | None:
+        """What was found for a request that starts now; it comes back with `start`."""
+        return self._lookups.take(request)
 
     def forget(self, request: RequestId) -> list[Action]:
         """The request is over."""
-        return self._prefetch.forget(request)
+        return self._lookups.forget(request)
 
     def start(self, load: Load, now_ms: float) -> list[Action]:
         """Begin what a sequence that has just started waits for."""
         return self._prefetch.start(load, now_ms)
 
-    def refresh(self, request: RequestId, names: list[BlockHash], now_ms: float) -> list[Action]:
-        """Look a prompt up again whose find has grown old while it waited."""
-        if not self._prefetch.is_stale(request, now_ms):
+    def refresh(self, prompt: WaitingPrompt, now_ms: float) -> list[Action]:
+        """Look a prompt up again whose find has grown old while it waited.
+
+        Only in the KV store: two workers whose prompts wait for pages that the other one's prompt has pinned would wait
+        for ever.
+        """
+        request = prompt.message.request
+        if not self._lookups.is_stale(request, now_ms):
             return []
-        return self._prefetch.forget(request) + self.look_up(request, names, now_ms)
+        return self._lookups.forget(request) + self.look_up(prompt, now_ms, hinted=False)
 
     def load(self, call: int) -> Load | None:
         """A load that has not ended."""
@@ -162,12 +203,13 @@ class KvCache:
         self._offers.on_tick(now_ms)
         return self._prefetch.on_tick(now_ms) + self._spiller.on_tick(now_ms) + self.pump(now_ms)
 
-    def on_peer_dead(self, peer: PeerId) -> None:
+    def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
         """A peer of any role is gone."""
         self._lender.on_peer_dead(peer)
-        self._prefetch.on_peer_dead(peer)
         self._returns.on_peer_dead(peer)
         self._spiller.on_peer_dead(peer)
+        self._costs.forget(peer)
+        return self._prefetch.on_peer_dead(peer, now_ms)
 
     # -- state for others
 
@@ -182,9 +224,8 @@ class KvCache:
             "spill_lost_blocks_total": float(self._spiller.lost_blocks_total),
             "returned_blocks_total": float(self._returns.returned_blocks_total),
             "declined_blocks_total": float(self._returns.declined_blocks_total),
-            "load_failures_total": float(self._prefetch.failures_total),
+            **self._prefetch.counters,
             "kv_bytes_total{direction=device_to_host}": float(self._spiller.spilled_bytes_total),
-            "kv_bytes_total{direction=host_to_device}": float(self._prefetch.loaded_bytes_total),
             "kv_bytes_total{direction=decode_to_prefill}": float(self._returns.returned_bytes_total),
         }
 
@@ -193,8 +234,13 @@ class KvCache:
         return {
             "cached_blocks": float(len(self._pool.cache)),
             "pinned_blocks": float(self._pool.cache.n_pinned),
+            "leases": float(self._lender.n_leases),
             "oldest_pin_ms": self._lender.oldest_ms(now_ms),
         }
+
+    def links(self, now_ms: float) -> tuple[LinkCost, ...]:
+        """As in reports."""
+        return self._costs.links(now_ms)
 
     @property
     def idle(self) -> bool:

@@ -8,15 +8,16 @@ displace is saved.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from common.block_hash import BlockHash
+from common.block_hash import BlockHash, hash_blocks
 from common.ids import PeerId, RequestId
 from common.messages.actions import Send
 from common.messages.requests import Failed, Generate
 from services.worker.core.actions import Action
 from services.worker.core.generation import Generation
 from services.worker.core.kv_cache import KvCache
-from services.worker.core.preparation import Preparation, WaitingPrompt
+from services.worker.core.preparation import Preparation
 from services.worker.core.sequence import NewPrompt
+from services.worker.core.waiting import WaitingPrompt
 
 _PREPARE_AHEAD = 2
 
@@ -24,6 +25,7 @@ _PREPARE_AHEAD = 2
 @dataclass(slots=True, eq=False)
 class _Waiting:
     message: Generate
+    tokens: tuple[int, ...]
     gateway: PeerId
     root: BlockHash
     names: list[BlockHash]
@@ -36,11 +38,12 @@ class _Waiting:
 
 
 class LocalPrompts:
-    """First come, first served, as far as room and lookups allow."""
+    """By priority and arrival, as far as room and lookups allow."""
 
-    def __init__(self, generation: Generation, cache: KvCache, preparation: Preparation) -> None:
+    def __init__(self, generation: Generation, cache: KvCache, preparation: Preparation, block_tokens: int) -> None:
         self._generation, self._cache, self._preparation = generation, cache, preparation
-        self._waiting: dict[RequestId, _Waiting] = {}
+        self._block_tokens = block_tokens
+        self._waiting: dict[RequestId, _Waiting] = {}  # in the order in which they go
 
     def __contains__(self, request: RequestId) -> bool:
         return request in self._waiting
@@ -56,11 +59,16 @@ class LocalPrompts:
     @property
     def waiting_tokens(self) -> int:
         """Prompt tokens of all that wait."""
-        return sum(len(one.message.prompt) for one in self._waiting.values())
+        return sum(len(one.tokens) for one in self._waiting.values())
 
-    def add(self, message: Generate, gateway: PeerId, root: BlockHash, names: list[BlockHash], now_ms: float) -> None:
-        """Queue a request that was checked. `root`, `names`: of its blocks."""
-        self._waiting[message.request] = _Waiting(message, gateway, root, names, now_ms)
+    def add(self, message: Generate, gateway: PeerId, root: BlockHash, now_ms: float) -> None:
+        """Queue a request that was checked. `root`: what the names of its blocks start from."""
+        tokens = message.prompt + message.emitted
+        names = hash_blocks(tokens[:-1], root, self._block_tokens)
+        self._waiting[message.request] = _Waiting(message, tokens, gateway, root, names, now_ms)
+        if any(one.message.priority > message.priority for one in self._waiting.values()):
+            ordered = sorted(self._waiting.items(), key=lambda entry: entry[1].message.priority)  # stable
+            self._waiting = dict(ordered)
 
     def pump(self, now_ms: float) -> list[Action]:
         """Start what may start."""
@@ -84,11 +92,12 @@ class LocalPrompts:
         message = one.message
         prompt = NewPrompt(
             request=message.request,
-            tokens=message.prompt,
+            tokens=one.tokens,
+            emitted_tokens=len(message.emitted),
             sampling=message.sampling,
             root=one.root,
             hashes=tuple(one.names),
-            found=self._cache.prefetch.take(message.request),
+            found=self._cache.take(message.request),
         )
         self._generation.start(prompt, one.gateway, one.arrived_ms, one.deadline_ms)
 

@@ -1,4 +1,10 @@
-"""The processes that a worker keeps connections to: decode workers (from prefill workers) and KV stores. Pure.
+"""The processes that a worker keeps connections to: those whose memory it writes or reads. Pure.
+
+Whoever reads or writes dials: prefill workers dial decode workers, to hand KV over; prefill workers dial each other and
+mixed workers dial each other, to fetch KV that they lack; all dial KV stores. Two that read each other have two
+connections, one per direction, each with its own pings, mapping and end. Decode workers do not dial prefill workers: a
+mapping that ends is news of a death, and must not end hand-overs; what they fetch comes by message, over the connection
+that the prefill worker opened.
 
 Owns one `_Neighbour` per incarnation of such a process seen in the membership. An entry leaves when its incarnation is
 gone from the membership, when it was silent too long, or when the kernel reported its death; it comes back if the
@@ -29,13 +35,17 @@ class Link(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class StoreLink:
-    """The way to the KV store in use."""
+class BlockLink:
+    """The way to blocks of another process."""
 
     peer: PeerId
     shared: bool
     """Its memory is mapped here; otherwise bytes travel with messages."""
     block_bytes: int
+    is_store: bool = True
+    """A KV store; else another worker, with its device pool."""
+    probed_bytes_per_s: float = 0.0
+    """When the channel was opened; 0: unknown."""
 
 
 @dataclass(slots=True)
@@ -54,14 +64,15 @@ class Neighbours:
 
     def __init__(self, mine: Member, roles: Collection[str], *, silent_ms: float, block_bytes: int = 0) -> None:
         """`roles`: whom to dial. `block_bytes`: of one token block over all layers."""
-        self._mine, self._roles, self._silent_ms, self._block_bytes = mine, frozenset(roles), silent_ms, block_bytes
+        self._mine, self._roles, self._silent_ms, self.block_bytes = mine, frozenset(roles), silent_ms, block_bytes
         self._by_peer: dict[PeerId, _Neighbour] = {}
         self._pings = 0
 
     def on_members(self, members: list[Member], now_ms: float) -> tuple[list[Action], list[PeerId]]:
         """Dial who is new. Second result: peers of which a newer incarnation has taken the name, hence dead."""
         actions: list[Action] = []
-        listed = {peer_id(m.id, m.incarnation): m for m in members if m.role in self._roles}
+        others = [m for m in members if m.role in self._roles and m.id != self._mine.id]
+        listed = {peer_id(m.id, m.incarnation): m for m in others}
         names = {m.id: peer for peer, m in listed.items()}
         replaced = [p for p, n in self._by_peer.items() if p not in listed and n.member.id in names]
         for peer, member in listed.items():
@@ -124,22 +135,34 @@ class Neighbours:
     def ready(self, worker: WorkerId) -> PeerId | None:
         """The living incarnation of a decode worker that KV can be sent to."""
         for peer, neighbour in self._by_peer.items():
-            if neighbour.member.id == worker and neighbour.link is Link.READY:
+            decodes = neighbour.member.id == worker and neighbour.member.role == "decode"
+            if decodes and neighbour.link is Link.READY:
                 return peer
         return None
 
-    def store(self) -> StoreLink | None:
+    def link(self, peer: PeerId) -> BlockLink | None:
+        """The way to the blocks of a process that is connected."""
+        neighbour = self._by_peer.get(peer)
+        if neighbour is None or neighbour.link is not Link.READY or neighbour.transport is None:
+            return None
+        rate = neighbour.transport.gib_per_s * 2**30
+        is_store = neighbour.member.role == "kvstore"
+        return BlockLink(peer, neighbour.transport.kind == "shm", self.block_bytes, is_store, rate)
+
+    def store(self) -> BlockLink | None:
         """The KV store to use: one that shares memory with us if there is one, else the first by name."""
         ready = [n for n in self._by_peer.values() if n.member.role == "kvstore" and n.link is Link.READY]
         if not ready:
             return None
         best = min(ready, key=lambda n: (self.transport(n.peer) != "shm", n.member.id))
-        return StoreLink(best.peer, self.transport(best.peer) == "shm", self._block_bytes)
+        return self.link(best.peer)
 
     def why_not(self, worker: WorkerId) -> str:
         """Why `ready` gives None."""
         for neighbour in self._by_peer.values():
             if neighbour.member.id == worker:
+                if neighbour.member.role != "decode":
+                    return f"it is a {neighbour.member.role} worker"
                 return neighbour.refusal or f"its connection is only {neighbour.link.name.lower()}"
         return "it is not in the membership or has stopped answering"
 

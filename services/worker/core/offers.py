@@ -31,8 +31,8 @@ class Offers:
         self._offers: dict[int, _Offer] = {}
 
     def offer(self, sequence: Sequence, peer: PeerId, now_ms: float) -> list[Action]:
-        """Offer the blocks of a finished sequence that lie behind its prompt's whole blocks."""
-        first = sequence.prompt_tokens // self.block_tokens
+        """Offer the blocks of a finished sequence that lie behind what the prefill worker computed."""
+        first = sequence.known_tokens // self.block_tokens
         names = tuple(sequence.hashes[first : sequence.published_blocks])
         if not names:
             return []

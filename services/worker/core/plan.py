@@ -18,7 +18,8 @@ class Segment:
     tokens: list[int]
     """Prompt and all tokens generated so far."""
     prompt_tokens: int
-    """How many of `tokens` the client sent: penalties of OpenAI's kind count only the rest."""
+    """How many of `tokens` the client sent: the rest is output, also what an earlier worker emitted. Penalties of OpenAI's
+    kind count only that."""
     start: int
     """Position of the first token to compute; KV of all positions before it is in the pages."""
     count: int

@@ -4,7 +4,8 @@ Owns the queue of prompts and one Prompt per request until its KV is handed over
 Pages belong to the Scheduler; while a copy may read them they are held, and the Sender says when that is over.
 """
 
-from collections import Counter, deque
+from bisect import insort
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ class PrefillCore(WorkerRole):
         super().__init__(mine, parts, max_queued=terms.max_queued)
         self._sender, self._layout, self._terms = sender, terms.layout, terms
         self._preparation = Preparation(parts.cache, parts.pool, parts.scheduler)
-        self._queue: deque[Prompt] = deque()
+        self._queue: list[Prompt] = []  # by priority and arrival
         self._prompts: dict[RequestId, Prompt] = {}
         self._requests: dict[TransferId, RequestId] = {}
         self._transfers = 0
@@ -80,20 +81,20 @@ class PrefillCore(WorkerRole):
         prompt = Prompt(message, gateway, now_ms, now_ms + message.timeout_ms, self._root(message.cache_salt))
         if self._reporter.draining:
             return [*prompt.tell("no_worker", f"{self._mine.id} is draining and takes nothing new", retryable=True)]
-        if refusal := self._refusal(message.request, message.prompt):
+        if refusal := self._refusal(message):
             return [*prompt.tell("invalid_request", refusal)]
         if message.decode is None:
             return [*prompt.tell("protocol_violation", f"{self._mine.id} only prefills; no decode worker was named")]
-        pages, total = self._layout.pages_for(len(message.prompt)), self._pool.ledger.total_pages
+        pages, total = self._layout.pages_for(len(prompt.tokens)), self._pool.ledger.total_pages
         if pages > total:
             text = f"the prompt needs {pages} pages; {self._mine.id} has {total} in all"
             return [*prompt.tell("out_of_pages", text)]
         if len(self._queue) >= self._max_queued:
             text = f"{len(self._queue)} requests are waiting on {self._mine.id} already"
             return [*prompt.tell("busy", text, retryable=True)]
-        prompt.names = hash_blocks(message.prompt[:-1], prompt.root, self._layout.block_tokens)
+        prompt.names = hash_blocks(prompt.tokens[:-1], prompt.root, self._layout.block_tokens)
         self._prompts[message.request] = prompt
-        self._queue.append(prompt)
+        insort(self._queue, prompt, key=lambda queued: queued.message.priority)
         return self._pump(now_ms)
 
     def _on_cancel(self, request: RequestId, now_ms: float) -> list[Action]:
@@ -159,9 +160,9 @@ class PrefillCore(WorkerRole):
         return actions + self._pump(now_ms)
 
     def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
-        """A decode worker or a KV store died (the kernel or its silence said so)."""
+        """A worker or a KV store died (the kernel or its silence said so)."""
         forgotten = self._neighbours.forget(peer)  # first, or the room that its prompts leave starts more for it
-        self._cache.on_peer_dead(peer)
+        forgotten += self._cache.on_peer_dead(peer, now_ms)
         return self._carry_out(self._sender.on_peer_dead(peer), now_ms) + forgotten + self._after_cache(now_ms)
 
     def on_tick(self, now_ms: float) -> list[Action]:
@@ -179,15 +180,12 @@ class PrefillCore(WorkerRole):
 
     def _pump(self, now_ms: float) -> list[Action]:
         """Start prompts in order, while there are pages and not too many wait for their grant."""
-        actions: list[Action] = []
+        actions = self._give_unreachable_up(now_ms)
         asking = Counter(p.decode for p in self._prompts.values() if p.transfer is not None and p.granted_ms is None)
         for prompt in list(self._queue):
             decode = self._neighbours.ready(prompt.decode_worker)
-            if decode is None:
-                actions += self._on_unreachable(prompt, now_ms)
-                continue
-            if asking[decode] >= _ASK_AHEAD:
-                continue  # that decode worker is full; others may not be
+            if decode is None or asking[decode] >= _ASK_AHEAD:
+                continue  # that decode worker is being connected, or full; others may not be
             asking[decode] += 1
             ready, steps = self._preparation.advance(prompt, now_ms)
             actions += steps
@@ -198,13 +196,16 @@ class PrefillCore(WorkerRole):
                 actions += self._start(prompt, decode, now_ms)
         return actions
 
-    def _on_unreachable(self, prompt: Prompt, now_ms: float) -> list[Action]:
-        """Its decode worker is not connected yet: it lets others pass for a moment, then fails."""
-        worker = prompt.decode_worker
-        if now_ms - prompt.arrived_ms < _CONNECT_GRACE_MS:
-            return []
-        text = f"{self._mine.id} cannot reach decode worker {worker}: {self._neighbours.why_not(worker)}"
-        return [*prompt.tell("no_worker", text, retryable=True), *self._end(prompt, "no_worker", now_ms)]
+    def _give_unreachable_up(self, now_ms: float) -> list[Action]:
+        """Prompts whose decode worker is not connected let others pass for a moment, then fail, wherever they stand."""
+        actions: list[Action] = []
+        for prompt in [p for p in self._queue if now_ms - p.arrived_ms >= _CONNECT_GRACE_MS]:
+            worker = prompt.decode_worker
+            if self._neighbours.ready(worker) is None:
+                text = f"{self._mine.id} cannot reach decode worker {worker}: {self._neighbours.why_not(worker)}"
+                actions += prompt.tell("no_worker", text, retryable=True)
+                actions += self._end(prompt, "no_worker", now_ms)
+        return actions
 
     def _start(self, prompt: Prompt, decode: PeerId, now_ms: float) -> list[Action]:
         message = prompt.message
@@ -212,11 +213,11 @@ class PrefillCore(WorkerRole):
         self._transfers += 1
         transfer = TransferId(f"{self._mine.id}@{self._mine.incarnation:016x}/{self._transfers}")
         prompt.transfer, prompt.decode, prompt.asked_ms = transfer, decode, now_ms
-        prompt.sequence = self._scheduler.submit(prompt.sequence_for(self._cache.prefetch.take(message.request)))
+        prompt.sequence = self._scheduler.submit(prompt.sequence_for(self._cache.take(message.request)))
         self._scheduler.sequences.hold(message.request)
         self._requests[transfer] = message.request
         request = prompt.grant_request(self._neighbours.transport(decode), now_ms)
-        n_blocks = self._layout.blocks_for(len(message.prompt))
+        n_blocks = self._layout.blocks_for(len(prompt.tokens))
         asked = self._sender.ask(decode, request, n_blocks, now_ms, prompt.deadline_ms, mode=prompt.mode)
         return self._carry_out(asked, now_ms)
 
@@ -229,7 +230,7 @@ class PrefillCore(WorkerRole):
         return actions
 
     def _wanted_pages(self) -> int:
-        return super()._wanted_pages() + sum(self._layout.pages_for(len(p.message.prompt)) for p in self._queue)
+        return super()._wanted_pages() + sum(self._layout.pages_for(len(p.tokens)) for p in self._queue)
 
     def _carry_out(self, steps: list[SenderAction], now_ms: float) -> list[Action]:
         actions: list[Action] = []
@@ -313,7 +314,7 @@ def _queue_counts(computing: QueueCounts, queue: Collection[Prompt], prompts: It
         waiting=len(queue) + computing.waiting,
         running=computing.running,
         handing_over=sum(1 for p in prompts if p.computed_ms is not None),
-        waiting_tokens=computing.waiting_tokens + sum(len(p.message.prompt) for p in queue),
+        waiting_tokens=computing.waiting_tokens + sum(len(p.tokens) for p in queue),
         kv_tokens=computing.kv_tokens,
     )
 

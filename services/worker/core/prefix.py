@@ -11,7 +11,7 @@ from kvstore.index.block_pool import BlockPool
 from kvstore.index.ledger import PageState
 from services.worker.core.found import Load
 from services.worker.core.sequence import Sequence
-from services.worker.core.wire import TIERS
+from services.worker.core.wire import PEER_TIER, TIERS
 
 
 class Keep(Enum):
@@ -26,7 +26,7 @@ class Keep(Enum):
 class ReuseTotals:
     """Prompt tokens by where their KV came from, since the start."""
 
-    hit_tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TIERS, 0))
+    hit_tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*TIERS, PEER_TIER), 0))
     missed_tokens: int = 0
 
 
@@ -90,7 +90,7 @@ class PrefixReuse:
         sequence.reused_tokens = sum(sequence.hit_tokens.values())
         for tier, tokens in sequence.hit_tokens.items():
             self.totals.hit_tokens[tier] += tokens
-        self.totals.missed_tokens += sequence.prompt_tokens - sequence.reused_tokens
+        self.totals.missed_tokens += sequence.known_tokens - sequence.reused_tokens
 
     def publish(self, sequence: Sequence) -> None:
         """Make the blocks that are complete by now visible to others."""
@@ -98,7 +98,7 @@ class PrefixReuse:
             return
         tokens = sequence.computed_tokens
         if self._keep is Keep.PROMPTS:
-            tokens = min(tokens, sequence.prompt_tokens)
+            tokens = min(tokens, sequence.known_tokens)
         first, end = sequence.published_blocks, tokens // self._block_tokens
         if end <= first:
             return

@@ -1,27 +1,10 @@
 """What must be known, fetched or saved before a prompt may take its pages. Pure; owns nothing."""
 
-from typing import Protocol
-
-from common.block_hash import BlockHash
-from common.messages.requests import Generate
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.actions import Action
 from services.worker.core.kv_cache import KvCache
 from services.worker.core.scheduler import Scheduler
-
-
-class WaitingPrompt(Protocol):
-    """A prompt in any worker's queue."""
-
-    names: list[BlockHash]
-    """Of the blocks that may be reused."""
-    looked_up: bool
-    """The KV store was asked for it, or need not be."""
-
-    @property
-    def message(self) -> Generate:
-        """The request."""
-        ...
+from services.worker.core.waiting import WaitingPrompt
 
 
 class Preparation:
@@ -31,19 +14,19 @@ class Preparation:
         self._cache, self._pool, self._scheduler = cache, pool, scheduler
 
     def advance(self, prompt: WaitingPrompt, now_ms: float) -> tuple[bool, list[Action]]:
-        """Whether nothing is missing but room; begins what is: a lookup in the KV store, saving what must go."""
+        """Whether nothing is missing but room; begins what is: lookups elsewhere, saving what must go."""
         request, names = prompt.message.request, prompt.names
         if prompt.looked_up:
-            actions = self._cache.refresh(request, names, now_ms)
+            actions = self._cache.refresh(prompt, now_ms)
         else:
             prompt.looked_up = True
-            actions = self._cache.look_up(request, names, now_ms)
+            actions = self._cache.look_up(prompt, now_ms)
         if not self._cache.ready(request, names):
             return False, actions
-        room, saving = self._cache.make_room(names, len(prompt.message.prompt), now_ms)
+        room, saving = self._cache.make_room(names, len(prompt.tokens), now_ms)
         return room, actions + saving
 
     def has_room(self, prompt: WaitingPrompt) -> bool:
         """Whether the prompt would start at once."""
         pinned = self._pool.pinned_run(prompt.names)
-        return self._scheduler.has_room(len(prompt.message.prompt), pinned_blocks=pinned)
+        return self._scheduler.has_room(len(prompt.tokens), pinned_blocks=pinned)

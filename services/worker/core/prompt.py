@@ -24,6 +24,8 @@ class Prompt:
     deadline_ms: float
     root: BlockHash
     """What the names of its blocks start from."""
+    tokens: tuple[int, ...] = field(init=False)
+    """To compute: the prompt, and behind it what an earlier worker emitted."""
     transfer: TransferId | None = None
     decode: PeerId | None = None
     sequence: Sequence | None = None
@@ -38,6 +40,10 @@ class Prompt:
     computed_ms: float | None = None
     told: bool = False
     """The gateway knows the outcome, or has cancelled."""
+
+    def __post_init__(self) -> None:
+        """Put together what is computed as one prompt."""
+        self.tokens = self.message.prompt + self.message.emitted
 
     @property
     def decode_worker(self) -> WorkerId:
@@ -59,7 +65,8 @@ class Prompt:
         message = self.message
         return NewPrompt(
             request=message.request,
-            tokens=message.prompt,
+            tokens=self.tokens,
+            emitted_tokens=len(message.emitted),
             sampling=message.sampling,
             root=self.root,
             hashes=tuple(self.names),
@@ -80,13 +87,14 @@ class Prompt:
             timeout_ms=max(1, round(self.deadline_ms - now_ms)),
             transport=transport,
             cache_salt=message.cache_salt,
+            emitted=message.emitted,
         )
 
     def finish(self, new: NewToken, now_ms: float) -> FirstToken:
         """The prompt is computed: what goes to the decode worker."""
         self.computed_ms = now_ms
         timings = Timings(prefill_queue_ms=self.asked_ms - self.arrived_ms, compute_ms=now_ms - self.asked_ms)
-        cached_tokens = new.sequence.reused_tokens or 0
+        cached_tokens = new.sequence.reused_prompt_tokens
         return FirstToken(token=new.token, logprob=new.logprob, cached_tokens=cached_tokens, timings=timings)
 
     def source_pages(self, span: KvSpan) -> tuple[int, ...]:

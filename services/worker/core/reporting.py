@@ -8,7 +8,7 @@ import msgspec
 from common.messages.liveness import Member, QueueCounts, Report
 from services.worker.core.actions import Moved
 from services.worker.core.parts import Parts
-from services.worker.core.preparation import WaitingPrompt
+from services.worker.core.waiting import WaitingPrompt
 
 
 @dataclass(slots=True)
@@ -82,4 +82,5 @@ class Reporter:
             draining=self.draining,
             gauges={**parts.cache.gauges(now_ms), **parts.costing.gauges()},
             cost=parts.costing.cost,
+            links=parts.cache.links(now_ms),
         )

@@ -3,21 +3,22 @@
 from abc import ABC, abstractmethod
 
 from common.block_hash import BlockHash, root_hash
+from common.errors import ProtocolViolation
 from common.ids import PeerId, RequestId, TransferId
 from common.messages import AnyMessage
 from common.messages.actions import Send
 from common.messages.base import Message
 from common.messages.cache_events import CacheEvent
 from common.messages.handover import KvSpan
-from common.messages.liveness import Hello, Member, Ping, Refused, Report, TransportReport, Welcome
-from common.messages.requests import Failed, Tokens
+from common.messages.liveness import Drain, Hello, Member, Ping, Refused, Report, TransportReport, Welcome
+from common.messages.requests import Failed, Generate, Tokens
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.actions import Action, Moved
 from services.worker.core.found import Started
 from services.worker.core.parts import Parts
 from services.worker.core.plan import StepPlan, StepResult
 from services.worker.core.reporting import Reporter
-from services.worker.core.wire import are_tokens
+from services.worker.core.wire import refusal_of
 
 DRAINED = "the worker was told to stop, and its time to drain is over"
 
@@ -30,17 +31,21 @@ class WorkerRole(ABC):
         self._pool, self._scheduler, self._callers = parts.pool, parts.scheduler, parts.callers
         self._neighbours, self._cache, self._costing = parts.neighbours, parts.cache, parts.costing
         self._reporter = Reporter(mine, parts)
+        self._ending = False
         self._owed: dict[PeerId, list[Failed]] = {}  # until their gateway pings, or falls silent
 
     def on_message(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
         """Handle one message. Raises ProtocolViolation for one that has no business here."""
-        if not self._neighbours.heard(peer, now_ms):
+        calls = isinstance(message, Hello | Ping)
+        if not self._neighbours.heard(peer, now_ms) or calls:  # workers that read each other's pages dial both ways
             self._callers.heard(peer, now_ms)
         match message:
             case Welcome() | Refused() | Report():
                 return self._neighbours.on_message(peer, message, now_ms)
             case Ping() | Hello():
                 return self._answer(peer, message, now_ms)
+            case Drain(on=on):
+                return self._on_drain(peer, on=on)
         if self._cache.concerns(message):
             return self._cache.on_message(peer, message, self._wanted_pages(), now_ms) + self._after_cache(now_ms)
         return self._on_request(peer, message, now_ms)
@@ -169,8 +174,18 @@ class WorkerRole(ABC):
         return self._cache.events.take()
 
     def drain(self) -> None:
-        """Finish what is here, take nothing new; reports say so from now on."""
-        self._reporter.draining = True
+        """The process ends: finish what is here, take nothing new; reports say so from now on."""
+        self._ending = self._reporter.draining = True
+
+    def _on_drain(self, peer: PeerId, *, on: bool) -> list[Action]:
+        """An operator's word. It does not call the end of the process off.
+
+        A caller that was silent for long is a stranger until its next Hello; what is known not to be a gateway is refused.
+        """
+        if self._callers.role(peer) not in ("gateway", None):
+            raise ProtocolViolation(f"{self._mine.id} got Drain from {peer}, which is no gateway")
+        self._reporter.draining = on or self._ending
+        return []
 
     @property
     def has_callers(self) -> bool:
@@ -188,14 +203,13 @@ class WorkerRole(ABC):
         assert self._mine.model is not None, "a worker serves a model"
         return root_hash(self._mine.model, salt)
 
-    def _refusal(self, request: RequestId, prompt: tuple[int, ...]) -> str:
-        """Why a prompt can never be computed here; empty if it can."""
+    def _refusal(self, message: Generate) -> str:
+        """Why a request can never be served here; empty if it can."""
         assert self._mine.model is not None, "a worker serves a model"
-        vocab_tokens = self._mine.model.vocab_tokens
-        if not are_tokens(prompt, vocab_tokens):
-            return f"a prompt holds one token or more of 0 to {vocab_tokens - 1}; this one does not"
-        if request in self._scheduler.sequences:
-            return f"request {request} is still being ended on {self._mine.id}; ids must not be used twice"
+        if refusal := refusal_of(message, self._mine.model.vocab_tokens):
+            return refusal
+        if message.request in self._scheduler.sequences:
+            return f"request {message.request} is still being ended on {self._mine.id}; ids must not be used twice"
         return ""
 
     def _tick_neighbours(self, now_ms: float) -> list[Action]:

@@ -24,6 +24,9 @@ class Sequence:
     tokens: list[int]
     """Prompt and generated tokens."""
     prompt_tokens: int
+    """What the client sent. Tokens behind it are output: of this worker, or `emitted` by one that failed."""
+    known_tokens: int
+    """What came with the request: the prompt and the emitted tokens, computed together as one prompt."""
     sampling: Sampling
     table: PageTable
     root: BlockHash
@@ -64,8 +67,13 @@ class Sequence:
 
     @property
     def generated_tokens(self) -> int:
-        """Tokens drawn so far."""
+        """Output tokens so far, wherever they were drawn."""
         return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def reused_prompt_tokens(self) -> int:
+        """What the client hears of: of a replay the emitted tokens do not count."""
+        return min(self.reused_tokens or 0, self.prompt_tokens)
 
     @property
     def uncomputed_tokens(self) -> int:
@@ -79,9 +87,12 @@ class NewPrompt:
 
     request: RequestId
     tokens: tuple[int, ...]
+    """Prompt and emitted tokens."""
     sampling: Sampling
     root: BlockHash
     """What its blocks' names start from: model and cache salt."""
+    emitted_tokens: int = 0
+    """How many of `tokens` are output already."""
     hashes: tuple[BlockHash, ...] = ()
     """Names of its leading blocks, if somebody has computed them already."""
     streamed: bool = False

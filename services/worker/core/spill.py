@@ -23,7 +23,7 @@ from kvstore.index.block_pool import Block, BlockPool
 from kvstore.index.ledger import PageIds
 from services.worker.core.actions import Action, Moved, SendBlocks, StoreBlocks
 from services.worker.core.calls import Calls
-from services.worker.core.neighbours import StoreLink
+from services.worker.core.neighbours import BlockLink
 from services.worker.core.wire import page_rows
 
 SPILL_POLICIES = ("write-through", "write-back", "selective")
@@ -41,7 +41,7 @@ _LOW_WATER = 0.1
 @dataclass(slots=True)
 class _Batch:
     owner: Owner
-    store: StoreLink
+    store: BlockLink
     blocks: tuple[BlockName, ...]
     own_pages: PageIds
     until_ms: float
@@ -91,7 +91,7 @@ class Spiller:
             if len(self._queue) < _QUEUED_BLOCKS:
                 self._queue[name] = None
 
-    def make_room(self, n_blocks: int, store: StoreLink | None, now_ms: float) -> bool:
+    def make_room(self, n_blocks: int, store: BlockLink | None, now_ms: float) -> bool:
         """write-back: False while blocks that must go for `n_blocks` new ones are being saved; ask again later.
 
         True at once if there is room, nobody to give blocks to, nothing that could go, or if a batch failed of late.
@@ -108,7 +108,7 @@ class Spiller:
 
     # -- the batch on its way
 
-    def pump(self, store: StoreLink | None, now_ms: float) -> list[Action]:
+    def pump(self, store: BlockLink | None, now_ms: float) -> list[Action]:
         """Start the next batch if none is on its way and there is something to spill."""
         if self._batches:
             return []

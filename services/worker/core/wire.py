@@ -7,9 +7,13 @@ import numpy as np
 from common.block_hash import HASH_BYTES, BlockHash
 from common.errors import ProtocolViolation
 from common.messages.blocks import Found
+from common.messages.handover import GrantRequest
+from common.messages.requests import Generate
 from kvstore.index.ledger import PageIds
 
 TIERS = ("device", "host", "disk")
+PEER_TIER = "peer"
+"""Where a worker counts what it fetched from the `device` tier of another one."""
 _MAX_PAGE = 2**31 - 1
 
 
@@ -40,6 +44,22 @@ def require_answer(message: Found, asked: int, *, by_pages: bool, layers: int) -
     if by_pages and len(pages) != message.n_blocks:
         raise ProtocolViolation(f"Found {message.call}: {message.n_blocks} blocks and {len(pages)} rows of pages")
     return pages
+
+
+def refusal_of(message: Generate | GrantRequest, vocab_tokens: int) -> str:
+    """Why what a request brings is no prompt, or no beginning of its answer; empty if it is."""
+    emitted, sampling = message.emitted, message.sampling
+    if not are_tokens(message.prompt, vocab_tokens):
+        return f"a prompt holds one token or more of 0 to {vocab_tokens - 1}; this one does not"
+    if emitted and not are_tokens(emitted, vocab_tokens):
+        return f"emitted tokens are of 0 to {vocab_tokens - 1}; some of these are not"
+    if emitted and len(emitted) >= sampling.max_tokens:
+        return (
+            f"{len(emitted)} tokens were emitted already; with max_tokens={sampling.max_tokens} nothing is left to do"
+        )
+    if not set(emitted).isdisjoint(sampling.stop_token_ids):
+        return "the emitted tokens hold a stop token: that answer had ended"
+    return ""
 
 
 def are_tokens(prompt: Sequence[int], vocab_tokens: int) -> bool:
