@@ -43,7 +43,7 @@ def start(processes: Cluster, model: Path, role: str) -> None:
 
 
 def start_gateway(processes: Cluster, model: Path) -> None:
-    processes.start("gateway", "gateway-0", model=model, served_model_name="m", port=0)
+    processes.start("gateway", "gateway-0", model=model, served_model_name="m", port=0, retry_wait_s=3)
 
 
 def url(processes: Cluster) -> str:

@@ -60,8 +60,10 @@ def start(processes: Cluster, model: Path, name: str) -> None:
     )
 
 
-def start_gateway(processes: Cluster, model: Path) -> None:
-    processes.start("gateway", "gateway-0", model=model, served_model_name="m", port=0, retry_wait_s=30)
+def start_gateway(processes: Cluster, model: Path, name: str = "gateway-0") -> None:
+    """Every prompt crosses both roles, also one that a decode worker knows."""
+    flags = {"served_model_name": "m", "port": 0, "retry_wait_s": 30, "local_prefill_tokens": 0}
+    processes.start("gateway", name, model=model, **flags)
 
 
 def url(processes: Cluster) -> str:
@@ -196,7 +198,7 @@ def test_predicted_hits_converge_after_a_worker_redis_and_a_gateway_were_restart
             until(lambda: gauge(endpoint, "tree_connected") == 1, "Redis is back", timeout_s=60)
             until(lambda: gauge(endpoint, "tree_synced") == 1, "the tree is in sync", timeout_s=60)
             until(lambda: converged(endpoint, running), "right again after Redis' restart", timeout_s=60)
-            system.start("gateway", "gateway-1", model=model, served_model_name="m", port=0)
+            start_gateway(system, model, "gateway-1")
             system.await_members("gateway-1")
             other = system.members()["gateway-1"].endpoint
             until(lambda: ready(other) and all_ready(other), "another gateway is ready", timeout_s=60)
