@@ -28,6 +28,7 @@ def build_dispatch(
         gate=settings.route_gate,
         local_prefill_tokens=settings.local_prefill_tokens,
         fallback=fallback,
+        peer_fetch=settings.peer_fetch == "auto",
     )
     totals = RoutingTotals()
     parts = Parts(

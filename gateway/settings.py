@@ -55,6 +55,9 @@ class GatewaySettings:
         choices=("allow", "deny"),
         help="Whether decode workers compute prompts while no prefill worker is ready.",
     )
+    peer_fetch: str = setting(
+        "auto", choices=("auto", "off"), help="Whether workers fetch prefixes from each other where that is faster."
+    )
     attempts: int = setting(4, help="How often a request is tried, on other workers where possible; 1: once.")
     retry_wait_s: float = setting(6.0, help="Time that a request whose worker failed waits for a ready one.")
     breaker_failures: int = setting(5, help="Failures in a row after which a worker is passed over; 0: never.")

@@ -54,6 +54,8 @@ class Router:
     """A decode worker that lacks no more of a prompt computes it itself; 0: never for that reason."""
     fallback: bool = True
     """Whether decode workers compute prompts when no prefill or mixed worker is ready."""
+    peer_fetch: bool = True
+    """Whether a worker may be told to fetch a prefix from another one (MemServe, eq. 2)."""
 
     def choose(self, prompt: Prompt, workers: Sequence[WorkerView], holdings: Holdings, turn: int) -> Route | NoRoute:
         """`turn` counts the caller's requests; it is all the memory that a rule has. Raises InvalidRule for an override."""
@@ -71,7 +73,7 @@ class Router:
             if found is None:
                 return NoRoute(f"rule {decode_rule.name!r} finds none of {_ids(candidates)} fit")
             return Route(entry=found.chosen.worker, local=local, entry_choice=found)
-        sources = best_sources(workers, holdings)
+        sources = best_sources(workers, holdings) if self.peer_fetch else []
         estimates = [estimate_prefill(prompt, w, holdings, sources) for w in entries]
         entry_choice = entry_rule.choose(side, estimates)
         if entry_choice is None:
