@@ -129,6 +129,8 @@ def _gateway(settings: UpSettings, site: Site, index: int) -> ProcessPlan:
         host=settings.host,
         port=port,
         drain_s=settings.drain_s,
+        route_prefill=settings.route_prefill,
+        route_decode=settings.route_decode,
     )
     environ = {} if settings.api_key is None else {"PENSTOCK_API_KEY": settings.api_key}
     return ProcessPlan(

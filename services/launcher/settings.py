@@ -6,6 +6,8 @@ from common.settings import bytes_setting, setting
 from common.units import GIB, MIB
 
 _HIGHEST_PORT = 65_535
+ROUTING_RULES = ("round-robin", "least-load", "session", "longest-prefix", "predicted-time")
+"""As common.policy.routing_rules names them: the launcher starts services, it does not import what they decide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,12 @@ class UpSettings:
     on_load_failure: str = setting(
         "recompute", choices=("recompute", "fail"), help="When KV from the KV store comes late or not at all."
     )
+    route_prefill: str = setting(
+        "predicted-time",
+        choices=ROUTING_RULES,
+        help="Rule that picks who computes prompts; see `penstock gateway --help`.",
+    )
+    route_decode: str = setting("predicted-time", choices=ROUTING_RULES, help="Rule that picks who draws answers.")
     threads: int | None = setting(
         None, help="Compute threads of each worker; unset: the cores that may be used, shared out evenly."
     )

@@ -84,8 +84,28 @@ def status_text(status: Mapping[str, Any]) -> str:
     rows = [_status_row(worker) for worker in status["workers"]]
     table = columns(["WORKER", "ROLE", "STATE", "PID", "MODEL", "MEMORY", "WAITING", "RUNNING", "HANDING OVER"], rows)
     parts = [head, table if rows else "no worker has joined", cache_table(status), links_table(status)]
+    parts.append(routing_text(gateway["routing"], gateway["prompt_tree"]))
     reasons = [f"{w['id']}: {w['reason']}" for w in status["workers"] if w["reason"]]
     return "\n\n".join(part for part in [*parts, "\n".join(reasons)] if part)
+
+
+def routing_text(routing: Mapping[str, float], tree: Mapping[str, float]) -> str:
+    """What became of the gateway's routing decisions since its start; empty text before the first."""
+    if not routing.get("first_tokens_total"):
+        return ""
+
+    def total(name: str) -> float:
+        return sum(value for series, value in routing.items() if series.partition("{")[0] == name)
+
+    hits = (
+        f"hit tokens {total('predicted_hit_tokens_total'):,.0f} predicted, {total('actual_hit_tokens_total'):,.0f} real"
+    )
+    tree_text = f"prompt tree {'in sync' if tree['tree_synced'] else 'NOT IN SYNC'}, {tree['tree_blocks']:,.0f} blocks"
+    return (
+        f"routing: {total('first_tokens_total'):,.0f} answers begun; {hits}; {total('local_prefills_total'):,.0f} prompts "
+        f"computed by decode workers; {total('retries_total'):,.0f} retries and replays; "
+        f"{total('degraded_routes_total'):,.0f} routed without a complete tree; {tree_text}"
+    )
 
 
 def _status_row(worker: Mapping[str, Any]) -> list[str]:

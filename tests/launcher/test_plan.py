@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 
 from common.errors import ConfigError
+from common.policy.routing_rules import RULES
 from common.settings import load
 from services.launcher.cli import find
 from services.launcher.commands import named
 from services.launcher.plan import Site, compute_threads, http_url, memory_plan, plan_processes
-from services.launcher.settings import UpSettings
+from services.launcher.settings import ROUTING_RULES, UpSettings
 
 SITE = Site(program=("penstock",), model="/m", redis="redis://r:1/0", run_dir="/r", cores=8)
 
@@ -144,3 +145,7 @@ def test_impossible_systems_are_refused_by_name(flags: list[str], named_setting:
     with pytest.raises(ConfigError) as caught:
         load(UpSettings, flags, {})
     assert named_setting in str(caught.value)
+
+
+def test_the_launcher_knows_every_routing_rule() -> None:
+    assert set(ROUTING_RULES) == set(RULES)

@@ -4,7 +4,15 @@ import re
 from typing import Any
 
 from services.launcher.readiness import Expected, missing
-from services.launcher.tables import cache_table, columns, links_table, memory_text, process_table, status_text
+from services.launcher.tables import (
+    cache_table,
+    columns,
+    links_table,
+    memory_text,
+    process_table,
+    routing_text,
+    status_text,
+)
 
 EXPECTED = [Expected("prefill-0", "prefill", 1), Expected("decode-0", "decode", 2), Expected("kvstore-0", "kvstore", 3)]
 MODEL = {
@@ -25,6 +33,15 @@ CACHE: dict[str, Any] = {
     "bytes_by_tier": {},
     "hit_tokens_by_tier": {},
     "missed_tokens": 0,
+}
+
+ROUTING = {
+    "first_tokens_total": 9.0,
+    "predicted_hit_tokens_total": 640.0,
+    "actual_hit_tokens_total": 600.0,
+    "retries_total{code=busy,kind=retry}": 1.0,
+    "retries_total{code=peer_failed,kind=replay}": 2.0,
+    "local_prefills_total{reason=few-uncached}": 4.0,
 }
 
 
@@ -48,7 +65,17 @@ LINK = {"peer": "decode-0@00ff", "kind": "tcp", "gib_per_s": 1.26, "reason": "an
 
 
 def status(*workers: dict[str, Any]) -> dict[str, Any]:
-    return {"gateway": {"id": "g", "endpoint": "http://g", "ready": True, "open_requests": 4}, "workers": list(workers)}
+    return {
+        "gateway": {
+            "id": "g",
+            "endpoint": "http://g",
+            "ready": True,
+            "open_requests": 4,
+            "routing": ROUTING,
+            "prompt_tree": {"tree_synced": 1.0, "tree_blocks": 12.0},
+        },
+        "workers": list(workers),
+    }
 
 
 def complete() -> list[dict[str, Any]]:
@@ -130,3 +157,12 @@ def test_the_process_table_has_a_row_for_every_process() -> None:
     table = process_table([("redis", 9, "redis://r"), ("decode-0", 2, "")], status(*workers), "cpu", 2).splitlines()
     assert table[1].split() == ["redis", "9", "redis://r", "-", "-"]
     assert "tcp://decode-0  cpu, 2 threads  0 of 2 pages used" in table[2]
+
+
+def test_the_status_text_says_what_became_of_routing() -> None:
+    text = routing_text(ROUTING, {"tree_synced": 0.0, "tree_blocks": 12.0})
+    assert "640 predicted, 600 real" in text
+    assert "3 retries and replays" in text
+    assert "4 prompts computed by decode workers" in text
+    assert "NOT IN SYNC" in text
+    assert routing_text({}, {}) == ""
