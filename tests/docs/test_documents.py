@@ -28,7 +28,7 @@ def name(page: Path) -> str:
 
 def shell_lines(text: str) -> list[str]:
     """Lines of code blocks that name no language."""
-    blocks = re.findall(r"(?ms)^```\n(.*?)^```", text)
+    blocks = [block for language, block in re.findall(r"(?ms)^```(\w*)\n(.*?)^```", text) if not language]
     return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
