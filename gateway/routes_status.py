@@ -59,6 +59,8 @@ class StatusRoutes:
     async def ready(self, request: Request) -> Response:
         """200 when a request would be served now, else 503 with what is missing."""
         reason = self._switchboard.not_ready_reason()
+        if reason is None and not self._tree.settled:
+            reason = "the prompt tree is not loaded yet"
         return _json({"status": "ready"}) if reason is None else error_response(NoWorker(f"not ready: {reason}"))
 
     async def metrics(self, request: Request) -> Response:

@@ -11,6 +11,7 @@ from gateway.tree_feed import TreeFeed
 
 _SLICE_EVENTS = 1_000  # half a millisecond: a token may wait behind it
 _TICK_S = 0.1
+_SETTLE_MS = 2_000.0  # a gateway without Redis serves all the same, a little later
 
 
 class TreeKeeper:
@@ -22,11 +23,14 @@ class TreeKeeper:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick_timer: asyncio.TimerHandle | None = None
         self._applying = False
+        self._started_ms: float | None = None
+        self._settled = False
 
     def start(self) -> None:
         """Begin to read and to tick. Call on the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._feed.start()
+        self._started_ms = self._clock.now_ms()
         self._tick()
 
     async def stop(self) -> None:
@@ -65,6 +69,14 @@ class TreeKeeper:
         if self._loop is not None:
             self._tick_timer = self._loop.call_later(_TICK_S, self._tick)
             self._tree.on_tick(self._clock.now_ms())
+
+    @property
+    def settled(self) -> bool:
+        """Whether the tree was complete once, or has had its time: before that a gateway would route blindly."""
+        now_ms = self._clock.now_ms()
+        late = self._started_ms is not None and now_ms - self._started_ms > _SETTLE_MS
+        self._settled = self._settled or late or self._tree.synced(now_ms)
+        return self._settled
 
     def counters(self) -> dict[str, float]:
         """Totals since start, Prometheus names without prefix."""
