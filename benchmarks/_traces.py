@@ -98,7 +98,7 @@ def sibling_trace(n: int, within_ms: float, prefix_tokens: int, model: ModelIden
     rng = random.Random(seed)
     prefix = drawn(rng, prefix_tokens)
     prompts = [(*prefix, *drawn(rng, 64)) for _ in range(n)]
-    at_ms = sorted(rng.uniform(0.0, within_ms) for _ in range(n))
+    at_ms = sorted(rng.uniform(1.0, 1.0 + within_ms) for _ in range(n))
     return [
         Visit(at_ms=at, prompt=prompt, names=names(model, prompt), session=f"session-{index}")
         for index, (at, prompt) in enumerate(zip(at_ms, prompts, strict=True))

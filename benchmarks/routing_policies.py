@@ -94,7 +94,10 @@ def scene(block_tokens: int, link_bytes_per_s: float | None) -> Scene:
 
 def cost_line(base: Scene) -> str:
     lengths = (3_564, 16_064)
-    spans = [f"{n} tokens {base.cost.exec_ms(n, 0):.0f} ms cold, {base.cost.exec_ms(n, n - 64):.1f} ms but for the last 64" for n in lengths]
+    spans = [
+        f"{n} tokens {base.cost.exec_ms(n, 0):.0f} ms cold, {base.cost.exec_ms(n, n - 64):.1f} ms but for the last 64"
+        for n in lengths
+    ]
     rate = "no link" if base.link_bytes_per_s is None else f"links of {base.link_bytes_per_s / 1e9:g} GB/s"
     return f"a prefill worker computes {'; '.join(spans)}; {rate}; blocks of {base.model.block_tokens} tokens"
 
@@ -152,7 +155,8 @@ def row(case: str, rule: str, runs: Sequence[Outcome], session: Sequence[Outcome
 def staleness(base: Scene, case: Case, seeds: int) -> dict[float, float]:
     """Share of cached prefixes that are gone when the prompt's turn comes -> P99."""
     traces = [
-        document_trace(Documents(document_tokens=case[0], rate_per_s=case[1]), base.model, seed) for seed in range(seeds)
+        document_trace(Documents(document_tokens=case[0], rate_per_s=case[1]), base.model, seed)
+        for seed in range(seeds)
     ]
     return {
         lost_share: statistics.median(

@@ -89,7 +89,7 @@ class Placement:
         entry, estimate = by_id[route.entry], route.estimate
         decode = entry if route.decode is None else by_id[route.decode]
         assert estimate is not None, "a route says what it was chosen by"
-        fetch = estimate.fetch
+        fetch, cost = estimate.fetch, entry.cost
         return Placed(
             route=route,
             entry=entry.peer,
@@ -97,7 +97,7 @@ class Placement:
             entry_name=f"{entry.role} worker {entry.id}",
             decode_name=f"{decode.role} worker {decode.id}",
             fetch=None if fetch is None else FetchHint(holder=fetch.holder, n_blocks=fetch.n_blocks),
-            work_ms=entry.cost.exec_ms(prompt.tokens, estimate.hit_tokens),
+            work_ms=cost.exec_ms(prompt.tokens, estimate.hit_tokens) if route.local else estimate.own_ms,
             predicted_ms=estimate.total_ms,
             hit_tokens=estimate.hit_tokens,
             degraded=degraded,
