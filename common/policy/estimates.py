@@ -121,7 +121,9 @@ def estimate_prefill(
     usable = (x - 1) // block
     held = holdings.held(worker.peer, worker.store)
     device = run = min(held.device, usable)
-    own_ms, worth = cost.exec_ms(x, run * block), float(run * block)
+    cold_ms = cost.exec_ms(x, 0)
+    device_ms = own_ms = cost.exec_ms(x, run * block) if run else cold_ms
+    worth = float(run * block)
     for tier, n_blocks in (("host", held.host), ("disk", held.disk)):
         n_blocks = min(n_blocks, usable - run)
         link = worker.links.get((worker.store or "", tier))
@@ -144,7 +146,7 @@ def estimate_prefill(
         fetch_ms = link.fetch_ms((peer_run - device) * block * prompt.token_bytes)
         computed_ms = cost.exec_ms(x, peer_run * block)
         if fetch_ms + computed_ms < own_ms:
-            saved_ms = cost.exec_ms(x, device * block) - computed_ms
+            saved_ms = device_ms - computed_ms
             own_ms, run = fetch_ms + computed_ms, peer_run
             worth = device * block + (peer_run - device) * block * (1.0 - fetch_ms / saved_ms if saved_ms else 0.0)
             fetch = Fetch(peer, peer_run, fetch_ms, saved_ms)
@@ -154,13 +156,13 @@ def estimate_prefill(
         worker.id,
         worker.queued_ms,
         own_ms,
-        worker.queued_ms + cost.exec_ms(x, 0),
+        worker.queued_ms + cold_ms,
         worker.requests,
         run * block,
         worth,
         fetch,
         waiting=worker.waiting,
-        evict_ms=cost.exec_ms(x, device * block) * evicted / added,
+        evict_ms=device_ms * evicted / added,
     )
 
 
