@@ -34,12 +34,16 @@ class WorkerView:
     queued_ms: float = 0.0
     """Predicted time to compute the prompts that are there: its last report (stale by up to one Ping) less the time
     since, plus what the caller has sent since."""
+    waiting: float = 0.0
+    """Prompts of which nothing is computed yet, found in the same way."""
     requests: int = 0
     """Requests that live there, found in the same way."""
     kv_tokens: int = 0
     """Tokens of KV of its running requests."""
     free_tokens: int | None = None
     """Tokens for which it has pages that are free or only cached; None while unknown."""
+    spare_tokens: int | None = None
+    """Those of them whose pages hold nothing: what comes on top drives cached blocks out. None while unknown."""
     cost: StepCost = UNKNOWN_COST
     links: Links = field(default_factory=dict)
     """Of sources it can read from; and, from a prefill worker, of the decode workers it writes to."""
@@ -92,6 +96,10 @@ class Estimate:
     worth_tokens: float = 0.0
     """The same, each tier weighted by what fetching from it leaves of the gain: 1 for its own device."""
     fetch: Fetch | None = None
+    waiting: float = 0.0
+    """Prompts that wait there."""
+    evict_ms: float = 0.0
+    """Computing that the cached blocks stand for which it would drive out, taken to be as dear as its own."""
 
     @property
     def total_ms(self) -> float:
@@ -113,7 +121,9 @@ def estimate_prefill(
     usable = (x - 1) // block
     held = holdings.held(worker.peer, worker.store)
     device = run = min(held.device, usable)
-    own_ms, worth = cost.exec_ms(x, run * block), float(run * block)
+    cold_ms = cost.exec_ms(x, 0)
+    device_ms = own_ms = cost.exec_ms(x, run * block) if run else cold_ms
+    worth = float(run * block)
     for tier, n_blocks in (("host", held.host), ("disk", held.disk)):
         n_blocks = min(n_blocks, usable - run)
         link = worker.links.get((worker.store or "", tier))
@@ -136,12 +146,24 @@ def estimate_prefill(
         fetch_ms = link.fetch_ms((peer_run - device) * block * prompt.token_bytes)
         computed_ms = cost.exec_ms(x, peer_run * block)
         if fetch_ms + computed_ms < own_ms:
-            saved_ms = cost.exec_ms(x, device * block) - computed_ms
+            saved_ms = device_ms - computed_ms
             own_ms, run = fetch_ms + computed_ms, peer_run
             worth = device * block + (peer_run - device) * block * (1.0 - fetch_ms / saved_ms if saved_ms else 0.0)
             fetch = Fetch(peer, peer_run, fetch_ms, saved_ms)
-    load_ms = worker.queued_ms + cost.exec_ms(x, 0)
-    return Estimate(worker.id, worker.queued_ms, own_ms, load_ms, worker.requests, run * block, worth, fetch)
+    added = x - device * block
+    evicted = 0 if worker.spare_tokens is None else max(0, added - worker.spare_tokens)
+    return Estimate(
+        worker.id,
+        worker.queued_ms,
+        own_ms,
+        worker.queued_ms + cold_ms,
+        worker.requests,
+        run * block,
+        worth,
+        fetch,
+        waiting=worker.waiting,
+        evict_ms=device_ms * evicted / added,
+    )
 
 
 def estimate_decode(prompt: Prompt, worker: WorkerView, holdings: Holdings, entry: WorkerView | None) -> Estimate:

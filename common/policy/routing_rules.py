@@ -4,7 +4,7 @@
     least-load       whose queue is shortest, in predicted time
     session          the same worker for one session (rendezvous hashing), unless the gate is shut
     longest-prefix   who holds most of the prompt, each tier by its worth, unless the gate is shut
-    predicted-time   who would be done first: queue plus own work (MemServe, eq. 1)
+    predicted-time   who would be done first: queue plus own work (MemServe, eq. 1), and what that costs others
     worker=ID        this one: for experiments
 
 What is still equal is spread by a hash of (request, worker), so that the same inputs give the same answer everywhere.
@@ -125,19 +125,23 @@ class LongestPrefix:
 
 @dataclass(frozen=True, slots=True)
 class PredictedTime:
-    """argmin over workers of queue + own work. Source: MemServe (arXiv 2406.17565), eq. 1.
+    """argmin over workers of queue + (1 + crowd) * (own work + work of computing again what it drives out of the cache).
 
-    Optimises the time of this request only; that load is balanced follows from queues counting. Among predictions that
-    are as good as equal, who holds more wins, then who has fewer requests.
+    MemServe (arXiv 2406.17565), eq. 1, as long as somebody is idle and no cache is full: the time of this request only. The
+    rest is what it takes from others. `crowd`: prompts that wait even on the least crowded worker; whoever adds work then,
+    wherever, lets so many wait for it. Without that, copies of prefixes spread under load until caches hold little else
+    (benchmarks/routing_policies). Among choices that are as good as equal, who holds more wins, then who has fewer requests.
     """
 
     name: str = "predicted-time"
 
     def choose(self, side: Side, candidates: Sequence[Estimate]) -> Choice | None:
-        """Who would be done first."""
+        """Who would be done first, at what it costs the others."""
         if not candidates:
             return None
-        near, spread = nearly_best(candidates, lambda one: one.total_ms), spread_by(side.prompt.request)
+        each = 1.0 + min(one.waiting for one in candidates)
+        near = nearly_best(candidates, lambda one: one.queued_ms + each * (one.own_ms + one.evict_ms))
+        spread = spread_by(side.prompt.request)
         chosen = min(near, key=lambda one: (-one.hit_tokens, one.requests, spread(one), one.worker))
         return Choice(self.name, chosen, tuple(candidates))
 

@@ -25,11 +25,13 @@ class Charges:
         self._charges: dict[RequestId, _Charge] = {}
         self._reported = 0
         self.work_ms = 0.0
-        """Predicted computing that reports do not show yet."""
+        """Predicted fetching and computing that reports do not show yet."""
         self.tokens = 0
         """Tokens of the requests that reports do not show yet."""
         self.requests = 0
         """Requests that reports do not show yet."""
+        self.waiting = 0
+        """Those of them whose prompts are not computed."""
 
     def __len__(self) -> int:
         """All requests of this gateway that live on the worker."""
@@ -41,6 +43,7 @@ class Charges:
         self.work_ms += work_ms
         self.tokens += tokens
         self.requests += 1
+        self.waiting += work_ms > 0
 
     def computed(self, request: RequestId) -> None:
         """Its prompt is computed: no work is left of it. Unknown requests are ignored."""
@@ -48,6 +51,7 @@ class Charges:
         if charge is not None:
             if charge.sequence >= self._reported:
                 self.work_ms -= charge.work_ms
+                self.waiting -= charge.work_ms > 0
             charge.work_ms = 0.0
 
     def remove(self, request: RequestId) -> None:
@@ -57,6 +61,7 @@ class Charges:
             self.work_ms -= charge.work_ms
             self.tokens -= charge.tokens
             self.requests -= 1
+            self.waiting -= charge.work_ms > 0
 
     def on_report(self, sequence: int) -> None:
         """A report answers Ping `sequence`."""
@@ -65,3 +70,4 @@ class Charges:
         self.work_ms = sum(charge.work_ms for charge in open_ones)  # anew, so that rounding never adds up
         self.tokens = sum(charge.tokens for charge in open_ones)
         self.requests = len(open_ones)
+        self.waiting = sum(charge.work_ms > 0 for charge in open_ones)

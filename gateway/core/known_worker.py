@@ -65,15 +65,19 @@ class KnownWorker:
     def view(self, *, accepting: bool, store: PeerId | None, now_ms: float) -> WorkerView:
         """As the routing policy sees it."""
         report, charges, model = self.report, self.charges, self.member.model
-        queued_ms, requests, kv_tokens, free_tokens = charges.work_ms, charges.requests, charges.tokens, None
+        queued_ms, requests, kv_tokens = charges.work_ms, charges.requests, charges.tokens
+        waiting, free_tokens, spare_tokens = float(charges.waiting), None, None
         if report is not None:
             queue = report.queue
-            queued_ms += max(0.0, queue.work_ms - (now_ms - self.reported_ms))
+            left_ms = max(0.0, queue.work_ms - (now_ms - self.reported_ms))
+            queued_ms += left_ms
+            waiting += queue.waiting * left_ms / queue.work_ms if queue.work_ms else 0.0
             requests += queue.waiting + queue.running + queue.handing_over
             kv_tokens += queue.kv_tokens
             if model is not None and report.pages.total:
-                pages = report.pages.free + report.pages.cached
-                free_tokens = max(0, pages // model.layers * model.block_tokens - charges.tokens)
+                spare, cached = report.pages.free, report.pages.cached
+                free_tokens = max(0, (spare + cached) // model.layers * model.block_tokens - charges.tokens)
+                spare_tokens = max(0, spare // model.layers * model.block_tokens - charges.tokens)
         return WorkerView(
             id=self.member.id,
             role=self.member.role,
@@ -82,9 +86,11 @@ class KnownWorker:
             peer=self.peer,
             store=store,
             queued_ms=queued_ms,
+            waiting=waiting,
             requests=requests,
             kv_tokens=kv_tokens,
             free_tokens=free_tokens,
+            spare_tokens=spare_tokens,
             cost=UNKNOWN_COST if report is None or report.cost is None else report.cost,
             links=self.links,
         )

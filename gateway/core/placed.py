@@ -18,7 +18,7 @@ class Placed:
     decode_name: str
     fetch: FetchHint | None
     work_ms: float
-    """Predicted computing on the entry worker."""
+    """Predicted time on the entry worker: what comes behind waits for its fetches too."""
     predicted_ms: float
     """Until its first token."""
     hit_tokens: int

@@ -90,7 +90,7 @@ class Placement:
         decode = entry if route.decode is None else by_id[route.decode]
         assert estimate is not None, "a route says what it was chosen by"
         fetch = estimate.fetch
-        computed_ms = entry.cost.exec_ms(prompt.tokens, estimate.hit_tokens)
+        work_ms = entry.cost.exec_ms(prompt.tokens, estimate.hit_tokens) if route.local else estimate.own_ms
         return Placed(
             route=route,
             entry=entry.peer,
@@ -98,8 +98,8 @@ class Placement:
             entry_name=f"{entry.role} worker {entry.id}",
             decode_name=f"{decode.role} worker {decode.id}",
             fetch=None if fetch is None else FetchHint(holder=fetch.holder, n_blocks=fetch.n_blocks),
-            work_ms=computed_ms,
-            predicted_ms=estimate.queued_ms + computed_ms if route.local else estimate.total_ms,
+            work_ms=work_ms,
+            predicted_ms=estimate.queued_ms + work_ms,
             hit_tokens=estimate.hit_tokens,
             degraded=degraded,
         )

@@ -111,6 +111,30 @@ def test_a_cached_prefix_is_worth_exactly_its_computing() -> None:
     assert route(APART, [replace(holder, queued_ms=600.0), idle, decode], cached).entry == "prefill-1"
 
 
+def test_where_prompts_wait_everywhere_work_that_is_added_counts_for_each_of_them() -> None:
+    """512 ms saved are worth 1,536 ms of the holder's queue if two prompts wait on everybody."""
+    cached = Cached({"prefill-0": Held(device=32)})
+
+    def entry(queued_ms: float, waiting_elsewhere: float) -> str:
+        holder = worker("prefill-0", queued_ms=queued_ms, waiting=9.0)
+        other = worker("prefill-1", queued_ms=1000.0, waiting=waiting_elsewhere)
+        return route(APART, [holder, other, worker("decode-0")], cached).entry
+
+    assert (entry(2300.0, 2.0), entry(2800.0, 2.0)) == ("prefill-0", "prefill-1")
+    assert (entry(1400.0, 0.0), entry(1700.0, 0.0)) == ("prefill-0", "prefill-1"), "one idle worker: eq. 1"
+
+
+def test_what_is_pushed_out_of_a_full_cache_counts_as_work() -> None:
+    cached = Cached({"prefill-0": Held(device=32)})
+
+    def entry(queued_ms: float, spare_tokens: int | None) -> str:
+        workers = [worker(f"prefill-{n}", spare_tokens=spare_tokens) for n in range(2)]
+        return route(APART, [replace(workers[0], queued_ms=queued_ms), workers[1], worker("decode-0")], cached).entry
+
+    assert (entry(900.0, 0), entry(1200.0, 0)) == ("prefill-0", "prefill-1")
+    assert (entry(600.0, 1000), entry(600.0, None)) == ("prefill-1", "prefill-1")
+
+
 def test_a_full_hit_still_computes_the_last_token() -> None:
     cached = Cached({"prefill-0": Held(device=4)})
     found = route(APART, [worker("prefill-0"), worker("decode-0")], cached, tokens=64)

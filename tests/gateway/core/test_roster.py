@@ -56,14 +56,21 @@ def member_named(name: str) -> Member:
     )
 
 
-def report(sequence: int = 1, *, draining: bool = False, work_ms: float = 0.0) -> Report:
+def report(
+    sequence: int = 1,
+    *,
+    draining: bool = False,
+    work_ms: float = 0.0,
+    waiting: int = 0,
+    pages: PageCounts | None = None,
+) -> Report:
     return Report(
         worker=WorkerId("w"),
         role="mixed",
         incarnation=Incarnation(1),
         sequence=sequence,
-        pages=PageCounts(),
-        queue=QueueCounts(work_ms=work_ms),
+        pages=pages or PageCounts(),
+        queue=QueueCounts(work_ms=work_ms, waiting=waiting),
         draining=draining,
     )
 
@@ -201,6 +208,28 @@ def test_a_computed_prompt_is_no_work_any_more() -> None:
     one.computed(W, r1)
     one.computed(W, r1)
     assert (queued_ms(one), one.charged()) == (0.0, {"w": 1})
+
+
+def test_prompts_wait_until_they_are_computed_or_time_has_worked_them_off() -> None:
+    one, r1, r2 = ready(), RequestId("r1"), RequestId("r2")
+    one.on_message(W, report(1, work_ms=400.0, waiting=4), 0.0)
+    one.charge(W, r1, work_ms=100.0, tokens=10, now_ms=0.0)
+    one.charge(W, r2, work_ms=0.0, tokens=10, now_ms=0.0)  # it only decodes there
+    assert [one.views(now_ms)[0].waiting for now_ms in (0.0, 100.0, 400.0)] == [5.0, 4.0, 1.0]
+    one.computed(W, r1)
+    assert one.views(400.0)[0].waiting == 0.0
+    one.release(W, r1)
+    one.release(W, r2)
+    assert one.views(400.0)[0].waiting == 0.0
+
+
+def test_spare_is_what_is_free_and_not_spoken_for() -> None:
+    """Two layers, 16 tokens a page: 40 free pages are 320 tokens."""
+    one = ready()
+    one.on_message(W, report(1, pages=PageCounts(total=100, free=40, cached=60)), 0.0)
+    one.charge(W, RequestId("r"), work_ms=1.0, tokens=300, now_ms=0.0)
+    (view,) = one.views(0.0)
+    assert (view.spare_tokens, view.free_tokens) == (20, 500)
 
 
 def test_an_operators_drain_counts_at_once_and_is_repeated_until_a_report_shows_it() -> None:
