@@ -312,7 +312,7 @@ class World:
             model=self.scene.model.name,
             session=visit.session,
         )
-        self._perform(self._dispatch.submit(order, self.now_ms))
+        self._perform(self._dispatch.submit([order], self.now_ms))
 
     def _tick(self) -> None:
         self.plan(self.now_ms + TICK_MS, self._tick)

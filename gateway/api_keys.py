@@ -37,7 +37,7 @@ class ApiKeys:
     """Resolves what a client sends to the name of its key."""
 
     def __init__(self, keys: Mapping[str, bytes], terms: Mapping[str, KeyTerms], admin: bytes | None) -> None:
-        """`keys`: by name. `admin`: what operators send; None: the key named `default`, if there are keys at all."""
+        """`keys`: by name. `admin`: what operators send; None: nobody may give orders, unless there are no keys at all."""
         self._keys, self.terms = dict(keys), dict(terms)
         self._admin = admin
 
@@ -56,10 +56,9 @@ class ApiKeys:
 
     def is_admin(self, given: str) -> bool:
         """Whether it may give orders to workers. Without any key, everybody who reaches the gateway may."""
-        key = self._admin or self._keys.get(DEFAULT)
-        if key is None:
+        if self._admin is None:
             return not self._keys
-        return hmac.compare_digest(given.encode(), key)
+        return hmac.compare_digest(given.encode(), self._admin)
 
 
 def read_api_keys(api_key: str | None, file: str | None, admin_key: str | None) -> ApiKeys:
@@ -80,7 +79,8 @@ def read_api_keys(api_key: str | None, file: str | None, admin_key: str | None) 
             tokens_per_minute=one.tokens_per_minute,
             priority=one.priority,
         )
-    return ApiKeys(keys, terms, None if admin_key is None else admin_key.encode())
+    admin = admin_key or api_key
+    return ApiKeys(keys, terms, None if admin is None else admin.encode())
 
 
 def _read(file: str) -> _File:

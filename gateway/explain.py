@@ -10,12 +10,13 @@ from common.policy.routing_rules import Choice
 from gateway.core.actions import Routed
 
 HEADER = b"x-penstock-explain"
+_MOST_PROMPTS = 4
 _MOST_CANDIDATES = 8  # a header must stay small; the chosen one and the fastest others
 
 
 def explain_headers(routes: Sequence[Routed]) -> list[tuple[bytes, bytes]]:
-    """One header per prompt, in order, each a JSON object on one line: the latest attempt's decision and its numbers."""
-    return [(HEADER, msgspec.json.encode(route_fields(one))) for one in routes]
+    """One header per prompt, in order, for the first few: JSON on one line, the latest attempt's decision and its numbers."""
+    return [(HEADER, msgspec.json.encode(route_fields(one))) for one in routes[:_MOST_PROMPTS]]
 
 
 def route_fields(routed: Routed) -> dict[str, Any]:

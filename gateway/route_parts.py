@@ -20,8 +20,8 @@ def build_dispatch(
 ) -> Dispatch:
     """`seed`: of the jitter of retries, another in every gateway."""
     breaker = BreakerTerms(failures=settings.breaker_failures, open_ms=settings.breaker_open_s * 1000)
-    roster = Roster(this=this, silent_ms=settings.silent_worker_ms, fit=fit, breaker=breaker)
     fallback = settings.prefill_fallback == "allow"
+    roster = Roster(this=this, silent_ms=settings.silent_worker_ms, fit=fit, breaker=breaker, fallback=fallback)
     router = Router(
         prefill=settings.route_prefill,
         decode=settings.route_decode,

@@ -32,10 +32,9 @@ def read_routing_wishes(headers: Headers, body: AnswerRequest) -> RoutingWishes:
         text = f"a session's name may have {MAX_SESSION_CHARACTERS} characters at most, not {len(session)}"
         raise InvalidRequest(text, param=SESSION)
     priority = body.priority or 0
-    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
-        raise InvalidRequest(
-            f"priority must be -{MAX_PRIORITY} (first) to {MAX_PRIORITY} (last), not {priority}", param="priority"
-        )
+    if not 0 <= priority <= MAX_PRIORITY:
+        text = f"priority must be 0 (first) to {MAX_PRIORITY} (last), not {priority}; only keys can have a head start"
+        raise InvalidRequest(text, param="priority")
     explain = headers.get(EXPLAIN, "0")
     if explain not in ("0", "1"):
         raise InvalidRequest(f"{EXPLAIN} must be 1 (or 0), not {explain!r}", param=EXPLAIN)

@@ -1,5 +1,6 @@
 """Settings of a gateway process."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ class GatewaySettings:
     max_body_bytes: int = bytes_setting(4 * MIB, flag="max-body", help="Largest request body.")
 
     request_timeout_s: float = setting(600.0, help="Time a request has from its arrival to its last token.")
-    max_inflight: int = setting(1024, help="Prompts in work at the most; one more is refused as busy.")
+    max_inflight: int = setting(1024, help="Prompts that are with workers at the most; more wait, see --max-waiting.")
     default_max_tokens: int | None = setting(
         None,
         help="Answer length where the client gives none; unset: 16 for completions, the rest of the context for chat.",
@@ -93,7 +94,7 @@ class GatewaySettings:
             ("breaker-failures", self.breaker_failures),
             ("breaker-open-s", self.breaker_open_s),
         ):
-            if not number >= 0:
-                raise ValueError(f"--{flag}={number}: must be 0 or more")
+            if not 0 <= number < math.inf:
+                raise ValueError(f"--{flag}={number}: must be 0 or more, and finite")
         if self.silent_worker_ms < 1_000:
             raise ValueError(f"--silent-worker-ms={self.silent_worker_ms}: must be 1000 or more, two Pings")

@@ -5,6 +5,7 @@ table that leads from a request to its inbox.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from common.clock import Clock
@@ -18,7 +19,7 @@ from gateway.core.actions import Action, Deliver, End, Note, Routed
 from gateway.core.dispatch import Dispatch
 from gateway.core.order import Order
 from gateway.core.roster import WorkerState
-from gateway.inbox import Inbox
+from gateway.inbox import Inbox, News
 
 _TICK_S = 0.05  # no retry waits much longer than its backoff
 
@@ -70,16 +71,12 @@ class Switchboard:
             self._on_holders(self._dispatch.members())
 
     def submit(self, orders: Sequence[Order]) -> Inbox:
-        """Start all prompts of one HTTP request, or none. Raises Busy, RateLimited or NoWorker."""
+        """Start all prompts of one HTTP request, or none. Raises Busy, RateLimited, NoWorker or InvalidRequest."""
         inbox = Inbox()
+        actions = self._dispatch.submit(orders, self._clock.now_ms())
         for index, order in enumerate(orders):
             self._inboxes[order.request] = (inbox, index)
-            try:
-                self._perform(self._dispatch.submit(order, self._clock.now_ms()))
-            except BaseException:
-                for one in orders[: index + 1]:
-                    self.cancel(one.request)
-                raise
+        self._perform(actions)
         return inbox
 
     def cancel(self, request: RequestId) -> None:
@@ -116,31 +113,35 @@ class Switchboard:
         self._drain_soon()  # until nothing is left, with other work of the loop in between
 
     def _perform(self, actions: Sequence[Action]) -> None:
-        for action in actions:
+        """All of them, and then what follows from those that could not be sent: one after the other, never nested."""
+        waiting = deque(actions)
+        while waiting:
+            action = waiting.popleft()
             match action:
                 case Deliver(request, delta):
-                    inbox, index = self._inboxes[request]
-                    if delta.finish is not None:
-                        del self._inboxes[request]
-                    inbox.put(index, delta)
+                    self._tell(request, delta, last=delta.finish is not None)
                 case Send(peer, message):
                     if self._exchange.send(peer, message):
                         self._drain_soon()  # sending may swallow the socket's signal that something arrived
                     else:
-                        self._perform(self._dispatch.on_unsent(peer, message, self._clock.now_ms()))
+                        waiting.extend(self._dispatch.on_unsent(peer, message, self._clock.now_ms()))
                 case Routed(request):
-                    inbox, index = self._inboxes[request]
-                    inbox.put(index, action)
+                    self._tell(request, action, last=False)
                 case End(request, error):
-                    inbox, index = self._inboxes.pop(request)
                     self._log.event("request_failed", request=request, code=error.code, text=str(error))
-                    inbox.put(index, error)
+                    self._tell(request, error, last=True)
                 case Dial(peer, endpoint):
                     self._dial(peer, endpoint)
                 case HangUp(peer):
                     self._hang_up(peer)
                 case Note(event, worker, text):
                     self._log.event(event, worker=worker, text=text)
+
+    def _tell(self, request: RequestId, news: News, *, last: bool) -> None:
+        """Nobody may be there any more: the request can have ended between a decision and its turn here."""
+        entry = self._inboxes.pop(request, None) if last else self._inboxes.get(request)
+        if entry is not None:
+            entry[0].put(entry[1], news)
 
     def _dial(self, peer: PeerId, endpoint: str) -> None:
         if self._loop is None:

@@ -10,10 +10,11 @@ a prompt in common.policy.estimates.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.errors import InvalidRequest
 from common.ids import WorkerId
 from common.policy.estimates import Estimate, Prompt, WorkerView, best_sources, estimate_decode, estimate_prefill
 from common.policy.holdings import Holdings
-from common.policy.routing_rules import Choice, Side, rule_named
+from common.policy.routing_rules import Choice, Pinned, Rule, Side, rule_named, through_gate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,45 +59,56 @@ class Router:
     """Whether a worker may be told to fetch a prefix from another one (MemServe, eq. 2)."""
 
     def choose(self, prompt: Prompt, workers: Sequence[WorkerView], holdings: Holdings, turn: int) -> Route | NoRoute:
-        """`turn` counts the caller's requests; it is all the memory that a rule has. Raises InvalidRule for an override."""
+        """`turn` counts the caller's requests; it is all the memory that a rule has. Raises InvalidRequest for an override."""
         entries, decodes = entries_of(workers), [w for w in workers if w.role == "decode" and w.accepting]
         side = Side(prompt, self.gate, turn)
         entry_rule = rule_named(prompt.prefill_rule or self.prefill)
         decode_rule = rule_named(prompt.decode_rule or self.decode)
-        lacking_little = self._lacking_little(prompt, decodes, holdings) if entries else []
-        local = "few-uncached" if lacking_little else None if entries else "no-prefill-worker"
-        if local is not None:
-            candidates = lacking_little or (decodes if self.fallback else [])
-            if not candidates:
-                return NoRoute(missing(workers))
-            found = decode_rule.choose(side, [estimate_decode(prompt, w, holdings, None) for w in candidates])
+        if not entries and not (self.fallback and decodes):
+            return NoRoute(missing(workers))
+        alone = [estimate_decode(prompt, w, holdings, None) for w in decodes]
+        if entries:
+            alone = self._lacking_little(prompt, decodes, alone, holdings)
+        if alone:
+            found = decode_rule.choose(side, alone)
             if found is None:
-                return NoRoute(f"rule {decode_rule.name!r} finds none of {_ids(candidates)} fit")
+                return _no_route(decode_rule, decodes, workers)
+            local = "few-uncached" if entries else "no-prefill-worker"
             return Route(entry=found.chosen.worker, local=local, entry_choice=found)
         sources = best_sources(workers, holdings) if self.peer_fetch else []
         estimates = [estimate_prefill(prompt, w, holdings, sources) for w in entries]
         entry_choice = entry_rule.choose(side, estimates)
         if entry_choice is None:
-            return NoRoute(f"rule {entry_rule.name!r} finds none of {_ids(entries)} fit")
+            return _no_route(entry_rule, entries, workers)
         entry = next(w for w in entries if w.id == entry_choice.chosen.worker)
         if entry.role == "mixed":
             return Route(entry=entry.id, entry_choice=entry_choice)
         fitting = [w for w in decodes if w.model == entry.model]
         decode_choice = decode_rule.choose(side, [estimate_decode(prompt, w, holdings, entry) for w in fitting])
         if decode_choice is None:
-            return NoRoute(f"rule {decode_rule.name!r} finds none of {_ids(fitting)} fit")
+            return _no_route(decode_rule, fitting, workers)
         return Route(
             entry=entry.id, decode=decode_choice.chosen.worker, entry_choice=entry_choice, decode_choice=decode_choice
         )
 
-    def _lacking_little(self, prompt: Prompt, decodes: list[WorkerView], holdings: Holdings) -> list[WorkerView]:
-        """Decode workers that hold nearly all of the prompt. A rule that was asked for by name is not passed over."""
-        if not self.local_prefill_tokens or prompt.prefill_rule is not None:
-            return []
+    def _lacking_little(
+        self, prompt: Prompt, decodes: list[WorkerView], estimates: list[Estimate], holdings: Holdings
+    ) -> list[Estimate]:
+        """Of decode workers that hold nearly all of the prompt, and are not much more loaded than the others.
+
+        What is only expected there does not count: the first of many siblings would draw all others after it before its KV
+        exists. A rule that was asked for by name is not passed over.
+        """
         limit = self.local_prefill_tokens
-        if prompt.tokens <= limit:
-            return decodes
-        return [w for w in decodes if prompt.tokens - holdings.held(w.peer, None).device * prompt.block_tokens <= limit]
+        if not limit or prompt.prefill_rule is not None:
+            return []
+        open_ones = {one.worker for one in through_gate(estimates, self.gate)}
+        return [
+            one
+            for worker, one in zip(decodes, estimates, strict=True)
+            if one.worker in open_ones
+            and prompt.tokens - holdings.device_run(worker.peer) * prompt.block_tokens <= limit
+        ]
 
 
 def entries_of(workers: Sequence[WorkerView]) -> list[WorkerView]:
@@ -125,5 +137,9 @@ def missing(workers: Sequence[WorkerView]) -> str:
     return f"a prefill and a decode worker, or a mixed worker, must be ready ({text})"
 
 
-def _ids(workers: Sequence[WorkerView]) -> str:
-    return ", ".join(w.id for w in workers) or "nobody"
+def _no_route(rule: Rule, candidates: Sequence[WorkerView], workers: Sequence[WorkerView]) -> NoRoute:
+    """Only a rule that names a worker finds none among several. Raises InvalidRequest if it never could."""
+    if isinstance(rule, Pinned) and not any(w.id == rule.worker for w in workers):
+        known = ", ".join(sorted(w.id for w in workers if w.role != "kvstore"))
+        raise InvalidRequest(f"{rule.name}: no such worker is here; there are {known}")
+    return NoRoute(f"rule {rule.name!r} finds none fit of {', '.join(w.id for w in candidates) or 'nobody'}")

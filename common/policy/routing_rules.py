@@ -10,9 +10,9 @@
 What is still equal is spread by a hash of (request, worker), so that the same inputs give the same answer everywhere.
 """
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Protocol
 
 from common.errors import InvalidRequest
@@ -180,7 +180,7 @@ def nearly_best(candidates: Sequence[Estimate], time_ms: Callable[[Estimate], fl
 
 def spread_by(request: RequestId) -> Callable[[Estimate], int]:
     """A hash that differs for every request and is the same in every process."""
-    return lambda one: zlib.crc32(f"{request}/{one.worker}".encode())
+    return lambda one: int.from_bytes(blake2b(f"{request}/{one.worker}".encode(), digest_size=8).digest())
 
 
 RULES: Mapping[str, Rule] = {

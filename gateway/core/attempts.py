@@ -44,7 +44,7 @@ class Attempts:
         tokens = len(order.prompt) + len(one.emitted)
         self._roster.charge(placed.entry, wire, work_ms=placed.work_ms, tokens=tokens, now_ms=now_ms)
         if placed.decode != placed.entry:
-            self._roster.charge(placed.decode, wire, work_ms=0.0, tokens=tokens, now_ms=now_ms)
+            self._roster.promise(placed.decode, wire, tokens=tokens, now_ms=now_ms)
         routed = [Routed(order.request, placed, one.attempts_total)] if order.explain else []
         return [Send(placed.entry, _generate(one, wire, placed, now_ms)), *routed]
 

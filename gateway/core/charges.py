@@ -5,6 +5,7 @@ all that was sent before Ping n, because one connection keeps order: from then o
 other gateways. Owns one entry per request from `add` to `remove`, whatever becomes of the request.
 """
 
+import math
 from dataclasses import dataclass
 
 from common.ids import RequestId
@@ -12,8 +13,8 @@ from common.ids import RequestId
 
 @dataclass(slots=True)
 class _Charge:
-    sequence: int
-    """Of the last Ping before it."""
+    sequence: float
+    """Of the last Ping before the worker heard of it; infinite while it has not."""
     work_ms: float
     tokens: int
 
@@ -37,13 +38,19 @@ class Charges:
         """All requests of this gateway that live on the worker."""
         return len(self._charges)
 
-    def add(self, request: RequestId, *, sequence: int, work_ms: float, tokens: int) -> None:
-        """The request was sent after Ping `sequence`."""
-        self._charges[request] = _Charge(sequence, work_ms, tokens)
+    def add(self, request: RequestId, *, sequence: int | None, work_ms: float, tokens: int) -> None:
+        """The request was sent after Ping `sequence`; None: others will tell the worker of it, see `arrived`."""
+        self._charges[request] = _Charge(math.inf if sequence is None else sequence, work_ms, tokens)
         self.work_ms += work_ms
         self.tokens += tokens
         self.requests += 1
         self.waiting += work_ms > 0
+
+    def arrived(self, request: RequestId, *, sequence: int) -> None:
+        """The worker has it now: reports that answer a Ping after `sequence` show it. Unknown requests are ignored."""
+        charge = self._charges.get(request)
+        if charge is not None:
+            charge.sequence = sequence
 
     def computed(self, request: RequestId) -> None:
         """Its prompt is computed: no work is left of it. Unknown requests are ignored."""

@@ -43,9 +43,9 @@ class Dispatch:
         """What became of routing decisions."""
         return self._totals.counters()
 
-    def submit(self, order: Order, now_ms: float) -> list[Action]:
-        """Start a request, or let it wait. Raises Busy, RateLimited or NoWorker, and then holds nothing."""
-        return self._inflight.submit(order, now_ms)
+    def submit(self, orders: Sequence[Order], now_ms: float) -> list[Action]:
+        """Start the prompts of one HTTP request, or let them wait. Raises what Inflight.submit does, and then holds none."""
+        return self._inflight.submit(orders, now_ms)
 
     def cancel(self, request: RequestId, now_ms: float) -> list[Action]:
         """End a request whose client is gone or has enough; unknown ones are ignored."""

@@ -5,6 +5,10 @@ An entry lives one to two periods. Nothing is ever looked for by age.
 
 from collections.abc import Sequence
 
+_MOST_NAMES = (
+    200_000  # of one generation: without a feed a period is long, and a table that grows larger stops the loop
+)
+
 
 class Expectations:
     """Owns the bits that names are expected to carry; `young` and `old` are there to be read."""
@@ -29,7 +33,7 @@ class Expectations:
         """Forget the older generation if a period is over; returns retired bits that no name carries any more."""
         if self._turned_ms is None:
             self._turned_ms = now_ms
-        if now_ms - self._turned_ms < period_ms:
+        if now_ms - self._turned_ms < period_ms and len(self.young) < _MOST_NAMES:
             return 0
         self._turned_ms = now_ms
         self.old, self.young = self.young, {}

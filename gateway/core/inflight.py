@@ -10,10 +10,10 @@ error that no other worker can heal, its deadline, or the client's cancel. Every
                                    pause <-------------------+
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from common.errors import Busy, DeadlineExceeded, InvalidRequest, NoWorker, PeerFailed, ServingError
+from common.errors import Busy, DeadlineExceeded, NoWorker, PeerFailed, RateLimited, ServingError
 from common.ids import PeerId, RequestId, WorkerId
 from common.messages.actions import Send
 from common.messages.base import Message
@@ -32,6 +32,7 @@ from gateway.core.waiting import WaitingRoom
 
 _MOST_DEATHS = 3
 _LOOK_AGAIN_MS = 100.0
+_AGAIN_PER_TICK = 64  # a death takes many requests down together; tokens of others must pass in between
 _LONGEST_RETRY_AFTER_S = 60.0
 
 
@@ -85,24 +86,38 @@ class Inflight:
 
     # -- arrivals
 
-    def submit(self, order: Order, now_ms: float) -> list[Action]:
-        """Place one request, or let it wait for a place. Raises Busy, RateLimited, NoWorker, and then holds nothing."""
-        self._keys.admit(order.key, len(order.prompt) + order.sampling.max_tokens, now_ms)
-        priority = order.priority + self._keys.priority(order.key)
-        one = OpenRequest(order, now_ms, now_ms + self._terms.timeout_ms, priority)
-        self._budget.on_request()
+    def submit(self, orders: Sequence[Order], now_ms: float) -> list[Action]:
+        """Place the prompts of one HTTP request, or let them wait for places.
+
+        Raises Busy, RateLimited, NoWorker or InvalidRequest, and then holds none of them; later ones of a batch for which
+        there is no place after all end one by one.
+        """
+        key, tokens = orders[0].key, sum(len(order.prompt) + order.sampling.max_tokens for order in orders)
         try:
-            if len(self._open) >= self._terms.max_open:
-                return self._wait(one, now_ms)
-            return self._begin(one, now_ms)
-        except (ServingError, InvalidRequest):
-            self._keys.release(order.key)
+            self._keys.admit(key, len(orders), tokens, now_ms)
+        except RateLimited:
+            self._totals.add("shed_total{reason=key-limit}")
             raise
+        actions: list[Action] = []
+        for index, order in enumerate(orders):
+            self._budget.on_request()
+            priority = order.priority + self._keys.priority(order.key)
+            one = OpenRequest(order, now_ms, now_ms + self._terms.timeout_ms, priority)
+            try:
+                full = len(self._open) >= self._terms.max_open or len(self._waiting)
+                actions += self._wait(one, now_ms) if full else self._begin(one, now_ms)
+            except ServingError as error:
+                if index == 0:
+                    self._keys.refund(key, len(orders), tokens)
+                    raise
+                self._keys.release(key)
+                actions.append(End(order.request, error))
+        return actions
 
     def _wait(self, one: OpenRequest, now_ms: float) -> list[Action]:
         pushed_out = self._waiting.add(one)
         if pushed_out is None:
-            return []
+            return self._fill(now_ms)
         self._totals.add("shed_total{reason=queue-full}")
         text = (
             f"{len(self._open)} requests are in flight here, the limit is {self._terms.max_open}, and "
@@ -118,14 +133,17 @@ class Inflight:
         return min(_LONGEST_RETRY_AFTER_S, max(1.0, self._placement.retry_after_s(now_ms) or 1.0))
 
     def _fill(self, now_ms: float) -> list[Action]:
-        """Give free places to those who wait."""
+        """Give free places to those who wait. While nobody can take them they go on waiting, as long as they may."""
         actions: list[Action] = []
-        while len(self._open) < self._terms.max_open and (one := self._waiting.next()) is not None:
+        while len(self._open) < self._terms.max_open and (one := self._waiting.first()) is not None:
             try:
                 actions += self._begin(one, now_ms)
+            except NoWorker:
+                break
             except ServingError as error:
                 self._keys.release(one.order.key)
                 actions.append(End(one.request, error))
+            self._waiting.remove(one.request)
         return actions
 
     def _begin(self, one: OpenRequest, now_ms: float) -> list[Action]:
@@ -180,6 +198,7 @@ class Inflight:
         self._roster.computed(attempt.entry, attempt.wire)
         if attempt.entry != attempt.decode:
             self._roster.release(attempt.entry, attempt.wire)
+            self._roster.arrived(attempt.decode, attempt.wire)
 
     def _on_failed(self, sender: PeerId, failed: Failed, now_ms: float) -> list[Action]:
         one = self._attempts.get(failed.request)
@@ -190,7 +209,7 @@ class Inflight:
         text = f"{attempt.name_of(sender)} gave up in phase {failed.phase} {tokens}: {failed.text}"
         error = WorkerFailed(failed, text=text)
         if is_workers_fault(failed.code):
-            self._roster.on_failure(sender, now_ms)
+            self._roster.on_failure(_to_blame(attempt, sender, failed.phase), now_ms)
         if not failed.retryable:
             return self._fail(one, error, now_ms, but=sender)
         avoid = {attempt.worker_of(sender)}
@@ -234,7 +253,10 @@ class Inflight:
         """Pause it until its next attempt, or fail it if it has had its tries. A death costs no budget: it is no storm."""
         terms = self._terms.retry
         tired = one.deaths > _MOST_DEATHS if died else one.tries >= terms.attempts
-        if tired or terms.attempts <= 1 or not (died or self._budget.take()):
+        if not (died or tired or self._budget.take()):
+            self._totals.add("retries_refused_total{reason=budget}")
+            tired = True
+        if tired or terms.attempts <= 1:
             return self._fail(one, error, now_ms, but=but)
         cancels = self._attempts.end(one, but=but)
         one.error, one.failed_ms, one.avoid = error, now_ms, one.avoid | avoid
@@ -253,6 +275,8 @@ class Inflight:
                 return self._fail(one, PeerFailed(f"{error}; then {nobody}"), now_ms)
             one.retry_at_ms = now_ms + _LOOK_AGAIN_MS
             return []
+        except ServingError as refusal:
+            return self._fail(one, refusal, now_ms)
 
     # -- ends
 
@@ -268,19 +292,26 @@ class Inflight:
 
     def on_tick(self, now_ms: float) -> list[Action]:
         """End what is out of time; try again what has paused."""
-        actions: list[Action] = []
-        for one in [one for one in self._waiting if now_ms - one.arrived_ms >= self._wait_ms]:
-            self._waiting.remove(one.request)
-            self._keys.release(one.order.key)
-            self._totals.add("shed_total{reason=waited-too-long}")
-            text = f"no place was free within {self._wait_ms / 1000:g} s; try again later"
-            actions.append(End(one.request, Busy(text, retry_after_s=self._retry_after_s(now_ms))))
+        actions, places = self._end_waiting(now_ms), _AGAIN_PER_TICK
         for one in list(self._open.values()):
             if now_ms >= one.deadline_ms:
                 actions += self._out_of_time(one, now_ms)
-            elif one.retry_at_ms is not None and now_ms >= one.retry_at_ms:
+            elif one.retry_at_ms is not None and now_ms >= one.retry_at_ms and places:
+                places -= 1
                 actions += self._again(one, now_ms)
-        return actions
+        return actions + self._fill(now_ms)
+
+    def _end_waiting(self, now_ms: float) -> list[Action]:
+        late = [one for one in self._waiting if now_ms - one.arrived_ms >= self._wait_ms]
+        if not late:
+            return []
+        text = f"no place was free within {self._wait_ms / 1000:g} s; try again later"
+        error = Busy(text, retry_after_s=self._retry_after_s(now_ms))
+        for one in late:
+            self._waiting.remove(one.request)
+            self._keys.release(one.order.key)
+            self._totals.add("shed_total{reason=waited-too-long}")
+        return [End(one.request, error) for one in late]
 
     @property
     def _wait_ms(self) -> float:
@@ -305,6 +336,11 @@ class Inflight:
         if not self:
             assert not any(self._keys.inflight().values()), self._keys.inflight()
         assert len(self._attempts) <= len(self._open), (len(self._attempts), len(self._open))
+
+
+def _to_blame(attempt: Attempt, sender: PeerId, phase: str) -> PeerId:
+    """Whose fault a failure is: an entry worker that could not hand over speaks of the other side."""
+    return attempt.decode if sender == attempt.entry and phase in ("grant", "transfer") else sender
 
 
 def _without_first(delta: TokenDelta, n_tokens: int) -> TokenDelta:

@@ -7,7 +7,7 @@ the rates are token buckets that hold one minute's worth.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from common.errors import RateLimited
+from common.errors import InvalidRequest, RateLimited
 
 _MINUTE_MS = 60_000.0
 
@@ -55,32 +55,48 @@ class KeyLimits:
     def __init__(self, terms: Mapping[str, KeyTerms]) -> None:
         """`terms`: by the name under which requests come."""
         self._accounts = {name: _account(one) for name, one in terms.items()}
-        self.refused_total = 0
 
     def priority(self, name: str) -> int:
         """What is added to the priority of a key's requests."""
         account = self._accounts.get(name)
         return 0 if account is None else account.terms.priority
 
-    def admit(self, name: str, tokens: int, now_ms: float) -> None:
-        """Charge one request. Raises RateLimited, and then charges nothing. Keys without limits always pass."""
+    def admit(self, name: str, n_requests: int, tokens: int, now_ms: float) -> None:
+        """Charge the prompts of one HTTP request together. Keys without limits always pass.
+
+        Raises RateLimited, or InvalidRequest for more at once than the key may ever have; then nothing is charged.
+        """
         account = self._accounts.get(name)
         if account is None:
             return
         limit = account.terms.max_inflight
-        if limit is not None and account.inflight >= limit:
+        if limit is not None and n_requests > limit:
+            raise InvalidRequest(
+                f"{n_requests} prompts at once are more than key {name!r} may have: {limit}", param="n"
+            )
+        if limit is not None and account.inflight + n_requests > limit:
             self._refuse(f"key {name!r} has {account.inflight} requests in flight, its limit is {limit}", 1_000.0)
-        for bucket, amount, what in ((account.requests, 1, "requests"), (account.tokens, tokens, "tokens")):
+        for bucket, amount, what in ((account.requests, n_requests, "requests"), (account.tokens, tokens, "tokens")):
             if bucket is None:
                 continue
             bucket.refill(now_ms)
             wait_ms = bucket.wait_ms(amount)
             if wait_ms > 0:
                 self._refuse(f"key {name!r} may use {bucket.per_minute} {what} per minute and has used them", wait_ms)
-        for bucket, amount in ((account.requests, 1), (account.tokens, tokens)):
+        self._charge(account, n_requests, tokens)
+
+    def refund(self, name: str, n_requests: int, tokens: int) -> None:
+        """What was admitted could not be taken: it was not used."""
+        account = self._accounts.get(name)
+        if account is not None:
+            self._charge(account, -n_requests, -tokens)
+
+    @staticmethod
+    def _charge(account: _Account, n_requests: int, tokens: int) -> None:
+        account.inflight += n_requests
+        for bucket, amount in ((account.requests, n_requests), (account.tokens, tokens)):
             if bucket is not None:
                 bucket.level -= amount  # may go below zero: a request larger than the bucket pays afterwards
-        account.inflight += 1
 
     def release(self, name: str) -> None:
         """A request that was admitted has ended."""
@@ -88,8 +104,8 @@ class KeyLimits:
         if account is not None:
             account.inflight -= 1
 
-    def _refuse(self, text: str, wait_ms: float) -> None:
-        self.refused_total += 1
+    @staticmethod
+    def _refuse(text: str, wait_ms: float) -> None:
         raise RateLimited(f"{text}; try again in {wait_ms / 1000:.0f} s", retry_after_s=wait_ms / 1000)
 
     def inflight(self) -> dict[str, int]:

@@ -1,10 +1,10 @@
 """One worker as a gateway knows it, and how a routing policy sees it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common.cost.link_cost import LinkCost
-from common.cost.step_cost import UNKNOWN_COST
+from common.cost.step_cost import UNKNOWN_COST, StepCost
 from common.ids import PeerId
 from common.messages.liveness import Member, Report
 from common.policy.estimates import WorkerView
@@ -12,6 +12,7 @@ from gateway.core.breaker import Breaker
 from gateway.core.charges import Charges
 
 _GIB = 2**30
+_USUAL_TOKENS = 1_024
 _DELAY_MS = 1.0  # of a read over a link that was only probed: a question and its answer
 _DISK_SHARE = 0.25  # of the bandwidth to a KV store's memory, until reads of its disk were measured
 
@@ -52,18 +53,16 @@ class KnownWorker:
 
     @property
     def draining(self) -> bool:
-        """Whether it takes nothing new, as far as is known."""
-        if self.drain_wish is not None:
-            return self.drain_wish
-        return self.report is not None and self.report.draining
+        """Whether it takes nothing new, as far as is known. That it works again only a report can say: it may be ending."""
+        return self.drain_wish is True or (self.report is not None and self.report.draining)
 
     def store_among(self, stores: list[PeerId]) -> PeerId | None:
         """The KV store it reads from: one whose memory it shares if there is one, else the first. As workers choose."""
         mine = [peer for peer in stores if peer in self.transports]
         return min(mine, key=lambda peer: (self.transports[peer] != "shm", peer), default=None)
 
-    def view(self, *, accepting: bool, store: PeerId | None, now_ms: float) -> WorkerView:
-        """As the routing policy sees it."""
+    def view(self, *, accepting: bool, store: PeerId | None, guess: StepCost, now_ms: float) -> WorkerView:
+        """As the routing policy sees it. `guess`: what its steps cost, until it has measured some."""
         report, charges, model = self.report, self.charges, self.member.model
         queued_ms, requests, kv_tokens = charges.work_ms, charges.requests, charges.tokens
         waiting, free_tokens, spare_tokens = float(charges.waiting), None, None
@@ -91,9 +90,16 @@ class KnownWorker:
             kv_tokens=kv_tokens,
             free_tokens=free_tokens,
             spare_tokens=spare_tokens,
-            cost=UNKNOWN_COST if report is None or report.cost is None else report.cost,
+            cost=guess if report is None or report.cost is None else report.cost,
             links=self.links,
         )
+
+
+def usual_cost(known: Sequence[StepCost]) -> StepCost:
+    """What a worker that has measured nothing is taken to cost: the median of the others, so that it gets its share."""
+    if not known:
+        return UNKNOWN_COST
+    return sorted(known, key=lambda cost: cost.exec_ms(_USUAL_TOKENS, 0))[len(known) // 2]
 
 
 def links_of(report: Report) -> dict[tuple[str, str], LinkCost]:

@@ -6,7 +6,7 @@ Owns the number of the gateway's turn. A replay is placed as the longer prompt t
 from collections.abc import Sequence
 from typing import Protocol
 
-from common.block_hash import BlockHash, hash_blocks, root_hash
+from common.block_hash import BlockHash
 from common.errors import NoWorker
 from common.ids import PeerId, WorkerId
 from common.kv_layout import KvLayout
@@ -17,6 +17,7 @@ from common.policy.holdings import HoldingsIndex, NoHoldings
 from common.policy.routing import NoRoute, Route, Router
 from gateway.core.order import Order
 from gateway.core.placed import Placed
+from gateway.core.prompt_names import PromptNames
 from gateway.core.roster import Roster
 from gateway.core.totals import RoutingTotals
 
@@ -29,7 +30,7 @@ class Tree(HoldingsIndex, Protocol):
         ...
 
     def expect(self, peer: PeerId, names: Sequence[BlockHash], now_ms: float) -> None:
-        """A prompt was just sent there: it counts as cached for a few seconds."""
+        """A prompt was just sent there: the blocks of it that it lacked count as cached for a few seconds."""
         ...
 
     def forget(self, peer: PeerId) -> None:
@@ -60,16 +61,16 @@ class Placement:
 
     def __init__(self, roster: Roster, router: Router, tree: Tree, totals: RoutingTotals) -> None:
         self._roster, self._router, self._tree, self._totals = roster, router, tree, totals
+        self._names = PromptNames()
         self._turn = 0
 
     def place(self, order: Order, emitted: Sequence[int], avoid: frozenset[WorkerId], now_ms: float) -> Placed:
         """Workers in `avoid` are taken only if nobody else is there. Raises NoWorker; InvalidRequest for a bad rule."""
         views = self._roster.views(now_ms)
         model = next((w.model for w in views if w.accepting and isinstance(w.model, ModelIdentity)), None)
-        tokens = (*order.prompt, *emitted) if emitted else order.prompt
-        names = [] if model is None else hash_blocks(tokens, root_hash(model, order.cache_salt), model.block_tokens)
+        names = [] if model is None else self._names.of(order.prompt, emitted, model, order.cache_salt)
         holdings = self._tree.match(names) if names else NoHoldings()
-        prompt = _prompt(order, len(tokens), len(emitted), model)
+        prompt = _prompt(order, len(order.prompt) + len(emitted), len(emitted), model)
         route: Route | NoRoute = NoRoute("")
         if avoid:
             route = self._router.choose(prompt, [w for w in views if w.id not in avoid], holdings, self._turn)
@@ -81,7 +82,7 @@ class Placement:
         placed = self._placed(route, views, prompt, degraded=not self._tree.synced(now_ms))
         self._totals.on_placed(placed)
         for peer in dict.fromkeys((placed.entry, placed.decode)):
-            self._tree.expect(peer, names, now_ms)
+            self._tree.expect(peer, names[holdings.device_run(peer) :], now_ms)
         return placed
 
     def _placed(self, route: Route, views: Sequence[WorkerView], prompt: Prompt, *, degraded: bool) -> Placed:
@@ -91,6 +92,7 @@ class Placement:
         assert estimate is not None, "a route says what it was chosen by"
         fetch = estimate.fetch
         work_ms = entry.cost.exec_ms(prompt.tokens, estimate.hit_tokens) if route.local else estimate.own_ms
+        decode_wait_ms = route.decode_choice.chosen.queued_ms if route.decode_choice is not None else 0.0
         return Placed(
             route=route,
             entry=entry.peer,
@@ -99,7 +101,7 @@ class Placement:
             decode_name=f"{decode.role} worker {decode.id}",
             fetch=None if fetch is None else FetchHint(holder=fetch.holder, n_blocks=fetch.n_blocks),
             work_ms=work_ms,
-            predicted_ms=estimate.queued_ms + work_ms,
+            predicted_ms=estimate.queued_ms + work_ms + decode_wait_ms,
             hit_tokens=estimate.hit_tokens,
             degraded=degraded,
         )

@@ -95,12 +95,11 @@ class PromptTree:
         return lambda name: (shards[name[0]].get(name, 0) | young.get(name, 0) | old.get(name, 0)) & live
 
     def expect(self, peer: PeerId, names: Sequence[BlockHash], now_ms: float) -> None:
-        """A prompt was just routed there: for a few seconds its blocks count as cached on that worker's device."""
+        """A prompt was just routed there: for a few seconds these blocks of it count as cached on that worker's device."""
         holder = self._holders.setdefault(peer, Holder())
         holder.signed_ms = now_ms
-        known = self.match(names).device_run(peer)
-        if known < len(names):
-            self._expected.add(names[known:], self._bit(holder, EXPECTED))
+        if names:
+            self._expected.add(names, self._bit(holder, EXPECTED))
 
     def _bit(self, holder: Holder, tier: str) -> int:
         bit = holder.bits.get(tier)

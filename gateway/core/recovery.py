@@ -31,8 +31,6 @@ class RetryBudget:
     def __init__(self, terms: RetryTerms) -> None:
         self._terms = terms
         self._tokens = terms.budget_burst
-        self.spent_total = 0
-        self.refused_total = 0
 
     def on_request(self) -> None:
         """A request came in."""
@@ -41,10 +39,8 @@ class RetryBudget:
     def take(self) -> bool:
         """Whether one more retry is allowed; it counts as done if so."""
         if self._tokens < 1.0:
-            self.refused_total += 1
             return False
         self._tokens -= 1.0
-        self.spent_total += 1
         return True
 
 

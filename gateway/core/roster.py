@@ -14,9 +14,10 @@ from common.messages import AnyMessage
 from common.messages.actions import Dial, HangUp, Send
 from common.messages.liveness import Drain, Hello, Member, ModelIdentity, Ping, Refused, Report, Welcome
 from common.policy.estimates import WorkerView
+from common.policy.routing import reason_not_ready
 from gateway.core.actions import Action, Note
 from gateway.core.breaker import Breaker, BreakerState, BreakerTerms
-from gateway.core.known_worker import KnownWorker
+from gateway.core.known_worker import KnownWorker, usual_cost
 
 COMPUTING_ROLES = frozenset({"prefill", "decode", "mixed"})
 DIALLED_ROLES = COMPUTING_ROLES | {"kvstore"}
@@ -62,10 +63,21 @@ class RosterStep:
 class Roster:
     """Decides; never performs."""
 
-    def __init__(self, *, this: Member, silent_ms: float, fit: "Fit", breaker: BreakerTerms | None = None) -> None:
-        """`this`: the gateway's own record, sent with every Hello. `silent_ms`: silence that counts as death."""
+    def __init__(
+        self,
+        *,
+        this: Member,
+        silent_ms: float,
+        fit: "Fit",
+        breaker: BreakerTerms | None = None,
+        fallback: bool = True,
+    ) -> None:
+        """`this`: the gateway's own record, sent with every Hello. `silent_ms`: silence that counts as death.
+
+        `fallback`: whether decode workers alone can serve, as in Router.
+        """
         self._this, self._silent_ms, self._fit = this, silent_ms, fit
-        self._breaker = breaker or BreakerTerms()
+        self._breaker, self._fallback = breaker or BreakerTerms(), fallback
         self._ticked_ms: float | None = None
         self._workers: dict[WorkerId, KnownWorker] = {}
         self._by_peer: dict[PeerId, KnownWorker] = {}
@@ -169,6 +181,19 @@ class Roster:
             worker.charges.add(request, sequence=worker.sequence, work_ms=work_ms, tokens=tokens)
             worker.breaker.on_sent(now_ms)
 
+    def promise(self, peer: PeerId, request: RequestId, *, tokens: int, now_ms: float) -> None:
+        """Count a request that another worker will hand over there; its reports show it some time after `arrived`."""
+        worker = self._by_peer.get(peer)
+        if worker is not None:
+            worker.charges.add(request, sequence=None, work_ms=0.0, tokens=tokens)
+            worker.breaker.on_sent(now_ms)
+
+    def arrived(self, peer: PeerId, request: RequestId) -> None:
+        """A promised request is there."""
+        worker = self._by_peer.get(peer)
+        if worker is not None:
+            worker.charges.arrived(request, sequence=worker.sequence)
+
     def computed(self, peer: PeerId, request: RequestId) -> None:
         """The request's prompt is computed there."""
         if peer in self._by_peer:
@@ -196,15 +221,21 @@ class Roster:
     # -- state for others
 
     def views(self, now_ms: float) -> list[WorkerView]:
-        """Everybody, as the routing policy sees them. Where every ready worker of a role has failed of late, all count."""
-        ready = [w for w in self._workers.values() if self._condition(w, now_ms)[0] == "ready"]
-        trusted = {w.peer for w in ready if w.breaker.lets_through(now_ms)}
-        hopeful = {w.member.role for w in ready} - {w.member.role for w in ready if w.peer in trusted}
-        accepting = {w.peer for w in ready if w.peer in trusted or w.member.role in hopeful}
-        stores = [w.peer for w in ready if w.member.role == "kvstore"]
+        """Everybody, as the routing policy sees them. Where those that did not fail of late cannot serve, all count."""
+        ready = {w.peer for w in self._workers.values() if self._condition(w, now_ms)[0] == "ready"}
+        trusted = {w.peer for w in self._workers.values() if w.peer in ready and w.breaker.lets_through(now_ms)}
+        views = self._views(trusted, ready, now_ms)
+        if trusted != ready and reason_not_ready(views, fallback=self._fallback) is not None:
+            views = self._views(ready, ready, now_ms)
+        return views
+
+    def _views(self, accepting: set[PeerId], ready: set[PeerId], now_ms: float) -> list[WorkerView]:
+        workers = self._workers.values()
+        stores = [w.peer for w in workers if w.peer in ready and w.member.role == "kvstore"]
+        guess = usual_cost([w.report.cost for w in workers if w.report is not None and w.report.cost is not None])
         return [
-            w.view(accepting=w.peer in accepting, store=w.store_among(stores), now_ms=now_ms)
-            for w in self._workers.values()
+            w.view(accepting=w.peer in accepting, store=w.store_among(stores), guess=guess, now_ms=now_ms)
+            for w in workers
         ]
 
     def _condition(self, worker: KnownWorker, now_ms: float) -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """Requests that wait for a place in the gateway, because as many as it may have at work are at work. Pure.
 
 Owns one entry per waiting request. It leaves by its turn, by being pushed out by a more urgent one, by its time, or with
-its client. The most urgent goes first (lowest priority number), equals in order of arrival.
+its client. Who goes first: the earliest arrival, where each step of priority counts as so much later; so the urgent go
+first, and nobody waits for ever behind them.
 """
 
 import heapq
@@ -10,14 +11,19 @@ from collections.abc import Iterator
 from common.ids import RequestId
 from gateway.core.open_request import OpenRequest
 
+PRIORITY_MS = 1_000.0
+"""Waiting that one step of priority is worth."""
+_SPARE_ENTRIES = 64
+_Rank = tuple[float, int]
+
 
 class WaitingRoom:
     """Bounded: `add` says who must leave."""
 
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting = max_waiting
-        self._order: list[tuple[int, int, RequestId]] = []  # also of requests that have left since
-        self._waiting: dict[RequestId, tuple[OpenRequest, tuple[int, int]]] = {}
+        self._order: list[tuple[_Rank, RequestId]] = []  # also of requests that have left since
+        self._waiting: dict[RequestId, tuple[OpenRequest, _Rank]] = {}
         self._arrivals = 0
 
     def __len__(self) -> int:
@@ -27,9 +33,9 @@ class WaitingRoom:
         return (one for one, _ in self._waiting.values())
 
     def add(self, one: OpenRequest) -> OpenRequest | None:
-        """Let it wait; returns who has no place then: nobody, the least urgent that waited, or `one` itself."""
+        """Let it wait; returns who has no place then: nobody, the last in order of those that waited, or `one` itself."""
         self._arrivals += 1
-        rank = (one.priority, self._arrivals)
+        rank = (one.arrived_ms + one.priority * PRIORITY_MS, self._arrivals)
         pushed_out: OpenRequest | None = None
         if len(self._waiting) >= self._max_waiting:
             last = max(self._waiting.values(), key=lambda entry: entry[1], default=None)
@@ -38,15 +44,20 @@ class WaitingRoom:
             pushed_out = last[0]
             self.remove(pushed_out.request)
         self._waiting[one.request] = one, rank
-        heapq.heappush(self._order, (*rank, one.request))
+        if len(self._order) > 2 * len(self._waiting) + _SPARE_ENTRIES:
+            self._order = [(rank, request) for request, (_, rank) in self._waiting.items()]
+            heapq.heapify(self._order)
+        else:
+            heapq.heappush(self._order, (rank, one.request))
         return pushed_out
 
-    def next(self) -> OpenRequest | None:
-        """Whose turn it is; it waits no more."""
+    def first(self) -> OpenRequest | None:
+        """Whose turn it is; it goes on waiting until `remove`."""
         while self._order:
-            entry = self._waiting.pop(heapq.heappop(self._order)[2], None)
+            entry = self._waiting.get(self._order[0][1])
             if entry is not None:
                 return entry[0]
+            heapq.heappop(self._order)
         return None
 
     def remove(self, request: RequestId) -> bool:

@@ -64,12 +64,13 @@ def test_the_order_of_the_views_does_not_matter(rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_cold_requests_of_idle_workers_are_spread_evenly(rule: str) -> None:
-    workers = [worker(f"{role}-{n}") for role in ("prefill", "decode") for n in range(8)]
+@pytest.mark.parametrize("n_workers", [2, 3, 5, 6, 7, 8])
+def test_cold_requests_of_idle_workers_are_spread_evenly(rule: str, n_workers: int) -> None:
+    workers = [worker(f"{role}-{n}") for role in ("prefill", "decode") for n in range(n_workers)]
     router = replace(APART, prefill=rule, decode=rule)
     routes = [route(router, workers, turn=n, request=RequestId(f"r{n}"), session=f"s{n}") for n in range(2000)]
     for picked in ([r.entry for r in routes], [r.decode for r in routes]):
-        assert max(picked.count(name) for name in set(picked)) < 1.25 * 2000 / 8
+        assert max(picked.count(name) for name in set(picked)) < 1.25 * 2000 / n_workers
 
 
 def test_round_robin_visits_every_entry_and_every_decode_worker_equally() -> None:
@@ -257,6 +258,24 @@ def test_a_decode_worker_computes_what_little_it_lacks() -> None:
     assert asked.entry == "prefill-0", "a rule that was asked for by name is not passed over"
 
 
+def test_what_a_decode_worker_is_only_expected_to_hold_does_not_draw_siblings_to_it() -> None:
+    class Expected(Cached):
+        def device_run(self, peer):
+            return 0
+
+    expected = Expected({"decode-1": Held(device=62)})
+    workers = [worker("prefill-0"), worker("decode-0"), worker("decode-1")]
+    assert route(Router(local_prefill_tokens=16), workers, expected).local is None
+
+
+def test_a_busy_decode_worker_is_spared_even_what_little_it_lacks() -> None:
+    cached = Cached({"decode-1": Held(device=62)})
+    busy = worker("decode-1", requests=64, queued_ms=20_000.0)
+    workers = [worker("prefill-0"), worker("decode-0"), busy]
+    found = route(Router(local_prefill_tokens=16), workers, cached, max_tokens=64)
+    assert (found.local, found.decode) == (None, "decode-0")
+
+
 def test_without_prefill_workers_decode_workers_compute_only_if_they_may() -> None:
     workers = [worker("prefill-0", accepting=False), worker("decode-0")]
     found = route(Router(fallback=True), workers)
@@ -270,7 +289,10 @@ def test_a_client_may_name_the_rule_or_the_worker() -> None:
     workers = [worker(f"prefill-{n}") for n in range(3)] + [worker("decode-0"), worker("decode-1")]
     found = route(APART, workers, prefill_rule="worker=prefill-2", decode_rule="worker=decode-1")
     assert (found.entry, found.decode) == ("prefill-2", "decode-1")
-    missing = APART.choose(prompt(prefill_rule="worker=prefill-9"), workers, COLD, 0)
-    assert isinstance(missing, NoRoute) and "worker=prefill-9" in missing.reason
+    drained = [replace(w, accepting=w.id != "prefill-2") for w in workers]
+    missing = APART.choose(prompt(prefill_rule="worker=prefill-2"), drained, COLD, 0)
+    assert isinstance(missing, NoRoute) and "worker=prefill-2" in missing.reason
+    with pytest.raises(InvalidRequest, match="no such worker is here; there are decode-0, decode-1, prefill-0"):
+        APART.choose(prompt(prefill_rule="worker=prefill-9"), workers, COLD, 0)
     with pytest.raises(InvalidRequest, match="predicted-time"):
         APART.choose(prompt(decode_rule="best"), workers, COLD, 0)

@@ -29,14 +29,14 @@ P, D, MIXED = peer("prefill-0"), peer("decode-0"), peer("mixed-0")
 
 def test_a_request_goes_to_the_prefill_worker_and_names_its_decode_worker() -> None:
     core = dispatch("prefill-0", "decode-0")
-    (action,) = core.submit(order(), 0.0)
+    (action,) = core.submit([order()], 0.0)
     assert isinstance(action, Send) and isinstance(action.message, Generate)
     assert (action.to, action.message.decode) == (P, "decode-0")
     assert action.message.timeout_ms == TIMEOUT_MS
 
 
 def test_a_request_to_a_mixed_worker_names_nobody_else() -> None:
-    (action,) = dispatch("mixed-0").submit(order(), 0.0)
+    (action,) = dispatch("mixed-0").submit([order()], 0.0)
     assert isinstance(action, Send) and isinstance(action.message, Generate)
     assert (action.to, action.message.decode) == (MIXED, None)
 
@@ -44,7 +44,7 @@ def test_a_request_to_a_mixed_worker_names_nobody_else() -> None:
 @pytest.mark.parametrize("seed", range(200))
 def test_tokens_come_out_once_and_in_order_however_they_are_repeated(seed: int) -> None:
     rng, core = random.Random(seed), dispatch("prefill-0", "decode-0")
-    core.submit(order(), 0.0)
+    core.submit([order()], 0.0)
     answer, sent, out = list(range(100, 100 + rng.randrange(1, 12))), 0, []
     while sent < len(answer):
         start, end = rng.randrange(sent + 1), rng.randrange(sent, len(answer)) + 1
@@ -58,7 +58,7 @@ def test_tokens_come_out_once_and_in_order_however_they_are_repeated(seed: int) 
 
 def test_a_gap_in_the_tokens_ends_the_request() -> None:
     core = dispatch("prefill-0", "decode-0")
-    core.submit(order(), 0.0)
+    core.submit([order()], 0.0)
     core.on_message(D, tokens(0, 5), 0.0)
     actions = core.on_message(D, tokens(2, 7), 0.0)
     assert "skipped 1 tokens in phase decode after 1 tokens" in str(ends(actions)[0].error)
@@ -68,7 +68,7 @@ def test_a_gap_in_the_tokens_ends_the_request() -> None:
 
 def test_tokens_from_anybody_but_the_decode_worker_change_nothing() -> None:
     core = dispatch("prefill-0", "decode-0", "decode-1")
-    core.submit(order(), 0.0)
+    core.submit([order()], 0.0)
     assert core.on_message(P, tokens(0, 5), 0.0) == []
     assert core.on_message(peer("decode-1"), tokens(0, 5), 0.0) == []
     assert core.open_requests == 1
@@ -76,7 +76,7 @@ def test_tokens_from_anybody_but_the_decode_worker_change_nothing() -> None:
 
 def test_a_restarted_worker_takes_its_requests_along_at_once() -> None:
     core = dispatch("prefill-0", "decode-0")
-    core.submit(order(), 0.0)
+    core.submit([order()], 0.0)
     core.on_message(D, tokens(0, 5, 6), 0.0)
     actions = core.on_members([member("prefill-0"), member("decode-0", incarnation=2)], 1.0)
     (end,) = ends(actions)
@@ -88,8 +88,8 @@ def test_a_restarted_worker_takes_its_requests_along_at_once() -> None:
 
 def test_silence_ends_the_requests_of_the_silent_worker_and_of_no_other() -> None:
     core = dispatch("mixed-0", "mixed-1")
-    core.submit(order("a"), 0.0)
-    core.submit(order("b"), 0.0)
+    core.submit([order("a")], 0.0)
+    core.submit([order("b")], 0.0)
     actions: list[Action] = []
     for now_ms in range(0, 3600, 100):
         actions += core.on_tick(float(now_ms))
@@ -102,7 +102,7 @@ def test_silence_ends_the_requests_of_the_silent_worker_and_of_no_other() -> Non
 
 def test_the_deadline_ends_a_request_and_tells_every_worker() -> None:
     core = dispatch("prefill-0", "decode-0")
-    core.submit(order(), 0.0)
+    core.submit([order()], 0.0)
     for name in ("prefill-0", "decode-0"):
         core.on_message(peer(name), report(name), TIMEOUT_MS)
     actions = core.on_tick(TIMEOUT_MS)
@@ -116,7 +116,7 @@ def test_the_deadline_ends_a_request_and_tells_every_worker() -> None:
 def test_a_failure_is_believed_only_from_a_worker_that_is_still_needed() -> None:
     core = dispatch("prefill-0", "decode-0")
     failed = Failed(request=RequestId("r"), code="busy", phase="grant", text="full", retryable=True)
-    core.submit(order(), 0.0)
+    core.submit([order()], 0.0)
     core.on_message(D, tokens(0, 5), 0.0)
     assert core.on_message(P, failed, 0.0) == []
     assert ends(core.on_message(D, failed, 0.0))
@@ -126,18 +126,18 @@ def test_a_failure_is_believed_only_from_a_worker_that_is_still_needed() -> None
 def test_a_refused_submit_holds_nothing() -> None:
     core = dispatch("prefill-0")
     with pytest.raises(NoWorker, match="decode: 0 of 0 ready"):
-        core.submit(order(), 0.0)
+        core.submit([order()], 0.0)
     core = dispatch("mixed-0", max_open=1)
-    core.submit(order("a"), 0.0)
+    core.submit([order("a")], 0.0)
     with pytest.raises(Busy, match="limit is 1"):
-        core.submit(order("b"), 0.0)
+        core.submit([order("b")], 0.0)
     core.cancel(RequestId("a"), 0.0)
     core.check()
 
 
 def test_a_generate_that_cannot_be_sent_ends_its_request() -> None:
     core = dispatch("prefill-0", "decode-0")
-    (send,) = core.submit(order(), 0.0)
+    (send,) = core.submit([order()], 0.0)
     assert isinstance(send, Send)
     actions = core.on_unsent(send.to, send.message, 0.0)
     assert "cannot be reached" in str(ends(actions)[0].error)
@@ -170,7 +170,7 @@ def test_every_request_ends_exactly_once_and_gives_back_its_charge(seed: int) ->
         match rng.randrange(6):
             case 0:
                 try:
-                    note(core.submit(order(f"r{submitted}", priority=rng.randrange(2)), now_ms))
+                    note(core.submit([order(f"r{submitted}", priority=rng.randrange(2))], now_ms))
                     submitted += 1
                 except Busy:
                     pass  # refused: it holds nothing

@@ -30,7 +30,7 @@ RETRY = RetryTerms(wait_ms=1_000.0)
 
 def test_a_failure_before_the_first_token_is_tried_elsewhere_under_another_name() -> None:
     core = dispatch(*NAMES, retry=RETRY)
-    ((first, generate),) = generates(core.submit(order(), 0.0))
+    ((first, generate),) = generates(core.submit([order()], 0.0))
     actions = core.on_message(first, failed(), 1.0)
     assert (ends(actions), cancels(actions)) == ([], [peer(str(generate.decode))])
     assert core.open_requests == 1
@@ -42,7 +42,7 @@ def test_a_failure_before_the_first_token_is_tried_elsewhere_under_another_name(
 
 def test_a_failure_after_some_tokens_is_replayed_and_the_client_sees_no_seam() -> None:
     core = dispatch(*NAMES, retry=RETRY)
-    ((_, generate),) = generates(core.submit(order(), 0.0))
+    ((_, generate),) = generates(core.submit([order()], 0.0))
     decode = peer(str(generate.decode))
     out = delivered(core.on_message(decode, tokens(0, 5, 6), 1.0))
     core.on_message(decode, failed(code="peer_failed", phase="decode"), 2.0)
@@ -59,7 +59,7 @@ def test_a_failure_after_some_tokens_is_replayed_and_the_client_sees_no_seam() -
 
 def test_late_tokens_of_a_former_attempt_are_not_believed() -> None:
     core = dispatch(*NAMES, retry=RETRY)
-    ((_, generate),) = generates(core.submit(order(), 0.0))
+    ((_, generate),) = generates(core.submit([order()], 0.0))
     decode = peer(str(generate.decode))
     core.on_message(decode, failed(code="peer_failed"), 1.0)
     late = core.on_message(decode, tokens(0, 9), 2.0)
@@ -70,7 +70,7 @@ def test_late_tokens_of_a_former_attempt_are_not_believed() -> None:
 
 def test_a_dead_workers_requests_go_on_elsewhere() -> None:
     core = dispatch(*NAMES, retry=RETRY)
-    ((_, generate),) = generates(core.submit(order(), 0.0))
+    ((_, generate),) = generates(core.submit([order()], 0.0))
     name = str(generate.decode)
     core.on_message(peer(name), tokens(0, 5), 1.0)
     others = [member(n) for n in NAMES if n != name]
@@ -81,7 +81,7 @@ def test_a_dead_workers_requests_go_on_elsewhere() -> None:
 
 def test_what_cannot_be_healed_is_not_tried_again() -> None:
     core = dispatch(*NAMES, retry=RETRY)
-    ((first, _),) = generates(core.submit(order(), 0.0))
+    ((first, _),) = generates(core.submit([order()], 0.0))
     (end,) = ends(core.on_message(first, failed(code="out_of_pages", retryable=False), 1.0))
     assert isinstance(end.error, WorkerFailed) and end.error.code == "out_of_pages"
     core.check()
@@ -89,7 +89,7 @@ def test_what_cannot_be_healed_is_not_tried_again() -> None:
 
 def test_tries_are_limited_and_new_tokens_begin_the_count_again() -> None:
     core = dispatch(*NAMES, retry=RetryTerms(attempts=3))
-    ((_, generate),) = generates(core.submit(order(max_tokens=100), 0.0))
+    ((_, generate),) = generates(core.submit([order(max_tokens=100)], 0.0))
     now_ms = 0.0
 
     def fail() -> list[Action]:
@@ -114,7 +114,7 @@ def test_tries_are_limited_and_new_tokens_begin_the_count_again() -> None:
 
 def test_a_request_that_kills_its_workers_does_not_go_round() -> None:
     core = dispatch("mixed-0", retry=RetryTerms(attempts=99, wait_ms=1e9))
-    core.submit(order(), 0.0)
+    core.submit([order()], 0.0)
     for life in range(2, 6):
         actions = core.on_members([member("mixed-0", incarnation=life)], float(life))
         if life < 5:
@@ -133,7 +133,7 @@ def welcome(life: int):
 
 def test_with_nobody_left_a_request_waits_for_a_while_and_then_says_why() -> None:
     core = dispatch("prefill-0", "decode-0", retry=RETRY)
-    core.submit(order(), 0.0)
+    core.submit([order()], 0.0)
     core.on_members([member("prefill-0"), member("decode-0", incarnation=2)], 1.0)
     core.on_message(peer("prefill-0"), report("prefill-0"), 500.0)
     assert ends(core.on_tick(500.0)) == []
@@ -146,7 +146,7 @@ def test_with_nobody_left_a_request_waits_for_a_while_and_then_says_why() -> Non
 
 def test_a_worker_that_comes_back_in_time_takes_over() -> None:
     core = dispatch("prefill-0", "decode-0", retry=RETRY)
-    core.submit(order(), 0.0)
+    core.submit([order()], 0.0)
     core.on_message(peer("decode-0"), tokens(0, 5), 0.0)
     core.on_members([member("prefill-0"), member("decode-0", incarnation=2)], 1.0)
     core.on_message(peer("decode-0", 2), Welcome(member=member("decode-0", 2)), 300.0)
@@ -157,7 +157,7 @@ def test_a_worker_that_comes_back_in_time_takes_over() -> None:
 
 def test_the_client_can_leave_between_two_attempts() -> None:
     core = dispatch(*NAMES, retry=RETRY)
-    ((first, _),) = generates(core.submit(order(), 0.0))
+    ((first, _),) = generates(core.submit([order()], 0.0))
     core.on_message(first, failed(), 1.0)
     core.cancel(RequestId("r"), 2.0)
     assert generates(core.on_tick(SOON_MS)) == []
@@ -167,7 +167,7 @@ def test_the_client_can_leave_between_two_attempts() -> None:
 
 def test_a_gap_in_the_tokens_is_healed_by_a_replay() -> None:
     core = dispatch(*NAMES, retry=RETRY)
-    ((_, generate),) = generates(core.submit(order(), 0.0))
+    ((_, generate),) = generates(core.submit([order()], 0.0))
     decode = peer(str(generate.decode))
     core.on_message(decode, tokens(0, 5), 0.0)
     assert delivered(core.on_message(decode, tokens(2, 7), 0.0)) == []
@@ -182,7 +182,6 @@ def test_a_storm_of_failures_ends_when_the_budget_is_spent() -> None:
     assert not budget.take()
     budget.on_request()
     assert budget.take()
-    assert (budget.spent_total, budget.refused_total) == (4, 2)
 
 
 @pytest.mark.parametrize("draw", [0.0, 0.5, 0.999])
@@ -193,6 +192,6 @@ def test_waits_double_up_to_a_limit_and_are_spread(draw: float) -> None:
 
 def test_local_prefill_is_counted_with_its_reason() -> None:
     core = dispatch("decode-0", router=Router(fallback=True))
-    ((to, generate),) = generates(core.submit(order(prompt_tokens=100), 0.0))
+    ((to, generate),) = generates(core.submit([order(prompt_tokens=100)], 0.0))
     assert (to, generate.decode) == (peer("decode-0"), None)
     assert core.counters()["local_prefills_total{reason=no-prefill-worker}"] == 1

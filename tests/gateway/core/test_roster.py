@@ -243,6 +243,8 @@ def test_an_operators_drain_counts_at_once_and_is_repeated_until_a_report_shows_
     assert not [a for a in one.on_tick(1200.0).actions if isinstance(a, Send) and isinstance(a.message, Drain)]
     assert condition(one) == "draining"
     one.drain(WorkerId("w"), on=False)
+    assert condition(one) == "draining", "it may be ending: only a report says that it works again"
+    one.on_message(W, report(3), 1300.0)
     assert condition(one) == "ready"
     with pytest.raises(UnknownWorker, match="there are w"):
         one.drain(WorkerId("x"), on=True)
