@@ -26,13 +26,14 @@ from common.policy.eviction import Lru
 from common.policy.routing import Router
 from gateway.core.actions import Action, Deliver, End
 from gateway.core.dispatch import Dispatch
-from gateway.core.inflight import Parts, Terms
+from gateway.core.inflight import Parts
 from gateway.core.keys import KeyLimits
 from gateway.core.order import Order
 from gateway.core.placement import Placement, token_bytes
 from gateway.core.prompt_tree import Checked, PromptTree
 from gateway.core.recovery import RetryTerms
 from gateway.core.roster import Fit, Roster
+from gateway.core.terms import Terms
 from gateway.core.totals import RoutingTotals
 from kvstore.index.block_cache import BlockCache
 

@@ -6,11 +6,12 @@ from common.messages.liveness import Member
 from common.policy.routing import Router
 from gateway.core.breaker import BreakerTerms
 from gateway.core.dispatch import Dispatch
-from gateway.core.inflight import Parts, Terms
+from gateway.core.inflight import Parts
 from gateway.core.keys import KeyLimits, KeyTerms
 from gateway.core.placement import Placement, Tree
 from gateway.core.recovery import RetryTerms
 from gateway.core.roster import Fit, Roster
+from gateway.core.terms import Terms
 from gateway.core.totals import RoutingTotals
 from gateway.settings import GatewaySettings
 

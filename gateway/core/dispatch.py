@@ -10,9 +10,10 @@ from common.messages.liveness import Member
 from common.messages.requests import Failed, Tokens
 from common.policy.routing import reason_not_ready
 from gateway.core.actions import Action
-from gateway.core.inflight import Inflight, Parts, Terms
+from gateway.core.inflight import Inflight, Parts
 from gateway.core.order import Order
 from gateway.core.roster import RosterStep, WorkerState
+from gateway.core.terms import Terms
 
 
 class Dispatch:

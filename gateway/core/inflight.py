@@ -1,7 +1,7 @@
 """Every request of one gateway, from its arrival to its end, without sockets or clocks.
 
 Owns `_open`: each request that was given to workers or will be again soon, with its deadline and the tokens that its
-client has; the WaitingRoom owns those that wait for a place. An entry leaves in one of four ways: its last token, an
+client has; the Entrance owns those that wait for a place. An entry leaves in one of four ways: its last token, an
 error that no other worker can heal, its deadline, or the client's cancel. Every way out releases what was charged.
 
     waiting --a place is free--> attempt --first token--> attempt --last token--> over
@@ -13,42 +13,27 @@ error that no other worker can heal, its deadline, or the client's cancel. Every
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from common.errors import Busy, DeadlineExceeded, NoWorker, PeerFailed, RateLimited, ServingError
+from common.errors import DeadlineExceeded, NoWorker, PeerFailed, ServingError
 from common.ids import PeerId, RequestId, WorkerId
 from common.messages.actions import Send
 from common.messages.base import Message
 from common.messages.requests import Cancel, Failed, Generate, TokenDelta, Tokens
 from gateway.core.actions import Action, Deliver, End
 from gateway.core.attempts import Attempts
+from gateway.core.entrance import Entrance
 from gateway.core.failure import WorkerFailed, is_workers_fault
 from gateway.core.keys import KeyLimits
 from gateway.core.open_request import Attempt, OpenRequest
 from gateway.core.order import Order
 from gateway.core.placement import Placement
-from gateway.core.recovery import RetryBudget, RetryTerms, backoff_ms
+from gateway.core.recovery import RetryBudget, backoff_ms
 from gateway.core.roster import Lost, Roster
+from gateway.core.terms import Terms
 from gateway.core.totals import RoutingTotals
-from gateway.core.waiting import WaitingRoom
 
 _MOST_DEATHS = 3
 _LOOK_AGAIN_MS = 100.0
 _AGAIN_PER_TICK = 64  # a death takes many requests down together; tokens of others must pass in between
-_LONGEST_RETRY_AFTER_S = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What does not change while a gateway lives."""
-
-    timeout_ms: float
-    """What each request has from its arrival."""
-    max_open: int
-    """Requests with workers at the most."""
-    max_waiting: int = 0
-    """Requests that may wait for one of those places; one more is refused as busy."""
-    max_wait_ms: float = 30_000.0
-    """After so long a waiting request is refused as busy."""
-    retry: RetryTerms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,22 +52,22 @@ class Inflight:
     """Decides; never performs."""
 
     def __init__(self, parts: Parts, terms: Terms) -> None:
-        self._roster, self._placement, self._keys = parts.roster, parts.placement, parts.keys
+        self._roster = parts.roster
         self._totals, self._draw, self._terms = parts.totals, parts.draw, terms
         self._budget = RetryBudget(terms.retry)
-        self._waiting = WaitingRoom(terms.max_waiting)
+        self._entrance = Entrance(parts.keys, parts.totals, terms, parts.placement.retry_after_s)
         self._open: dict[RequestId, OpenRequest] = {}
         self._attempts = Attempts(parts.roster, parts.placement)
         self.repeated_tokens_total = 0
 
     def __len__(self) -> int:
         """Requests without an answer yet."""
-        return len(self._open) + len(self._waiting)
+        return len(self._open) + len(self._entrance)
 
     @property
     def n_waiting(self) -> int:
         """Requests that wait for a place."""
-        return len(self._waiting)
+        return len(self._entrance)
 
     # -- arrivals
 
@@ -92,58 +77,36 @@ class Inflight:
         Raises Busy, RateLimited, NoWorker or InvalidRequest, and then holds none of them; later ones of a batch for which
         there is no place after all end one by one.
         """
-        key, tokens = orders[0].key, sum(len(order.prompt) + order.sampling.max_tokens for order in orders)
-        try:
-            self._keys.admit(key, len(orders), tokens, now_ms)
-        except RateLimited:
-            self._totals.add("shed_total{reason=key-limit}")
-            raise
         actions: list[Action] = []
-        for index, order in enumerate(orders):
+        for index, one in enumerate(self._entrance.admit(orders, now_ms)):
             self._budget.on_request()
-            priority = order.priority + self._keys.priority(order.key)
-            one = OpenRequest(order, now_ms, now_ms + self._terms.timeout_ms, priority)
             try:
-                full = len(self._open) >= self._terms.max_open or len(self._waiting)
-                actions += self._wait(one, now_ms) if full else self._begin(one, now_ms)
+                actions += self._enter(one, now_ms)
             except ServingError as error:
                 if index == 0:
-                    self._keys.refund(key, len(orders), tokens)
+                    self._entrance.refund(orders)
                     raise
-                self._keys.release(key)
-                actions.append(End(order.request, error))
+                self._entrance.leave(one)
+                actions.append(End(one.request, error))
         return actions
 
-    def _wait(self, one: OpenRequest, now_ms: float) -> list[Action]:
-        pushed_out = self._waiting.add(one)
-        if pushed_out is None:
-            return self._fill(now_ms)
-        self._totals.add("shed_total{reason=queue-full}")
-        text = (
-            f"{len(self._open)} requests are in flight here, the limit is {self._terms.max_open}, and "
-            f"{len(self._waiting)} wait; try again later"
-        )
-        error = Busy(text, retry_after_s=self._retry_after_s(now_ms))
-        if pushed_out is one:
-            raise error
-        self._keys.release(pushed_out.order.key)
-        return [End(pushed_out.request, error)]
-
-    def _retry_after_s(self, now_ms: float) -> float:
-        return min(_LONGEST_RETRY_AFTER_S, max(1.0, self._placement.retry_after_s(now_ms) or 1.0))
+    def _enter(self, one: OpenRequest, now_ms: float) -> list[Action]:
+        if len(self._open) < self._terms.max_open and not self._entrance:
+            return self._begin(one, now_ms)
+        return self._entrance.wait(one, len(self._open), now_ms) + self._fill(now_ms)
 
     def _fill(self, now_ms: float) -> list[Action]:
         """Give free places to those who wait. While nobody can take them they go on waiting, as long as they may."""
         actions: list[Action] = []
-        while len(self._open) < self._terms.max_open and (one := self._waiting.first()) is not None:
+        while len(self._open) < self._terms.max_open and (one := self._entrance.first()) is not None:
             try:
                 actions += self._begin(one, now_ms)
             except NoWorker:
                 break
             except ServingError as error:
-                self._keys.release(one.order.key)
+                self._entrance.leave(one)
                 actions.append(End(one.request, error))
-            self._waiting.remove(one.request)
+            self._entrance.started(one)
         return actions
 
     def _begin(self, one: OpenRequest, now_ms: float) -> list[Action]:
@@ -285,14 +248,12 @@ class Inflight:
         one = self._open.get(request)
         if one is not None:
             return [*self._forget(one, but=None), *self._fill(now_ms)]
-        for waiting in [w for w in self._waiting if w.request == request]:
-            self._waiting.remove(request)
-            self._keys.release(waiting.order.key)
+        self._entrance.cancel(request)
         return []
 
     def on_tick(self, now_ms: float) -> list[Action]:
         """End what is out of time; try again what has paused."""
-        actions, places = self._end_waiting(now_ms), _AGAIN_PER_TICK
+        actions, places = self._entrance.end_late(now_ms), _AGAIN_PER_TICK
         for one in list(self._open.values()):
             if now_ms >= one.deadline_ms:
                 actions += self._out_of_time(one, now_ms)
@@ -300,22 +261,6 @@ class Inflight:
                 places -= 1
                 actions += self._again(one, now_ms)
         return actions + self._fill(now_ms)
-
-    def _end_waiting(self, now_ms: float) -> list[Action]:
-        late = [one for one in self._waiting if now_ms - one.arrived_ms >= self._wait_ms]
-        if not late:
-            return []
-        text = f"no place was free within {self._wait_ms / 1000:g} s; try again later"
-        error = Busy(text, retry_after_s=self._retry_after_s(now_ms))
-        for one in late:
-            self._waiting.remove(one.request)
-            self._keys.release(one.order.key)
-            self._totals.add("shed_total{reason=waited-too-long}")
-        return [End(one.request, error) for one in late]
-
-    @property
-    def _wait_ms(self) -> float:
-        return min(self._terms.max_wait_ms, self._terms.timeout_ms)
 
     def _out_of_time(self, one: OpenRequest, now_ms: float) -> list[Action]:
         where = f" ({one.attempt.placed.decode_name})" if one.attempt is not None else f"; last error: {one.error}"
@@ -328,13 +273,13 @@ class Inflight:
     def _forget(self, one: OpenRequest, *, but: PeerId | None) -> list[Action]:
         cancels = self._attempts.end(one, but=but)
         del self._open[one.request]
-        self._keys.release(one.order.key)
+        self._entrance.leave(one)
         return cancels
 
     def check(self) -> None:
         """With no request here nothing may be charged to a key. Raises AssertionError with the table."""
         if not self:
-            assert not any(self._keys.inflight().values()), self._keys.inflight()
+            assert not any(self._entrance.in_the_house().values()), self._entrance.in_the_house()
         assert len(self._attempts) <= len(self._open), (len(self._attempts), len(self._open))
 
 

@@ -23,6 +23,8 @@ class Holder:
     """Tier -> the bit that its blocks carry; `expected` too."""
     number: int = 0
     """Of the newest event that counts."""
+    told: bool = False
+    """The feed has spoken of it; else only prompts were routed there."""
     synced: bool = False
     """A snapshot was loaded."""
     signed_ms: float = 0.0

@@ -173,7 +173,7 @@ class PromptTree:
             if number is None:
                 continue
             holder = self._holders.setdefault(peer, Holder())
-            holder.signed_ms = now_ms
+            holder.signed_ms, holder.told = now_ms, True
             if not holder.synced:
                 behind.add(peer)
             elif number > holder.number:
@@ -240,7 +240,7 @@ class PromptTree:
 
     def synced(self, now_ms: float) -> bool:
         """Whether the tree can be relied on: it is fed, and every holder's snapshot is loaded. Else answers are degraded."""
-        return self.fed(now_ms) and all(holder.synced for holder in self._holders.values())
+        return self.fed(now_ms) and all(holder.synced for holder in self._holders.values() if holder.told)
 
     def lag_events(self, published: Mapping[PeerId, int | None]) -> int:
         """Events that holders have told of and that do not count here yet."""

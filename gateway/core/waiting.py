@@ -32,6 +32,11 @@ class WaitingRoom:
     def __iter__(self) -> Iterator[OpenRequest]:
         return (one for one, _ in self._waiting.values())
 
+    def get(self, request: RequestId) -> OpenRequest | None:
+        """The request, if it waits."""
+        entry = self._waiting.get(request)
+        return None if entry is None else entry[0]
+
     def add(self, one: OpenRequest) -> OpenRequest | None:
         """Let it wait; returns who has no place then: nobody, the last in order of those that waited, or `one` itself."""
         self._arrivals += 1

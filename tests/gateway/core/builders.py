@@ -10,12 +10,13 @@ from common.policy.routing import Router
 from gateway.core.actions import Action, Deliver, End
 from gateway.core.breaker import BreakerTerms
 from gateway.core.dispatch import Dispatch
-from gateway.core.inflight import Parts, Terms
+from gateway.core.inflight import Parts
 from gateway.core.keys import KeyLimits, KeyTerms
 from gateway.core.order import Order
 from gateway.core.placement import NoTree, Placement
 from gateway.core.recovery import RetryTerms
 from gateway.core.roster import Fit, Roster
+from gateway.core.terms import Terms
 from gateway.core.totals import RoutingTotals
 from tests.gateway.model import NAME, VOCAB_TOKENS, identity
 
