@@ -296,3 +296,10 @@ def test_a_client_may_name_the_rule_or_the_worker() -> None:
         APART.choose(prompt(prefill_rule="worker=prefill-9"), workers, COLD, 0)
     with pytest.raises(InvalidRequest, match="predicted-time"):
         APART.choose(prompt(decode_rule="best"), workers, COLD, 0)
+
+
+def test_without_prefill_workers_the_decode_worker_that_would_be_done_first_computes() -> None:
+    workers = [worker("decode-0", queued_ms=500.0), worker("decode-1", requests=9)]
+    assert route(Router(), workers).entry == "decode-1"
+    cached = Cached({"decode-0": Held(device=40)})
+    assert route(Router(), workers, cached).entry == "decode-0", "640 ms saved, 500 ms queued"
