@@ -13,10 +13,23 @@ from common.messages.requests import Cancel, Generate, TokenDelta, Tokens
 from common.policy.routing import Router
 from gateway.core.actions import Action, Deliver, End
 from gateway.core.dispatch import Dispatch
+from gateway.core.inflight import Parts
 from gateway.core.keys import KeyTerms
 from gateway.core.prompt_tree import PromptTree
 from gateway.core.recovery import RetryTerms
-from tests.gateway.core.builders import PLAIN, TIMEOUT_MS, dispatch, failed, generates, member, order, peer, report
+from gateway.core.terms import Terms
+from tests.gateway.core.builders import (
+    PLAIN,
+    TIMEOUT_MS,
+    dispatch,
+    failed,
+    generates,
+    member,
+    order,
+    parts,
+    peer,
+    report,
+)
 
 NAMES = ("prefill-0", "prefill-1", "decode-0", "decode-1", "mixed-0")
 KEYS = {"few": KeyTerms(name="few", max_inflight=3), "slow": KeyTerms(name="slow", requests_per_minute=200)}
@@ -152,3 +165,38 @@ def test_an_entry_worker_is_free_of_a_request_at_its_first_token_and_the_decode_
     core.on_message(peer("decode-0"), Tokens(deltas=(TokenDelta(RequestId("r"), 0, (7,)),)), 0.0)
     assert charged() == {"prefill-0": 0, "decode-0": 1}
     core.check()
+
+
+def seen(*names: str) -> tuple[Dispatch, Parts]:
+    """A gateway and what it is made of."""
+    made = parts()
+    core = Dispatch(made, Terms(timeout_ms=TIMEOUT_MS, max_open=9, retry=RetryTerms()), fallback=False)
+    core.on_members([member(name) for name in names], 0.0)
+    for name in names:
+        core.on_message(peer(name), Welcome(member=member(name)), 0.0)
+    return core, made
+
+
+def test_a_request_that_was_handed_over_counts_once_when_its_worker_reports_it() -> None:
+    core, made = seen("prefill-0", "decode-0")
+    core.submit([order()], 0.0)
+
+    def requests() -> dict[str, int]:
+        return {view.id: view.requests for view in made.roster.views(600.0)}
+
+    assert requests() == {"prefill-0": 1, "decode-0": 1}
+    core.on_message(peer("decode-0"), Tokens(deltas=(TokenDelta(RequestId("r"), 0, (7,)),)), 1.0)
+    core.on_tick(600.0)  # Ping 2
+    core.on_message(peer("decode-0"), report("decode-0", 2, queue=QueueCounts(running=1)), 600.0)
+    assert requests() == {"prefill-0": 0, "decode-0": 1}
+
+
+def test_a_replay_takes_the_room_of_prompt_and_answer() -> None:
+    core, made = seen("mixed-0")
+    core.submit([order(prompt_tokens=4)], 0.0)
+    assert made.roster.views(0.0)[0].kv_tokens == 4
+    core.on_message(peer("mixed-0"), Tokens(deltas=(TokenDelta(RequestId("r"), 0, (7, 7, 7)),)), 0.0)
+    core.on_message(peer("mixed-0"), failed(), 0.0)
+    assert made.roster.views(0.0)[0].kv_tokens == 0
+    core.on_tick(100.0)
+    assert made.roster.views(100.0)[0].kv_tokens == 7

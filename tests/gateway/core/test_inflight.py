@@ -7,14 +7,15 @@ import pytest
 from common.errors import Busy, DeadlineExceeded, NoWorker, PeerFailed
 from common.ids import RequestId
 from common.messages.actions import Send
-from common.messages.requests import Failed, Generate
-from gateway.core.actions import Action
+from common.messages.requests import Failed, Generate, TokenDelta, TokenLogprob, Tokens
+from gateway.core.actions import Action, Deliver
 from tests.gateway.core.builders import (
     TIMEOUT_MS,
     cancels,
     delivered,
     dispatch,
     ends,
+    generates,
     member,
     order,
     peer,
@@ -37,6 +38,25 @@ def test_a_request_to_a_mixed_worker_names_nobody_else() -> None:
     (action,) = dispatch("mixed-0").submit([order()], 0.0)
     assert isinstance(action, Send) and isinstance(action.message, Generate)
     assert (action.to, action.message.decode) == (MIXED, None)
+
+
+def test_a_worker_is_told_all_that_the_client_asked_for() -> None:
+    asked = order(prompt_tokens=5, cache_salt="s", priority=3)
+    ((_, told),) = generates(dispatch("mixed-0").submit([asked], 0.0))
+    fields = (told.prompt, told.sampling, told.model, told.cache_salt, told.priority, told.emitted, told.fetch)
+    assert fields == (asked.prompt, asked.sampling, asked.model, "s", 3, (), None)
+
+
+def test_logprobs_of_repeated_tokens_are_dropped_with_them() -> None:
+    core = dispatch("mixed-0")
+    core.submit([order()], 0.0)
+    core.on_message(MIXED, tokens(0, 5, 6), 0.0)
+    logprobs = tuple(TokenLogprob(token, -1.0, ()) for token in (6, 7))
+    delta = TokenDelta(RequestId("r"), 1, (6, 7), logprobs=logprobs)
+    (action,) = core.on_message(MIXED, Tokens(deltas=(delta,)), 0.0)
+    assert isinstance(action, Deliver)
+    assert (action.delta.position, action.delta.tokens, action.delta.logprobs) == (2, (7,), logprobs[1:])
+    assert core.repeated_tokens_total == 1
 
 
 @pytest.mark.parametrize("seed", range(200))

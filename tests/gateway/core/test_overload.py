@@ -236,3 +236,20 @@ def test_of_a_batch_that_finds_too_few_places_the_rest_ends_one_by_one() -> None
     assert [(end.request, end.error.code) for end in ends(actions)] == [("r2", Busy.code)]
     assert (core.open_requests, core.waiting_requests) == (2, 1)
     core.check()
+
+
+def test_everybody_who_is_sent_away_is_counted_with_the_reason() -> None:
+    core = dispatch("mixed-0", max_open=1, max_waiting=1, keys={"k": KeyTerms(name="k", max_inflight=1)})
+    core.submit([order("a", key="k")], 0.0)
+    core.submit([order("b", priority=1)], 0.0)
+    core.submit([order("c")], 0.0)
+    for refused in (order("d"), order("e", key="k")):
+        with pytest.raises(ServingError):
+            core.submit([refused], 0.0)
+    core.on_tick(30_000.0)
+    shed = {name: count for name, count in core.counters().items() if name.startswith("shed")}
+    assert shed == {
+        "shed_total{reason=queue-full}": 2,
+        "shed_total{reason=key-limit}": 1,
+        "shed_total{reason=waited-too-long}": 1,
+    }

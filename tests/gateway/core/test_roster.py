@@ -330,6 +330,34 @@ def test_links_are_as_probed_until_they_are_measured() -> None:
     assert view.links["k@1", "disk"].bytes_per_s < 2.0 * 2**30
 
 
+def test_a_worker_reads_from_the_store_whose_memory_it_shares() -> None:
+    one = ready()
+    stores = [msgspec.structs.replace(member_named(name), role="kvstore", model=None) for name in ("k-a", "k-b", "k-c")]
+    one.on_members([member(), *stores], 0.0)
+    for store in stores:
+        one.on_message(peer_id(store.id, store.incarnation), Welcome(member=store), 0.0)
+
+    def store(**kinds: str) -> str | None:
+        transports = tuple(
+            TransportReport(peer=PeerId(f"k-{name}@{1:016x}"), kind=kind, gib_per_s=1.0) for name, kind in kinds.items()
+        )
+        one.on_message(W, msgspec.structs.replace(report(1), transports=transports), 0.0)
+        found = next(view.store for view in one.views(0.0) if view.id == "w")
+        return None if found is None else found.partition("@")[0]
+
+    assert store() is None
+    assert store(c="tcp", b="tcp") == "k-b"
+    assert store(a="tcp", c="shm", b="tcp") == "k-c"
+
+
+def test_a_link_that_never_moved_anything_counts_as_probed() -> None:
+    one = ready()
+    probed = TransportReport(peer=PeerId("k@1"), kind="shm", gib_per_s=2.0)
+    still = LinkCost("k@1", "device", 0.0, 0.0)
+    one.on_message(W, msgspec.structs.replace(report(1), transports=(probed,), links=(still,)), 0.0)
+    assert one.views(0.0)[0].links["k@1", "device"].bytes_per_s == 2.0 * 2**30
+
+
 def test_the_context_is_what_every_ready_worker_can_take() -> None:
     one = roster()
     assert one.context_tokens(0.0) is None
