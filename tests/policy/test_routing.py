@@ -376,3 +376,15 @@ def test_among_equally_fast_workers_the_holder_is_taken_then_who_has_fewer_reque
     for rule in ("predicted-time", "least-load"):
         router = replace(APART, prefill=rule)
         assert {route(router, cold, request=RequestId(f"r{n}")).entry for n in range(9)} == {"prefill-1"}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_who_does_not_accept_gets_nothing_however_idle_it_is(rule: str) -> None:
+    busy = [worker(f"{role}-0", queued_ms=900.0, requests=9) for role in ("prefill", "decode", "mixed")]
+    idle = [worker(f"{role}-{n}", accepting=False) for role in ("prefill", "decode", "mixed") for n in (1, 2)]
+    holdings = Cached({one.id: Held(device=62) for one in idle})
+    for turn in range(6):
+        router = Router(prefill=rule, decode=rule, peer_fetch=False)
+        found = route(router, [*busy, *idle], holdings, turn=turn, request=RequestId(f"r{turn}"))
+        assert {found.entry, found.decode} <= {one.id for one in busy} | {None}
+        assert route(router, [busy[1], *idle], holdings, turn=turn).entry == "decode-0"

@@ -109,6 +109,13 @@ def test_a_key_never_uses_more_than_its_rate(seed: int) -> None:
     assert used <= 30 + now_ms / 60_000.0 * 30 + 1
 
 
+def test_a_key_that_was_idle_has_saved_one_minute_and_no_more() -> None:
+    keys = KeyLimits({"k": KeyTerms(name="k", requests_per_minute=60)})
+    keys.admit("k", 60, 1, 3_600_000.0)
+    with pytest.raises(RateLimited):
+        keys.admit("k", 1, 1, 3_600_000.0)
+
+
 def test_a_keys_priority_is_added_to_its_requests() -> None:
     core = dispatch("mixed-0", keys={"k": KeyTerms(name="k", priority=-7)})
     ((_, generate),) = generates(core.submit([order("a", key="k", priority=2)], 0.0))

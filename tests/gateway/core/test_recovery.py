@@ -205,3 +205,22 @@ def test_a_death_that_takes_many_down_does_not_start_them_all_again_in_one_tick(
     started = [len(generates(core.on_tick(SOON_MS + n))) for n in range(4)]
     assert started == [64, 64, 22, 0]
     core.check()
+
+
+@pytest.mark.parametrize(("share", "ended"), [(0.0, ["b"]), (1.0, [])])
+def test_each_failure_takes_from_the_budget_and_each_request_brings_its_share(share: float, ended: list[str]) -> None:
+    core = dispatch("mixed-0", "mixed-1", retry=RetryTerms(budget_burst=1.0, budget_share=share))
+    actions: list[Action] = []
+    for name in ("a", "b"):
+        ((to, _),) = generates(core.submit([order(name)], 0.0))
+        actions += core.on_message(to, failed(name), 0.0)
+    assert [end.request for end in ends(actions)] == ended
+    assert core.counters().get("retries_refused_total{reason=budget}", 0) == len(ended)
+
+
+def test_a_death_takes_nothing_from_the_budget() -> None:
+    core = dispatch("mixed-0", retry=RetryTerms(budget_burst=0.0, budget_share=0.0))
+    core.submit([order("a")], 0.0)
+    core.submit([order("b")], 0.0)
+    assert ends(core.on_members([member("mixed-0", 2)], 1.0)) == []
+    assert core.open_requests == 2
