@@ -388,3 +388,20 @@ def test_who_does_not_accept_gets_nothing_however_idle_it_is(rule: str) -> None:
         found = route(router, [*busy, *idle], holdings, turn=turn, request=RequestId(f"r{turn}"))
         assert {found.entry, found.decode} <= {one.id for one in busy} | {None}
         assert route(router, [busy[1], *idle], holdings, turn=turn).entry == "decode-0"
+
+
+def test_a_shorter_prefix_is_not_fetched_however_slow_the_way_to_it_is() -> None:
+    cached = Cached({"prefill-0": Held(device=20), "prefill-1": Held(device=40)})
+    crawling = links(link("prefill-0", bytes_per_ms=1.0))
+    found = route(APART, [worker("prefill-0", queued_ms=9e9), worker("prefill-1", links=crawling), DECODE], cached)
+    assert found.estimate is not None
+    assert (found.estimate.fetch, found.estimate.hit_tokens) == (None, 640)
+
+
+def test_what_sending_to_a_decode_worker_costs_does_not_shut_its_gate() -> None:
+    decodes = [worker(f"decode-{n}") for n in range(3)]
+    router = replace(APART, decode="session")
+    home = route(router, [worker("prefill-0"), *decodes], session="s").decode
+    assert home is not None
+    slow = worker("prefill-0", links=links(link(home, bytes_per_ms=1.0)))
+    assert route(router, [slow, *decodes], session="s").decode == home

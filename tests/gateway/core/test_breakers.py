@@ -110,3 +110,12 @@ def test_failures_of_what_was_already_under_way_do_not_keep_a_worker_away_for_lo
         one.on_failure(now_ms)
     assert (one.state(999.0), one.state(1_000.0)) == (BreakerState.OPEN, BreakerState.HALF_OPEN)
     assert one.opened_total == 1
+
+
+def test_a_decode_worker_that_is_tried_again_gets_one_request_at_a_time() -> None:
+    terms = BreakerTerms(failures=1, open_ms=1_000.0, trial_ms=500.0)
+    core = dispatch("prefill-0", "decode-0", "decode-1", breaker=terms)
+    ((_, generate),) = generates(core.submit([order("a")], 0.0))
+    core.on_message(peer(str(generate.decode)), failed("a", "internal"), 0.0)
+    sent = [generates(core.submit([order(f"r{n}")], 1_000.0))[0][1].decode for n in range(8)]
+    assert sent.count(generate.decode) == 1

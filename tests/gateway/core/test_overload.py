@@ -153,6 +153,20 @@ def test_two_steps_of_priority_are_worth_two_seconds_of_waiting_and_nobody_waits
     assert generate.request == first
 
 
+def test_turns_are_those_of_a_sorted_list_whoever_comes_and_goes() -> None:
+    rng, room, waiting = random.Random(1), WaitingRoom(50), list[OpenRequest]()
+    for n in range(3_000):
+        one = OpenRequest(order(f"r{n}"), float(n), 1.0, rng.randrange(-9, 9))
+        waiting = sorted([*waiting, one], key=lambda w: w.arrived_ms + w.priority * PRIORITY_MS)
+        assert room.add(one) is (waiting.pop() if len(waiting) > 50 else None)
+        while waiting and rng.random() < 0.52:
+            assert room.first() is waiting[0]
+            gone = waiting.pop(rng.choice([0, -1]))
+            assert room.remove(gone.request)
+            assert not room.remove(gone.request)
+        room.check()
+
+
 def test_a_room_that_many_pass_through_remembers_only_those_who_wait() -> None:
     room = WaitingRoom(4)
     room.add(OpenRequest(order("stays", priority=-9), 0.0, 1.0, -9))

@@ -16,6 +16,7 @@ from common.policy.routing import Router
 from gateway.core.actions import Action, Routed
 from gateway.core.inflight import Parts
 from gateway.core.placed import Placed
+from gateway.core.placement import token_bytes
 from gateway.core.recovery import RetryTerms
 from tests.gateway.core.builders import (
     dispatch,
@@ -104,6 +105,11 @@ def test_a_longer_prefix_elsewhere_is_named_to_the_worker_that_shall_fetch_it() 
     ((to, generate),) = generates(core.submit([order("r", 400)], 0.0))
     assert (to, generate.fetch) == (idle, FetchHint(holder=holder, n_blocks=20))
     assert core.counters()["fetch_hints_total"] == 1
+
+
+def test_a_tokens_kv_is_keys_and_values_of_every_head_in_every_layer() -> None:
+    model = identity(layers=3, kv_heads=2, head_dim=8, dtype="float32", block_tokens=16)
+    assert token_bytes(model) == 3 * 2 * (2 * 8) * 4
 
 
 def test_both_workers_are_expected_to_hold_what_they_lack_of_the_prompt() -> None:

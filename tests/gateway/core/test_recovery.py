@@ -182,6 +182,9 @@ def test_a_storm_of_failures_ends_when_the_budget_is_spent() -> None:
     assert not budget.take()
     budget.on_request()
     assert budget.take()
+    for _ in range(100):
+        budget.on_request()
+    assert [budget.take() for _ in range(4)] == [True, True, True, False], "a quiet hour saves no more than one burst"
 
 
 @pytest.mark.parametrize("draw", [0.0, 0.5, 0.999])
