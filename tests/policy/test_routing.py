@@ -405,3 +405,29 @@ def test_what_sending_to_a_decode_worker_costs_does_not_shut_its_gate() -> None:
     assert home is not None
     slow = worker("prefill-0", links=links(link(home, bytes_per_ms=1.0)))
     assert route(router, [slow, *decodes], session="s").decode == home
+
+
+def test_every_tier_costs_its_fetching_and_is_worth_what_that_leaves() -> None:
+    """160 tokens each on the device, in memory at half a millisecond a token and on disk at 0.8."""
+    ways = links(
+        link("kvstore-0", bytes_per_ms=200.0, tier="host"),
+        link("kvstore-0", bytes_per_ms=125.0, tier="disk"),
+        link("prefill-1"),
+    )
+    cached = Cached({"prefill-0": Held(device=10, host=10, disk=10)})
+    found = route(APART, [worker("prefill-0", store=peer("kvstore-0"), links=ways), DECODE], cached)
+    assert found.estimate is not None
+    assert found.estimate.hit_tokens == 480
+    assert found.estimate.own_ms == pytest.approx(1000 - 480 + 160 * 0.5 + 160 * 0.8)
+    assert found.estimate.worth_tokens == pytest.approx(160 + 160 * 0.5 + 160 * 0.2)
+    longer = Cached({**cached.by_worker, "prefill-1": Held(device=50)})
+    busy = worker("prefill-1", queued_ms=9e9)
+    found = route(APART, [worker("prefill-0", store=peer("kvstore-0"), links=ways), busy, DECODE], longer)
+    assert found.estimate is not None and found.estimate.fetch is not None
+    assert found.estimate.fetch.saved_ms == pytest.approx(40 * 16), "computing of all that its own device lacks"
+
+
+def test_without_a_session_the_session_rule_goes_by_load() -> None:
+    workers = [worker("prefill-0", queued_ms=50.0), worker("prefill-1", queued_ms=900.0), DECODE]
+    router = replace(APART, prefill="session")
+    assert {route(router, workers, request=RequestId(f"r{n}")).entry for n in range(9)} == {"prefill-0"}

@@ -10,7 +10,18 @@ from common.messages.liveness import QueueCounts, Welcome
 from gateway.core.keys import KeyLimits, KeyTerms
 from gateway.core.open_request import OpenRequest
 from gateway.core.waiting import PRIORITY_MS, WaitingRoom
-from tests.gateway.core.builders import dispatch, ends, generates, member, order, peer, report, tokens
+from tests.gateway.core.builders import (
+    TIMEOUT_MS,
+    dispatch,
+    ends,
+    failed,
+    generates,
+    member,
+    order,
+    peer,
+    report,
+    tokens,
+)
 
 
 def finish(core, name: str, now_ms: float = 0.0):
@@ -274,3 +285,22 @@ def test_everybody_who_is_sent_away_is_counted_with_the_reason() -> None:
         "shed_total{reason=key-limit}": 1,
         "shed_total{reason=waited-too-long}": 1,
     }
+
+
+@pytest.mark.parametrize("way", ["finished", "cancelled", "failed", "out of time"])
+def test_a_place_that_becomes_free_is_taken_at_once(way: str) -> None:
+    core = dispatch("mixed-0", max_open=1, max_waiting=3)
+    core.submit([order("a")], 0.0)
+    now_ms = TIMEOUT_MS if way == "out of time" else 0.0
+    core.submit([order("b")], now_ms)
+    core.on_message(peer("mixed-0"), report("mixed-0"), now_ms)
+    match way:
+        case "finished":
+            actions = finish(core, "a")
+        case "cancelled":
+            actions = core.cancel(RequestId("a"), 0.0)
+        case "failed":
+            actions = core.on_message(peer("mixed-0"), failed("a"), 0.0)
+        case _:
+            actions = core.on_tick(now_ms)
+    assert [generate.request for _, generate in generates(actions)] == ["b"]

@@ -162,6 +162,13 @@ def test_a_session_stays_on_one_worker_however_busy_others_are_not() -> None:
     assert len({generates(core.submit([order(f"r{n}", session="s")], 0.0))[0][0] for n in range(12)}) == 1
 
 
+def test_rules_that_a_client_names_reach_the_router() -> None:
+    core = dispatch("prefill-0", "prefill-1", "decode-0", "decode-1", router=APART)
+    wish = {"prefill_rule": "worker=prefill-1", "decode_rule": "worker=decode-1"}
+    sent = [generates(core.submit([order(f"r{n}", **wish)], 0.0))[0] for n in range(4)]
+    assert {(to, generate.decode) for to, generate in sent} == {(peer("prefill-1"), "decode-1")}
+
+
 def test_avoided_workers_are_taken_when_nobody_else_is_there() -> None:
     made = ready("mixed-0", "mixed-1")
 
