@@ -198,12 +198,14 @@ class Roster:
     def views(self, now_ms: float) -> list[WorkerView]:
         """Everybody, as the routing policy sees them. Where every ready worker of a role has failed of late, all count."""
         ready = [w for w in self._workers.values() if self._condition(w, now_ms)[0] == "ready"]
-        trusted = {w.peer for w in ready if w.breaker.lets_through(now_ms)}
-        hopeful = {w.member.role for w in ready} - {w.member.role for w in ready if w.peer in trusted}
-        accepting = {w.peer for w in ready if w.peer in trusted or w.member.role in hopeful}
+        trusted = [w for w in ready if w.breaker.lets_through(now_ms)]
+        if len(trusted) < len(ready):
+            hopeful = {w.member.role for w in ready} - {w.member.role for w in trusted}
+            trusted += [w for w in ready if w.member.role in hopeful]
+        accepting = {w.peer for w in trusted}
         stores = [w.peer for w in ready if w.member.role == "kvstore"]
         return [
-            w.view(accepting=w.peer in accepting, store=w.store_among(stores), now_ms=now_ms)
+            w.view(accepting=w.peer in accepting, store=w.store_among(stores) if stores else None, now_ms=now_ms)
             for w in self._workers.values()
         ]
 
