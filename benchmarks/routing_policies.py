@@ -5,7 +5,8 @@
 Three prefill workers and a decode worker; 80 sessions ask 250 questions about 27 documents, three sessions each, in order of
 turns. Llama-2-13B on two H100s at half their peak (benchmarks/_virtual.py counts its operations). The gateway's own cores
 route; workers are virtual. Medians over seeds, with the lowest and the highest. MemServe reports P99 of TTFT 59 % below that
-of session routing (arXiv 2406.17565, section 7).
+of session routing (arXiv 2406.17565, section 7). Our session rule is a milder one: its gate lets a session leave a worker that
+is twice as loaded as another. No P99 can be below the time of one cold document.
 """
 
 import argparse
