@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from benchmarks._llama13b import model, roofline
 from benchmarks._traces import (
     Outcome,
     Popular,
@@ -27,7 +28,7 @@ from benchmarks._traces import (
     quantile,
     sibling_trace,
 )
-from benchmarks._virtual import Scene, Served, Visit, World, model, roofline
+from benchmarks._virtual import Scene, Served, Visit, World
 from common.policy.routing import Router
 from common.policy.routing_rules import RULES
 
