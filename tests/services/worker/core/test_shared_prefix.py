@@ -80,12 +80,12 @@ def test_a_burst_of_siblings_computes_what_it_shares_once(to: str, tail: int) ->
 @pytest.mark.parametrize("to", ROLES)
 def test_a_sibling_that_is_longer_than_a_whole_prompt_waits_for_all_of_it(to: str) -> None:
     target = world()
-    target.send("whole", PREFIX[:40], 4, to=to)
+    target.send("whole", PREFIX[:36], 4, to=to)  # its last step computes its last block alone
     target.send("longer", PREFIX[:50], 4, to=to)
     arrive(target, to)
     target.settle()
     check_end(target)
-    assert target.answers[RequestId("longer")].deltas[0].cached_tokens == 40
+    assert target.answers[RequestId("longer")].deltas[0].cached_tokens == 36
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
@@ -260,6 +260,19 @@ def test_blocks_of_an_answer_are_not_waited_for() -> None:
         step(scheduler)
     tokens = scheduler.sequences[RequestId("leader")].tokens
     assert not shared.holds(waiting([*tokens, 1, 2, 3, 4, 5]))  # type: ignore[arg-type]  # the fields that are used
+
+
+def test_blocks_of_an_answer_that_is_computed_again_but_not_kept_are_not_waited_for() -> None:
+    scheduler, shared = parts(pages=30, keep=Keep.PROMPTS)  # fifteen blocks
+    submit(scheduler, "old", [5] * 16, max_tokens=40)
+    submit(scheduler, "young", PREFIX[:16], max_tokens=40)
+    while not scheduler.preemptions_total:
+        step(scheduler)
+    tokens = list(scheduler.sequences[RequestId("young")].tokens)
+    assert len(tokens) > 24
+    scheduler.drop(RequestId("old"))
+    scheduler.plan()
+    assert not shared.holds(waiting([*tokens, 1, 2, 3, 4]))  # type: ignore[arg-type]  # the fields that are used
 
 
 @pytest.mark.parametrize("end", ["drop", "preempt"])
