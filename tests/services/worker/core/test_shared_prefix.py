@@ -18,7 +18,7 @@ from services.worker.core.scheduler import Scheduler
 from services.worker.core.sequence import NewPrompt, request_owner
 from services.worker.core.shared_prefix import SharedPrefixes
 from tests.services.worker.core.test_caching import check_end
-from tests.support.fake_engine import FakeEngine, answer
+from tests.support.fake_engine import FakeEngine
 from tests.support.world import GATEWAY, World
 
 ROLES = ("prefill", "mixed-1", "decode")
@@ -122,6 +122,8 @@ def test_a_load_that_fails_lets_one_sibling_compute_for_all() -> None:
     check_end(target)
     after = counters(target, "prefill")
     assert after["load_failures_total"] > 0
+    (link,) = target.processes["prefill"].core.report(0, target.now_ms).links
+    assert link.bytes_per_s < 0.6 * 2**30, "less than its probe said"
     assert after["computed_tokens_total"] - before["computed_tokens_total"] <= 1.3 * (2 * 200 + 7 * 4)
 
 
