@@ -16,7 +16,7 @@ from services.worker.core.actions import Action
 from services.worker.core.generation import Generation
 from services.worker.core.kv_cache import KvCache
 from services.worker.core.preparation import Preparation
-from services.worker.core.sequence import NewPrompt
+from services.worker.core.sequence import NewPrompt, Sequence
 from services.worker.core.waiting import WaitingPrompt
 
 _PREPARE_AHEAD = 2
@@ -31,6 +31,8 @@ class _Waiting:
     names: list[BlockHash]
     arrived_ms: float
     looked_up: bool = False
+    leader: Sequence | None = None
+    shared_blocks: int = 0
 
     @property
     def deadline_ms(self) -> float:
@@ -38,7 +40,7 @@ class _Waiting:
 
 
 class LocalPrompts:
-    """By priority and arrival, as far as room and lookups allow."""
+    """By priority and arrival, as far as room and lookups allow; who waits for a sibling lets others pass."""
 
     def __init__(self, generation: Generation, cache: KvCache, preparation: Preparation, block_tokens: int) -> None:
         self._generation, self._cache, self._preparation = generation, cache, preparation
@@ -77,6 +79,8 @@ class LocalPrompts:
         for request, one in list(self._waiting.items()):
             if unready == _PREPARE_AHEAD:
                 break
+            if self._preparation.holds(one):
+                continue
             ready, steps = self._preparation.advance(one, now_ms)
             actions += steps
             if not ready:

@@ -55,7 +55,7 @@ class PrefillCore(WorkerRole):
     def __init__(self, mine: Member, parts: Parts, sender: Sender, terms: PrefillTerms) -> None:
         super().__init__(mine, parts, max_queued=terms.max_queued)
         self._sender, self._layout, self._terms = sender, terms.layout, terms
-        self._preparation = Preparation(parts.cache, parts.pool, parts.scheduler)
+        self._preparation = Preparation(parts)
         self._queue: list[Prompt] = []  # by priority and arrival
         self._prompts: dict[RequestId, Prompt] = {}
         self._requests: dict[TransferId, RequestId] = {}
@@ -102,7 +102,7 @@ class PrefillCore(WorkerRole):
         if prompt is None:
             return []
         prompt.told = True
-        return self._end(prompt, "cancelled", now_ms)
+        return self._end(prompt, "cancelled", now_ms) + self._pump(now_ms)
 
     def on_layer(self, layer: int, now_ms: float) -> list[Action]:
         """The engine wrote one layer's K and V of the step it computes."""
@@ -184,8 +184,8 @@ class PrefillCore(WorkerRole):
         asking = Counter(p.decode for p in self._prompts.values() if p.transfer is not None and p.granted_ms is None)
         for prompt in list(self._queue):
             decode = self._neighbours.ready(prompt.decode_worker)
-            if decode is None or asking[decode] >= _ASK_AHEAD:
-                continue  # that decode worker is being connected, or full; others may not be
+            if decode is None or asking[decode] >= _ASK_AHEAD or self._preparation.holds(prompt):
+                continue  # the decode worker is being connected, or full, or a sibling computes its blocks; others may pass
             asking[decode] += 1
             ready, steps = self._preparation.advance(prompt, now_ms)
             actions += steps
