@@ -59,6 +59,17 @@ class Attempts:
             self._roster.release(peer, attempt.wire)
         return [Send(peer, Cancel(request=attempt.wire)) for peer in peers if peer != but]
 
+    def check(self) -> None:
+        """Workers are charged with just what attempts still need of them. Raises AssertionError with the difference."""
+        left_ms: dict[PeerId, dict[RequestId, float]] = {}
+        for wire, one in self._attempts.items():
+            attempt = one.attempt
+            assert attempt is not None and attempt.wire == wire, (wire, attempt)
+            for peer in attempt.needed:
+                computes = attempt.prefilling and peer == attempt.entry
+                left_ms.setdefault(peer, {})[wire] = attempt.placed.work_ms if computes else 0.0
+        self._roster.check(left_ms)
+
 
 def _generate(one: OpenRequest, wire: RequestId, placed: Placed, now_ms: float) -> Generate:
     order = one.order

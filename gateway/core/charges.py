@@ -6,6 +6,7 @@ other gateways. Owns one entry per request from `add` to `remove`, whatever beco
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from common.ids import RequestId
@@ -73,8 +74,17 @@ class Charges:
     def on_report(self, sequence: int) -> None:
         """A report answers Ping `sequence`."""
         self._reported = sequence
-        open_ones = [charge for charge in self._charges.values() if charge.sequence >= sequence]
-        self.work_ms = sum(charge.work_ms for charge in open_ones)  # anew, so that rounding never adds up
-        self.tokens = sum(charge.tokens for charge in open_ones)
-        self.requests = len(open_ones)
-        self.waiting = sum(charge.work_ms > 0 for charge in open_ones)
+        self.work_ms, self.tokens, self.requests, self.waiting = self._sums()  # anew, so that rounding never adds up
+
+    def _sums(self) -> tuple[float, int, int, int]:
+        open_ones = [charge for charge in self._charges.values() if charge.sequence >= self._reported]
+        work_ms, tokens = sum(charge.work_ms for charge in open_ones), sum(charge.tokens for charge in open_ones)
+        return work_ms, tokens, len(open_ones), sum(charge.work_ms > 0 for charge in open_ones)
+
+    def check(self, left_ms: Mapping[RequestId, float]) -> None:
+        """Just these requests live here, with so much work left, and the sums are theirs. Raises AssertionError with both."""
+        charged = {request: charge.work_ms for request, charge in self._charges.items()}
+        assert charged == left_ms, (charged, left_ms)
+        work_ms, *others = self._sums()
+        assert math.isclose(self.work_ms, work_ms, rel_tol=1e-9, abs_tol=1e-3), (self.work_ms, work_ms)
+        assert others == [self.tokens, self.requests, self.waiting], (others, self.tokens, self.requests, self.waiting)

@@ -4,7 +4,8 @@ Owns what each key has in the house, through KeyLimits, and the requests that wa
 that was let in leaves by `leave`, `cancel`, `end_late` or by being pushed out, and is given back to its key.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 from common.errors import Busy, RateLimited
 from common.ids import RequestId
@@ -99,9 +100,10 @@ class Entrance:
     def _retry_after_s(self, now_ms: float) -> float:
         return min(_LONGEST_RETRY_AFTER_S, max(1.0, self._known_retry_after_s(now_ms) or 1.0))
 
-    def in_the_house(self) -> dict[str, int]:
-        """Requests by key, of keys with limits."""
-        return self._keys.inflight()
+    def check(self, inside: Iterable[OpenRequest]) -> None:
+        """Each key is charged with its requests `inside` and those that wait. Raises AssertionError."""
+        self._keys.check(Counter(one.order.key for one in (*inside, *self._waiting)))
+        self._waiting.check()
 
 
 def _tokens(orders: Sequence[Order]) -> int:

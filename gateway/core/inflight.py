@@ -277,10 +277,12 @@ class Inflight:
         return cancels
 
     def check(self) -> None:
-        """With no request here nothing may be charged to a key. Raises AssertionError with the table."""
-        if not self:
-            assert not any(self._entrance.in_the_house().values()), self._entrance.in_the_house()
-        assert len(self._attempts) <= len(self._open), (len(self._attempts), len(self._open))
+        """Keys and workers are charged with just what is here, and everything goes on. Raises AssertionError with tables."""
+        pausing = [one for one in self._open.values() if one.attempt is None]
+        assert all(one.retry_at_ms is not None for one in pausing), pausing
+        assert len(self._attempts) + len(pausing) == len(self._open) <= self._terms.max_open
+        self._entrance.check(self._open.values())
+        self._attempts.check()
 
 
 def _to_blame(attempt: Attempt, sender: PeerId, phase: str) -> PeerId:

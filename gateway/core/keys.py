@@ -108,9 +108,10 @@ class KeyLimits:
     def _refuse(text: str, wait_ms: float) -> None:
         raise RateLimited(f"{text}; try again in {wait_ms / 1000:.0f} s", retry_after_s=wait_ms / 1000)
 
-    def inflight(self) -> dict[str, int]:
-        """Requests in flight by key; all zero when nothing is."""
-        return {name: account.inflight for name, account in self._accounts.items()}
+    def check(self, inflight: Mapping[str, int]) -> None:
+        """Each key is charged with just so many requests. Raises AssertionError."""
+        for name, account in self._accounts.items():
+            assert account.inflight == inflight.get(name, 0), (name, account.inflight, inflight)
 
 
 def _account(terms: KeyTerms) -> _Account:

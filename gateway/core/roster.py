@@ -5,7 +5,7 @@ of three ways: the worker falls silent, a newer incarnation takes its name, or i
 membership. Being in the membership makes a worker known; only its answers to Ping keep it alive, because Redis is advice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common.errors import UnknownWorker
@@ -217,6 +217,12 @@ class Roster:
     def charged(self) -> dict[WorkerId, int]:
         """Requests now charged to each worker; all zero when nothing is in flight."""
         return {name: len(worker.charges) for name, worker in self._workers.items()}
+
+    def check(self, left_ms: Mapping[PeerId, Mapping[RequestId, float]]) -> None:
+        """Every worker is charged with just these requests and the work left of each. Raises AssertionError."""
+        assert left_ms.keys() <= self._by_peer.keys(), f"waits for the dead: {left_ms.keys() - self._by_peer.keys()}"
+        for peer, worker in self._by_peer.items():
+            worker.charges.check(left_ms.get(peer, {}))
 
     # -- state for others
 

@@ -68,3 +68,9 @@ class WaitingRoom:
     def remove(self, request: RequestId) -> bool:
         """It waits no more; False if it did not."""
         return self._waiting.pop(request, None) is not None
+
+    def check(self) -> None:
+        """Everybody who waits has a turn, and those who have left are forgotten. Raises AssertionError."""
+        assert len(self._waiting) <= self._max_waiting, (len(self._waiting), self._max_waiting)
+        assert self._waiting.keys() <= {request for _, request in self._order}
+        assert len(self._order) <= 2 * self._max_waiting + _SPARE_ENTRIES + 1, len(self._order)

@@ -14,6 +14,7 @@ from common.policy.routing_rules import RULES
 from tests.policy.builders import COST, Cached, link, links, peer, prompt, worker
 
 COLD = NoHoldings()
+DECODE = worker("decode-0")
 APART = Router(local_prefill_tokens=0, fallback=False)
 """Prompts are always computed by prefill or mixed workers."""
 
@@ -296,3 +297,82 @@ def test_a_client_may_name_the_rule_or_the_worker() -> None:
         APART.choose(prompt(prefill_rule="worker=prefill-9"), workers, COLD, 0)
     with pytest.raises(InvalidRequest, match="predicted-time"):
         APART.choose(prompt(decode_rule="best"), workers, COLD, 0)
+
+
+def test_without_prefill_workers_the_decode_worker_that_would_be_done_first_computes() -> None:
+    workers = [worker("decode-0", queued_ms=500.0), worker("decode-1", requests=9)]
+    assert route(Router(), workers).entry == "decode-1"
+    cached = Cached({"decode-0": Held(device=40)})
+    assert route(Router(), workers, cached).entry == "decode-0", "640 ms saved, 500 ms queued"
+
+
+def test_nothing_is_fetched_where_that_is_switched_off_or_no_way_leads() -> None:
+    cached = Cached({"prefill-0": Held(device=40)})
+    workers = [worker("prefill-0", queued_ms=5000.0), worker("prefill-1", links=links(link("prefill-0"))), DECODE]
+
+    def fetches(router: Router, workers: list[WorkerView]) -> bool:
+        found = route(router, workers, cached)
+        return found.estimate is not None and found.estimate.fetch is not None
+
+    assert fetches(APART, workers)
+    assert not fetches(replace(APART, peer_fetch=False), workers)
+    assert not fetches(APART, [workers[0], worker("prefill-1"), DECODE])
+
+
+def test_the_longest_run_is_fetched_and_only_what_lies_beyond_ones_own() -> None:
+    cached = Cached({"prefill-0": Held(device=30), "prefill-1": Held(device=50), "prefill-2": Held(device=10)})
+    ways = links(link("prefill-0", bytes_per_ms=200.0), link("prefill-1", bytes_per_ms=200.0))
+    busy = [worker(f"prefill-{n}", queued_ms=9000.0) for n in (0, 1)]
+    found = route(APART, [*busy, worker("prefill-2", links=ways), DECODE], cached)
+    assert found.estimate is not None and found.estimate.fetch is not None
+    assert (found.estimate.fetch.holder, found.estimate.fetch.n_blocks) == (peer("prefill-1"), 50)
+    assert found.estimate.fetch.fetch_ms == pytest.approx(40 * 16 * 100 / 200.0)
+    assert found.estimate.own_ms == pytest.approx(1000 - 800 + 320)
+
+
+def test_an_answer_of_unknown_length_is_guessed_but_never_longer_than_it_may_be() -> None:
+    def own_ms(max_tokens: int) -> float:
+        choice = route(
+            APART, [worker("prefill-0"), worker("decode-0", requests=1)], max_tokens=max_tokens
+        ).decode_choice
+        assert choice is not None
+        return choice.chosen.own_ms
+
+    assert [own_ms(max_tokens) for max_tokens in (1, 10, 64, 4096)] == [2.0, 20.0, 128.0, 128.0]
+
+
+def test_what_a_full_decode_worker_holds_of_the_prompt_needs_no_room() -> None:
+    full = worker("decode-0", kv_tokens=4000, free_tokens=200)
+
+    def wait_ms(held_blocks: int) -> float:
+        choice = route(APART, [worker("prefill-0"), full], Cached({"decode-0": Held(device=held_blocks)})).decode_choice
+        assert choice is not None
+        return choice.chosen.queued_ms
+
+    assert wait_ms(50) == 0.0
+    assert wait_ms(0) == pytest.approx(64 * 800 / 4000), "a fifth of what is there must turn over"
+
+
+def test_the_gate_compares_loads_as_if_nothing_were_cached() -> None:
+    """Else who holds much would look idle, and draw everything until it drowns."""
+    cached = Cached({"prefill-0": Held(device=60)})
+    workers = [worker("prefill-0", queued_ms=1200.0), worker("prefill-1"), DECODE]
+    assert route(replace(APART, prefill="longest-prefix", gate=1.0), workers, cached).entry == "prefill-1"
+
+
+def test_nearly_the_longest_prefix_on_an_idle_worker_is_as_good() -> None:
+    cached = Cached({"prefill-0": Held(device=60), "prefill-1": Held(device=58)})
+    workers = [worker("prefill-0", queued_ms=900.0), worker("prefill-1"), DECODE]
+    assert route(replace(APART, prefill="longest-prefix"), workers, cached).entry == "prefill-1"
+
+
+def test_among_equally_fast_workers_the_holder_is_taken_then_who_has_fewer_requests() -> None:
+    holder, idle = worker("prefill-0", queued_ms=512.0, requests=9), worker("prefill-1")
+    cached = Cached({"prefill-0": Held(device=32)})
+    assert {route(APART, [holder, idle, DECODE], cached, request=RequestId(f"r{n}")).entry for n in range(9)} == {
+        "prefill-0"
+    }
+    cold = [replace(holder, queued_ms=0.0), idle, DECODE]
+    for rule in ("predicted-time", "least-load"):
+        router = replace(APART, prefill=rule)
+        assert {route(router, cold, request=RequestId(f"r{n}")).entry for n in range(9)} == {"prefill-1"}

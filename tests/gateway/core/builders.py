@@ -50,7 +50,8 @@ def parts(
     seed: int = 0,
 ) -> Parts:
     this = Member(id=WorkerId("gateway-0"), role="gateway", incarnation=Incarnation(9), endpoint="", host="", pid=0)
-    roster = Roster(this=this, silent_ms=SILENT_MS, fit=Fit(NAME, VOCAB_TOKENS), breaker=breaker)
+    fit = Fit(NAME, VOCAB_TOKENS)
+    roster = Roster(this=this, silent_ms=SILENT_MS, fit=fit, breaker=breaker, fallback=router.fallback)
     totals = RoutingTotals()
     placement = Placement(roster, router, tree or NoTree(), totals)  # type: ignore[arg-type]  # a test's own tree
     draw = random.Random(seed).random
@@ -95,10 +96,9 @@ def report(
         role=name.split("-")[0],
         incarnation=Incarnation(1),
         sequence=sequence,
-        pages=PageCounts(),
         queue=queue or QueueCounts(),
         draining=draining,
-        **more,  # type: ignore[arg-type]  # a builder
+        **{"pages": PageCounts(), **more},  # type: ignore[arg-type]  # a builder
     )
 
 

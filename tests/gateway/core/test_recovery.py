@@ -195,3 +195,13 @@ def test_local_prefill_is_counted_with_its_reason() -> None:
     ((to, generate),) = generates(core.submit([order(prompt_tokens=100)], 0.0))
     assert (to, generate.decode) == (peer("decode-0"), None)
     assert core.counters()["local_prefills_total{reason=no-prefill-worker}"] == 1
+
+
+def test_a_death_that_takes_many_down_does_not_start_them_all_again_in_one_tick() -> None:
+    core = dispatch("mixed-0", "mixed-1", retry=RETRY, max_open=400)
+    for n in range(300):
+        core.submit([order(f"r{n}")], 0.0)
+    core.on_members([member("mixed-0", 2), member("mixed-1")], 1.0)
+    started = [len(generates(core.on_tick(SOON_MS + n))) for n in range(4)]
+    assert started == [64, 64, 22, 0]
+    core.check()

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from common.cost.link_cost import LinkCost
+from common.cost.step_cost import UNKNOWN_COST, StepCost
 from common.errors import UnknownWorker
 from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
 from common.messages.actions import Dial, HangUp, Send
@@ -196,6 +197,38 @@ def test_what_was_sent_counts_until_a_report_shows_it() -> None:
     assert (queued_ms(one, 610.0), one.charged()) == (90.0, {"w": 0})
 
 
+def test_a_promised_request_counts_until_it_arrives_whatever_reports_say_in_between() -> None:
+    one, r1 = ready(), RequestId("r1")
+
+    def counted() -> tuple[int, int]:
+        (view,) = one.views(0.0)
+        return view.requests, view.kv_tokens
+
+    one.promise(W, r1, tokens=10, now_ms=0.0)
+    for sequence in (1, 2, 3):
+        one.on_message(W, report(sequence), 0.0)
+        assert counted() == (1, 10)
+        one.on_tick(sequence * 600.0)  # Ping sequence + 1
+    one.arrived(W, r1)
+    one.on_message(W, report(4), 0.0)
+    assert counted() == (1, 10), "sent before it arrived"
+    one.on_message(W, report(5), 0.0)
+    assert counted() == (0, 0), "the report speaks for it"
+    one.release(W, r1)
+    assert (counted(), one.charged()) == ((0, 0), {"w": 0})
+
+
+def test_a_worker_that_has_measured_nothing_is_taken_to_cost_what_the_others_do() -> None:
+    costs = {name: StepCost(0.0, ms, 0.0, 0.0, 0.0, chunk_tokens=512) for name, ms in {"u": 9, "v": 1, "x": 3}.items()}
+    one = roster()
+    one.on_members([member_named(name) for name in (*costs, "new")], 0.0)
+    assert {view.cost for view in one.views(0.0)} == {UNKNOWN_COST}
+    for name, cost in costs.items():
+        peer = peer_id(WorkerId(name), Incarnation(1))
+        one.on_message(peer, msgspec.structs.replace(report(), cost=cost), 0.0)
+    assert {view.id: view.cost for view in one.views(0.0)} == {**costs, "new": costs["x"]}
+
+
 def test_a_queue_gets_shorter_with_time() -> None:
     one = ready()
     one.on_message(W, report(1, work_ms=300.0), 0.0)
@@ -239,6 +272,8 @@ def test_an_operators_drain_counts_at_once_and_is_repeated_until_a_report_shows_
     assert condition(one) == "draining"
     again = [a for a in one.on_tick(600.0).actions if isinstance(a, Send) and isinstance(a.message, Drain)]
     assert len(again) == 1
+    one.on_message(W, report(1), 650.0)
+    assert condition(one) == "draining", "it has not heard of it yet"
     one.on_message(W, report(2, draining=True), 700.0)
     assert not [a for a in one.on_tick(1200.0).actions if isinstance(a, Send) and isinstance(a.message, Drain)]
     assert condition(one) == "draining"
@@ -293,6 +328,34 @@ def test_links_are_as_probed_until_they_are_measured() -> None:
     assert view.links["k@1", "host"] == measured
     assert view.links["k@1", "device"].bytes_per_s == 2.0 * 2**30
     assert view.links["k@1", "disk"].bytes_per_s < 2.0 * 2**30
+
+
+def test_a_worker_reads_from_the_store_whose_memory_it_shares() -> None:
+    one = ready()
+    stores = [msgspec.structs.replace(member_named(name), role="kvstore", model=None) for name in ("k-a", "k-b", "k-c")]
+    one.on_members([member(), *stores], 0.0)
+    for store in stores:
+        one.on_message(peer_id(store.id, store.incarnation), Welcome(member=store), 0.0)
+
+    def store(**kinds: str) -> str | None:
+        transports = tuple(
+            TransportReport(peer=PeerId(f"k-{name}@{1:016x}"), kind=kind, gib_per_s=1.0) for name, kind in kinds.items()
+        )
+        one.on_message(W, msgspec.structs.replace(report(1), transports=transports), 0.0)
+        found = next(view.store for view in one.views(0.0) if view.id == "w")
+        return None if found is None else found.partition("@")[0]
+
+    assert store() is None
+    assert store(c="tcp", b="tcp") == "k-b"
+    assert store(a="tcp", c="shm", b="tcp") == "k-c"
+
+
+def test_a_link_that_never_moved_anything_counts_as_probed() -> None:
+    one = ready()
+    probed = TransportReport(peer=PeerId("k@1"), kind="shm", gib_per_s=2.0)
+    still = LinkCost("k@1", "device", 0.0, 0.0)
+    one.on_message(W, msgspec.structs.replace(report(1), transports=(probed,), links=(still,)), 0.0)
+    assert one.views(0.0)[0].links["k@1", "device"].bytes_per_s == 2.0 * 2**30
 
 
 def test_the_context_is_what_every_ready_worker_can_take() -> None:
