@@ -12,6 +12,7 @@ from common.block_hash import BlockHash, hash_blocks
 from common.ids import PeerId, RequestId
 from common.messages.actions import Send
 from common.messages.requests import Failed, Generate
+from common.policy.urgency import rank_ms
 from services.worker.core.actions import Action
 from services.worker.core.generation import Generation
 from services.worker.core.kv_cache import KvCache
@@ -37,6 +38,10 @@ class _Waiting:
     @property
     def deadline_ms(self) -> float:
         return self.arrived_ms + self.message.timeout_ms
+
+    @property
+    def rank_ms(self) -> float:
+        return rank_ms(self.arrived_ms, self.message.priority)
 
 
 class LocalPrompts:
@@ -68,9 +73,8 @@ class LocalPrompts:
         tokens = message.prompt + message.emitted
         names = hash_blocks(tokens[:-1], root, self._block_tokens)
         self._waiting[message.request] = _Waiting(message, tokens, gateway, root, names, now_ms)
-        if any(one.message.priority > message.priority for one in self._waiting.values()):
-            ordered = sorted(self._waiting.items(), key=lambda entry: entry[1].message.priority)  # stable
-            self._waiting = dict(ordered)
+        if any(one.rank_ms > self._waiting[message.request].rank_ms for one in self._waiting.values()):
+            self._waiting = dict(sorted(self._waiting.items(), key=lambda entry: entry[1].rank_ms))  # stable
 
     def pump(self, now_ms: float) -> list[Action]:
         """Start what may start."""

@@ -19,6 +19,7 @@ from common.messages.handover import Commit, Grant, GrantRefused, KvSpan, Stop
 from common.messages.liveness import Member, QueueCounts, Report
 from common.messages.requests import Cancel, Generate
 from common.policy.transfer import Granularity, choose
+from common.policy.urgency import rank_ms
 from kvstore.handover.actions import GaveUp, Granted, HandedOver, PostCopy, Release, SenderAction
 from kvstore.handover.sender import Sender
 from services.worker.core.actions import Action, Copy, Moved
@@ -94,7 +95,7 @@ class PrefillCore(WorkerRole):
             return [*prompt.tell("busy", text, retryable=True)]
         prompt.names = hash_blocks(prompt.tokens[:-1], prompt.root, self._layout.block_tokens)
         self._prompts[message.request] = prompt
-        insort(self._queue, prompt, key=lambda queued: queued.message.priority)
+        insort(self._queue, prompt, key=lambda queued: rank_ms(queued.arrived_ms, queued.message.priority))
         return self._pump(now_ms)
 
     def _on_cancel(self, request: RequestId, now_ms: float) -> list[Action]:
