@@ -5,7 +5,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks._virtual import Served, Visit, names
+from benchmarks._llama13b import names
+from benchmarks._virtual import Served, Visit
 from common.messages.liveness import ModelIdentity
 
 VOCAB_TOKENS = 32_000

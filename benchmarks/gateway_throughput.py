@@ -84,7 +84,7 @@ class Server:
 
     def cpu_s(self) -> float:
         times = [one.cpu_times() for one in (self.process, *self.process.children(recursive=True))]
-        return sum(one.user + one.system for one in times)
+        return float(sum(one.user + one.system for one in times))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -56,8 +56,9 @@ class OpenAiRoutes:
         """Register the endpoints."""
         app.add_api_route("/v1/models", self.models, methods=["GET"])
         app.add_api_route("/v1/models/{model:path}", self.model, methods=["GET"])
-        app.add_api_route("/v1/completions", self.completions, methods=["POST"])
-        app.add_api_route("/v1/chat/completions", self.chat_completions, methods=["POST"])
+        # Starlette's own way: FastAPI would look for dependencies in every request, and there are none.
+        app.add_route("/v1/completions", self.completions, methods=["POST"])
+        app.add_route("/v1/chat/completions", self.chat_completions, methods=["POST"])
 
     async def models(self, request: Request) -> Response:
         """The served model, as a list of one."""

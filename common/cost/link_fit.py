@@ -2,11 +2,11 @@
 
 Rates and delays are moving averages of their logarithms: a sample counts with the weight `_WEIGHT`, and never as more
 than `_CLAMP` times better or worse than what was believed, so one outlier moves an estimate by less than a factor of two
-and a real change is believed after some samples. Without samples an estimate returns to where it began (the probed rate,
+and a real change is believed after some samples. A load that fails counts as the worst sample. Without samples an estimate returns to where it began (the probed rate,
 `_DELAY_MS`), by half in `_FORGET_MS`: a link that was found too slow is not asked any more, so it must recover by itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.cost.link_cost import LinkCost
 
@@ -16,6 +16,8 @@ _FORGET_MS = 30_000.0
 _DELAY_MS = 1.0
 _BYTES_PER_S = 256 * 2.0**20
 """Of a link that was not probed."""
+_TOGETHER_MS = 1.0
+"""Arrivals within it were heard of together, whenever they came."""
 _LEAST = 1e-3
 """Of a delay (ms) and a duration: clocks tick."""
 
@@ -27,17 +29,30 @@ class _Estimate:
     prior: float
     value: float
     at_ms: float
+    before: float = 0.0
+    """What was believed when the last sample came."""
 
     def at(self, now_ms: float) -> float:
         """What is left of it."""
         kept = 0.5 ** (max(0.0, now_ms - self.at_ms) / _FORGET_MS)
         return float(self.prior * (self.value / self.prior) ** kept)
 
-    def add(self, sample: float, now_ms: float) -> None:
-        """A measurement."""
-        believed = self.at(now_ms)
+    def add(self, sample: float, now_ms: float, *, again: bool = False) -> None:
+        """A measurement. `again`: it includes the last one, and replaces it."""
+        believed = self.before if again else self.at(now_ms)
         ratio = min(max(sample / believed, 1 / _CLAMP), _CLAMP)
-        self.value, self.at_ms = believed * ratio**_WEIGHT, now_ms
+        self.before, self.value, self.at_ms = believed, believed * ratio**_WEIGHT, now_ms
+
+
+@dataclass(slots=True)
+class _Arrivals:
+    """By message: those that count as one sample."""
+
+    first_ms: float = float("-inf")
+    last_ms: float = float("-inf")
+    """What was asked for before and has not come began to move then."""
+    n_bytes: int = 0
+    moving_ms: float = 0.0
 
 
 @dataclass(slots=True)
@@ -46,6 +61,7 @@ class _Link:
     delay: _Estimate
     queued_bytes: int = 0
     measured: bool = False
+    arrivals: _Arrivals = field(default_factory=_Arrivals)
 
 
 class LinkFits:
@@ -62,8 +78,13 @@ class LinkFits:
         return _cost(peer, tier, link, now_ms)
 
     def answered(self, peer: str, tier: str, probed_bytes_per_s: float, delay_ms: float, now_ms: float) -> None:
-        """The first word of what was asked for came so long after it was asked."""
+        """The first word of what was asked for came so long after it was asked.
+
+        Nothing is learned if bytes came by message meanwhile: it may have waited for them.
+        """
         link = self._link(peer, tier, probed_bytes_per_s, now_ms)
+        if link.arrivals.last_ms > now_ms - delay_ms:
+            return
         link.delay.add(max(delay_ms, _LEAST), now_ms)
         link.measured = True
 
@@ -79,8 +100,34 @@ class LinkFits:
             link.measured = True
         self.lost(peer, tier, n_bytes)
 
+    def arrived(self, peer: str, tier: str, n_bytes: int, asked_ms: float, now_ms: float) -> None:
+        """As `came`, of bytes by message: nobody sees when they began to move.
+
+        That was not before the link's delay was over (of a quick answer: half of the time it took), nor while what was
+        asked for before them was still coming.
+        """
+        link = self._links.get((peer, tier))
+        if link is not None:
+            asked_ms += min(link.delay.at(now_ms), (now_ms - asked_ms) / 2)
+            last = link.arrivals
+            one = _Arrivals(now_ms, now_ms, n_bytes, now_ms - max(asked_ms, last.last_ms))
+            again = now_ms - last.first_ms < _TOGETHER_MS
+            if again:
+                one = _Arrivals(last.first_ms, now_ms, n_bytes + last.n_bytes, one.moving_ms + last.moving_ms)
+            link.arrivals, link.measured = one, True
+            link.rate.add(one.n_bytes / max(one.moving_ms, _LEAST) * 1e3, now_ms, again=again)
+        self.lost(peer, tier, n_bytes)
+
+    def failed(self, peer: str, tier: str, n_bytes: int, now_ms: float) -> None:
+        """Bytes that were asked for will not come, though the peer is there: as bad as a sample can be."""
+        link = self._links.get((peer, tier))
+        if link is not None:
+            link.rate.add(link.rate.at(now_ms) / _CLAMP, now_ms)
+            link.arrivals, link.measured = _Arrivals(last_ms=link.arrivals.last_ms), True
+        self.lost(peer, tier, n_bytes)
+
     def lost(self, peer: str, tier: str, n_bytes: int) -> None:
-        """Bytes that were asked for will not come. Nothing is learned of the rate: failures are counted elsewhere."""
+        """Bytes that were asked for will not come, and nobody knows why."""
         link = self._links.get((peer, tier))
         if link is not None:
             link.queued_bytes = max(0, link.queued_bytes - n_bytes)

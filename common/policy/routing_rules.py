@@ -173,9 +173,9 @@ def through_gate(candidates: Sequence[Estimate], gate: float) -> list[Estimate]:
 
 def nearly_best(candidates: Sequence[Estimate], time_ms: Callable[[Estimate], float]) -> list[Estimate]:
     """Those whose time is the best one or as good as it."""
-    best_ms = min(time_ms(one) for one in candidates)
-    limit_ms = best_ms * (1 + _NEARLY) + _NEARLY_MS
-    return [one for one in candidates if time_ms(one) <= limit_ms]
+    times_ms = [time_ms(one) for one in candidates]
+    limit_ms = min(times_ms) * (1 + _NEARLY) + _NEARLY_MS
+    return [one for one, ms in zip(candidates, times_ms, strict=True) if ms <= limit_ms]
 
 
 def spread_by(request: RequestId) -> Callable[[Estimate], int]:

@@ -240,7 +240,12 @@ class Roster:
         stores = [w.peer for w in workers if w.peer in ready and w.member.role == "kvstore"]
         guess = usual_cost([w.report.cost for w in workers if w.report is not None and w.report.cost is not None])
         return [
-            w.view(accepting=w.peer in accepting, store=w.store_among(stores), guess=guess, now_ms=now_ms)
+            w.view(
+                accepting=w.peer in accepting,
+                store=w.store_among(stores) if stores else None,
+                guess=guess,
+                now_ms=now_ms,
+            )
             for w in workers
         ]
 

@@ -9,10 +9,9 @@ import heapq
 from collections.abc import Iterator
 
 from common.ids import RequestId
+from common.policy.urgency import rank_ms
 from gateway.core.open_request import OpenRequest
 
-PRIORITY_MS = 1_000.0
-"""Waiting that one step of priority is worth."""
 _SPARE_ENTRIES = 64
 _Rank = tuple[float, int]
 
@@ -40,7 +39,7 @@ class WaitingRoom:
     def add(self, one: OpenRequest) -> OpenRequest | None:
         """Let it wait; returns who has no place then: nobody, the last in order of those that waited, or `one` itself."""
         self._arrivals += 1
-        rank = (one.arrived_ms + one.priority * PRIORITY_MS, self._arrivals)
+        rank = (rank_ms(one.arrived_ms, one.priority), self._arrivals)
         pushed_out: OpenRequest | None = None
         if len(self._waiting) >= self._max_waiting:
             last = max(self._waiting.values(), key=lambda entry: entry[1], default=None)

@@ -30,6 +30,7 @@ from services.worker.core.prefix import Keep, PrefixReuse
 from services.worker.core.returns import Returns
 from services.worker.core.role import WorkerRole
 from services.worker.core.scheduler import Scheduler
+from services.worker.core.shared_prefix import SharedPrefixes
 from services.worker.core.spill import Spiller
 from services.worker.settings import WorkerSettings
 
@@ -123,5 +124,7 @@ def _parts(mine: Member, settings: WorkerSettings, n_pages: int, layout: KvLayou
         pool.listen(cache_parts.spiller)
     callers = Callers(mine, silent_ms=settings.silent_peer_ms)
     cache = KvCache(cache_parts, neighbours, callers, use_store=use_store, fetches=keep is not Keep.NOTHING)
-    costing = Costing(fit, pool, layout.block_tokens)
-    return Parts(pool, reuse, scheduler, callers, neighbours, cache, costing)
+    keeps = keep is not Keep.NOTHING
+    costing = Costing(fit, pool, layout.block_tokens, keeps=keeps)
+    shared = SharedPrefixes(pool, scheduler, layout.block_tokens, keeps=keeps)
+    return Parts(pool, reuse, scheduler, callers, neighbours, cache, costing, shared)

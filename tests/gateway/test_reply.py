@@ -11,7 +11,7 @@ from common.ids import RequestId
 from common.messages.requests import Sampling
 from gateway.answer import Choice
 from gateway.chunks import CompletionWriter, Heading
-from gateway.core.inflight import Order
+from gateway.core.order import Order
 from gateway.metrics import GatewayMetrics
 from gateway.model_files import read_model_files
 from gateway.reply import Plan, Reply

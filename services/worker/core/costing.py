@@ -1,6 +1,6 @@
 """What this worker's steps cost, learned from its own, and what that says of the work that waits here. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import islice
 
 from common.block_hash import BlockHash
@@ -18,8 +18,9 @@ _LOOKED_AT = 32
 class Costing:
     """Owns the fit; reads the cache to know what of a waiting prompt need not be computed."""
 
-    def __init__(self, fit: StepFit, pool: BlockPool, block_tokens: int) -> None:
-        self._fit, self._pool, self._block_tokens = fit, pool, block_tokens
+    def __init__(self, fit: StepFit, pool: BlockPool, block_tokens: int, *, keeps: bool = True) -> None:
+        """`keeps`: whether blocks of prompts stay for others when they are computed."""
+        self._fit, self._pool, self._block_tokens, self._keeps = fit, pool, block_tokens, keeps
 
     @property
     def cost(self) -> StepCost | None:
@@ -34,14 +35,17 @@ class Costing:
     def work_ms(self, started: Iterable[Sequence], queued: Iterable[WaitingPrompt]) -> float:
         """Predicted time to compute what is missing of all these prompts, one after the other.
 
-        Cached is what the device holds now; what a KV store holds is counted as work, since loading it takes time too.
+        Cached is what the device holds now, or will when those that started are computed: queued prompts wait for that.
+        What a KV store holds is counted as work, since loading it takes time too.
         """
-        cost = self._fit.cost or UNKNOWN_COST
-        total_ms = sum(cost.exec_ms(len(one.tokens), self._known_tokens(one)) for one in started)
+        cost, coming, total_ms = self._fit.cost or UNKNOWN_COST, set[BlockHash](), 0.0
+        for one in started:
+            total_ms += cost.exec_ms(len(one.tokens), self._known_tokens(one))
+            coming.update(one.hashes[: one.known_tokens // self._block_tokens] if self._keeps else ())
         prompts = iter(queued)
         looked_at_tokens = cached_tokens = 0
         for prompt in islice(prompts, _LOOKED_AT):
-            tokens, cached = _tokens(prompt), self._cached_tokens(prompt.names)
+            tokens, cached = _tokens(prompt), self._cached_tokens(prompt.names, coming)
             looked_at_tokens, cached_tokens = looked_at_tokens + tokens, cached_tokens + cached
             total_ms += cost.exec_ms(tokens, cached)
         share = cached_tokens / max(1, looked_at_tokens)
@@ -56,8 +60,11 @@ class Costing:
     def _known_tokens(self, sequence: Sequence) -> int:
         return sequence.computed_tokens or self._cached_tokens(sequence.hashes)
 
-    def _cached_tokens(self, names: list[BlockHash]) -> int:
-        return self._pool.match(names) * self._block_tokens
+    def _cached_tokens(self, names: list[BlockHash], coming: Collection[BlockHash] = ()) -> int:
+        blocks = self._pool.match(names)
+        while blocks < len(names) and names[blocks] in coming:
+            blocks += 1
+        return blocks * self._block_tokens
 
 
 def step_work(segments: Iterable[Segment]) -> StepWork:

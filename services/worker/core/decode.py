@@ -51,7 +51,7 @@ class DecodeCore(WorkerRole):
         self._generation, self._incoming = generation, incoming
         self._layout, self._fail_lost_loads = terms.layout, terms.fail_lost_loads
         self._returns_answers = terms.returns_answers
-        preparation = Preparation(parts.cache, parts.pool, parts.scheduler)
+        preparation = Preparation(parts)
         self._local = LocalPrompts(generation, parts.cache, preparation, terms.layout.block_tokens)
         self._cancelled: dict[RequestId, float] = {}  # -> when to forget it
 

@@ -59,14 +59,19 @@ class FetchCosts:
         self._fits.asked(link.peer, tier, link.probed_bytes_per_s, n_bytes, now_ms)
 
     def came(self, link: BlockLink, tier: str, n_bytes: int, elapsed_ms: float, now_ms: float) -> None:
-        """Some of a load is here; moving it took so long. By message that is what the round trip took beyond the delay."""
-        if not link.shared:
-            elapsed_ms -= min(self._cost(link, tier, now_ms).delay_ms, elapsed_ms / 2)
+        """A load by shared memory is here; moving it took so long."""
         self._fits.came(link.peer, tier, n_bytes, elapsed_ms, now_ms)
 
-    def lost(self, link: BlockLink, tier: str, n_bytes: int) -> None:
-        """The rest of a load will not come."""
-        self._fits.lost(link.peer, tier, n_bytes)
+    def arrived(self, link: BlockLink, tier: str, n_bytes: int, asked_ms: float, now_ms: float) -> None:
+        """Some of a load by message is here."""
+        self._fits.arrived(link.peer, tier, n_bytes, asked_ms, now_ms)
+
+    def ended(self, link: BlockLink, tier: str, n_bytes: int, now_ms: float, *, ok: bool) -> None:
+        """A load has ended; `n_bytes` of it did not come."""
+        if ok:
+            self._fits.lost(link.peer, tier, n_bytes)
+        else:
+            self._fits.failed(link.peer, tier, n_bytes, now_ms)
 
     def forget(self, peer: PeerId) -> None:
         """The peer is gone."""

@@ -12,11 +12,12 @@ from common.block_hash import BlockHash, hash_blocks
 from common.ids import PeerId, RequestId
 from common.messages.actions import Send
 from common.messages.requests import Failed, Generate
+from common.policy.urgency import rank_ms
 from services.worker.core.actions import Action
 from services.worker.core.generation import Generation
 from services.worker.core.kv_cache import KvCache
 from services.worker.core.preparation import Preparation
-from services.worker.core.sequence import NewPrompt
+from services.worker.core.sequence import NewPrompt, Sequence
 from services.worker.core.waiting import WaitingPrompt
 
 _PREPARE_AHEAD = 2
@@ -31,14 +32,20 @@ class _Waiting:
     names: list[BlockHash]
     arrived_ms: float
     looked_up: bool = False
+    leader: Sequence | None = None
+    shared_blocks: int = 0
 
     @property
     def deadline_ms(self) -> float:
         return self.arrived_ms + self.message.timeout_ms
 
+    @property
+    def rank_ms(self) -> float:
+        return rank_ms(self.arrived_ms, self.message.priority)
+
 
 class LocalPrompts:
-    """By priority and arrival, as far as room and lookups allow."""
+    """By priority and arrival, as far as room and lookups allow; who waits for a sibling lets others pass."""
 
     def __init__(self, generation: Generation, cache: KvCache, preparation: Preparation, block_tokens: int) -> None:
         self._generation, self._cache, self._preparation = generation, cache, preparation
@@ -66,9 +73,8 @@ class LocalPrompts:
         tokens = message.prompt + message.emitted
         names = hash_blocks(tokens[:-1], root, self._block_tokens)
         self._waiting[message.request] = _Waiting(message, tokens, gateway, root, names, now_ms)
-        if any(one.message.priority > message.priority for one in self._waiting.values()):
-            ordered = sorted(self._waiting.items(), key=lambda entry: entry[1].message.priority)  # stable
-            self._waiting = dict(ordered)
+        if any(one.rank_ms > self._waiting[message.request].rank_ms for one in self._waiting.values()):
+            self._waiting = dict(sorted(self._waiting.items(), key=lambda entry: entry[1].rank_ms))  # stable
 
     def pump(self, now_ms: float) -> list[Action]:
         """Start what may start."""
@@ -77,6 +83,8 @@ class LocalPrompts:
         for request, one in list(self._waiting.items()):
             if unready == _PREPARE_AHEAD:
                 break
+            if self._preparation.holds(one):
+                continue
             ready, steps = self._preparation.advance(one, now_ms)
             actions += steps
             if not ready:

@@ -9,6 +9,7 @@ from services.worker.core.kv_cache import KvCache
 from services.worker.core.neighbours import Neighbours
 from services.worker.core.prefix import PrefixReuse
 from services.worker.core.scheduler import Scheduler
+from services.worker.core.shared_prefix import SharedPrefixes
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +23,4 @@ class Parts:
     neighbours: Neighbours
     cache: KvCache
     costing: Costing
+    shared: SharedPrefixes

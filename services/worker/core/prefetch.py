@@ -122,7 +122,7 @@ class Prefetch:
         if moved.ok:
             loading.queued_bytes -= moved.n_bytes
             self._costs.came(loading.link, loading.tier, moved.n_bytes, moved.elapsed_ms, now_ms)
-        return self._end(call, ok=moved.ok)
+        return self._end(call, now_ms, ok=moved.ok)
 
     def _on_payloads(self, call: int, loading: _Loading, message: Found, now_ms: float) -> list[Action]:
         own_pages, first = loading.load.own_pages, loading.filled_blocks
@@ -130,18 +130,18 @@ class Prefetch:
         if loading.link.shared or message.pages:
             return []  # no answer to what was asked
         if message.n_blocks == 0:
-            return self._end(call, ok=False)
+            return self._end(call, now_ms, ok=False)
         loading.filled_blocks += message.n_blocks
         n_bytes = message.n_blocks * loading.link.block_bytes
         self._count_bytes(loading.link, n_bytes)
         loading.queued_bytes -= n_bytes
-        self._costs.came(loading.link, loading.tier, n_bytes, now_ms - loading.asked_ms, now_ms)
+        self._costs.arrived(loading.link, loading.tier, n_bytes, loading.asked_ms, now_ms)
         fill = FillBlocks(own_pages[first : loading.filled_blocks])
         if loading.filled_blocks < len(own_pages):
             del self._loads[call]
             return [fill, *self._ask_for_bytes(loading, now_ms)]
         self._filled.append(loading.load)
-        return [fill, *self._end(call, ok=True)]
+        return [fill, *self._end(call, now_ms, ok=True)]
 
     def _count_bytes(self, link: BlockLink, n_bytes: int) -> None:
         if link.is_store:
@@ -149,9 +149,9 @@ class Prefetch:
         else:
             self._totals.peer_bytes += n_bytes
 
-    def _end(self, call: int, *, ok: bool) -> list[Action]:
+    def _end(self, call: int, now_ms: float, *, ok: bool) -> list[Action]:
         loading = self._loads.pop(call)
-        self._costs.lost(loading.link, loading.tier, loading.queued_bytes)
+        self._costs.ended(loading.link, loading.tier, loading.queued_bytes, now_ms, ok=ok)
         request = loading.load.request
         if not ok:
             self._fail(request)
@@ -180,13 +180,13 @@ class Prefetch:
         """Wait no longer for what is late."""
         late = [call for call, loading in self._loads.items() if now_ms >= loading.until_ms]
         asked = self.lookups.on_tick(now_ms)
-        return asked + [action for call in late for action in self._end(call, ok=False)]
+        return asked + [action for call in late for action in self._end(call, now_ms, ok=False)]
 
     def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
         """A holder is gone."""
         late = [c for c, loading in self._loads.items() if loading.link.peer == peer and not loading.link.shared]
         for call in late:
-            self._end(call, ok=False)
+            self._end(call, now_ms, ok=False)
         return self.lookups.on_peer_dead(peer, now_ms)
 
     # -- state for others

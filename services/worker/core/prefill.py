@@ -19,6 +19,7 @@ from common.messages.handover import Commit, Grant, GrantRefused, KvSpan, Stop
 from common.messages.liveness import Member, QueueCounts, Report
 from common.messages.requests import Cancel, Generate
 from common.policy.transfer import Granularity, choose
+from common.policy.urgency import rank_ms
 from kvstore.handover.actions import GaveUp, Granted, HandedOver, PostCopy, Release, SenderAction
 from kvstore.handover.sender import Sender
 from services.worker.core.actions import Action, Copy, Moved
@@ -55,7 +56,7 @@ class PrefillCore(WorkerRole):
     def __init__(self, mine: Member, parts: Parts, sender: Sender, terms: PrefillTerms) -> None:
         super().__init__(mine, parts, max_queued=terms.max_queued)
         self._sender, self._layout, self._terms = sender, terms.layout, terms
-        self._preparation = Preparation(parts.cache, parts.pool, parts.scheduler)
+        self._preparation = Preparation(parts)
         self._queue: list[Prompt] = []  # by priority and arrival
         self._prompts: dict[RequestId, Prompt] = {}
         self._requests: dict[TransferId, RequestId] = {}
@@ -94,7 +95,7 @@ class PrefillCore(WorkerRole):
             return [*prompt.tell("busy", text, retryable=True)]
         prompt.names = hash_blocks(prompt.tokens[:-1], prompt.root, self._layout.block_tokens)
         self._prompts[message.request] = prompt
-        insort(self._queue, prompt, key=lambda queued: queued.message.priority)
+        insort(self._queue, prompt, key=lambda queued: rank_ms(queued.arrived_ms, queued.message.priority))
         return self._pump(now_ms)
 
     def _on_cancel(self, request: RequestId, now_ms: float) -> list[Action]:
@@ -102,7 +103,7 @@ class PrefillCore(WorkerRole):
         if prompt is None:
             return []
         prompt.told = True
-        return self._end(prompt, "cancelled", now_ms)
+        return self._end(prompt, "cancelled", now_ms) + self._pump(now_ms)
 
     def on_layer(self, layer: int, now_ms: float) -> list[Action]:
         """The engine wrote one layer's K and V of the step it computes."""
@@ -184,8 +185,8 @@ class PrefillCore(WorkerRole):
         asking = Counter(p.decode for p in self._prompts.values() if p.transfer is not None and p.granted_ms is None)
         for prompt in list(self._queue):
             decode = self._neighbours.ready(prompt.decode_worker)
-            if decode is None or asking[decode] >= _ASK_AHEAD:
-                continue  # that decode worker is being connected, or full; others may not be
+            if decode is None or asking[decode] >= _ASK_AHEAD or self._preparation.holds(prompt):
+                continue  # the decode worker is being connected, or full, or a sibling computes its blocks; others may pass
             asking[decode] += 1
             ready, steps = self._preparation.advance(prompt, now_ms)
             actions += steps

@@ -63,6 +63,8 @@ class PrefixReuse:
         sequence.table.append(self.pool.alloc(sequence.owner, n_new, PageState.RESERVED))
         sequence.reserved = True
         sequence.cached_blocks = sequence.published_blocks = hits
+        if self._keep is not Keep.NOTHING:  # others see by the names what is coming
+            self._extend_hashes(sequence, sequence.known_tokens - sequence.known_tokens % self._block_tokens)
         end = hits
         if found is not None and found.first_block <= hits:
             end = max(hits, min(found.end_block, (len(sequence.tokens) - 1) // self._block_tokens))

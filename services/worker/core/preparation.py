@@ -1,17 +1,20 @@
 """What must be known, fetched or saved before a prompt may take its pages. Pure; owns nothing."""
 
-from kvstore.index.block_pool import BlockPool
 from services.worker.core.actions import Action
-from services.worker.core.kv_cache import KvCache
-from services.worker.core.scheduler import Scheduler
+from services.worker.core.parts import Parts
 from services.worker.core.waiting import WaitingPrompt
 
 
 class Preparation:
     """Asked again at every event until the prompt has started."""
 
-    def __init__(self, cache: KvCache, pool: BlockPool, scheduler: Scheduler) -> None:
-        self._cache, self._pool, self._scheduler = cache, pool, scheduler
+    def __init__(self, parts: Parts) -> None:
+        self._cache, self._pool, self._scheduler = parts.cache, parts.pool, parts.scheduler
+        self._shared = parts.shared
+
+    def holds(self, prompt: WaitingPrompt) -> bool:
+        """Whether a sibling is computing what the prompt lacks: then nothing is to be done for it, and others may pass."""
+        return self._shared.holds(prompt)
 
     def advance(self, prompt: WaitingPrompt, now_ms: float) -> tuple[bool, list[Action]]:
         """Whether nothing is missing but room; begins what is: lookups elsewhere, saving what must go."""

@@ -34,6 +34,10 @@ class Prompt:
     """Of the blocks that may be reused: all whole ones but for the last token."""
     looked_up: bool = False
     """The KV store was asked for it, or need not be."""
+    leader: Sequence | None = None
+    """Who computes blocks that it waits for."""
+    shared_blocks: int = 0
+    """Leading blocks that it waits for, or last waited for."""
     mode: Granularity = Granularity.LAYER
     """Of its transfer."""
     granted_ms: float | None = None

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from common.block_hash import BlockHash
 from common.messages.requests import Generate
+from services.worker.core.sequence import Sequence
 
 
 class WaitingPrompt(Protocol):
@@ -15,6 +16,10 @@ class WaitingPrompt(Protocol):
     """Of the blocks that may be reused."""
     looked_up: bool
     """Others were asked for its blocks, or need not be."""
+    leader: Sequence | None
+    """Who computes blocks that it waits for."""
+    shared_blocks: int
+    """Leading blocks that it waits for, or last waited for."""
 
     @property
     def message(self) -> Generate:

@@ -7,9 +7,10 @@ import pytest
 from common.errors import Busy, InvalidRequest, NoWorker, RateLimited, ServingError
 from common.ids import RequestId
 from common.messages.liveness import QueueCounts, Welcome
+from common.policy.urgency import PRIORITY_MS
 from gateway.core.keys import KeyLimits, KeyTerms
 from gateway.core.open_request import OpenRequest
-from gateway.core.waiting import PRIORITY_MS, WaitingRoom
+from gateway.core.waiting import WaitingRoom
 from tests.gateway.core.builders import (
     TIMEOUT_MS,
     dispatch,

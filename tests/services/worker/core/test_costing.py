@@ -89,6 +89,19 @@ def test_work_is_what_is_not_cached_of_every_prompt() -> None:
     assert target.work_ms([], [waiting(30, "known"), waiting(8, "new", emitted=3)]) == pytest.approx(expected_ms)
 
 
+@pytest.mark.parametrize(("keeps", "cached"), [(True, 20), (False, 0)])
+def test_what_started_prompts_are_computing_is_cached_for_the_queued_ones_where_it_is_kept(
+    keeps: bool, cached: int
+) -> None:
+    names = [BlockHash(bytes([number]) * 16) for number in range(9)]
+    running = SimpleNamespace(tokens=[5] * 22, known_tokens=22, computed_tokens=0, hashes=names[:5])
+    queued = waiting(30)
+    queued.names = names[:7]
+    target = Costing(StepFit(16, COST), Cached(), 4, keeps=keeps)  # type: ignore[arg-type]  # the one method that is used
+    expected_ms = COST.exec_ms(22, 0) + COST.exec_ms(30, cached)
+    assert target.work_ms([running], [queued]) == pytest.approx(expected_ms)  # type: ignore[list-item]  # the fields that are used
+
+
 def test_a_long_queue_is_not_looked_at_one_by_one_but_counted_whole() -> None:
     pool = Cached(half=2)
     queue = [waiting(16, "half") for _ in range(500)]

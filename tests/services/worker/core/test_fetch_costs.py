@@ -51,6 +51,16 @@ def test_a_place_that_was_found_too_slow_is_not_asked_and_later_it_is_again() ->
     assert [type(send.message) for send in ask(lookups(judge), STORE, now_ms=600_000.0)] == [Find]
 
 
+def test_a_place_whose_loads_fail_is_not_asked_any_more_and_later_it_is_again() -> None:
+    judge, asked = costs(), []
+    for _ in range(10):
+        asked.append(len(ask(lookups(judge), WORKER)))
+        judge.asked(WORKER, "device", 10_000, 0.0)
+        judge.ended(WORKER, "device", 10_000, 0.0, ok=False)
+    assert asked[:2] == [1, 1] and asked[-1] == 0
+    assert [type(send.message) for send in ask(lookups(judge), WORKER, now_ms=600_000.0)] == [Find]
+
+
 def test_a_slow_worker_leaves_the_store_to_ask() -> None:
     judge = costs()
     make_slow(judge, WORKER, "device")
@@ -97,11 +107,11 @@ def test_the_time_to_an_answer_is_the_links_delay() -> None:
 def test_by_message_the_rate_does_not_pay_for_the_delay() -> None:
     far = BlockLink(WORKER.peer, False, 1_000, False, 0.0)
     judge = costs()
-    for _ in range(40):
-        judge.answered(far, "device", 10.0, 0.0)
-        judge.asked(far, "device", 10_000, 0.0)
-        judge.came(far, "device", 10_000, 20.0, 0.0)  # of which 10 are the way there and back
-    (link,) = judge.links(0.0)
+    for now_ms in range(0, 4_000, 100):
+        judge.answered(far, "device", 10.0, now_ms)
+        judge.asked(far, "device", 10_000, now_ms)
+        judge.arrived(far, "device", 10_000, now_ms, now_ms + 20.0)  # of which 10 are the way there and back
+    (link,) = judge.links(4_000.0)
     assert link.bytes_per_s == pytest.approx(1e6, rel=0.1)
 
 
