@@ -376,3 +376,59 @@ def test_among_equally_fast_workers_the_holder_is_taken_then_who_has_fewer_reque
     for rule in ("predicted-time", "least-load"):
         router = replace(APART, prefill=rule)
         assert {route(router, cold, request=RequestId(f"r{n}")).entry for n in range(9)} == {"prefill-1"}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_who_does_not_accept_gets_nothing_however_idle_it_is(rule: str) -> None:
+    busy = [worker(f"{role}-0", queued_ms=900.0, requests=9) for role in ("prefill", "decode", "mixed")]
+    idle = [worker(f"{role}-{n}", accepting=False) for role in ("prefill", "decode", "mixed") for n in (1, 2)]
+    holdings = Cached({one.id: Held(device=62) for one in idle})
+    for turn in range(6):
+        router = Router(prefill=rule, decode=rule, peer_fetch=False)
+        found = route(router, [*busy, *idle], holdings, turn=turn, request=RequestId(f"r{turn}"))
+        assert {found.entry, found.decode} <= {one.id for one in busy} | {None}
+        assert route(router, [busy[1], *idle], holdings, turn=turn).entry == "decode-0"
+
+
+def test_a_shorter_prefix_is_not_fetched_however_slow_the_way_to_it_is() -> None:
+    cached = Cached({"prefill-0": Held(device=20), "prefill-1": Held(device=40)})
+    crawling = links(link("prefill-0", bytes_per_ms=1.0))
+    found = route(APART, [worker("prefill-0", queued_ms=9e9), worker("prefill-1", links=crawling), DECODE], cached)
+    assert found.estimate is not None
+    assert (found.estimate.fetch, found.estimate.hit_tokens) == (None, 640)
+
+
+def test_what_sending_to_a_decode_worker_costs_does_not_shut_its_gate() -> None:
+    decodes = [worker(f"decode-{n}") for n in range(3)]
+    router = replace(APART, decode="session")
+    home = route(router, [worker("prefill-0"), *decodes], session="s").decode
+    assert home is not None
+    slow = worker("prefill-0", links=links(link(home, bytes_per_ms=1.0)))
+    assert route(router, [slow, *decodes], session="s").decode == home
+
+
+def test_every_tier_costs_its_fetching_and_is_worth_what_that_leaves() -> None:
+    """160 tokens each on the device, in memory at half a millisecond a token and on disk at 0.8."""
+    ways = links(
+        link("kvstore-0", bytes_per_ms=200.0, tier="host"),
+        link("kvstore-0", bytes_per_ms=125.0, tier="disk"),
+        link("prefill-1"),
+    )
+    cached = Cached({"prefill-0": Held(device=10, host=10, disk=10)})
+    found = route(APART, [worker("prefill-0", store=peer("kvstore-0"), links=ways), DECODE], cached)
+    assert found.estimate is not None
+    assert found.estimate.hit_tokens == 480
+    assert found.estimate.own_ms == pytest.approx(1000 - 480 + 160 * 0.5 + 160 * 0.8)
+    assert found.estimate.worth_tokens == pytest.approx(160 + 160 * 0.5 + 160 * 0.2)
+    longer = Cached({**cached.by_worker, "prefill-1": Held(device=50)})
+    busy = worker("prefill-1", queued_ms=9e9)
+    found = route(APART, [worker("prefill-0", store=peer("kvstore-0"), links=ways), busy, DECODE], longer)
+    assert found.estimate is not None and found.estimate.fetch is not None
+    assert found.estimate.fetch.saved_ms == pytest.approx(40 * 16), "computing of all that its own device lacks"
+
+
+def test_without_a_session_the_session_rule_goes_by_load() -> None:
+    workers = [*[worker(f"prefill-{n}") for n in range(3)], worker("prefill-3", queued_ms=900.0), DECODE]
+    router = replace(APART, prefill="session")
+    picked = {route(router, workers, request=RequestId(f"r{n}")).entry for n in range(30)}
+    assert picked == {"prefill-0", "prefill-1", "prefill-2"}

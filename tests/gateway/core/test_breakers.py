@@ -2,9 +2,8 @@
 
 import pytest
 
-from common.ids import RequestId
 from common.policy.routing import Router
-from gateway.core.breaker import BreakerState, BreakerTerms
+from gateway.core.breaker import Breaker, BreakerState, BreakerTerms
 from gateway.core.dispatch import Dispatch
 from gateway.core.failure import is_workers_fault
 from tests.gateway.core.builders import PLAIN, dispatch, failed, generates, order, peer, tokens
@@ -86,14 +85,11 @@ def test_the_broken_are_spared_where_the_healthy_can_serve_and_tried_where_they_
 ) -> None:
     router = Router(prefill="round-robin", decode="round-robin", local_prefill_tokens=0, fallback=fallback)
     core = dispatch(*names, breaker=BreakerTerms(failures=1), router=router)
-    wires = 0
-    while not broken(core):
-        wires += 1
-        ((to, generate),) = generates(core.submit([order(f"x{wires}")], 0.0))
+    for n in range(len(names)):  # everybody has had one
+        ((to, generate),) = generates(core.submit([order(f"x{n}")], 0.0))
         if breaks in (to.partition("@")[0], generate.decode):
             core.on_message(peer(breaks), failed(generate.request, "internal", phase="prefill"), 0.0)
-        else:
-            core.cancel(RequestId(generate.request), 0.0)
+            break
     assert broken(core) == [breaks]
     sent = [generates(core.submit([order(f"r{n}")], 1.0))[0][0].partition("@")[0] for n in range(8)]
     assert set(sent) == entries
@@ -106,3 +102,20 @@ def test_without_trust_in_anybody_the_plain_router_goes_round_everybody() -> Non
         core.on_message(to, failed(name, "internal"), 0.0)
     assert broken(core) == ["mixed-0", "mixed-1"]
     assert {generates(core.submit([order(n)], 1.0))[0][0] for n in ("c", "d")} == {peer("mixed-0"), peer("mixed-1")}
+
+
+def test_failures_of_what_was_already_under_way_do_not_keep_a_worker_away_for_longer() -> None:
+    one = Breaker(BreakerTerms(failures=2, open_ms=1_000.0))
+    for now_ms in (0.0, 0.0, 500.0, 900.0):
+        one.on_failure(now_ms)
+    assert (one.state(999.0), one.state(1_000.0)) == (BreakerState.OPEN, BreakerState.HALF_OPEN)
+    assert one.opened_total == 1
+
+
+def test_a_decode_worker_that_is_tried_again_gets_one_request_at_a_time() -> None:
+    terms = BreakerTerms(failures=1, open_ms=1_000.0, trial_ms=500.0)
+    core = dispatch("prefill-0", "decode-0", "decode-1", breaker=terms)
+    ((_, generate),) = generates(core.submit([order("a")], 0.0))
+    core.on_message(peer(str(generate.decode)), failed("a", "internal"), 0.0)
+    sent = [generates(core.submit([order(f"r{n}")], 1_000.0))[0][1].decode for n in range(8)]
+    assert sent.count(generate.decode) == 1

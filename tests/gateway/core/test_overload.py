@@ -11,7 +11,18 @@ from common.policy.urgency import PRIORITY_MS
 from gateway.core.keys import KeyLimits, KeyTerms
 from gateway.core.open_request import OpenRequest
 from gateway.core.waiting import WaitingRoom
-from tests.gateway.core.builders import dispatch, ends, generates, member, order, peer, report, tokens
+from tests.gateway.core.builders import (
+    TIMEOUT_MS,
+    dispatch,
+    ends,
+    failed,
+    generates,
+    member,
+    order,
+    peer,
+    report,
+    tokens,
+)
 
 
 def finish(core, name: str, now_ms: float = 0.0):
@@ -110,6 +121,13 @@ def test_a_key_never_uses_more_than_its_rate(seed: int) -> None:
     assert used <= 30 + now_ms / 60_000.0 * 30 + 1
 
 
+def test_a_key_that_was_idle_has_saved_one_minute_and_no_more() -> None:
+    keys = KeyLimits({"k": KeyTerms(name="k", requests_per_minute=60)})
+    keys.admit("k", 60, 1, 3_600_000.0)
+    with pytest.raises(RateLimited):
+        keys.admit("k", 1, 1, 3_600_000.0)
+
+
 def test_a_keys_priority_is_added_to_its_requests() -> None:
     core = dispatch("mixed-0", keys={"k": KeyTerms(name="k", priority=-7)})
     ((_, generate),) = generates(core.submit([order("a", key="k", priority=2)], 0.0))
@@ -145,6 +163,20 @@ def test_two_steps_of_priority_are_worth_two_seconds_of_waiting_and_nobody_waits
     core.submit([order("urgent", priority=0)], later_ms)
     ((_, generate),) = generates(finish(core, "a", later_ms))
     assert generate.request == first
+
+
+def test_turns_are_those_of_a_sorted_list_whoever_comes_and_goes() -> None:
+    rng, room, waiting = random.Random(1), WaitingRoom(50), list[OpenRequest]()
+    for n in range(3_000):
+        one = OpenRequest(order(f"r{n}"), float(n), 1.0, rng.randrange(-9, 9))
+        waiting = sorted([*waiting, one], key=lambda w: w.arrived_ms + w.priority * PRIORITY_MS)
+        assert room.add(one) is (waiting.pop() if len(waiting) > 50 else None)
+        while waiting and rng.random() < 0.52:
+            assert room.first() is waiting[0]
+            gone = waiting.pop(rng.choice([0, -1]))
+            assert room.remove(gone.request)
+            assert not room.remove(gone.request)
+        room.check()
 
 
 def test_a_room_that_many_pass_through_remembers_only_those_who_wait() -> None:
@@ -254,3 +286,22 @@ def test_everybody_who_is_sent_away_is_counted_with_the_reason() -> None:
         "shed_total{reason=key-limit}": 1,
         "shed_total{reason=waited-too-long}": 1,
     }
+
+
+@pytest.mark.parametrize("way", ["finished", "cancelled", "failed", "out of time"])
+def test_a_place_that_becomes_free_is_taken_at_once(way: str) -> None:
+    core = dispatch("mixed-0", max_open=1, max_waiting=3)
+    core.submit([order("a")], 0.0)
+    now_ms = TIMEOUT_MS if way == "out of time" else 0.0
+    core.submit([order("b")], now_ms)
+    core.on_message(peer("mixed-0"), report("mixed-0"), now_ms)
+    match way:
+        case "finished":
+            actions = finish(core, "a")
+        case "cancelled":
+            actions = core.cancel(RequestId("a"), 0.0)
+        case "failed":
+            actions = core.on_message(peer("mixed-0"), failed("a"), 0.0)
+        case _:
+            actions = core.on_tick(now_ms)
+    assert [generate.request for _, generate in generates(actions)] == ["b"]

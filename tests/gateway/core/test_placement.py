@@ -16,6 +16,7 @@ from common.policy.routing import Router
 from gateway.core.actions import Action, Routed
 from gateway.core.inflight import Parts
 from gateway.core.placed import Placed
+from gateway.core.placement import token_bytes
 from gateway.core.recovery import RetryTerms
 from tests.gateway.core.builders import (
     dispatch,
@@ -106,6 +107,11 @@ def test_a_longer_prefix_elsewhere_is_named_to_the_worker_that_shall_fetch_it() 
     assert core.counters()["fetch_hints_total"] == 1
 
 
+def test_a_tokens_kv_is_keys_and_values_of_every_head_in_every_layer() -> None:
+    model = identity(layers=3, kv_heads=2, head_dim=8, dtype="float32", block_tokens=16)
+    assert token_bytes(model) == 3 * 2 * (2 * 8) * 4
+
+
 def test_both_workers_are_expected_to_hold_what_they_lack_of_the_prompt() -> None:
     tree = Told({peer("prefill-0"): 3, peer("decode-0"): 1})
     core = dispatch("prefill-0", "decode-0", router=APART, tree=tree)
@@ -151,6 +157,18 @@ def test_a_prediction_counts_the_wait_for_room_on_the_decode_worker() -> None:
     assert found.predicted_ms == 100.0 + found.route.decode_choice.chosen.queued_ms > 100.0
 
 
+def test_a_session_stays_on_one_worker_however_busy_others_are_not() -> None:
+    core = dispatch(*[f"mixed-{n}" for n in range(4)], router=replace(APART, prefill="session", gate=1e9))
+    assert len({generates(core.submit([order(f"r{n}", session="s")], 0.0))[0][0] for n in range(12)}) == 1
+
+
+def test_rules_that_a_client_names_reach_the_router() -> None:
+    core = dispatch("prefill-0", "prefill-1", "decode-0", "decode-1", router=APART)
+    wish = {"prefill_rule": "worker=prefill-1", "decode_rule": "worker=decode-1"}
+    sent = [generates(core.submit([order(f"r{n}", **wish)], 0.0))[0] for n in range(4)]
+    assert {(to, generate.decode) for to, generate in sent} == {(peer("prefill-1"), "decode-1")}
+
+
 def test_avoided_workers_are_taken_when_nobody_else_is_there() -> None:
     made = ready("mixed-0", "mixed-1")
 
@@ -193,19 +211,20 @@ def test_everybody_who_has_failed_a_request_since_its_last_token_is_avoided() ->
     assert again in set(tried) - {to}, "only the last one counts now"
 
 
-def test_predictions_are_compared_with_what_came() -> None:
+@pytest.mark.parametrize("took_ms", [20.0, 20_000.0])
+def test_predictions_are_compared_with_what_came(took_ms: float) -> None:
     core = dispatch("mixed-0", router=APART, tree=Told({peer("mixed-0"): 2}))
     predicted_ms = placed(core.submit([order("r", 100, explain=True)], 5.0)).predicted_ms
     delta = TokenDelta(RequestId("r"), 0, (7,), cached_tokens=48)
-    core.on_message(peer("mixed-0"), Tokens(deltas=(delta,)), 25.0)
-    core.on_message(peer("mixed-0"), tokens(1, 7), 35.0)
+    core.on_message(peer("mixed-0"), Tokens(deltas=(delta,)), 5.0 + took_ms)
+    core.on_message(peer("mixed-0"), tokens(1, 7), 15.0 + took_ms)
     assert core.counters() == {
         "routed_total{rule=predicted-time,side=prefill}": 1,
         "gated_workers_total{side=prefill}": 0,
         "first_tokens_total": 1,
         "predicted_ms_total": predicted_ms,
-        "actual_ms_total": 20.0,
-        "prediction_error_ms_total": abs(predicted_ms - 20.0),
+        "actual_ms_total": took_ms,
+        "prediction_error_ms_total": abs(predicted_ms - took_ms),
         "predicted_hit_tokens_total": 32,
         "actual_hit_tokens_total": 48,
         "hit_prediction_error_tokens_total": 16,

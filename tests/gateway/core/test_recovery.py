@@ -82,7 +82,9 @@ def test_a_dead_workers_requests_go_on_elsewhere() -> None:
 def test_what_cannot_be_healed_is_not_tried_again() -> None:
     core = dispatch(*NAMES, retry=RETRY)
     ((first, _),) = generates(core.submit([order()], 0.0))
-    (end,) = ends(core.on_message(first, failed(code="out_of_pages", retryable=False), 1.0))
+    actions = core.on_message(first, failed(code="out_of_pages", retryable=False), 1.0)
+    (end,) = ends(actions)
+    assert first not in cancels(actions), "it gave up itself"
     assert isinstance(end.error, WorkerFailed) and end.error.code == "out_of_pages"
     core.check()
 
@@ -165,14 +167,14 @@ def test_the_client_can_leave_between_two_attempts() -> None:
     core.check()
 
 
-def test_a_gap_in_the_tokens_is_healed_by_a_replay() -> None:
-    core = dispatch(*NAMES, retry=RETRY)
-    ((_, generate),) = generates(core.submit([order()], 0.0))
+def test_a_gap_in_the_tokens_is_healed_by_a_replay_elsewhere() -> None:
+    core = dispatch(*NAMES, retry=RETRY, router=Router(decode="session", local_prefill_tokens=0))
+    ((_, generate),) = generates(core.submit([order(session="s")], 0.0))
     decode = peer(str(generate.decode))
     core.on_message(decode, tokens(0, 5), 0.0)
     assert delivered(core.on_message(decode, tokens(2, 7), 0.0)) == []
     ((_, replay),) = generates(core.on_tick(SOON_MS))
-    assert replay.emitted == (5,)
+    assert (replay.emitted, replay.decode != generate.decode) == ((5,), True)
 
 
 def test_a_storm_of_failures_ends_when_the_budget_is_spent() -> None:
@@ -182,6 +184,9 @@ def test_a_storm_of_failures_ends_when_the_budget_is_spent() -> None:
     assert not budget.take()
     budget.on_request()
     assert budget.take()
+    for _ in range(100):
+        budget.on_request()
+    assert [budget.take() for _ in range(4)] == [True, True, True, False], "a quiet hour saves no more than one burst"
 
 
 @pytest.mark.parametrize("draw", [0.0, 0.5, 0.999])
@@ -205,3 +210,34 @@ def test_a_death_that_takes_many_down_does_not_start_them_all_again_in_one_tick(
     started = [len(generates(core.on_tick(SOON_MS + n))) for n in range(4)]
     assert started == [64, 64, 22, 0]
     core.check()
+
+
+@pytest.mark.parametrize(("share", "ended"), [(0.0, ["b"]), (1.0, [])])
+def test_each_failure_takes_from_the_budget_and_each_request_brings_its_share(share: float, ended: list[str]) -> None:
+    core = dispatch("mixed-0", "mixed-1", retry=RetryTerms(budget_burst=1.0, budget_share=share))
+    actions: list[Action] = []
+    for name in ("a", "b"):
+        ((to, _),) = generates(core.submit([order(name)], 0.0))
+        actions += core.on_message(to, failed(name), 0.0)
+    assert [end.request for end in ends(actions)] == ended
+    assert core.counters().get("retries_refused_total{reason=budget}", 0) == len(ended)
+
+
+def test_a_death_takes_nothing_from_the_budget() -> None:
+    core = dispatch("mixed-0", retry=RetryTerms(budget_burst=0.0, budget_share=0.0))
+    core.submit([order("a")], 0.0)
+    core.submit([order("b")], 0.0)
+    assert ends(core.on_members([member("mixed-0", 2)], 1.0)) == []
+    assert core.open_requests == 2
+
+
+def test_retries_are_counted_by_reason_and_by_what_the_client_had() -> None:
+    core = dispatch(*NAMES, retry=RETRY)
+    for name, code in (("a", "busy"), ("b", "internal")):
+        ((_, generate),) = generates(core.submit([order(name)], 0.0))
+        decode = peer(str(generate.decode))
+        if name == "b":
+            core.on_message(decode, tokens(0, 7, request=name), 0.0)
+        core.on_message(decode, failed(name, code), 0.0)
+    counted = {series for series in core.counters() if series.startswith("retries")}
+    assert counted == {"retries_total{code=busy,kind=retry}", "retries_total{code=internal,kind=replay}"}

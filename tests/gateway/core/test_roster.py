@@ -358,9 +358,22 @@ def test_a_link_that_never_moved_anything_counts_as_probed() -> None:
     assert one.views(0.0)[0].links["k@1", "device"].bytes_per_s == 2.0 * 2**30
 
 
+def test_what_runs_there_is_what_the_report_says_and_what_was_sent_since() -> None:
+    one = ready()
+    queue = QueueCounts(waiting=1, running=2, handing_over=3, kv_tokens=500)
+    one.on_message(W, msgspec.structs.replace(report(1), queue=queue), 0.0)
+    one.charge(W, RequestId("r"), work_ms=1.0, tokens=10, now_ms=0.0)
+    (view,) = one.views(0.0)
+    assert (view.requests, view.kv_tokens) == (7, 510)
+
+
 def test_the_context_is_what_every_ready_worker_can_take() -> None:
     one = roster()
     assert one.context_tokens(0.0) is None
-    one.on_members([member(context_tokens=100)], 0.0)
-    one.on_message(W, Welcome(member=member()), 0.0)
-    assert one.context_tokens(0.0) == 100
+    long = member_named("long")
+    one.on_members([member(context_tokens=100), long], 0.0)
+    for at, welcomed, context in ((W, member(), 100), (peer_id(long.id, long.incarnation), long, 100)):
+        one.on_message(at, Welcome(member=welcomed), 0.0)
+        assert one.context_tokens(0.0) == context
+    one.drain(WorkerId("w"), on=True)
+    assert one.context_tokens(0.0) == identity().context_tokens
