@@ -45,7 +45,7 @@ class KnownWorker:
     def take_report(self, report: Report, now_ms: float) -> None:
         """The answer to a Ping."""
         self.report, self.reported_ms = report, now_ms
-        self.charges.on_report(report.sequence)
+        self.charges.on_report(min(report.sequence, self.sequence))  # nobody can answer a Ping that was not sent
         self.links = links_of(report)
         self.transports = {transport.peer: transport.kind for transport in report.transports}
         if self.drain_wish is not None and report.draining == self.drain_wish:

@@ -119,9 +119,10 @@ class Roster:
     def _drop(self, worker: KnownWorker, step: RosterStep, lost: str | None = None) -> None:
         del self._workers[worker.member.id], self._by_peer[worker.peer]
         step.actions.append(HangUp(worker.peer))
-        if lost is not None and worker.welcomed:
-            step.actions.append(Note("worker_lost", worker.member.id, lost))
-            step.lost.append(Lost(worker.peer, lost))
+        if len(worker.charges) or (lost is not None and worker.welcomed):
+            text = lost or "refuses this gateway and has left"
+            step.actions.append(Note("worker_lost", worker.member.id, text))
+            step.lost.append(Lost(worker.peer, text))
 
     def on_message(self, sender: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
         """Every message of a known worker is a sign of life; the roster's own ones are understood."""

@@ -212,6 +212,7 @@ def test_a_promised_request_counts_until_it_arrives_whatever_reports_say_in_betw
     one.arrived(W, r1)
     one.on_message(W, report(4), 0.0)
     assert counted() == (1, 10), "sent before it arrived"
+    one.on_tick(2400.0)  # Ping 5
     one.on_message(W, report(5), 0.0)
     assert counted() == (0, 0), "the report speaks for it"
     one.release(W, r1)
