@@ -102,10 +102,17 @@ def run_readme_examples(url: str) -> None:
     text = README.read_text().replace("http://127.0.0.1:8000", url)
     (program,) = re.findall(r"(?ms)^```python\n(.*?)^```", text)
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=100).stdout
-    (curl,) = re.findall(r"(?ms)^(curl .*?)^```", text)
+    ask, route = re.findall(r"(?ms)^(curl .*?)^```", text)
     if shutil.which("curl") is not None:
-        answer = subprocess.run(curl, shell=True, capture_output=True, text=True, check=True, timeout=100).stdout
-        assert answer.rstrip().endswith("data: [DONE]")
+        assert run_shell(ask).rstrip().endswith("data: [DONE]")
+        explain, drain, _ = route.strip().splitlines()
+        assert re.search(r'(?i)x-penstock-explain: .*"worker":"(prefill|decode)-0"', run_shell(explain))
+        assert "draining" in run_shell(drain)
+        assert "resuming" in run_shell(drain.replace("/drain", "/resume"))
+
+
+def run_shell(line: str) -> str:
+    return subprocess.run(line, shell=True, capture_output=True, text=True, check=True, timeout=100).stdout
 
 
 def test_an_empty_folder_becomes_a_system_that_answers_and_then_nothing(folder: Path) -> None:
