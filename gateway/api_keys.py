@@ -65,7 +65,7 @@ def read_api_keys(api_key: str | None, file: str | None, admin_key: str | None) 
     """From the settings. Raises ConfigError that names what is wrong with the file, never a key."""
     keys: dict[str, bytes] = {} if api_key is None else {DEFAULT: api_key.encode()}
     terms: dict[str, KeyTerms] = {}
-    for one in [] if file is None else _read(file).keys:
+    for one in _read(file) if file is not None else ():
         if one.name in keys or not one.name or not one.key or one.key.encode() in keys.values():
             raise ConfigError(f"--api-keys={file}: names and keys must not be empty and must differ; see {one.name!r}")
         limits = (one.max_inflight, one.requests_per_minute, one.tokens_per_minute)
@@ -83,10 +83,13 @@ def read_api_keys(api_key: str | None, file: str | None, admin_key: str | None) 
     return ApiKeys(keys, terms, None if admin is None else admin.encode())
 
 
-def _read(file: str) -> _File:
+def _read(file: str) -> list[_Key]:
     try:
-        return msgspec.json.decode(Path(file).read_bytes(), type=_File)
+        keys = msgspec.json.decode(Path(file).read_bytes(), type=_File).keys
     except OSError as error:
         raise ConfigError(f"--api-keys={file}: cannot be read: {error.strerror}") from error
     except msgspec.MsgspecError as error:
         raise ConfigError(f"--api-keys={file}: {error}; see gateway/api_keys.py for an example") from error
+    if not keys:
+        raise ConfigError(f"--api-keys={file}: holds no key; leave the setting out to ask for none")
+    return keys

@@ -26,8 +26,9 @@ BODY_TIMEOUT_S = 30.0
 CLIENT_LEFT_STATUS = 499  # never sent; how proxies log a client that did not wait
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _KNOWN_PATH = re.compile(
-    r"/(v1/(models|completions|chat/completions)|health|ready|metrics|status|admin/workers/[^/]+/(drain|resume))"
+    r"/(v1/(models|completions|chat/completions)|health|ready|metrics|status|admin/workers/\{id\}/(drain|resume))"
 )
+_ADMIN_PATH = re.compile(r"^(/admin/workers/)[^/]+/(drain|resume)$")
 
 
 class Border:
@@ -69,7 +70,8 @@ class Border:
                 bug = Internal(f"the gateway failed; its log has the details under request {request_id}")
                 await error_response(bug)(scope, receive, send_with_id)
         finally:
-            path = scope["path"] if _KNOWN_PATH.fullmatch(scope["path"]) else "other"
+            path = _ADMIN_PATH.sub(r"\1{id}/\2", scope["path"])  # a label of its own for every id would never end
+            path = path if _KNOWN_PATH.fullmatch(path) else "other"
             self._metrics.answers[path, CLIENT_LEFT_STATUS if status is None else status] += 1
 
     def _check_key(self, scope: Scope) -> None:
@@ -84,6 +86,8 @@ class Border:
                 raise Forbidden("this needs the operators' key (--admin-key): send it as 'Authorization: Bearer <key>'")
             return
         if not self._keys.needed:
+            return
+        if scope["path"] == "/status" and self._keys.is_admin(given):
             return
         name = self._keys.name_of(given)
         if name is None:

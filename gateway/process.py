@@ -36,6 +36,7 @@ from gateway.tokens import Tokens
 from gateway.tree_keeper import TreeKeeper
 
 _BACKLOG_CONNECTIONS = 2048
+_LAST_WORDS_S = 1  # for the errors that end what could not be finished
 
 
 class Gateway:
@@ -43,6 +44,8 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings) -> None:
         """Raises ConfigError: no such model, a broken tokenizer, a taken port."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drain_s = settings.drain_s
         files = read_model_files(settings.model)
         tokens = Tokens(files)
         self._listener = _listen(settings.host, settings.port)
@@ -71,7 +74,7 @@ class Gateway:
                 access_log=False,
                 log_level="warning",
                 server_header=False,
-                timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+                timeout_graceful_shutdown=round(settings.drain_s) + _LAST_WORDS_S,
             )
         )
         self._membership = Membership(settings.redis, settings.cluster, self.member, self.switchboard.on_members)
@@ -99,6 +102,7 @@ class Gateway:
 
         Raises ConfigError if Redis does not answer at the start.
         """
+        self._loop = asyncio.get_running_loop()
         self.switchboard.start()
         self._keeper.start()
         try:
@@ -116,6 +120,12 @@ class Gateway:
         """Begin to stop; asked again, stop without waiting for running requests. Any thread."""
         self._server.force_exit = self._server.should_exit
         self._server.should_exit = True
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._end_all_later)
+
+    def _end_all_later(self) -> None:
+        text = f"the gateway was told to stop, and its {self._drain_s:g} s to drain are over"
+        asyncio.get_running_loop().call_later(self._drain_s, self.switchboard.end_all, text)
 
 
 class _Server(uvicorn.Server):

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from common.clock import Clock
-from common.errors import ProtocolViolation
+from common.errors import PeerFailed, ProtocolViolation
 from common.ids import PeerId, RequestId, WorkerId
 from common.log import Log
 from common.messages.actions import Dial, HangUp, Send
@@ -48,6 +48,12 @@ class Switchboard:
         """Begin to tick. Call on the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._tick()
+
+    def end_all(self, text: str) -> None:
+        """The time to finish is over: everybody who still waits is told."""
+        for request, (inbox, index) in list(self._inboxes.items()):
+            self.cancel(request)
+            inbox.put(index, PeerFailed(text))
 
     def stop(self) -> None:
         """Cancel what is still open and close all connections."""

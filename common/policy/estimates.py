@@ -173,7 +173,8 @@ def estimate_decode(prompt: Prompt, worker: WorkerView, holdings: Holdings, entr
     once per `ASSUMED_TOKENS` steps.
     """
     cost, block, x = worker.cost, prompt.block_tokens, prompt.tokens
-    hit_tokens = min(holdings.held(worker.peer, None).device * block, x)
+    usable = x if entry is not None else (x - 1) // block * block  # who computes it computes the last token anyway
+    hit_tokens = min(holdings.held(worker.peer, None).device * block, usable)
     step_ms = cost.step_ms(worker.requests + 1, worker.kv_tokens + x)
     answer_ms = step_ms * min(prompt.max_tokens, ASSUMED_TOKENS)
     excess = 0 if worker.free_tokens is None else max(0, x - hit_tokens - worker.free_tokens)

@@ -72,21 +72,21 @@ class Router:
         if alone:
             found = decode_rule.choose(side, alone)
             if found is None:
-                return _no_route(decode_rule, decodes, workers)
+                return _no_route("decode", decode_rule, decodes, workers)
             local = "few-uncached" if entries else "no-prefill-worker"
             return Route(entry=found.chosen.worker, local=local, entry_choice=found)
         sources = best_sources(workers, holdings) if self.peer_fetch else []
         estimates = [estimate_prefill(prompt, w, holdings, sources) for w in entries]
         entry_choice = entry_rule.choose(side, estimates)
         if entry_choice is None:
-            return _no_route(entry_rule, entries, workers)
+            return _no_route("prefill", entry_rule, entries, workers)
         entry = next(w for w in entries if w.id == entry_choice.chosen.worker)
         if entry.role == "mixed":
             return Route(entry=entry.id, entry_choice=entry_choice)
         fitting = [w for w in decodes if w.model == entry.model]
         decode_choice = decode_rule.choose(side, [estimate_decode(prompt, w, holdings, entry) for w in fitting])
         if decode_choice is None:
-            return _no_route(decode_rule, fitting, workers)
+            return _no_route("decode", decode_rule, fitting, workers)
         return Route(
             entry=entry.id, decode=decode_choice.chosen.worker, entry_choice=entry_choice, decode_choice=decode_choice
         )
@@ -137,9 +137,13 @@ def missing(workers: Sequence[WorkerView]) -> str:
     return f"a prefill and a decode worker, or a mixed worker, must be ready ({text})"
 
 
-def _no_route(rule: Rule, candidates: Sequence[WorkerView], workers: Sequence[WorkerView]) -> NoRoute:
+_ROLES = {"prefill": ("prefill", "mixed"), "decode": ("decode",)}
+
+
+def _no_route(side: str, rule: Rule, candidates: Sequence[WorkerView], workers: Sequence[WorkerView]) -> NoRoute:
     """Only a rule that names a worker finds none among several. Raises InvalidRequest if it never could."""
-    if isinstance(rule, Pinned) and not any(w.id == rule.worker for w in workers):
-        known = ", ".join(sorted(w.id for w in workers if w.role != "kvstore"))
-        raise InvalidRequest(f"{rule.name}: no such worker is here; there are {known}")
+    fit = sorted(w.id for w in workers if w.role in _ROLES[side])
+    if isinstance(rule, Pinned) and rule.worker not in fit:
+        text = f"{rule.name}: no such worker is here for {side}; there are {', '.join(fit) or 'none'}"
+        raise InvalidRequest(text, param=f"x-penstock-route-{side}")
     return NoRoute(f"rule {rule.name!r} finds none fit of {', '.join(w.id for w in candidates) or 'nobody'}")

@@ -35,7 +35,7 @@ class Attempts:
     def begin(self, one: OpenRequest, now_ms: float) -> list[Action]:
         """Send it to workers. Raises NoWorker, and then changes nothing."""
         order = one.order
-        placed = self._placement.place(order, one.emitted, one.avoid, now_ms)
+        placed = self._placement.place(order, one.emitted, one.avoid, now_ms, again=one.attempts_total > 0)
         one.attempts_total += 1
         one.tries += 1
         wire = order.request if one.attempts_total == 1 else RequestId(f"{order.request}~{one.attempts_total}")

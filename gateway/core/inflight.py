@@ -268,6 +268,8 @@ class Inflight:
         return self._fail(one, DeadlineExceeded(text), now_ms)
 
     def _fail(self, one: OpenRequest, error: ServingError, now_ms: float, *, but: PeerId | None = None) -> list[Action]:
+        if error.http_status == 503:
+            self._totals.add("shed_total{reason=workers-busy}")
         return [*self._forget(one, but=but), End(one.request, error), *self._fill(now_ms)]
 
     def _forget(self, one: OpenRequest, *, but: PeerId | None) -> list[Action]:

@@ -1,6 +1,6 @@
 """One worker as a gateway knows it, and how a routing policy sees it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from common.cost.link_cost import LinkCost
@@ -13,6 +13,8 @@ from gateway.core.charges import Charges
 
 _GIB = 2**30
 _USUAL_TOKENS = 1_024
+_ENOUGH_SAMPLES = 32
+_FRESH_MS = 30_000.0
 _DELAY_MS = 1.0  # of a read over a link that was only probed: a question and its answer
 _DISK_SHARE = 0.25  # of the bandwidth to a KV store's memory, until reads of its disk were measured
 
@@ -35,6 +37,8 @@ class KnownWorker:
     """Of the last Ping."""
     report: Report | None = None
     reported_ms: float = 0.0
+    learnt_ms: float = 0.0
+    """When its report last told of another cost."""
     drain_wish: bool | None = None
     """What an operator asked for, until a report shows it."""
     charges: Charges = field(default_factory=Charges)
@@ -44,6 +48,8 @@ class KnownWorker:
 
     def take_report(self, report: Report, now_ms: float) -> None:
         """The answer to a Ping."""
+        if report.cost is not None and (self.report is None or report.cost != self.report.cost):
+            self.learnt_ms = now_ms
         self.report, self.reported_ms = report, now_ms
         self.charges.on_report(min(report.sequence, self.sequence))  # nobody can answer a Ping that was not sent
         self.links = links_of(report)
@@ -56,13 +62,18 @@ class KnownWorker:
         """Whether it takes nothing new, as far as is known. That it works again only a report can say: it may be ending."""
         return self.drain_wish is True or (self.report is not None and self.report.draining)
 
+    def knows_its_cost(self, now_ms: float) -> bool:
+        """Whether its own fit can be trusted: to enough steps, and to some of late. A bad fit gets no work to mend it by."""
+        cost = None if self.report is None else self.report.cost
+        return cost is not None and cost.n_samples >= _ENOUGH_SAMPLES and now_ms - self.learnt_ms <= _FRESH_MS
+
     def store_among(self, stores: list[PeerId]) -> PeerId | None:
         """The KV store it reads from: one whose memory it shares if there is one, else the first. As workers choose."""
         mine = [peer for peer in stores if peer in self.transports]
         return min(mine, key=lambda peer: (self.transports[peer] != "shm", peer), default=None)
 
     def view(self, *, accepting: bool, store: PeerId | None, guess: StepCost, now_ms: float) -> WorkerView:
-        """As the routing policy sees it. `guess`: what its steps cost, until it has measured some."""
+        """As the routing policy sees it. `guess`: what its steps cost, unless it knows itself."""
         report, charges, model = self.report, self.charges, self.member.model
         queued_ms, requests, kv_tokens = charges.work_ms, charges.requests, charges.tokens
         waiting, free_tokens, spare_tokens = float(charges.waiting), None, None
@@ -90,16 +101,24 @@ class KnownWorker:
             kv_tokens=kv_tokens,
             free_tokens=free_tokens,
             spare_tokens=spare_tokens,
-            cost=guess if report is None or report.cost is None else report.cost,
+            cost=report.cost
+            if report is not None and report.cost is not None and self.knows_its_cost(now_ms)
+            else guess,
             links=self.links,
         )
 
 
-def usual_cost(known: Sequence[StepCost]) -> StepCost:
-    """What a worker that has measured nothing is taken to cost: the median of the others, so that it gets its share."""
-    if not known:
-        return UNKNOWN_COST
-    return sorted(known, key=lambda cost: cost.exec_ms(_USUAL_TOKENS, 0))[len(known) // 2]
+def usual_cost(role: str, workers: Iterable[KnownWorker], now_ms: float) -> StepCost:
+    """What a worker of a role is taken to cost while it has not measured enough itself: the median of those that have.
+
+    So it gets its share, and learns. Where nobody has measured enough it is the median of what there is: the same for all.
+    """
+    reported = [w for w in workers if w.member.role == role and w.report is not None and w.report.cost is not None]
+    known = [w.report.cost for w in reported if w.knows_its_cost(now_ms) and w.report is not None] or [
+        w.report.cost for w in reported if w.report is not None
+    ]
+    costs = sorted((cost for cost in known if cost is not None), key=lambda cost: cost.exec_ms(_USUAL_TOKENS, 0))
+    return costs[len(costs) // 2] if costs else UNKNOWN_COST
 
 
 def links_of(report: Report) -> dict[tuple[str, str], LinkCost]:

@@ -4,6 +4,7 @@ Owns the number of the gateway's turn. A replay is placed as the longer prompt t
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from common.block_hash import BlockHash
@@ -15,6 +16,7 @@ from common.messages.requests import FetchHint
 from common.policy.estimates import Prompt, WorkerView
 from common.policy.holdings import HoldingsIndex, NoHoldings
 from common.policy.routing import NoRoute, Route, Router
+from common.policy.routing_rules import PIN
 from gateway.core.order import Order
 from gateway.core.placed import Placed
 from gateway.core.prompt_names import PromptNames
@@ -64,13 +66,20 @@ class Placement:
         self._names = PromptNames()
         self._turn = 0
 
-    def place(self, order: Order, emitted: Sequence[int], avoid: frozenset[WorkerId], now_ms: float) -> Placed:
-        """Workers in `avoid` are taken only if nobody else is there. Raises NoWorker; InvalidRequest for a bad rule."""
+    def place(
+        self, order: Order, emitted: Sequence[int], avoid: frozenset[WorkerId], now_ms: float, *, again: bool = False
+    ) -> Placed:
+        """Workers in `avoid` are taken only if nobody else is there. `again`: an attempt failed, so a worker that was asked
+        for by name is not waited for. Raises NoWorker; InvalidRequest for a bad rule.
+        """
         views = self._roster.views(now_ms)
         model = next((w.model for w in views if w.accepting and isinstance(w.model, ModelIdentity)), None)
         names = [] if model is None else self._names.of(order.prompt, emitted, model, order.cache_salt)
         holdings = self._tree.match(names) if names else NoHoldings()
         prompt = _prompt(order, len(order.prompt) + len(emitted), len(emitted), model)
+        if again:
+            rules = _unless_pinned(prompt.prefill_rule), _unless_pinned(prompt.decode_rule)
+            prompt = replace(prompt, prefill_rule=rules[0], decode_rule=rules[1])
         route: Route | NoRoute = NoRoute("")
         if avoid:
             route = self._router.choose(prompt, [w for w in views if w.id not in avoid], holdings, self._turn)
@@ -114,6 +123,10 @@ class Placement:
         """Predicted time until the least loaded worker has computed what it has; None if nobody is ready."""
         waits_ms = [w.queued_ms for w in self._roster.views(now_ms) if w.accepting and w.role != "kvstore"]
         return min(waits_ms) / 1000 if waits_ms else None
+
+
+def _unless_pinned(rule: str | None) -> str | None:
+    return None if rule is not None and rule.startswith(PIN) else rule
 
 
 def _prompt(order: Order, tokens: int, n_emitted: int, model: ModelIdentity | None) -> Prompt:

@@ -8,6 +8,7 @@ membership. Being in the membership makes a worker known; only its answers to Pi
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from common.cost.step_cost import UNKNOWN_COST
 from common.errors import UnknownWorker
 from common.ids import PeerId, RequestId, WorkerId, peer_id
 from common.messages import AnyMessage
@@ -239,12 +240,12 @@ class Roster:
     def _views(self, accepting: set[PeerId], ready: set[PeerId], now_ms: float) -> list[WorkerView]:
         workers = self._workers.values()
         stores = [w.peer for w in workers if w.peer in ready and w.member.role == "kvstore"]
-        guess = usual_cost([w.report.cost for w in workers if w.report is not None and w.report.cost is not None])
+        guesses = {role: usual_cost(role, workers, now_ms) for role in COMPUTING_ROLES}
         return [
             w.view(
                 accepting=w.peer in accepting,
                 store=w.store_among(stores) if stores else None,
-                guess=guess,
+                guess=guesses.get(w.member.role, UNKNOWN_COST),
                 now_ms=now_ms,
             )
             for w in workers

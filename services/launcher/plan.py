@@ -129,10 +129,12 @@ def _gateway(settings: UpSettings, site: Site, index: int) -> ProcessPlan:
         host=settings.host,
         port=port,
         drain_s=settings.drain_s,
+        api_keys=settings.api_keys,
         route_prefill=settings.route_prefill,
         route_decode=settings.route_decode,
     )
-    environ = {} if settings.api_key is None else {"PENSTOCK_API_KEY": settings.api_key}
+    keys = {"PENSTOCK_API_KEY": settings.api_key, "PENSTOCK_ADMIN_KEY": settings.admin_key}
+    environ = {name: key for name, key in keys.items() if key is not None}
     return ProcessPlan(
         f"gateway-{index}", "gateway", (*site.program, "gateway", *flags), environ, url=http_url(settings.host, port)
     )

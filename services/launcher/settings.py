@@ -26,6 +26,11 @@ class UpSettings:
     host: str = setting("127.0.0.1", help="Address that the gateways listen on.")
     port: int = setting(8000, help="HTTP port of the first gateway.")
     api_key: str | None = setting(None, help="Key that clients must send as a bearer token; unset: none is needed.")
+    api_keys: str | None = setting(
+        None,
+        help="JSON file of further keys with limits, see gateway/api_keys.py; needs --api-key too, for `up` itself.",
+    )
+    admin_key: str | None = setting(None, help="Key for /admin; unset: the one of --api-key.")
     redis: str | None = setting(None, help="Redis to use; unset: a private one is started, and stopped at the end.")
     cluster: str = setting("default", help="Processes with the same Redis and cluster name form one system.")
 
@@ -111,6 +116,8 @@ class UpSettings:
             raise ValueError(
                 f"--port={self.port}: must be 1 to {_HIGHEST_PORT - self.gateways + 1} with --gateways={self.gateways}"
             )
+        if self.api_keys is not None and self.api_key is None:
+            raise ValueError(f"--api-keys={self.api_keys}: give --api-key too; `up` looks at its own system with it")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"--threads={self.threads}: must be 1 or more")
         if self.caching not in range(4):

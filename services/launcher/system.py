@@ -15,6 +15,7 @@ from services.launcher.restarts import GiveUp, RestartPolicy
 
 _REST_END_S = 10.0
 _TAIL_LINES = 12
+_REDIS_AGAIN_S = 1.0
 _EXIT_SETTING = 2  # of every process of ours: a setting must be changed
 
 
@@ -51,6 +52,11 @@ class System:
         self.children: list[Child] = []
         self._policies: dict[str, RestartPolicy] = {}
         self._restart_at_s: dict[str, float] = {}
+        self._redis_answers: Callable[[], bool] = lambda: True
+
+    def watch_redis(self, answers: Callable[[], bool]) -> None:
+        """Without Redis nobody can join: whoever died then is started again when `answers` says that it is back."""
+        self._redis_answers = answers
 
     def __enter__(self) -> "System":
         return self
@@ -87,7 +93,13 @@ class System:
             if code is None:
                 continue
             due_s = self._restart_at_s.get(name)
-            if due_s is None:
+            if (due_s is None or now_s >= due_s) and child.plan.role != "redis" and not self._redis_answers():
+                if due_s is None:
+                    self._say(
+                        f"{name} ended ({_cause(code)}) while Redis does not answer; it is started when Redis is back"
+                    )
+                self._restart_at_s[name] = now_s + _REDIS_AGAIN_S
+            elif due_s is None:
                 decision = self._policies[name].on_death(now_s)
                 if isinstance(decision, GiveUp):
                     raise ServingError(f"{name} {decision.reason}, the last time by {_cause(code)}:\n{log_text(child)}")

@@ -91,6 +91,7 @@ class Launch:
         settings = self._settings
         url = settings.redis or self._start_redis()
         self._wait_for_redis(url)
+        self._system.watch_redis(lambda: self._why_no_redis(url) is None)
         site = Site(program=PROGRAM, model=model, redis=url, run_dir=str(run_dir.path), cores=self._cores)
         for plan in plan_processes(settings, site):
             self._system.start(plan)
@@ -110,23 +111,23 @@ class Launch:
         return url
 
     def _wait_for_redis(self, url: str) -> None:
-        errors: list[str] = []
-
-        def answers() -> bool:
-            try:
-                registry = Registry(url, self._settings.cluster)
-                try:
-                    registry.members()
-                finally:
-                    registry.close()
-            except (redis.RedisError, ValueError) as error:
-                errors.append(str(error))
-                return False
-            return True
-
         timeout_s = _REDIS_START_S if self._settings.redis is None else 0.0
-        if not wait_until(answers, timeout_s=timeout_s, each_round=self._check, every_s=0.02):
-            raise ConfigError(f"--redis={url}: does not answer: {errors[-1]}")
+        answers = wait_until(
+            lambda: self._why_no_redis(url) is None, timeout_s=timeout_s, each_round=self._check, every_s=0.02
+        )
+        if not answers and (why := self._why_no_redis(url)) is not None:
+            raise ConfigError(f"--redis={url}: does not answer: {why}")
+
+    def _why_no_redis(self, url: str) -> str | None:
+        try:
+            registry = Registry(url, self._settings.cluster)
+            try:
+                registry.members()
+            finally:
+                registry.close()
+        except (redis.RedisError, ValueError) as error:
+            return str(error)
+        return None
 
     def _expected(self) -> list[Expected]:
         children = self._system.of_role(*WORKER_ROLES, "kvstore")

@@ -177,3 +177,16 @@ def test_running_requests_finish_when_the_gateway_is_told_to_stop(redis_url: str
         up.decode.say(gateway, tokens(generate.request, 0, ids("end"), "length"))
         assert answer.result(PATIENCE_S).choices[0].text == "end"
         up.stopped.wait(PATIENCE_S)
+
+
+def test_what_cannot_finish_in_time_is_told_so_before_the_gateway_ends(redis_url: str, model: Path) -> None:
+    with cluster(redis_url, model, drain_s=0.2) as up:
+        answer = up.in_background(lambda: up.client().completions.create(model=NAME, prompt="x", stream=True))
+        gateway, generate = up.accept()
+        up.decode.say(gateway, tokens(generate.request, 0, ids("a")))
+        stream = answer.result(PATIENCE_S)
+        assert next(iter(stream)).choices[0].text == "a"
+        up.gateway.ask_to_stop()
+        with pytest.raises(openai.APIError, match=r"0\.2 s to drain are over"):
+            list(stream)
+        assert up.stopped.wait(PATIENCE_S)

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from common.errors import ConfigError
 from common.messages.liveness import Drain
 from common.messages.requests import Failed, Generate
+from gateway.api_keys import read_api_keys
 from tests.gateway.cluster import Cluster, cluster
 from tests.gateway.fake_worker import PATIENCE_S, FakeWorker, tokens
 from tests.gateway.model import NAME, identity, ids
@@ -100,7 +102,8 @@ def test_a_worker_is_drained_and_resumed_over_http(up: Cluster) -> None:
         while client.get("/ready").status_code != 200:
             continue
         assert ask(up).status_code == 200
-        assert client.post("/admin/workers/nobody/drain").status_code == 404
+        assert [client.post(f"/admin/workers/nobody-{n}/drain").status_code for n in range(3)] == [404] * 3
+        assert client.get("/metrics").text.count('path="/admin/workers/') == 3, "by answer, not by id"
     assert heard[0] == Drain(on=True) and heard[-1] == Drain(on=False)
 
 
@@ -124,6 +127,23 @@ def test_keys_have_limits_of_their_own(redis_url: str, model: Path, tmp_path: Pa
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert ask(up, {"authorization": "Bearer k2"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"keys": []}',
+        "{}",
+        "no",
+        '{"keys": [{"key": "a", "name": "x"}, {"key": "b", "name": "x"}]}',
+        '{"keys": [{"key": "", "name": "x"}]}',
+    ],
+)
+def test_a_file_of_keys_that_would_open_the_gateway_is_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"--api-keys=.*keys\.json"):
+        read_api_keys(None, str(file), None)
 
 
 def test_who_does_not_fit_waits_and_who_waits_too_long_is_told(redis_url: str, model: Path) -> None:

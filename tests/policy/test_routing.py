@@ -277,6 +277,12 @@ def test_a_busy_decode_worker_is_spared_even_what_little_it_lacks() -> None:
     assert (found.local, found.decode) == (None, "decode-0")
 
 
+def test_who_computes_a_prompt_alone_computes_its_last_token() -> None:
+    cached = Cached({"decode-0": Held(device=3)})
+    found = route(Router(fallback=True), [worker("decode-0")], cached, tokens=48)
+    assert found.estimate is not None and found.estimate.hit_tokens == 32
+
+
 def test_without_prefill_workers_decode_workers_compute_only_if_they_may() -> None:
     workers = [worker("prefill-0", accepting=False), worker("decode-0")]
     found = route(Router(fallback=True), workers)
@@ -293,8 +299,11 @@ def test_a_client_may_name_the_rule_or_the_worker() -> None:
     drained = [replace(w, accepting=w.id != "prefill-2") for w in workers]
     missing = APART.choose(prompt(prefill_rule="worker=prefill-2"), drained, COLD, 0)
     assert isinstance(missing, NoRoute) and "worker=prefill-2" in missing.reason
-    with pytest.raises(InvalidRequest, match="no such worker is here; there are decode-0, decode-1, prefill-0"):
+    with pytest.raises(InvalidRequest, match="no such worker is here for prefill; there are prefill-0"):
         APART.choose(prompt(prefill_rule="worker=prefill-9"), workers, COLD, 0)
+    with pytest.raises(InvalidRequest, match="for prefill") as refused:
+        APART.choose(prompt(prefill_rule="worker=decode-0"), workers, COLD, 0)
+    assert refused.value.param == "x-penstock-route-prefill"
     with pytest.raises(InvalidRequest, match="predicted-time"):
         APART.choose(prompt(decode_rule="best"), workers, COLD, 0)
 

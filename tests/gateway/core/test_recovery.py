@@ -241,3 +241,13 @@ def test_retries_are_counted_by_reason_and_by_what_the_client_had() -> None:
         core.on_message(decode, failed(name, code), 0.0)
     counted = {series for series in core.counters() if series.startswith("retries")}
     assert counted == {"retries_total{code=busy,kind=retry}", "retries_total{code=internal,kind=replay}"}
+
+
+def test_a_worker_asked_for_by_name_is_not_waited_for_once_it_failed() -> None:
+    core = dispatch(*NAMES, retry=RETRY)
+    ((_, generate),) = generates(core.submit([order(decode_rule="worker=decode-1", max_tokens=9)], 0.0))
+    assert generate.decode == "decode-1"
+    core.on_message(peer("decode-1"), tokens(0, 5), 1.0)
+    core.on_members([member(name) for name in NAMES if name != "decode-1"] + [member("decode-1", incarnation=2)], 2.0)
+    ((_, replay),) = generates(core.on_tick(SOON_MS))
+    assert (replay.decode, replay.emitted) == ("decode-0", (5,))

@@ -45,10 +45,10 @@ def member(incarnation: int = 1, role: str = "mixed", **model: object) -> Member
 W = peer_id(WorkerId("w"), Incarnation(1))
 
 
-def member_named(name: str) -> Member:
+def member_named(name: str, role: str = "mixed") -> Member:
     return Member(
         id=WorkerId(name),
-        role="mixed",
+        role=role,
         incarnation=Incarnation(1),
         endpoint="tcp://v",
         host="h",
@@ -220,7 +220,8 @@ def test_a_promised_request_counts_until_it_arrives_whatever_reports_say_in_betw
 
 
 def test_a_worker_that_has_measured_nothing_is_taken_to_cost_what_the_others_do() -> None:
-    costs = {name: StepCost(0.0, ms, 0.0, 0.0, 0.0, chunk_tokens=512) for name, ms in {"u": 9, "v": 1, "x": 3}.items()}
+    times = {"u": 9, "v": 1, "x": 3}
+    costs = {n: StepCost(0.0, ms, 0.0, 0.0, 0.0, chunk_tokens=512, n_samples=99) for n, ms in times.items()}
     one = roster()
     one.on_members([member_named(name) for name in (*costs, "new")], 0.0)
     assert {view.cost for view in one.views(0.0)} == {UNKNOWN_COST}
@@ -228,6 +229,38 @@ def test_a_worker_that_has_measured_nothing_is_taken_to_cost_what_the_others_do(
         peer = peer_id(WorkerId(name), Incarnation(1))
         one.on_message(peer, msgspec.structs.replace(report(), cost=cost), 0.0)
     assert {view.id: view.cost for view in one.views(0.0)} == {**costs, "new": costs["x"]}
+
+
+def test_a_fit_to_few_steps_or_to_old_ones_does_not_keep_work_away_for_ever() -> None:
+    def cost(ms: float, n_samples: int) -> StepCost:
+        return StepCost(0.0, ms, 0.0, 0.0, 0.0, chunk_tokens=512, n_samples=n_samples)
+
+    one, told = roster(), {"fast": cost(1.0, 99), "early": cost(50.0, 5), "slow": cost(9.0, 99)}
+    one.on_members([member_named(name) for name in told], 0.0)
+
+    def tell(name: str, now_ms: float) -> None:
+        message = msgspec.structs.replace(report(), cost=told[name])
+        one.on_message(peer_id(WorkerId(name), Incarnation(1)), message, now_ms)
+
+    def seen(now_ms: float) -> dict[str, float]:
+        return {view.id: view.cost.token_ms for view in one.views(now_ms)}
+
+    for name in told:
+        tell(name, 0.0)
+    assert seen(0.0) == {"fast": 1.0, "early": 9.0, "slow": 9.0}
+    told["fast"] = cost(1.0, 115)  # it has computed since; the slow one got nothing to learn from
+    for name in told:
+        tell(name, 40_000.0)
+    assert seen(40_000.0) == {"fast": 1.0, "early": 1.0, "slow": 1.0}
+
+
+def test_workers_of_one_role_say_nothing_of_another() -> None:
+    one = roster()
+    decode, prefill = (member_named(name, role=name) for name in ("decode", "prefill"))
+    one.on_members([decode, prefill], 0.0)
+    dear = StepCost(0.0, 9.0, 0.0, 0.0, 0.0, chunk_tokens=512, n_samples=99)
+    one.on_message(peer_id(decode.id, decode.incarnation), msgspec.structs.replace(report(), cost=dear), 0.0)
+    assert {view.id: view.cost for view in one.views(0.0)} == {"decode": dear, "prefill": UNKNOWN_COST}
 
 
 def test_a_queue_gets_shorter_with_time() -> None:

@@ -1,0 +1,39 @@
+"""Laws of the processes that the launcher keeps alive."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from common.errors import ServingError
+from services.launcher.plan import ProcessPlan
+from services.launcher.system import System
+
+WAIT_S = 20.0
+
+
+def wait_ended(system: System) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while any(child.poll() is None for child in system.children):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def test_who_cannot_join_without_redis_is_started_when_it_is_back_and_not_given_up(tmp_path: Path) -> None:
+    said: list[str] = []
+    redis = {"answers": False}
+    with System({}, tmp_path, said.append) as system:
+        system.watch_redis(lambda: redis["answers"])
+        system.start(ProcessPlan("decode-0", "decode", ("sh", "-c", "exit 2")))
+        wait_ended(system)
+        for now_s in range(100):
+            system.revive(float(now_s))
+        assert [line for line in said if "restart" in line or "again" in line] == []
+        assert "while Redis does not answer" in said[0] and len(said) == 1
+        redis["answers"] = True
+        system.revive(200.0)
+        assert "decode-0 started again" in said[-1]
+        with pytest.raises(ServingError, match="died 6 times"):
+            for now_s in range(300, 350):
+                wait_ended(system)
+                system.revive(float(now_s))
