@@ -36,10 +36,12 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class ApiKeys:
     """Resolves what a client sends to the name of its key."""
 
-    def __init__(self, keys: Mapping[str, bytes], terms: Mapping[str, KeyTerms], admin: bytes | None) -> None:
-        """`keys`: by name. `admin`: what operators send; None: nobody may give orders, unless there are no keys at all."""
+    def __init__(
+        self, keys: Mapping[str, bytes], terms: Mapping[str, KeyTerms], admin: bytes | None, *, open_admin: bool = False
+    ) -> None:
+        """`keys`: by name. `admin`: what operators send; None: nobody may give orders, or everybody if `open_admin`."""
         self._keys, self.terms = dict(keys), dict(terms)
-        self._admin = admin
+        self._admin, self._open_admin = admin, open_admin and not keys
 
     @property
     def needed(self) -> bool:
@@ -55,13 +57,13 @@ class ApiKeys:
         return found
 
     def is_admin(self, given: str) -> bool:
-        """Whether it may give orders to workers. Without any key, everybody who reaches the gateway may."""
+        """Whether it may give orders to workers."""
         if self._admin is None:
-            return not self._keys
+            return self._open_admin
         return hmac.compare_digest(given.encode(), self._admin)
 
 
-def read_api_keys(api_key: str | None, file: str | None, admin_key: str | None) -> ApiKeys:
+def read_api_keys(api_key: str | None, file: str | None, admin_key: str | None, *, open_admin: bool = False) -> ApiKeys:
     """From the settings. Raises ConfigError that names what is wrong with the file, never a key."""
     keys: dict[str, bytes] = {} if api_key is None else {DEFAULT: api_key.encode()}
     terms: dict[str, KeyTerms] = {}
@@ -80,7 +82,7 @@ def read_api_keys(api_key: str | None, file: str | None, admin_key: str | None) 
             priority=one.priority,
         )
     admin = admin_key or api_key
-    return ApiKeys(keys, terms, None if admin is None else admin.encode())
+    return ApiKeys(keys, terms, None if admin is None else admin.encode(), open_admin=open_admin)
 
 
 def _read(file: str) -> list[_Key]:

@@ -36,6 +36,7 @@ from gateway.tokens import Tokens
 from gateway.tree_keeper import TreeKeeper
 
 _BACKLOG_CONNECTIONS = 2048
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _LAST_WORDS_S = 1  # for the errors that end what could not be finished
 
 
@@ -56,7 +57,9 @@ class Gateway:
         self._tree = PromptTree()
         reader = CacheReader(settings.redis, settings.cluster, self._model_name)
         self._keeper = TreeKeeper(self._tree, reader, MonotonicClock())
-        keys = read_api_keys(settings.api_key, settings.api_keys, settings.admin_key)
+        keys = read_api_keys(
+            settings.api_key, settings.api_keys, settings.admin_key, open_admin=settings.host in _LOOPBACK
+        )
         self.switchboard = self._switchboard(settings, files, keys)
         app = build_app(
             self._openai(settings, files, tokens, metrics),

@@ -40,7 +40,10 @@ class GatewaySettings:
     )
     max_wait_s: float = setting(30.0, help="Time after which a waiting prompt is refused as busy.")
     api_keys: str | None = setting(None, help="JSON file of further keys with limits; see gateway/api_keys.py.")
-    admin_key: str | None = setting(None, help="Key for /admin; unset: the one of --api-key.")
+    admin_key: str | None = setting(
+        None,
+        help="Key for /admin; unset: the one of --api-key; without either /admin is open on loopback addresses only.",
+    )
 
     route_prefill: str = setting("predicted-time", choices=tuple(RULES), help="Rule that picks who computes prompts.")
     route_decode: str = setting("predicted-time", choices=tuple(RULES), help="Rule that picks who draws answers.")

@@ -43,4 +43,6 @@ def test_a_key_that_is_only_called_like_the_operators_gives_no_orders(tmp_path: 
     assert (named.name_of("tenant"), named.is_admin("tenant"), named.is_admin("")) == ("default", False, False)
     assert [read_api_keys("own", None, None).is_admin(given) for given in ("own", "other")] == [True, False]
     assert [read_api_keys("own", None, "boss").is_admin(given) for given in ("own", "boss")] == [False, True]
-    assert read_api_keys(None, None, None).is_admin(""), "without any key, everybody who reaches it"
+    assert not read_api_keys(None, None, None).is_admin(""), "on an address that others reach"
+    assert read_api_keys(None, None, None, open_admin=True).is_admin(""), "without any key, on a loopback address"
+    assert not read_api_keys("own", None, None, open_admin=True).is_admin("")
