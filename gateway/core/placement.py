@@ -40,24 +40,6 @@ class Tree(HoldingsIndex, Protocol):
         ...
 
 
-class NoTree(NoHoldings):
-    """Nobody tells what is cached."""
-
-    def synced(self, now_ms: float) -> bool:
-        """Never."""
-        return False
-
-    def match(self, names: Sequence[BlockHash]) -> "NoTree":
-        """Nothing is known."""
-        return self
-
-    def expect(self, peer: PeerId, names: Sequence[BlockHash], now_ms: float) -> None:
-        """Forgotten at once."""
-
-    def forget(self, peer: PeerId) -> None:
-        """There is nothing to forget."""
-
-
 class Placement:
     """Decides; never performs."""
 

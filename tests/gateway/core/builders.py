@@ -1,11 +1,14 @@
 """A gateway's cores with workers that are ready, and short words for what goes in and comes out."""
 
 import random
+from collections.abc import Sequence
 
+from common.block_hash import BlockHash
 from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
 from common.messages.actions import Send
 from common.messages.liveness import Member, PageCounts, QueueCounts, Report, Welcome
 from common.messages.requests import Cancel, Failed, Generate, Sampling, TokenDelta, Tokens
+from common.policy.holdings import NoHoldings
 from common.policy.routing import Router
 from gateway.core.actions import Action, Deliver, End
 from gateway.core.breaker import BreakerTerms
@@ -13,7 +16,7 @@ from gateway.core.dispatch import Dispatch
 from gateway.core.inflight import Parts
 from gateway.core.keys import KeyLimits, KeyTerms
 from gateway.core.order import Order
-from gateway.core.placement import NoTree, Placement
+from gateway.core.placement import Placement
 from gateway.core.recovery import RetryTerms
 from gateway.core.roster import Fit, Roster
 from gateway.core.terms import Terms
@@ -23,6 +26,24 @@ from tests.gateway.model import NAME, VOCAB_TOKENS, identity
 SILENT_MS, TIMEOUT_MS = 3000.0, 60_000.0
 ONCE = RetryTerms(attempts=1)
 PLAIN = Router(prefill="round-robin", decode="round-robin", local_prefill_tokens=0, fallback=False)
+
+
+class NoTree(NoHoldings):
+    """Nobody tells what is cached."""
+
+    def synced(self, now_ms: float) -> bool:
+        """Never."""
+        return False
+
+    def match(self, names: Sequence[BlockHash]) -> "NoTree":
+        """Nothing is known."""
+        return self
+
+    def expect(self, peer: PeerId, names: Sequence[BlockHash], now_ms: float) -> None:
+        """Forgotten at once."""
+
+    def forget(self, peer: PeerId) -> None:
+        """There is nothing to forget."""
 
 
 def member(name: str, incarnation: int = 1) -> Member:
