@@ -161,6 +161,7 @@ def test_who_does_not_fit_waits_and_who_waits_too_long_is_told(redis_url: str, m
         assert third.result(PATIENCE_S).status_code == 200
 
 
+@pytest.mark.system  # it waits for a silent worker
 def test_without_prefill_workers_the_decode_worker_computes_and_it_is_counted(redis_url: str, model: Path) -> None:
     with cluster(redis_url, model, prefill_fallback="allow") as up:
         up.prefill.stop()
@@ -196,10 +197,10 @@ def test_cold_requests_are_spread_evenly_on_every_endpoint(
         assert all(worker.pinged.wait(PATIENCE_S) for worker in up.workers[2:])
         body = {"model": NAME, "max_tokens": 2, "stream": stream}
         with up.http() as client:
-            for n in range(400):
+            for n in range(120):
                 text = f"{n:04d} is a prompt of its own"
                 prompt = (
                     {"prompt": text} if path == "/v1/completions" else {"messages": [{"role": "user", "content": text}]}
                 )
                 assert client.post(path, json={**body, **prompt}).status_code == 200
-        assert max(counts.values()) < 1.4 * 100, counts
+        assert max(counts.values()) < 1.6 * 30, counts

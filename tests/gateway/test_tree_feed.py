@@ -326,6 +326,7 @@ def test_a_redis_that_goes_and_comes_back_empty_heals_by_itself(socket_path: Pat
             gateway.await_run(A, names, 20)
 
 
+@pytest.mark.system  # it waits for a socket's timeout
 def test_a_redis_that_is_slow_is_counted_and_heals(socket_path: Path) -> None:
     names = chain(1, 10)
     with redis_server_at(socket_path) as address, cluster_at(address, "c") as cluster:

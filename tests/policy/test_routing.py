@@ -65,13 +65,13 @@ def test_the_order_of_the_views_does_not_matter(rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("n_workers", [2, 3, 5, 6, 7, 8])
+@pytest.mark.parametrize("n_workers", [3, 5, 7])
 def test_cold_requests_of_idle_workers_are_spread_evenly(rule: str, n_workers: int) -> None:
     workers = [worker(f"{role}-{n}") for role in ("prefill", "decode") for n in range(n_workers)]
     router = replace(APART, prefill=rule, decode=rule)
-    routes = [route(router, workers, turn=n, request=RequestId(f"r{n}"), session=f"s{n}") for n in range(2000)]
+    routes = [route(router, workers, turn=n, request=RequestId(f"r{n}"), session=f"s{n}") for n in range(1200)]
     for picked in ([r.entry for r in routes], [r.decode for r in routes]):
-        assert max(picked.count(name) for name in set(picked)) < 1.25 * 2000 / n_workers
+        assert max(picked.count(name) for name in set(picked)) < 1.25 * 1200 / n_workers
 
 
 def test_round_robin_visits_every_entry_and_every_decode_worker_equally() -> None:

@@ -248,6 +248,7 @@ def test_a_snapshot_of_many_blocks_goes_in_parts_and_is_read_in_slices(watched: 
     assert watched.reader.snapshot(PEER, lambda: False) is None
 
 
+@pytest.mark.system  # it waits for the publisher to notice
 def test_a_snapshot_rewritten_while_it_is_read_is_not_believed(watched: Watched) -> None:
     watched.publisher.publish([stored(number, number) for number in range(1, 3000)])
     watched.await_number(2999)
