@@ -48,7 +48,7 @@ class KnownWorker:
 
     def take_report(self, report: Report, now_ms: float) -> None:
         """The answer to a Ping."""
-        if report.cost is not None and (self.report is None or report.cost != self.report.cost):
+        if report.cost != self.reported_cost:
             self.learnt_ms = now_ms
         self.report, self.reported_ms = report, now_ms
         self.charges.on_report(min(report.sequence, self.sequence))  # nobody can answer a Ping that was not sent
@@ -62,10 +62,17 @@ class KnownWorker:
         """Whether it takes nothing new, as far as is known. That it works again only a report can say: it may be ending."""
         return self.drain_wish is True or (self.report is not None and self.report.draining)
 
-    def knows_its_cost(self, now_ms: float) -> bool:
-        """Whether its own fit can be trusted: to enough steps, and to some of late. A bad fit gets no work to mend it by."""
-        cost = None if self.report is None else self.report.cost
-        return cost is not None and cost.n_samples >= _ENOUGH_SAMPLES and now_ms - self.learnt_ms <= _FRESH_MS
+    @property
+    def reported_cost(self) -> StepCost | None:
+        """What it says that its steps cost; None before it has measured any."""
+        return None if self.report is None else self.report.cost
+
+    def trusted_cost(self, now_ms: float) -> StepCost | None:
+        """The same, if it was fitted to enough steps, and to some of late: a bad fit gets no work to mend it by."""
+        cost = self.reported_cost
+        if cost is None or cost.n_samples < _ENOUGH_SAMPLES or now_ms - self.learnt_ms > _FRESH_MS:
+            return None
+        return cost
 
     def store_among(self, stores: list[PeerId]) -> PeerId | None:
         """The KV store it reads from: one whose memory it shares if there is one, else the first. As workers choose."""
@@ -101,9 +108,7 @@ class KnownWorker:
             kv_tokens=kv_tokens,
             free_tokens=free_tokens,
             spare_tokens=spare_tokens,
-            cost=report.cost
-            if report is not None and report.cost is not None and self.knows_its_cost(now_ms)
-            else guess,
+            cost=self.trusted_cost(now_ms) or guess,
             links=self.links,
         )
 
@@ -113,11 +118,10 @@ def usual_cost(role: str, workers: Iterable[KnownWorker], now_ms: float) -> Step
 
     So it gets its share, and learns. Where nobody has measured enough it is the median of what there is: the same for all.
     """
-    reported = [w for w in workers if w.member.role == role and w.report is not None and w.report.cost is not None]
-    known = [w.report.cost for w in reported if w.knows_its_cost(now_ms) and w.report is not None] or [
-        w.report.cost for w in reported if w.report is not None
-    ]
-    costs = sorted((cost for cost in known if cost is not None), key=lambda cost: cost.exec_ms(_USUAL_TOKENS, 0))
+    mine = [worker for worker in workers if worker.member.role == role]
+    trusted = [cost for worker in mine if (cost := worker.trusted_cost(now_ms)) is not None]
+    known = trusted or [cost for worker in mine if (cost := worker.reported_cost) is not None]
+    costs = sorted(known, key=lambda cost: cost.exec_ms(_USUAL_TOKENS, 0))
     return costs[len(costs) // 2] if costs else UNKNOWN_COST
 
 
