@@ -186,6 +186,7 @@ def test_blocks_on_disk_outlive_eviction_restart_and_corruption(tmp_path: Path) 
     put = blocks(1, 2, 3)
     with redis_server() as url:
         with kvstore(url, *flags) as process, connected(url) as client:
+            await_event(process, "disk_scanned")  # what is put before is not written behind
             for number in range(3):
                 client.put(put[number : number + 1])
                 report_when(client, "blocks{tier=disk}", number + 1.0)
