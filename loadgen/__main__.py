@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from loadgen.cli import run
+from loadgen.commands.run import run
 
 
 def main(argv: Sequence[str]) -> int:

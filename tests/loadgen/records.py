@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from loadgen.records import Outcome, RequestRecord
+from loadgen.results.records import Outcome, RequestRecord
 
 PLAIN = RequestRecord(
     index=0,

@@ -1,0 +1,163 @@
+"""One streamed answer: HTTP body in, content chunks with their times and the request's outcome out."""
+
+import asyncio
+from array import array
+from collections.abc import Mapping
+from typing import Any  # Any: JSON of an error answer
+
+import msgspec
+
+from loadgen.drive.sse import SseParser
+from loadgen.results.records import Outcome
+
+_BODY_LIMIT_BYTES = 2**16
+_DETAIL_CHARACTERS = 300
+_FULL_STATUSES = (429, 503)
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    text: str | None = None
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+
+
+class PromptDetails(msgspec.Struct):
+    """What a usage says of the prompt."""
+
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    """The server's count of tokens."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: PromptDetails | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: Usage | None = None
+    error: Any = None
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+
+
+class ResponseStream:
+    """The sink of one response; `done` resolves with the outcome as soon as it is certain."""
+
+    def __init__(self, cancel_after_tokens: int | None, done: "asyncio.Future[Outcome]") -> None:
+        """`cancel_after_tokens`: be done, as cancelled, once so many tokens came; None: never."""
+        self.done, self.detail = done, ""
+        self.http_status: int | None = None
+        self.usage: Usage | None = None
+        self.finish_reason: str | None = None
+        self.chunk_s, self.chunk_tokens = array("d"), array("l")
+        self.tokens_known = True
+        self._cancel_after_tokens = cancel_after_tokens
+        self._sse = SseParser()
+        self._error_body = b""
+        self._tokens_seen = 0
+        self._saw_done = False
+
+    def on_head(self, status: int, headers: Mapping[str, str]) -> None:
+        """Status and headers."""
+        self.http_status = status
+        kind = headers.get("content-type", "nothing")
+        if status == 200 and "text/event-stream" not in kind:
+            self._finish(Outcome.BAD_STREAM, f"answered {kind} where an event stream was asked for")
+
+    def on_body(self, piece: bytes, at_s: float) -> None:
+        """A piece of the body."""
+        if self.http_status != 200:
+            self._error_body += piece[: _BODY_LIMIT_BYTES - len(self._error_body)]
+            return
+        try:
+            for event in self._sse.feed(piece):
+                if self.done.done():  # cancelled or failed: what else is in this piece came too late to count
+                    return
+                if event == b"[DONE]":
+                    self._saw_done = True
+                else:
+                    self._on_chunk(_decode_chunk(event), at_s)
+        except (msgspec.MsgspecError, ValueError) as error:
+            self._finish(Outcome.BAD_STREAM, f"unreadable chunk: {error}")
+
+    def _on_chunk(self, chunk: _Chunk, at_s: float) -> None:
+        if chunk.error is not None:
+            self._finish(Outcome.SERVER_ERROR, _message_of(chunk.error))
+            return
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+        for choice in chunk.choices:
+            if choice.finish_reason is not None:
+                self.finish_reason = choice.finish_reason
+            delta = choice.delta
+            text = choice.text or (delta is not None and (delta.content or delta.reasoning_content))
+            if not text and not choice.token_ids:
+                continue
+            if choice.token_ids is None:
+                self.tokens_known = False
+            n_tokens = 1 if choice.token_ids is None else len(choice.token_ids)
+            self.chunk_s.append(at_s)
+            self.chunk_tokens.append(n_tokens)
+            self._tokens_seen += n_tokens
+        if self._cancel_after_tokens is not None and self._tokens_seen >= self._cancel_after_tokens:
+            self._finish(Outcome.CANCELLED)
+
+    def on_end(self) -> None:
+        """The body is complete."""
+        if self.http_status != 200:
+            outcome = Outcome.REJECTED if self.http_status in _FULL_STATUSES else Outcome.HTTP_ERROR
+            self._finish(outcome, f"HTTP {self.http_status}: {error_text(self._error_body)}")
+        elif not self._saw_done:
+            self._finish(Outcome.CUT, "the stream ended without [DONE]")
+        elif not self.chunk_s:
+            self._finish(Outcome.EMPTY, "the stream held no token")
+        else:
+            self._finish(Outcome.OK)
+
+    def on_lost(self, reason: str) -> None:
+        """The connection broke."""
+        where = "before the answer began" if self.http_status is None else f"after {len(self.chunk_s)} chunks"
+        self._finish(Outcome.CUT, f"{reason}, {where}")
+
+    def _finish(self, outcome: Outcome, detail: str = "") -> None:
+        if not self.done.done():
+            self.detail = detail[:_DETAIL_CHARACTERS]
+            self.done.set_result(outcome)
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens that came: the server's count if it gave one, else what the chunks say."""
+        return self.usage.completion_tokens if self.usage is not None else self._tokens_seen
+
+    @property
+    def counted_by(self) -> str:
+        """Where `output_tokens` comes from."""
+        if self.usage is not None:
+            return "usage"
+        return "token_ids" if self.tokens_known and self.chunk_s else "chunks"
+
+
+def _message_of(error: Any) -> str:
+    if isinstance(error, dict):
+        return str(error.get("message", error))
+    return str(error)
+
+
+def error_text(body: bytes) -> str:
+    """What an error answer says: the message of OpenAI's shape, else the body itself."""
+    try:
+        answer = msgspec.json.decode(body)
+    except msgspec.MsgspecError:
+        return body.decode(errors="replace").strip() or "no body"
+    error = answer.get("error", answer) if isinstance(answer, dict) else answer
+    return _message_of(error)
