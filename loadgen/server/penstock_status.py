@@ -19,10 +19,6 @@ class _Pages(msgspec.Struct):
     cached: int = 0
     quarantined: int = 0
 
-    @property
-    def used(self) -> int:
-        return self.reserved + self.granted + self.active + self.quarantined
-
 
 class _Queue(msgspec.Struct):
     waiting: int = 0
@@ -30,9 +26,14 @@ class _Queue(msgspec.Struct):
     handing_over: int = 0
 
 
+class _Model(msgspec.Struct):
+    layers: int = 0
+
+
 class _Worker(msgspec.Struct):
     id: str
     role: str = ""
+    model: _Model | None = None
     pages: _Pages = msgspec.field(default_factory=_Pages)
     queue: _Queue = msgspec.field(default_factory=_Queue)
     gauges: dict[str, float] = {}
@@ -41,6 +42,17 @@ class _Worker(msgspec.Struct):
     @property
     def computes(self) -> bool:
         return self.role in _COMPUTE_ROLES
+
+    @property
+    def used_pages(self) -> float:
+        pages = self.pages
+        return pages.reserved + pages.granted + pages.active + pages.quarantined + self.pinned_pages
+
+    @property
+    def pinned_pages(self) -> float:
+        """Whole blocks of running requests are in the cache already, pinned: cached pages, but not free to go."""
+        layers = 0 if self.model is None else self.model.layers  # a block has one page per layer
+        return min(self.pages.cached, self.gauges.get("pinned_blocks", 0.0) * layers)
 
     @property
     def running(self) -> int:
@@ -76,7 +88,7 @@ class PenstockStatus:
             at_s=at_s,
             waiting=status.gateway.waiting_requests + sum(worker.queue.waiting for worker in workers),
             running=sum(worker.running for worker in workers),
-            kv_used=sum(worker.pages.used for worker in workers) / pages if pages else None,
+            kv_used=sum(worker.used_pages for worker in workers) / pages if pages else None,
             workers={worker.id: _worker_sample(worker) for worker in workers},
         )
 
@@ -111,8 +123,8 @@ def _worker_sample(worker: _Worker) -> WorkerSample:
         role=worker.role,
         waiting=worker.queue.waiting,
         running=worker.running,
-        kv_used=worker.pages.used / total,
-        kv_cached=worker.pages.cached / total,
+        kv_used=worker.used_pages / total,
+        kv_cached=(worker.pages.cached - worker.pinned_pages) / total,
     )
 
 

@@ -16,6 +16,14 @@ def test_used_memory_is_what_requests_hold_and_cached_memory_is_not() -> None:
     assert (found.workers["b"].kv_used, found.workers["b"].role) == (0.0, "decode")
 
 
+def test_cached_blocks_that_running_requests_pin_are_used() -> None:
+    page = status(
+        worker("d", "decode", pages={"active": 5, "cached": 60}, gauges={"pinned_blocks": 10.0}, model={"layers": 2})
+    )
+    found = SOURCE.sample(page, 0.0)
+    assert (found.kv_used, found.workers["d"].kv_cached) == (0.25, 0.4)
+
+
 def test_requests_wait_at_workers_and_at_the_gateway() -> None:
     page = status(
         worker("p", "prefill", queue={"waiting": 2}), worker("m", "mixed", queue={"waiting": 3}), waiting_requests=4
