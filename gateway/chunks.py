@@ -3,7 +3,7 @@
 What does not change between two chunks is encoded once per choice; a chunk of plain text costs one JSON string.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol  # Any: JSON
 
@@ -50,12 +50,12 @@ class Writer(Protocol):
         """Chunk with new text; empty if the piece has nothing that a client would see."""
         ...
 
-    def usage_chunk(self, usage: Usage) -> bytes:
-        """The chunk without choices that closes a stream whose client asked for usage."""
+    def closing_chunk(self, usage: Usage | None, extra: Mapping[str, Any]) -> bytes:
+        """The chunk without choices that closes a stream: usage, if asked for, and fields of our own. Empty without both."""
         ...
 
-    def whole(self, pieces: Sequence[Piece], usage: Usage) -> bytes:
-        """The body of an answer that is not streamed; one piece per choice."""
+    def whole(self, pieces: Sequence[Piece], usage: Usage, extra: Mapping[str, Any]) -> bytes:
+        """The body of an answer that is not streamed; one piece per choice. `extra`: fields of our own."""
         ...
 
 
@@ -88,8 +88,9 @@ class _Frame:
     def around(self, choice: dict[str, Any]) -> bytes:
         return self.start + _encode(choice) + self.end
 
-    def usage(self, usage: Usage) -> bytes:
-        return self.start + b'],"usage":' + _encode(_usage_fields(usage)) + b"}\n\n"
+    def closing(self, usage: Usage | None, extra: Mapping[str, Any]) -> bytes:
+        fields = {**({} if usage is None else {"usage": _usage_fields(usage)}), **extra}
+        return self.start + b"]," + _encode(fields)[1:] + b"\n\n" if fields else b""
 
 
 class CompletionWriter:
@@ -112,9 +113,9 @@ class CompletionWriter:
             return self._before[index] + _encode(piece.text) + self._after if piece.text else b""
         return self._frame.around(self._choice(index, piece))
 
-    def usage_chunk(self, usage: Usage) -> bytes:
-        """Closes the stream."""
-        return self._frame.usage(usage)
+    def closing_chunk(self, usage: Usage | None, extra: Mapping[str, Any]) -> bytes:
+        """Closes the stream; empty if there is nothing to say."""
+        return self._frame.closing(usage, extra)
 
     def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "text": piece.text, "logprobs": None, "finish_reason": piece.finish}
@@ -129,7 +130,7 @@ class CompletionWriter:
             choice["token_ids"] = piece.tokens
         return choice
 
-    def whole(self, pieces: Sequence[Piece], usage: Usage) -> bytes:
+    def whole(self, pieces: Sequence[Piece], usage: Usage, extra: Mapping[str, Any]) -> bytes:
         """The whole answer."""
         return _encode(
             {
@@ -139,6 +140,7 @@ class CompletionWriter:
                 "model": self._heading.model,
                 "choices": [self._choice(index, piece) for index, piece in enumerate(pieces)],
                 "usage": _usage_fields(usage),
+                **extra,
             }
         )
 
@@ -164,9 +166,9 @@ class ChatWriter:
         delta = {"content": piece.text} if piece.text else {}
         return self._frame.around({"index": index, "delta": delta, **self._rest(piece)})
 
-    def usage_chunk(self, usage: Usage) -> bytes:
-        """Closes the stream."""
-        return self._frame.usage(usage)
+    def closing_chunk(self, usage: Usage | None, extra: Mapping[str, Any]) -> bytes:
+        """Closes the stream; empty if there is nothing to say."""
+        return self._frame.closing(usage, extra)
 
     def _rest(self, piece: Piece) -> dict[str, Any]:
         rest: dict[str, Any] = {"logprobs": None, "finish_reason": piece.finish}
@@ -179,7 +181,7 @@ class ChatWriter:
             rest["token_ids"] = piece.tokens
         return rest
 
-    def whole(self, pieces: Sequence[Piece], usage: Usage) -> bytes:
+    def whole(self, pieces: Sequence[Piece], usage: Usage, extra: Mapping[str, Any]) -> bytes:
         """The whole answer."""
         choices = [
             {"index": index, "message": {"role": "assistant", "content": piece.text}, **self._rest(piece)}
@@ -193,5 +195,6 @@ class ChatWriter:
                 "model": self._heading.model,
                 "choices": choices,
                 "usage": _usage_fields(usage),
+                **extra,
             }
         )

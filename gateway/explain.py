@@ -1,15 +1,20 @@
-"""How a request was routed, as response headers, for clients that ask with `x-penstock-explain: 1`."""
+"""How a request was routed and who served it, for clients that ask with `x-penstock-explain: 1`.
+
+The decision is known before the first byte and goes into a header; what came of it stands at the answer's end.
+"""
 
 from collections.abc import Sequence
 from typing import Any  # Any: JSON
 
 import msgspec
 
+from common.messages.requests import Timings
 from common.policy.estimates import Estimate
 from common.policy.routing_rules import Choice
 from gateway.core.actions import Routed
 
 HEADER = b"x-penstock-explain"
+FIELD = "penstock"
 _MOST_PROMPTS = 4
 _MOST_CANDIDATES = 8  # a header must stay small; the chosen one and the fastest others
 
@@ -40,6 +45,13 @@ def route_fields(routed: Routed) -> dict[str, Any]:
         },
         "degraded": placed.degraded,
     }
+
+
+def served_fields(routed: Routed, timings: Timings) -> dict[str, Any]:
+    """Parts of the time to the first token, in milliseconds, and the workers that served it in the end."""
+    phases_ms = {name.removesuffix("_ms"): _ms(getattr(timings, name)) for name in timings.__struct_fields__}
+    placed = routed.placed
+    return {"phases_ms": phases_ms, "workers": {"prefill": placed.entry_worker, "decode": placed.decode_worker}}
 
 
 def _side(choice: Choice | None) -> dict[str, Any] | None:

@@ -7,19 +7,20 @@ A client that leaves, at any time, ends the work everywhere; so does one that ha
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any  # Any: JSON
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from common.clock import Clock
 from common.errors import ServingError
-from common.messages.requests import TokenDelta
+from common.messages.requests import Timings, TokenDelta
 from gateway.answer import Choice, Piece, joined
 from gateway.chunks import DONE, Usage, Writer, error_chunk
 from gateway.core.actions import Routed
 from gateway.core.order import Order
 from gateway.errors import error_body
-from gateway.explain import explain_headers
+from gateway.explain import FIELD, explain_headers, served_fields
 from gateway.inbox import ClientLeft, Inbox, News
 from gateway.metrics import GatewayMetrics
 from gateway.switchboard import Switchboard
@@ -59,6 +60,7 @@ class Reply(Response):
         self._cached_tokens = 0
         self._error: ServingError | None = None
         self._routes: dict[int, Routed] = {}  # where clients asked how they were routed
+        self._first_timings: Timings | None = None  # of the first choice
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer. Raises ServingError while no byte is out."""
@@ -127,7 +129,14 @@ class Reply(Response):
         if self._error is not None:
             self._metrics.broken_streams_total += 1
             return error_chunk(error_body(self._error))
-        return (self._plan.writer.usage_chunk(self._usage()) if self._plan.include_usage else b"") + DONE
+        return (
+            self._plan.writer.closing_chunk(self._usage() if self._plan.include_usage else None, self._served()) + DONE
+        )
+
+    def _served(self) -> dict[str, Any]:
+        """Who served the first choice and how long its phases took, for clients that asked and workers that told."""
+        routed, timings = self._routes.get(0), self._first_timings
+        return {} if routed is None or timings is None else {FIELD: served_fields(routed, timings)}
 
     async def _whole(self, inbox: Inbox, send: Send) -> None:
         batches: list[list[Piece]] = [[] for _ in self._plan.orders]
@@ -136,7 +145,7 @@ class Reply(Response):
                 batches[index] += pieces
             if self._error is not None:
                 raise self._error
-        body = self._plan.writer.whole([joined(pieces) for pieces in batches], self._usage())
+        body = self._plan.writer.whole([joined(pieces) for pieces in batches], self._usage(), self._served())
         headers = [*_WHOLE_HEADERS, (b"content-length", str(len(body)).encode()), *self._explanation()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
@@ -173,6 +182,7 @@ class Reply(Response):
         self._metrics.ttft.observe(seconds)
         if delta.timings is not None:
             self._metrics.observe_phases(delta.timings)
+            self._first_timings = delta.timings if index == 0 else self._first_timings
         if delta.cached_tokens is not None and index % self._plan.choices_per_prompt == 0:
             self._cached_tokens += delta.cached_tokens
             self._metrics.cached_tokens_total += delta.cached_tokens

@@ -86,6 +86,7 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     transfer_ms: float = 0.0
     """What the transfer added after the last layer was computed."""
     decode_queue_ms: float = 0.0
+    """0 so far: the first token goes out with the hand-over, before its sequence waits for a decoding step."""
 
 
 class TokenDelta(msgspec.Struct, frozen=True, array_like=True):

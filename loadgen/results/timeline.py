@@ -49,6 +49,10 @@ class ServerView:
     source: str
     """Where from: `/status`, `/metrics`, or why nothing is known."""
     samples: tuple[ServerSample, ...] = ()
+    failed_polls: int = 0
+    """Looks that gave no sample."""
+    poll_failure: str = ""
+    """Why the last of them did not."""
     before: Mapping[str, object] | None = None
     """Its `/status` before the run, and after; None: it has none."""
     after: Mapping[str, object] | None = None

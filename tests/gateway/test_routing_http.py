@@ -41,6 +41,64 @@ def test_who_asks_is_told_where_it_went_and_why(up: Cluster, stream: bool) -> No
     assert "x-penstock-explain" not in ask(up, stream=stream).headers
 
 
+def phases(compute_ms: float) -> dict[str, float]:
+    others = ("prefill_queue", "grant_wait", "transfer", "decode_queue")
+    return {"compute": compute_ms, **dict.fromkeys(others, 0.0)}
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_a_whole_answer_tells_phases_and_workers_to_who_asked(up: Cluster, path: str) -> None:
+    prompt = BODY if path == "/v1/completions" else {**BODY, "messages": [{"role": "user", "content": "hello"}]}
+    body = {name: value for name, value in prompt.items() if (name == "prompt") <= (path == "/v1/completions")}
+    with up.http() as client:
+        told = client.post(path, json=body, headers={"x-penstock-explain": "1"}).json()
+        untold = client.post(path, json=body).json()
+    assert told["penstock"] == {
+        "phases_ms": phases(compute_ms=1.0),
+        "workers": {"prefill": "prefill-0", "decode": "decode-0"},
+    }
+    assert "penstock" not in untold
+    assert told.keys() - {"penstock"} == untold.keys()
+
+
+@pytest.mark.parametrize("usage", [False, True])
+def test_a_stream_tells_phases_and_workers_in_one_last_chunk_without_choices(up: Cluster, usage: bool) -> None:
+    options = {"stream": True, **({"stream_options": {"include_usage": True}} if usage else {})}
+    last = chunks(ask(up, {"x-penstock-explain": "1"}, **options).text)[-1]
+    assert last["choices"] == []
+    assert last["penstock"]["workers"] == {"prefill": "prefill-0", "decode": "decode-0"}
+    assert last["penstock"]["phases_ms"] == phases(compute_ms=1.0)
+    assert ("usage" in last) == usage
+    untold = chunks(ask(up, **options).text)
+    assert not [chunk for chunk in untold if "penstock" in chunk]
+    assert (untold[-1]["choices"] == []) == usage
+
+
+def chunks(text: str) -> list[dict[str, Any]]:
+    *events, done, rest = text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+def test_after_a_replay_the_workers_told_are_those_that_served_in_the_end(redis_url: str, model: Path) -> None:
+    with cluster(redis_url, model, attempts=3) as up:
+        decode = {"decode-0": up.decode, "decode-1": FakeWorker("decode-1", "decode", identity())}
+        up.workers.append(decode["decode-1"].join(up.redis, up.name))
+        assert decode["decode-1"].pinged.wait(PATIENCE_S)
+        answer = up.in_background(lambda: ask(up, {"x-penstock-explain": "1"}))
+        gateway, first = up.accept()
+        loser = decode[str(first.decode)]
+        loser.say(gateway, tokens(first.request, 0, ids("a")))
+        loser.say(gateway, Failed(request=first.request, code="peer_failed", phase="decode", text="", retryable=True))
+        up.prefill.heard.get(timeout=PATIENCE_S)  # the Cancel
+        gateway, second = up.accept()
+        assert second.decode != first.decode
+        decode[str(second.decode)].say(gateway, tokens(second.request, 1, ids("b"), "length"))
+        told = answer.result(PATIENCE_S).json()["penstock"]
+        assert told["workers"] == {"prefill": "prefill-0", "decode": second.decode}
+        assert told["phases_ms"] == phases(compute_ms=1.0), "of the first token, which the first attempt gave"
+
+
 def test_rules_can_be_named_per_request_and_bad_ones_are_refused_by_name(up: Cluster) -> None:
     headers = {"x-penstock-explain": "1", "x-penstock-route-prefill": "session", "x-session-id": "s"}
     told = json.loads(ask(up, headers).headers["x-penstock-explain"])

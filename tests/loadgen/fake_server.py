@@ -64,6 +64,10 @@ class FakeServer:
     def __init__(self, script: Script, models: tuple[str, ...]) -> None:
         self._script, self._models = script, models
         self.seen: list[Seen] = []
+        self.pages: dict[str, Callable[[], bytes | int]] = {}
+        """Path -> what a GET of it gives now: a body, or an HTTP status without one. Others are 404."""
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        """Paths and headers of GETs."""
         self.connections = 0
         self.url = ""
 
@@ -79,6 +83,12 @@ class FakeServer:
         first, *lines = head.strip().split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
         path = first.split(" ")[1]
+        if first.startswith("GET ") and (path in self.pages or not path.endswith("/v1/models")):
+            self.asked.append((path, headers))
+            page = self.pages.get(path, lambda: 404)()
+            status, body = (page, b"") if isinstance(page, int) else (200, page)
+            writer.write(_head(status, "text/plain", f"content-length: {len(body)}") + body)
+            return True
         if path.endswith("/v1/models"):
             body = json.dumps({"object": "list", "data": [{"id": name} for name in self._models]}).encode()
             writer.write(_head(200, "application/json", f"content-length: {len(body)}") + body)

@@ -6,6 +6,8 @@ or its gateway died. Pages belong to the Scheduler; an answer that ends drops it
 
 from dataclasses import dataclass
 
+import msgspec
+
 from common.block_hash import BlockHash
 from common.ids import PeerId, RequestId
 from common.messages.actions import Send
@@ -25,7 +27,8 @@ class _Answer:
     cached_tokens: int | None
     """None: this worker computes the prompt, and its sequence knows."""
     timings: Timings
-    arrived_ms: float
+    begun_ms: float
+    """When a prompt that is computed here left the queue; unused for the others."""
     started: bool = False
     """Its first delta is on its way."""
     origin: PeerId | None = None
@@ -73,9 +76,10 @@ class Generation:
     def __contains__(self, request: RequestId) -> bool:
         return request in self._answers
 
-    def start(self, prompt: NewPrompt, gateway: PeerId, arrived_ms: float, deadline_ms: float) -> None:
+    def start(self, prompt: NewPrompt, gateway: PeerId, arrived_ms: float, deadline_ms: float, now_ms: float) -> None:
         """Compute prompt and answer here. The caller checked that the request fits."""
-        self._answers[prompt.request] = _Answer(gateway, deadline_ms, None, Timings(), arrived_ms)
+        timings = Timings(prefill_queue_ms=now_ms - arrived_ms)
+        self._answers[prompt.request] = _Answer(gateway, deadline_ms, None, timings, now_ms)
         self._scheduler.submit(prompt)
 
     def take_over(self, arrival: Arrival, table: PageTable, cached_blocks: int, handover: HandOver) -> list[Action]:
@@ -103,7 +107,7 @@ class Generation:
         for new in new_tokens:
             answer = self._answers[new.sequence.request]
             if not answer.started:
-                answer.timings = Timings(compute_ms=now_ms - answer.arrived_ms)
+                answer.timings = msgspec.structs.replace(answer.timings, compute_ms=now_ms - answer.begun_ms)
             self._emit(answer, new)
         return [*self._outbox.flush()]
 

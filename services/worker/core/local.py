@@ -93,10 +93,10 @@ class LocalPrompts:
             if not self._preparation.has_room(one):
                 break
             del self._waiting[request]
-            self._start(one)
+            self._start(one, now_ms)
         return actions
 
-    def _start(self, one: _Waiting) -> None:
+    def _start(self, one: _Waiting, now_ms: float) -> None:
         message = one.message
         prompt = NewPrompt(
             request=message.request,
@@ -107,7 +107,7 @@ class LocalPrompts:
             hashes=tuple(one.names),
             found=self._cache.take(message.request),
         )
-        self._generation.start(prompt, one.gateway, one.arrived_ms, one.deadline_ms)
+        self._generation.start(prompt, one.gateway, one.arrived_ms, one.deadline_ms, now_ms)
 
     def cancel(self, request: RequestId) -> list[Action]:
         """The request is over. Unknown requests are ignored."""

@@ -51,6 +51,19 @@ def test_what_the_device_cannot_hold_comes_back_from_host_memory() -> None:
     assert reused == sum(value for key, value in counters.items() if key.startswith("hit_tokens_total"))
 
 
+def test_the_time_in_the_queue_is_told_apart_from_the_time_of_computing() -> None:
+    target = world(pages=28)
+    ask(target, "long", prompt(1, 40), 12)
+    ask(target, "r", prompt(2, 40), 2)
+    target.carry((GATEWAY, target.processes["decode"].peer))
+    target.carry((GATEWAY, target.processes["decode"].peer))
+    target.pass_time(400.0)
+    target.settle()
+    long, short = (target.answers[RequestId(name)].deltas[0].timings for name in ("long", "r"))
+    assert long.prefill_queue_ms == 0.0 and long.compute_ms >= 400.0
+    assert short.prefill_queue_ms >= 400.0 > short.compute_ms > 0.0
+
+
 def test_a_prompt_out_of_time_before_it_starts_says_so() -> None:
     target = world(pages=28)
     ask(target, "long", prompt(1, 40), 12)

@@ -1,0 +1,48 @@
+"""Did the run leave anything behind? What a server holds after it is compared with what it held before."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from loadgen.results.timeline import LeakCheck
+from loadgen.server.api import NoAnswer
+
+SETTLED_S = 1.0
+"""Workers report twice a second: a sooner look may show the time before the run's last request."""
+DEADLINE_S = 10.0
+_EVERY_S = 0.25
+
+Held = Mapping[str, float]
+
+
+def grown(before: Held, after: Held) -> dict[str, tuple[float, float]]:
+    """What is more now than it was, with both numbers; what others held before the run is no leak of ours. Pure."""
+    pairs = {name: (before.get(name, 0.0), value) for name, value in after.items()}
+    return {name: (was, now) for name, (was, now) in pairs.items() if now > was}
+
+
+async def check_leaks(
+    before: Held,
+    look: Callable[[], Awaitable[Held]],
+    *,
+    settled_s: float = SETTLED_S,
+    deadline_s: float = DEADLINE_S,
+    every_s: float = _EVERY_S,
+) -> LeakCheck | None:
+    """Look until everything is back, `settled_s` after the call at the soonest and `deadline_s` after it at the latest.
+
+    `look` may raise NoAnswer or ValueError: it is asked again. None: it never answered.
+    """
+    started_s = time.monotonic()
+    held: dict[str, tuple[float, float]] | None = None
+    while True:
+        waited_s = time.monotonic() - started_s
+        try:
+            held = grown(before, await look())
+        except (NoAnswer, ValueError):
+            looked = False
+        else:
+            looked = True
+        if (looked and not held and waited_s >= settled_s) or waited_s >= deadline_s:
+            return None if held is None else LeakCheck(held=held, waited_s=waited_s)
+        await asyncio.sleep(every_s)

@@ -1,0 +1,74 @@
+"""What kind of server is this, and how long may a request be? Asked once, before a run."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from loadgen.server.api import NoAnswer, ServerApi
+from loadgen.server.penstock_status import PenstockStatus
+from loadgen.server.prometheus import OTHER_SERVERS
+from loadgen.server.source import Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What was found out."""
+
+    source: Source | None
+    """How to ask the server about itself; None: it does not tell."""
+    told: str
+    """`/status` or `/metrics` and whose it is, or why nothing is known."""
+    context_tokens: int | None
+    """Prompt plus answer may not exceed this; None: the server does not say."""
+
+    @property
+    def is_penstock(self) -> bool:
+        """Whether the server understands our own headers."""
+        return isinstance(self.source, PenstockStatus)
+
+
+class _Card(msgspec.Struct):
+    id: str
+    max_model_len: int | None = None
+    """So say vLLM, SGLang and Penstock."""
+    context_length: int | None = None
+    context_window: int | None = None
+
+
+class _Cards(msgspec.Struct):
+    data: list[_Card]
+
+
+async def probe(api: ServerApi, model: str) -> Probe:
+    """Ask. Never raises: a server that tells nothing can be measured all the same."""
+    source, told = await _source(api)
+    return Probe(source=source, told=told, context_tokens=await _context_tokens(api, model))
+
+
+async def _source(api: ServerApi) -> tuple[Source | None, str]:
+    status = PenstockStatus()
+    try:
+        status.sample(await api.get(status.path), 0.0)
+    except (NoAnswer, ValueError) as error:
+        reasons = [str(error)]
+    else:
+        return status, f"{status.path} of {status.server}"
+    try:
+        body = await api.get("/metrics")
+    except NoAnswer as error:
+        reasons.append(str(error))
+    else:
+        for other in OTHER_SERVERS:
+            if other.speaks(body):
+                return other, f"{other.path} of {other.server}"
+        reasons.append(f"GET /metrics: not of {', '.join(other.server for other in OTHER_SERVERS)}")
+    return None, f"the server does not tell: {'; '.join(reasons)}"
+
+
+async def _context_tokens(api: ServerApi, model: str) -> int | None:
+    try:
+        cards = msgspec.json.decode(await api.get("/v1/models"), type=_Cards).data
+    except (NoAnswer, msgspec.MsgspecError):
+        return None
+    card = next((card for card in cards if card.id == model), None)
+    return None if card is None else card.max_model_len or card.context_length or card.context_window
