@@ -6,7 +6,7 @@
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const THEMES = ["auto", "light", "dark"];
   const PRINT_WIDTH_PX = 1000;
-  const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const CONFIG = { displayModeBar: false, responsive: true };
   const TEXTS = new Set(["text", "name", "legendgroup", "hovertemplate", "x", "y", "meta"]); // may come from outside, and start with a dollar
   const hidden = new Map(); // section or details element -> names of its keys that are off
 

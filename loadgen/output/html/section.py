@@ -38,7 +38,7 @@ class Key:
     """The `legendgroup` it shows and hides."""
     color: str
     mark: str = "solid"
-    """A dash, `dot` for points, or `bar`."""
+    """A dash, `points`, or `bar`."""
     text: str = ""
     """Shown; empty: the name."""
 
@@ -50,6 +50,8 @@ class Section:
     name: str
     """Its anchor."""
     title: str
+    short: str
+    """For the bar of links."""
     note: str = ""
     keys: tuple[Key, ...] = ()
     figures: tuple[Figure, ...] = ()

@@ -48,7 +48,7 @@ def axis(title: str = "", **changes: Any) -> Json:
         "gridcolor": "$grid",
         "linecolor": "$line",
         "zeroline": False,
-        "automargin": True,
+        "automargin": False,  # plots under each other stay aligned
         "tickformat": ",",
     }
     return base | changes
@@ -56,14 +56,15 @@ def axis(title: str = "", **changes: Any) -> Json:
 
 def layout(x: Json, y: Json, **changes: Any) -> Json:
     """A plot with two axes and no legend: the page draws keys."""
-    return {"xaxis": x, "yaxis": y, **frame(), **changes}
+    bottom_px = 44 if x["title"]["text"] else 26
+    return {"xaxis": x, "yaxis": y, **frame(bottom_px), **changes}
 
 
-def frame() -> Json:
+def frame(bottom_px: int) -> Json:
     """What every plot has."""
     return {
         "showlegend": False,
-        "margin": {"l": 56, "r": 16, "t": 10, "b": 44},
+        "margin": {"l": 64, "r": 16, "t": 10, "b": bottom_px},
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": "$muted"},
         "paper_bgcolor": "$clear",
         "plot_bgcolor": "$clear",
@@ -79,12 +80,12 @@ def target_line(value: float, text: str, *, axis_name: str = "y") -> tuple[Json,
     along = axis_name[0]
     shape = {
         "type": "line",
-        "layer": "below",
+        "layer": "between",
         **place,
         f"{along}ref": axis_name,
         f"{along}0": value,
         f"{along}1": value,
-        "line": {"color": "$red", "width": 1, "dash": "4px,3px"},
+        "line": {"color": "$red", "width": 1.5, "dash": "4px,3px"},
     }
     label = {
         "text": text,

@@ -17,6 +17,11 @@ def latency(value_s: float | None) -> str:
     return f"{value_ms:,.{decimals}f} ms"
 
 
+def target_text(value_s: float) -> str:
+    """A latency that somebody chose: no digits that were not given."""
+    return f"{value_s:,g} s" if value_s >= _SECONDS_FROM_S else f"{value_s * 1e3:,g} ms"
+
+
 def seconds(value_s: float) -> str:
     """A length of time that is no latency."""
     return f"{value_s:,.1f} s"

@@ -8,7 +8,7 @@ from loadgen.output.html.run_view import RunView
 from loadgen.output.html.section import Figure, Key, Section
 from loadgen.output.html.theme import Json, axis, layout, target_line, unit_for
 from loadgen.output.html.thin import Numbers, compact
-from loadgen.output.html.wording import latency, plot_text
+from loadgen.output.html.wording import plot_text, target_text
 
 _SHOWN = (
     ("ttft", "Time to first token (TTFT)"),
@@ -29,6 +29,7 @@ def build(runs: Sequence[RunView]) -> Section | None:
     return Section(
         name="distributions",
         title="Latency distributions",
+        short="Distributions",
         note="Read it as: so many percent of the requests (of the gaps, for ITL) took at most this long. "
         "A curve ends where its samples end.",
         keys=tuple(Key(name=run.name, color=run.color, mark=run.dash) for run in runs) if len(runs) > 1 else (),
@@ -50,8 +51,8 @@ def _figure(runs: Sequence[RunView], name: str, title: str) -> Figure | None:
     ticks = compact(depth(np.array(_MARKED)), 5)
     across = axis("", tickvals=ticks, ticktext=marks, range=[0, depth(np.array([_LAST]))[0] + 0.03])
     found = layout(across, axis(unit, rangemode="tozero"))
-    targets_s = sorted({target for run in shown if (target := getattr(run.slo, f"{name}_s", None)) is not None})
-    lines = [target_line(target_s * 1e3 * factor, f"target {latency(target_s)}") for target_s in targets_s]
+    targets_s = sorted({aim for run in shown if (aim := getattr(run.slo, f"{name}_s", None)) is not None})
+    lines = [target_line(target_s * 1e3 * factor, f"target {target_text(target_s)}") for target_s in targets_s]
     found |= {"shapes": [shape for shape, _ in lines], "annotations": [label for _, label in lines]}
     data = [_trace(run, name, factor, unit) for run in shown]
     return Figure(name=f"cdf-{name}", title=title, data=data, layout=found)

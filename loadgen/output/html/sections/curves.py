@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from loadgen.output.html.run_view import RunView
 from loadgen.output.html.section import Figure, Key, Section
 from loadgen.output.html.theme import Json, axis, layout, run_style, target_line, unit_for
-from loadgen.output.html.wording import latency, plot_text
+from loadgen.output.html.wording import plot_text, target_text
 from loadgen.results.metrics import P99_NEEDS_SAMPLES
 
 _ATTAINMENT_WANTED = 0.9
@@ -46,7 +46,7 @@ def build(runs: Sequence[RunView]) -> Section | None:
     kinds = list(dict.fromkeys(run.kind for run in runs))
     keys = [Key(name=kind, color=run_style(i)[0]) for i, kind in enumerate(kinds)] if len(kinds) > 1 else []
     color = "$muted" if len(kinds) > 1 else "$blue"
-    keys += [Key(name=f"p{tail}", color=color), Key(name="p50", color=color, mark="dot-line")]
+    keys += [Key(name=f"p{tail}", color=color), Key(name="p50", color=color, mark="dot")]
     note = "" if tail == 99 else f"p99 needs {P99_NEEDS_SAMPLES} answers, and a run has fewer: p{tail} is shown."
     marks = [
         *(
@@ -57,7 +57,9 @@ def build(runs: Sequence[RunView]) -> Section | None:
         *(["Crossed: the generator was late."] if any(run.late for run in runs) else []),
     ]
     text = " ".join([note, *marks]).strip()
-    return Section(name="curves", title="Latency against load", note=text, keys=tuple(keys), figures=tuple(figures))
+    return Section(
+        name="curves", title="Latency against load", short="Load", note=text, keys=tuple(keys), figures=tuple(figures)
+    )
 
 
 def tail_percent(runs: Sequence[RunView]) -> int:
@@ -85,7 +87,12 @@ def _line(chosen: Sequence[RunView], load: Load, y: Sequence[float | None], colo
         "y": [None if value is None else round(value, 4) for value in y],
         "text": [plot_text(run.name) for run in chosen],
         "line": {"color": color, "width": 2},
-        "marker": {"size": 9, "symbol": [_symbol(run) for run in chosen], "line": {"width": 2}},
+        "marker": {
+            "size": 9,
+            "symbol": [_symbol(run) for run in chosen],
+            "color": color,
+            "line": {"color": color, "width": 2},
+        },
         "connectgaps": False,
     }
 
@@ -108,7 +115,7 @@ def _latency(runs: Sequence[RunView], load: Load, name: str, tail: int) -> Figur
             data.append(trace)
     plot = layout(axis(load.title, rangemode="tozero"), axis(unit, rangemode="tozero"))
     targets_s = sorted({target for run in runs if (target := getattr(run.slo, f"{name}_s", None)) is not None})
-    lines = [target_line(target_s * 1e3 * factor, f"target {latency(target_s)}") for target_s in targets_s]
+    lines = [target_line(target_s * 1e3 * factor, f"target {target_text(target_s)}") for target_s in targets_s]
     plot |= {"shapes": [shape for shape, _ in lines], "annotations": [label for _, label in lines]}
     against = "throughput" if "tokens" in load.title else "load"
     return Figure(name=f"curve-{name}-{against}", title=f"{_NAMES[name]} against {against}", data=data, layout=plot)

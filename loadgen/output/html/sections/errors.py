@@ -20,7 +20,9 @@ def build(runs: Sequence[RunView]) -> Section | None:
     first = ("Run",) if len(runs) > 1 else ()
     text_columns = frozenset({0, 1, 5} if first else {0, 4})
     table = Table(head=(*first, *head), rows=tuple(rows), text_columns=text_columns)
-    return Section(name="errors", title="Errors", note=f"{plural(n_failed, 'request')} failed.", tables=(table,))
+    return Section(
+        name="errors", title="Errors", short="Errors", note=f"{plural(n_failed, 'request')} failed.", tables=(table,)
+    )
 
 
 def _rows(run: RunView, *, several: bool) -> list[tuple[str, ...]]:

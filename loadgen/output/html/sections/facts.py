@@ -5,9 +5,23 @@ from collections.abc import Mapping, Sequence
 
 from loadgen.output.html.run_view import RunView, load_text
 from loadgen.output.html.section import Section, Table
+from loadgen.output.html.sections.verdict import slo_text
 from loadgen.output.html.wording import plural
+from loadgen.results.timeline import ServerView
 
-_SAID_ELSEWHERE = {"url", "model", "endpoint", "seed", "rate", "concurrency", "arrival", "burstiness", "out", "quiet"}
+_SAID_ELSEWHERE = {
+    "url",
+    "model",
+    "endpoint",
+    "seed",
+    "rate",
+    "concurrency",
+    "arrival",
+    "burstiness",
+    "out",
+    "quiet",
+    "goodput",
+}
 
 
 def build(runs: Sequence[RunView]) -> Section:
@@ -19,21 +33,27 @@ def build(runs: Sequence[RunView]) -> Section:
         load += f" of burstiness {facts.burstiness:g}"
     rows = [("Command", shlex.join(facts.command))] if len(runs) == 1 else [("Runs", plural(len(runs), "run"))]
     rows += [
-        ("Server", f"{facts.url}, {facts.endpoint}; state from {runs[0].result.server.source}"),
+        ("Server", f"{facts.url}, {facts.endpoint}; {_known_of(runs[0].result.server)}"),
         ("Model", facts.model),
         *([("Load", load), ("Seed", str(facts.seed))] if len(runs) == 1 else []),
         ("Settings", " · ".join(f"{_flag(name)} {_text(value)}" for name, value in settings.items())),
+        ("Targets", slo_text(runs[0].slo) if runs[0].slo is not None else ""),
         ("Host", " · ".join(f"{name} {_text(value)}" for name, value in facts.host.items())),
         ("Date", facts.date),
     ]
     tables = (_commands(runs),) if len(runs) > 1 else ()
     stated = tuple((name, value) for name, value in rows if value)
-    return Section(name="run", title="What was run", facts=stated, tables=tables)
+    return Section(name="run", title="What was run", short="Run", facts=stated, tables=tables)
+
+
+def _known_of(server: ServerView) -> str:
+    told = server.samples or server.before is not None
+    return f"state from {server.source}" if told else f"state unknown: {server.source}"
 
 
 def _commands(runs: Sequence[RunView]) -> Table:
-    rows = [(run.name, str(run.result.facts.seed), shlex.join(run.result.facts.command)) for run in runs]
-    return Table(head=("Run", "Seed", "Command"), rows=tuple(rows), text_columns=frozenset({0, 2}))
+    rows = [(run.name, shlex.join(run.result.facts.command), str(run.result.facts.seed)) for run in runs]
+    return Table(head=("Run", "Command", "Seed"), rows=tuple(rows), text_columns=frozenset({0, 1}))
 
 
 def _shown(name: str, value: object) -> bool:

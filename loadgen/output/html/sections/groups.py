@@ -16,7 +16,7 @@ def build(run: RunView, prefix: str = "") -> Section | None:
     if not tables:
         return None
     title = tables[0].title if len(tables) == 1 else "By group and by worker"
-    return Section(name=f"{prefix}groups", title=title, tables=tuple(tables))
+    return Section(name=f"{prefix}groups", title=title, short="Groups", tables=tuple(tables))
 
 
 def _groups(run: RunView) -> Table | None:

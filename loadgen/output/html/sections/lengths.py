@@ -21,8 +21,10 @@ def build(run: RunView, prefix: str = "") -> Section | None:
     name, title = f"{prefix}lengths", "By prompt length"
     if len(lengths) == 1:
         text = f"every prompt has {plural(lengths.pop(), 'token')}" if lengths != {0} else "prompt lengths are unknown"
-        return Section(name=name, title=title, note=f"Not shown: {text}.")
-    return Section(name=name, title=title, figures=(_scatter(told, prefix),), columns=1, tables=(_buckets(told),))
+        return Section(name=name, title=title, short="Lengths", note=f"Not shown: {text}.")
+    return Section(
+        name=name, title=title, short="Lengths", figures=(_scatter(told, prefix),), columns=1, tables=(_buckets(told),)
+    )
 
 
 def _scatter(records: list[RequestRecord], prefix: str) -> Figure:
@@ -34,7 +36,7 @@ def _scatter(records: list[RequestRecord], prefix: str) -> Figure:
     cached = [_cached_share([record]) for record in shown]
     marker: Json = {"size": 6, "opacity": 0.8, "color": "$blue"}
     if any(part is not None for part in cached):
-        bar = {"title": {"text": "cached", "side": "top"}, "tickformat": ".0%", "thickness": 10, "outlinewidth": 0}
+        bar = {"tickformat": ".0%", "thickness": 10, "outlinewidth": 0}
         colors = [part or 0.0 for part in cached]
         marker |= {"color": colors, "colorscale": CACHED_SCALE, "cmin": 0, "cmax": 1, "colorbar": bar}
     trace: Json = {
@@ -47,7 +49,7 @@ def _scatter(records: list[RequestRecord], prefix: str) -> Figure:
         "hovertemplate": f"%{{x:,}} tokens: %{{y:,.4~g}} {unit}<br>%{{text}}<extra></extra>",
     }
     plot = layout(axis("prompt tokens", rangemode="tozero"), axis(unit, rangemode="tozero"))
-    title = "TTFT of each request by prompt length"
+    title = "TTFT of each request" + ("; colour: share of its prompt found in cache" if "colorbar" in marker else "")
     return Figure(name=f"{prefix}length-ttft", title=title, data=[trace], layout=plot, height_px=320)
 
 

@@ -21,11 +21,16 @@ _LATENCIES = (
 def build(runs: Sequence[RunView]) -> Section:
     """Latencies and throughput."""
     if len(runs) > 1:
-        return Section(name="numbers", title="Key numbers", tables=(_compared(runs),))
+        return Section(name="numbers", title="Key numbers", short="Numbers", tables=(_compared(runs),))
     refused = [name for name, _ in _LATENCIES if (d := getattr(runs[0].result.summary, name)) and d.p99_s is None]
     note = f"p99 is given from {P99_NEEDS_SAMPLES} samples on." if refused else ""
     return Section(
-        name="numbers", title="Key numbers", note=note, tables=(_latencies(runs[0]),), facts=_totals(runs[0])
+        name="numbers",
+        title="Key numbers",
+        short="Numbers",
+        note=note,
+        tables=(_latencies(runs[0]),),
+        facts=_totals(runs[0]),
     )
 
 
@@ -47,7 +52,7 @@ def _totals(run: RunView) -> tuple[tuple[str, str], ...]:
     rows = [
         ("Answered", quantity(summary.completed)),
         ("Failed", quantity(summary.failed)),
-        ("Left on purpose", quantity(summary.cancelled)),
+        ("Left on purpose", quantity(summary.cancelled) if summary.cancelled else UNKNOWN),
         ("Duration", seconds(summary.duration_s)),
         ("Request throughput", per_second(summary.requests_per_s)),
         ("Goodput", UNKNOWN if summary.goodput_per_s is None else per_second(summary.goodput_per_s)),

@@ -24,7 +24,7 @@ def build(run: RunView, prefix: str = "") -> Section | None:
     name, title = f"{prefix}phases", "What the time to first token is made of"
     told = _told(run)
     if not told:
-        return Section(name=name, title=title, note="Not shown: the server does not tell phases.")
+        return Section(name=name, title=title, short="Phases", note="Not shown: the server does not tell phases.")
     told.sort(key=lambda record: record.ttft_s or 0.0)
     bars: list[_Bar] = [("all", means_ms(told), len(told))]
     for text, start, end in _BUCKETS:
@@ -68,7 +68,9 @@ def _section(name: str, title: str, note: str, bars: list[_Bar]) -> Section:
     factor, unit = unit_for(max(totals_ms))
     looks = {phase: _look(phase, ordered) for phase in ordered}
     data = [_trace(bars, phase, looks[phase], factor) for phase in ordered]
-    rows = axis("", autorange="reversed", tickformat="", gridcolor="$clear", ticklen=6, tickcolor="$clear")
+    rows = axis(
+        "", automargin=True, autorange="reversed", tickformat="", gridcolor="$clear", ticklen=6, tickcolor="$clear"
+    )
     across = axis(unit, rangemode="tozero", range=[0, max(totals_ms) * factor * 1.12])
     found = layout(across, rows | {"type": "category"}, barmode="stack", bargap=0.35)
     found["annotations"] = [
@@ -85,7 +87,7 @@ def _section(name: str, title: str, note: str, bars: list[_Bar]) -> Section:
     ]
     figure = Figure(name=name, title="", data=data, layout=found, height_px=_EDGE_PX + _ROW_PX * len(bars))
     keys = tuple(Key(name=text, color=color, mark="bar") for color, text in looks.values())
-    return Section(name=name, title=title, note=note, keys=keys, figures=(figure,), columns=1)
+    return Section(name=name, title=title, short="Phases", note=note, keys=keys, figures=(figure,), columns=1)
 
 
 def _look(phase: str, ordered: Sequence[str]) -> tuple[str, str]:

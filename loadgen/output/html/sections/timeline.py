@@ -33,7 +33,13 @@ def build(run: RunView, prefix: str = "") -> Section | None:
         name=f"{prefix}timeline", title="", data=data, layout=_stacked(rows, height_px), height_px=height_px
     )
     return Section(
-        name=f"{prefix}timeline", title="Timeline", note=silent, keys=_keys(data), figures=(figure,), columns=1
+        name=f"{prefix}timeline",
+        title="Timeline",
+        short="Timeline",
+        note=silent,
+        keys=_keys(data),
+        figures=(figure,),
+        columns=1,
     )
 
 
@@ -43,7 +49,7 @@ def _axis(row: int) -> str:
 
 def _stacked(rows: list[_Row], height_px: int) -> Json:
     """Rows under each other over one time axis; each row's title stands above it."""
-    found = frame()
+    found = frame(_EDGE_PX - 4)
     inner_px = height_px - _EDGE_PX
     found["margin"] = {"l": 64, "r": 16, "t": 4, "b": _EDGE_PX - 4}
     found["xaxis"] = axis("seconds since the start", anchor=_axis(len(rows) - 1), rangemode="tozero")
@@ -53,7 +59,7 @@ def _stacked(rows: list[_Row], height_px: int) -> Json:
         bottom = max(0.0, top - _ROW_PX / inner_px)
         name = "yaxis" if i == 0 else f"yaxis{i + 1}"
         percent = {"tickformat": ".0%"} if "KV" in title else {}
-        found[name] = axis("", domain=[bottom, top], rangemode="tozero", nticks=5, automargin=False, **percent)
+        found[name] = axis("", domain=[bottom, top], rangemode="tozero", nticks=5, **percent)
         found["annotations"].append(
             {
                 "text": f"<b>{title}</b>",
@@ -78,7 +84,7 @@ def _keys(data: list[Json]) -> tuple[Key, ...]:
         points = trace.get("mode") == "markers"
         if trace["type"] == "scatter" and name and name not in found:
             color = trace["marker"]["color"] if points else trace["line"]["color"]
-            found[name] = Key(name=name, color=color, mark="dot" if points else trace["line"].get("dash", "solid"))
+            found[name] = Key(name=name, color=color, mark="points" if points else trace["line"].get("dash", "solid"))
     return tuple(found.values())
 
 
@@ -169,7 +175,8 @@ def _first_tokens(run: RunView) -> _Row:
                 "x": compact(np.array([records[i].sent_s for i in kept])),
                 "y": compact(values[kept]),
                 "text": [_told(records[i]) for i in kept],
-                "marker": {"color": color, "size": 5, "symbol": symbol, "opacity": 0.75},
+                "marker": {"color": color, "size": 7 if symbol == "x" else 5, "symbol": symbol, "opacity": 0.75},
+                "cliponaxis": False,
                 "hovertemplate": f"%{{y:,.4~g}} {unit}, sent at %{{x:,.1f}} s<br>%{{text}}<extra>%{{fullData.name}}</extra>",
             }
         )
@@ -198,7 +205,7 @@ def _bins(at_s: Numbers, weights: Numbers, color: str, noun: str) -> list[Json]:
     if not at_s.size:
         return []
     at_s = np.maximum(at_s, 0.0)  # the first send may be a hair before the run's start
-    totals = np.bincount(at_s.astype(np.intp), weights=weights).astype(np.float64)
+    totals = np.append(np.bincount(at_s.astype(np.intp), weights=weights), 0.0)  # a step needs its end
     kept = thin(totals)
     return [
         {

@@ -29,7 +29,9 @@ def build(run: RunView, prefix: str = "") -> Section | None:
     note = "" if cached is not None else "The server does not tell what it found in its cache. "
     note += f"The last {dropped} turns are not shown." if dropped else ""
     keys = (Key(name="p90", color="$orange"), Key(name="p50", color="$blue"))
-    return Section(name=f"{prefix}turns", title="By turn", note=note.strip(), keys=keys, figures=tuple(figures))
+    return Section(
+        name=f"{prefix}turns", title="By turn", short="Turns", note=note.strip(), keys=keys, figures=tuple(figures)
+    )
 
 
 def _ttft(by_turn: dict[int, list[RequestRecord]], turns: list[int], prefix: str) -> Figure:

@@ -1,11 +1,11 @@
 """The page in one paragraph, a row of figures, and what must be known before believing them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from loadgen.output.html.run_view import RunView, load_text
 from loadgen.output.html.sections.curves import load_axis
-from loadgen.output.html.wording import UNKNOWN, latency, per_second, plural, quantity, share
+from loadgen.output.html.wording import UNKNOWN, latency, per_second, plural, quantity, seconds, share, target_text
 from loadgen.output.warnings import warnings
 from loadgen.results.metrics import Distribution, Slo
 
@@ -26,17 +26,27 @@ def build(runs: Sequence[RunView]) -> Verdict:
     """Of one run or of several."""
     if len(runs) == 1:
         return Verdict(text=_one(runs[0]), tiles=_tiles(runs[0]), warnings=tuple(warnings(runs[0].result)))
-    found = [f"{run.name}: {text}" for run in runs for text in warnings(run.result)]
-    return Verdict(text=_several(runs), warnings=tuple(found))
+    return Verdict(text=_several(runs), warnings=tuple(_shared_warnings(runs)))
+
+
+def _shared_warnings(runs: Sequence[RunView]) -> Iterator[str]:
+    """Each text once, with the runs it is about."""
+    told: dict[str, list[str]] = {}
+    for run in runs:
+        for text in warnings(run.result):
+            told.setdefault(text, []).append(run.name)
+    for text, names in told.items():
+        about = "every run" if len(names) == len(runs) else "; ".join(names)
+        yield f"{about}: {text}"
 
 
 def _one(run: RunView) -> str:
     summary, facts = run.result.summary, run.result.facts
     total = summary.completed + summary.failed + summary.cancelled
     failed = f"{quantity(summary.failed)} failed" if summary.failed else "none failed"
-    left = f", {quantity(summary.cancelled)} were left on purpose" if summary.cancelled else ""
+    left = f", {quantity(summary.cancelled)} left on purpose" if summary.cancelled else ""
     parts = [
-        f"{facts.model} at {load_text(facts)}: {quantity(summary.completed)} of {plural(total, 'request')} were answered, {failed}{left}."
+        f"{facts.model} at {load_text(facts)}: {quantity(summary.completed)} of {plural(total, 'request')} answered, {failed}{left}."
     ]
     if run.slo is not None and run.attainment is not None:
         parts.append(f"{share(run.attainment)} met {slo_text(run.slo)}, a goodput of {_goodput(run)}.")
@@ -44,7 +54,7 @@ def _one(run: RunView) -> str:
         if shown is not None:
             parts.append(f"{name}: {latency(shown.p50_s)} in the median, {_tail(shown)}.")
     parts.append(
-        f"The server gave {quantity(summary.output_tokens_per_s)} output tokens per second over {summary.duration_s:,.1f} s."
+        f"The server gave {quantity(summary.output_tokens_per_s)} output tokens per second over {seconds(summary.duration_s)}."
     )
     return " ".join(parts)
 
@@ -52,7 +62,7 @@ def _one(run: RunView) -> str:
 def slo_text(slo: Slo) -> str:
     """`TTFT <= 500 ms and TPOT <= 50 ms`."""
     targets = (("TTFT", slo.ttft_s), ("TPOT", slo.tpot_s), ("E2E", slo.e2e_s))
-    return " and ".join(f"{name} ≤ {latency(target_s)}" for name, target_s in targets if target_s is not None)
+    return " and ".join(f"{name} ≤ {target_text(target_s)}" for name, target_s in targets if target_s is not None)
 
 
 def _goodput(run: RunView) -> str:
@@ -62,7 +72,7 @@ def _goodput(run: RunView) -> str:
 
 def _tail(shown: Distribution) -> str:
     if shown.p99_s is None:
-        return f"{latency(shown.p90_s)} at p90 ({plural(shown.samples, 'sample')} are too few for p99)"
+        return f"{latency(shown.p90_s)} at p90 (too few for p99: {plural(shown.samples, 'sample')})"
     return f"{latency(shown.p99_s)} at p99"
 
 
@@ -96,7 +106,8 @@ def _several(runs: Sequence[RunView]) -> str:
         name = f"{kind}: " if kind else ""
         sentences = [text for text in (_meets(chosen), _piles_up(chosen)) if text]
         if sentences:
-            parts.append(f"{name}{'; '.join(sentences)}.")
+            text = f"{name}{'; '.join(sentences)}."
+            parts.append(text[0].upper() + text[1:])
     return " ".join(parts)
 
 
