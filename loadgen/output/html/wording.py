@@ -3,6 +3,8 @@
 import html
 
 UNKNOWN = "–"
+NBSP = "\u00a0"
+"""Keeps a number and its unit on one line."""
 _SECONDS_FROM_S = 10.0
 
 
@@ -11,20 +13,20 @@ def latency(value_s: float | None) -> str:
     if value_s is None:
         return UNKNOWN
     if abs(value_s) >= _SECONDS_FROM_S:
-        return f"{value_s:,.1f} s"
+        return f"{value_s:,.1f}{NBSP}s"
     value_ms = value_s * 1e3
     decimals = 0 if abs(value_ms) >= 100 else 1 if abs(value_ms) >= 1 else 2
-    return f"{value_ms:,.{decimals}f} ms"
+    return f"{value_ms:,.{decimals}f}{NBSP}ms"
 
 
 def target_text(value_s: float) -> str:
     """A latency that somebody chose: no digits that were not given."""
-    return f"{value_s:,g} s" if value_s >= _SECONDS_FROM_S else f"{value_s * 1e3:,g} ms"
+    return f"{value_s:,g}{NBSP}s" if value_s >= _SECONDS_FROM_S else f"{value_s * 1e3:,g}{NBSP}ms"
 
 
 def seconds(value_s: float) -> str:
     """A length of time that is no latency."""
-    return f"{value_s:,.1f} s"
+    return f"{value_s:,.1f}{NBSP}s"
 
 
 def quantity(value: float | None) -> str:
@@ -41,7 +43,11 @@ def share(part: float | None) -> str:
     if part is None:
         return UNKNOWN
     percent = 100 * part
-    return f"{percent:.1f} %" if 0 < percent < 10 or 99 < percent < 100 else f"{percent:.0f} %"
+    if 0 < percent < 0.1:
+        return f"< 0.1{NBSP}%"
+    if 99 < percent < 100:
+        return f"{min(percent, 99.9):.1f}{NBSP}%"
+    return f"{percent:.{1 if 0 < percent < 10 else 0}f}{NBSP}%"
 
 
 def plural(count: int, noun: str) -> str:

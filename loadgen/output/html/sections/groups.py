@@ -1,6 +1,7 @@
 """Kinds of requests, and the workers that served them, a row each."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,7 +16,9 @@ def build(run: RunView, prefix: str = "") -> Section | None:
     tables = [table for table in (_groups(run), _workers(run)) if table is not None]
     if not tables:
         return None
-    title = tables[0].title if len(tables) == 1 else "By group and by worker"
+    title = "By group and by worker"
+    if len(tables) == 1:
+        title, tables = tables[0].title, [replace(tables[0], title="")]
     return Section(name=f"{prefix}groups", title=title, short="Groups", tables=tuple(tables))
 
 

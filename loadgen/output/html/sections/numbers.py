@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from loadgen.output.html.run_view import RunView
 from loadgen.output.html.section import Section, Table
 from loadgen.output.html.sections.curves import tail_percent
-from loadgen.output.html.wording import UNKNOWN, latency, per_second, quantity, seconds, share
+from loadgen.output.html.wording import NBSP, UNKNOWN, latency, per_second, quantity, seconds, share
 from loadgen.results.metrics import P99_NEEDS_SAMPLES, Distribution
 
 _LATENCIES = (
@@ -24,17 +24,19 @@ def build(runs: Sequence[RunView]) -> Section:
         return Section(name="numbers", title="Key numbers", short="Numbers", tables=(_compared(runs),))
     refused = [name for name, _ in _LATENCIES if (d := getattr(runs[0].result.summary, name)) and d.p99_s is None]
     note = f"p99 is given from {P99_NEEDS_SAMPLES} samples on." if refused else ""
+    if not runs[0].answered:
+        note = "Nothing was answered, so no latency is known."
     return Section(
         name="numbers",
         title="Key numbers",
         short="Numbers",
         note=note,
-        tables=(_latencies(runs[0]),),
+        tables=_latencies(runs[0]),
         facts=_totals(runs[0]),
     )
 
 
-def _latencies(run: RunView) -> Table:
+def _latencies(run: RunView) -> tuple[Table, ...]:
     summary = run.result.summary
     rows = []
     for name, title in _LATENCIES:
@@ -43,7 +45,8 @@ def _latencies(run: RunView) -> Table:
             continue
         values_s = (shown.mean_s, shown.p50_s, shown.p90_s, shown.p95_s, shown.p99_s, shown.max_s)
         rows.append((title, *map(latency, values_s), quantity(shown.samples)))
-    return Table(head=("Latency", "Mean", "p50", "p90", "p95", "p99", "Max", "Samples"), rows=tuple(rows))
+    head = ("Latency", "Mean", "p50", "p90", "p95", "p99", "Max", "Samples")
+    return (Table(head=head, rows=tuple(rows)),) if rows else ()
 
 
 def _totals(run: RunView) -> tuple[tuple[str, str], ...]:
@@ -57,9 +60,9 @@ def _totals(run: RunView) -> tuple[tuple[str, str], ...]:
         ("Request throughput", per_second(summary.requests_per_s)),
         ("Goodput", UNKNOWN if summary.goodput_per_s is None else per_second(summary.goodput_per_s)),
         ("Attainment", share(run.attainment)),
-        ("Output throughput", f"{quantity(summary.output_tokens_per_s)} tok/s"),
-        ("Peak output", f"{quantity(summary.peak_output_tokens_per_s)} tok/s"),
-        ("Total throughput", f"{quantity(summary.total_tokens_per_s)} tok/s"),
+        ("Output throughput", f"{quantity(summary.output_tokens_per_s)}{NBSP}tok/s"),
+        ("Peak output", f"{quantity(summary.peak_output_tokens_per_s)}{NBSP}tok/s"),
+        ("Total throughput", f"{quantity(summary.total_tokens_per_s)}{NBSP}tok/s"),
         ("Input tokens", quantity(summary.input_tokens)),
         ("Output tokens", quantity(summary.output_tokens)),
         ("Input from cache", share(cached)),
