@@ -5,7 +5,8 @@
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const THEMES = ["auto", "light", "dark"];
-  const PRINT_WIDTH_PX = 1000;
+  const PRINT_WIDTH_PX = 1000; // A4 on its side
+  const PRINT_HEIGHT_PX = 520;
   const CONFIG = { displayModeBar: false, responsive: true };
   const TEXTS = new Set(["text", "name", "legendgroup", "hovertemplate", "x", "y", "meta"]); // may come from outside, and start with a dollar
   const hidden = new Map(); // section or details element -> names of its keys that are off
@@ -36,7 +37,7 @@
       const keys = [figure.data[i].legendgroup, figure.data[i].meta];
       return { ...trace, visible: !keys.some((name) => name && off(plot).has(name)) };
     });
-    const layout = { ...paint(figure.layout, style), height: plot.clientHeight, autosize: !width };
+    const layout = { ...paint(figure.layout, style), height: width ? Math.min(plot.clientHeight, PRINT_HEIGHT_PX) : plot.clientHeight, autosize: !width };
     if (width) layout.width = width;
     return Plotly.react(plot, data, layout, CONFIG);
   };

@@ -63,10 +63,10 @@ def _buckets(records: Sequence[RequestRecord]) -> Table:
         chosen = by_power[power]
         ttft_s = np.array([record.ttft_s for record in chosen], dtype=np.float64)
         tpot_s = [record.tpot_s for record in chosen if record.tpot_s is not None]
-        first = 2 ** (power - 1) + 1 if power > 1 else power + 1 if power else 0
+        first, last = 2 ** (power - 1) + 1 if power else 0, 2**power
         rows.append(
             (
-                f"{first:,} – {2**power:,}",
+                f"{first:,} – {last:,}" if first < last else f"{last:,}",
                 quantity(len(chosen)),
                 latency(float(np.percentile(ttft_s, 50))),
                 latency(float(np.percentile(ttft_s, 90))),
