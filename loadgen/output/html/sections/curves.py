@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from loadgen.output.html.run_view import RunView
+from loadgen.output.html.run_view import RunView, load_text
 from loadgen.output.html.section import Figure, Key, Section
 from loadgen.output.html.theme import Json, axis, layout, run_style, target_line, unit_for
 from loadgen.output.html.wording import plot_text, target_text
@@ -32,8 +32,8 @@ def load_axis(runs: Sequence[RunView]) -> Load:
 
 
 def build(runs: Sequence[RunView]) -> Section | None:
-    """None for a single run."""
-    if len(runs) < 2:
+    """None where nothing was run under two loads."""
+    if len({(run.kind, load_text(run.result.facts)) for run in runs}) == len({run.kind for run in runs}):
         return None
     load, tail = load_axis(runs), tail_percent(runs)
     tokens = Load("output tokens per second", lambda run: run.result.summary.output_tokens_per_s)

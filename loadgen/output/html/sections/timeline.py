@@ -13,6 +13,7 @@ from loadgen.results.records import Outcome, RequestRecord
 from loadgen.results.timeline import WorkerSample
 
 _ROW_PX, _GAP_PX, _EDGE_PX = 118, 44, 48
+_MOST_WORKERS = 8  # with a key of their own; of more, a role has one
 _IN_FLIGHT = "in flight at the client"
 _Row = tuple[str, list[Json]]
 
@@ -146,7 +147,7 @@ def _worker_lines(run: RunView, value: Callable[[WorkerSample], float], unit: st
         )
         nth = seen[role] = seen.get(role, -1) + 1
         trace["line"]["dash"] = ("solid", "dot", "dash", "dashdot")[nth % 4]
-        trace["legendgroup"] = name
+        trace["legendgroup"] = name if len(roles) <= _MOST_WORKERS else f"{role} workers"
         traces.append(trace)
     return traces
 

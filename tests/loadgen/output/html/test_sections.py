@@ -177,10 +177,30 @@ def test_two_kinds_of_runs_are_two_curves() -> None:
     assert section.keys[2].name == "p90", "p99 of 30 requests is one of them"
 
 
+def test_runs_under_one_load_make_no_curve() -> None:
+    runs = sweep((8,), n_requests=20) + sweep((8,), n_requests=20, cluster="4 mixed")
+    assert curves.build(views(runs)) is None
+    assert found(cdf.build(views(runs))).figures
+
+
+def test_many_workers_share_the_key_of_their_role() -> None:
+    sample = RICH.result.server.samples[0]
+    crowd = {f"w{i:02}": replace(sample.workers["decode-0"], role=("prefill", "decode")[i % 2]) for i in range(12)}
+    server = replace(RICH.result.server, samples=(replace(sample, workers=crowd),))
+    keys = [key.name for key in found(timeline.build(made(record(), server=server))).keys]
+    assert {"prefill workers", "decode workers"} <= set(keys) and "w00" not in keys
+
+
 def test_the_verdict_names_the_last_load_before_the_targets_are_missed() -> None:
     text = verdict.build(views(sweep((2, 6, 14), n_requests=220))).text
     assert f"Up to 6/s at least 90 % of the requests met TTFT ≤ 500{NBSP}ms and TPOT ≤ 50{NBSP}ms" in text
     assert "from 14/s on the server was saturated" in text
+
+
+def test_a_lucky_run_past_a_missed_load_does_not_count() -> None:
+    good, bad = sweep((2, 14), n_requests=220)
+    lucky = replace(good, facts=replace(good.facts, request_rate=20.0))
+    assert "Up to 2/s at least 90 %" in verdict.build(views([good, bad, lucky])).text
 
 
 def test_a_warning_of_several_runs_is_given_once() -> None:
