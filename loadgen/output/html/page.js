@@ -37,7 +37,7 @@
       const keys = [figure.data[i].legendgroup, figure.data[i].meta];
       return { ...trace, visible: !keys.some((name) => name && off(plot).has(name)) };
     });
-    const layout = { ...paint(figure.layout, style), height: width ? Math.min(plot.clientHeight, PRINT_HEIGHT_PX) : plot.clientHeight, autosize: !width };
+    const layout = { ...paint(figure.layout, style), height: width ? Math.min(plot.clientHeight, PRINT_HEIGHT_PX) : plot.clientHeight, autosize: !width, uirevision: "zoom" };
     if (width) layout.width = width;
     return Plotly.react(plot, data, layout, CONFIG);
   };

@@ -8,7 +8,7 @@ from typing import Any  # Any: settings
 
 import numpy as np
 
-from loadgen.output.html.theme import run_style
+from loadgen.output.html.theme import CYCLE, DASHES, run_style
 from loadgen.output.html.thin import Numbers
 from loadgen.output.html.wording import per_second
 from loadgen.results.metrics import Slo
@@ -67,8 +67,8 @@ def views(results: Sequence[Result], names: Sequence[str] | None = None) -> list
         several = len(set(kinds)) > 1
         loads = [load_text(result.facts) for result in results]
         names = [f"{kind}, {load}" if several else load for kind, load in zip(kinds, loads, strict=True)]
-    rows = zip(results, _distinct(names), kinds, strict=True)
-    return [_view(result, name, kind, run_style(i)) for i, (result, name, kind) in enumerate(rows)]
+    rows = zip(results, _distinct(names), kinds, _styles(results, kinds), strict=True)
+    return [_view(*row) for row in rows]
 
 
 def load_text(facts: RunFacts) -> str:
@@ -118,6 +118,16 @@ def _kinds(results: Sequence[Result]) -> list[str]:
     names = dict.fromkeys(name for one in stated for name in one)
     differing = [name for name in names if len({repr(one.get(name)) for one in stated}) > 1]
     return [", ".join(_setting_text(name, one.get(name)) for name in differing) for one in stated]
+
+
+def _styles(results: Sequence[Result], kinds: Sequence[str]) -> list[tuple[str, str]]:
+    """Sweeps of several kinds share a colour per load and differ in their dashes; else every run has its own."""
+    loads = [load_text(result.facts) for result in results]
+    colors, dashes = list(dict.fromkeys(loads)), list(dict.fromkeys(kinds))
+    pairs = set(zip(loads, kinds, strict=True))
+    if not (len(pairs) == len(loads) and 1 < len(dashes) <= len(DASHES) and 1 < len(colors) <= len(CYCLE)):
+        return [run_style(i) for i in range(len(results))]
+    return [(CYCLE[colors.index(a)], DASHES[dashes.index(b)]) for a, b in zip(loads, kinds, strict=True)]
 
 
 def _stated(facts: RunFacts) -> dict[str, Any]:

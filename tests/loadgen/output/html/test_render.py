@@ -2,7 +2,9 @@
 
 import json
 import re
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +80,13 @@ def test_a_long_run_stays_small() -> None:
     figures = json.loads(re.findall(r'id="figures">(.*?)</script>', page(replace(plain, records=records)))[0])
     longest = [len(trace["x"]) for figure in figures.values() for trace in figure["data"]]
     assert LIMIT / 2 < max(longest) <= LIMIT
+
+
+def test_an_installed_package_has_all_files_of_the_page() -> None:
+    root = Path(__file__).parents[4]
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    folder = root / "loadgen" / "output" / "html"
+    assert sorted(listed["loadgen.output.html"]) == sorted(path.name for path in folder.glob("page.*"))
 
 
 def test_a_report_needs_a_result() -> None:

@@ -177,6 +177,13 @@ def test_two_kinds_of_runs_are_two_curves() -> None:
     assert section.keys[2].name == "p90", "p99 of 30 requests is one of them"
 
 
+def test_equal_loads_of_two_kinds_share_a_colour_and_differ_in_their_dashes() -> None:
+    runs = views(sweep((2, 8), n_requests=20) + sweep((2, 8), n_requests=20, cluster="4 mixed"))
+    assert [run.color for run in runs] == ["$blue", "$orange"] * 2
+    assert [run.dash for run in runs] == ["solid", "solid", "dash", "dash"]
+    assert len({(run.color, run.dash) for run in views([RICH.result] * 9)}) == 9
+
+
 def test_runs_under_one_load_make_no_curve() -> None:
     runs = sweep((8,), n_requests=20) + sweep((8,), n_requests=20, cluster="4 mixed")
     assert curves.build(views(runs)) is None
