@@ -1,0 +1,92 @@
+"""`penstock bench report`: folders of results in, one HTML page out."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from common.errors import ConfigError
+from loadgen.output.html.render import render
+from loadgen.results.files import is_result, load
+
+_NAME = "report.html"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see penstock bench report --help")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the page and say where. Exit code 0; 2: a folder is no result, or the page cannot be written."""
+    try:
+        arguments = _parser().parse_args(argv)
+        folders = result_folders([Path(name) for name in arguments.folders])
+        results = [load(folder) for folder in folders]
+        out = Path(arguments.out) if arguments.out is not None else default_place(folders)
+        title = arguments.title or _title(folders)
+        names = folder_names(folders) if arguments.names == "folder" and len(folders) > 1 else None
+        out.write_text(render(results, title, names=names), encoding="utf-8")
+    except ConfigError as error:
+        print(f"penstock bench report: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"penstock bench report: the page cannot be written: {error}", file=sys.stderr)
+        return 2
+    print(out)
+    return 0
+
+
+def result_folders(given: Sequence[Path]) -> list[Path]:
+    """The folders that hold results: those given, or what is in them, as with a sweep. Raises ConfigError."""
+    found: list[Path] = []
+    for folder in given:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: no such folder; give folders that `penstock bench run --out` wrote")
+        inner = sorted((path for path in folder.iterdir() if is_result(path)), key=_by_number)
+        if is_result(folder):
+            found.append(folder)
+        elif inner:
+            found += inner
+        else:
+            load(folder)  # says what is wrong with it
+    return list(dict.fromkeys(found))
+
+
+def default_place(folders: Sequence[Path]) -> Path:
+    """In the folder of the one result, or beside the folders of several."""
+    return folders[0] / _NAME if len(folders) == 1 else folders[0].parent / _NAME
+
+
+def folder_names(folders: Sequence[Path]) -> list[str]:
+    """Their last parts, with the parent's where those alone do not tell them apart."""
+    resolved = [folder.resolve() for folder in folders]
+    short = [folder.name for folder in resolved]
+    return short if len(set(short)) == len(short) else [f"{path.parent.name}/{path.name}" for path in resolved]
+
+
+def _by_number(path: Path) -> tuple[list[float], str]:
+    """`rate-2` before `rate-10`."""
+    digits = "".join(letter if letter.isdecimal() or letter == "." else " " for letter in path.name)
+    return [float(part) for part in digits.split() if part.count(".") < 2 and part != "."], path.name
+
+
+def _title(folders: Sequence[Path]) -> str:
+    return (folders[0] if len(folders) == 1 else folders[0].parent).resolve().name or "Results"
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="penstock bench report",
+        description="One HTML page of one run, or of several side by side. It needs no network and no other file.",
+        epilog="Exit code: 0 written, 2 not.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="folder of a run, or of runs, such as a sweep's")
+    parser.add_argument("--out", metavar="FILE.html", help=f"[{_NAME} in the folder; of several, beside them]")
+    parser.add_argument("--title", help="heading of the page [name of the folder]")
+    parser.add_argument(
+        "--names", choices=("load", "folder"), default="load", help="what runs are called [%(default)s]"
+    )
+    return parser
