@@ -37,8 +37,6 @@ _T99, _T95 = 2.896, 1.860
 """Student's t for 8 = _BATCHES - 2 degrees of freedom, one-sided 99 % and 95 %."""
 _GROWTH_PER_ROOT = 1.25
 """A server exactly at its limit drifts by about the root of the number of arrivals; growth must be beyond that."""
-_GROWTH_SHARE = 0.25
-"""And beyond the fluctuation of a system that always holds many: a quarter of what it held at the start."""
 _LAG_SHARE, _LAG_ROOTS = 0.15, 2.0
 """Arrivals that were not answered, as a share and in roots of their number, again for what chance alone does."""
 _LEAST_ANSWERS_IN_WINDOW = 3.0
@@ -107,12 +105,7 @@ def judge(records: Sequence[RequestRecord]) -> Saturation | None:
     n_answered = int((arrivals.answered & (arrivals.end_s >= edges_s[0]) & (arrivals.end_s <= last_s)).sum())
     n_missing = n_arrived - n_answered
 
-    piles_up = (
-        in_system.t > _T99
-        and latency_grows
-        and in_system.growth >= _GROWTH_PER_ROOT * math.sqrt(n_arrived)
-        and in_system.growth >= _GROWTH_SHARE * in_system.first
-    )
+    piles_up = in_system.t > _T99 and latency_grows and in_system.growth >= _GROWTH_PER_ROOT * math.sqrt(n_arrived)
     lags = (
         n_missing >= _LAG_SHARE * n_arrived
         and n_missing >= _LAG_ROOTS * math.sqrt(n_arrived)

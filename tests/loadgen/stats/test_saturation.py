@@ -14,10 +14,10 @@ def detected(records: list[RequestRecord]) -> bool:
     return verdict is not None and verdict.detected
 
 
-@pytest.mark.parametrize(("servers", "n_requests"), [(1, 200), (4, 100), (16, 300)])
+@pytest.mark.parametrize(("servers", "n_requests"), [(1, 100), (4, 200), (16, 300)])
 def test_a_stable_queue_is_hardly_ever_called_saturated(servers: int, n_requests: int) -> None:
-    busy = [detected(poisson_queue(seed, 0.8, servers, n_requests)) for seed in range(30)]
-    assert sum(busy) <= 3
+    busy = [detected(poisson_queue(seed, 0.8, servers, n_requests)) for seed in range(60)]
+    assert sum(busy) <= 5
     assert not any(detected(poisson_queue(seed, 0.5, servers, n_requests)) for seed in range(10))
 
 
@@ -35,9 +35,9 @@ def test_a_rising_rate_that_the_server_keeps_up_with_is_no_saturation() -> None:
     found = []
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        span_s = 300 / 2.0
-        arrivals_s = span_s * np.sqrt(np.sort(rng.uniform(0, 1, 300)))  # the rate rises from 0 to 4 a second
-        found.append(detected(queue(rng, arrivals_s, 6)))
+        span_s = 600 / 60.0
+        arrivals_s = span_s * np.sqrt(np.sort(rng.uniform(0, 1, 600)))  # the rate rises from 0 to 120 a second
+        found.append(detected(queue(rng, arrivals_s, 200)))
     assert sum(found) <= 2
 
 
