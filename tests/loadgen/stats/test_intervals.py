@@ -120,6 +120,14 @@ def test_warm_up_failed_and_rare_percentiles_have_no_interval() -> None:
     assert intervals(noise) == {}
 
 
+def test_a_failed_request_has_no_latency() -> None:
+    records = answers(np.random.default_rng(1), 20)
+    cut = replace(records[0], index=20, conversation=20, outcome=Outcome.CUT)
+    found = intervals([*records, cut])
+    assert found["mean_ttft_ms"].value == intervals(records)["mean_ttft_ms"].value
+    assert found["failed_share"].value == 1 / 21
+
+
 def test_what_never_happened_may_still_happen() -> None:
     found = intervals(answers(np.random.default_rng(1), 100), Slo(ttft_s=99.0))
     assert (found["failed_share"].low, found["failed_share"].high) == (0.0, 0.03)
