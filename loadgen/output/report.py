@@ -1,14 +1,13 @@
-"""The result of a run as a console table in vLLM's words and as JSON with vLLM's keys. Pure."""
+"""The result of a run as a console table in vLLM's words. Pure."""
 
-import math
-from typing import Any  # Any: JSON
-
+from loadgen.output.result_json import to_json
+from loadgen.output.warnings import warnings
 from loadgen.results.health import GeneratorHealth
 from loadgen.results.metrics import P99_NEEDS_SAMPLES, Distribution
-from loadgen.results.records import RequestRecord
 from loadgen.results.result import Result
 
-SCHEMA_VERSION = 1
+__all__ = ["table", "to_json", "warnings"]
+
 _WIDTH = 62
 _ERRORS_SHOWN = 3
 
@@ -22,22 +21,6 @@ _LATENCIES = (
     ("e2e", "End-to-end Latency"),
 )
 _JSON_NAMES = {"e2e": "e2el"}
-
-
-def warnings(result: Result) -> list[str]:
-    """What a reader of the numbers must know, one sentence each."""
-    summary, found = result.summary, result.health.warnings
-    if summary.cached_tokens:
-        share = summary.cached_tokens / max(1, summary.input_tokens)
-        found.append(f"{share:.0%} of the input came from the server's prefix cache; another --seed sends new prompts")
-    if summary.wrong_output_lengths:
-        found.append(
-            f"{summary.wrong_output_lengths} of {summary.completed} answers had another length than asked for: "
-            "the server does not know ignore_eos, or the context is too short"
-        )
-    if summary.wrong_input_lengths and result.facts.endpoint == "completions":
-        found.append(f"{summary.wrong_input_lengths} prompts were counted differently by the server than sent")
-    return found
 
 
 def table(result: Result) -> str:
@@ -115,117 +98,3 @@ def _row(row: tuple[str, str]) -> str:
 
 def _rule(fill: str, title: str) -> str:
     return title.center(_WIDTH, fill)
-
-
-def to_json(result: Result) -> dict[str, Any]:
-    """The run as one JSON object: vLLM's keys first, then ours. Latencies in ms under `*_ms`, arrays in seconds."""
-    found = _vllm_json(result)
-    for name, _ in _LATENCIES:
-        found |= _latency_json(_JSON_NAMES.get(name, name), getattr(result.summary, name))
-    return found | _arrays_json(result) | _own_json(result)
-
-
-def _vllm_json(result: Result) -> dict[str, Any]:
-    facts, summary = result.facts, result.summary
-    rate = facts.request_rate
-    return {
-        "date": facts.date,
-        "backend": "openai" if facts.endpoint == "completions" else "openai-chat",
-        "model_id": facts.model,
-        "tokenizer_id": facts.model,
-        "num_prompts": facts.num_prompts,
-        "request_rate": "inf" if rate is None or math.isinf(rate) else rate,
-        "burstiness": facts.burstiness,
-        "max_concurrency": facts.max_concurrency,
-        "duration": summary.duration_s,
-        "completed": summary.completed,
-        "failed": summary.failed,
-        "total_input_tokens": summary.input_tokens,
-        "total_output_tokens": summary.output_tokens,
-        "request_throughput": summary.requests_per_s,
-        "request_goodput": summary.goodput_per_s,
-        "output_throughput": summary.output_tokens_per_s,
-        "total_token_throughput": summary.total_tokens_per_s,
-        "max_output_tokens_per_s": summary.peak_output_tokens_per_s,
-        "max_concurrent_requests": summary.peak_concurrent,
-    }
-
-
-def _latency_json(name: str, shown: Distribution | None) -> dict[str, Any]:
-    if shown is None:
-        return {f"{key}_{name}_ms": None for key in ("mean", "median", "std", "p50", "p90", "p95", "p99", "max")}
-    values_s = {
-        "mean": shown.mean_s,
-        "median": shown.p50_s,
-        "std": shown.std_s,
-        "p50": shown.p50_s,
-        "p90": shown.p90_s,
-        "p95": shown.p95_s,
-        "p99": shown.p99_s,
-        "max": shown.max_s,
-    }
-    return {f"{key}_{name}_ms": None if value_s is None else value_s * 1e3 for key, value_s in values_s.items()}
-
-
-def _arrays_json(result: Result) -> dict[str, Any]:
-    records = _in_order(result)
-    return {
-        "input_lens": [record.prompt_tokens for record in records],
-        "output_lens": [record.output_tokens for record in records],
-        "ttfts": [record.ttft_s for record in records],
-        "itls": [record.token_gaps_s() for record in records],
-        "start_times": [record.sent_s for record in records],
-        "errors": [record.detail for record in records],
-    }
-
-
-def _own_json(result: Result) -> dict[str, Any]:
-    facts, summary, health = result.facts, result.summary, result.health
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "command": list(facts.command),
-        "url": facts.url,
-        "seed": facts.seed,
-        "arrival": facts.arrival,
-        "settings": dict(facts.settings),
-        "host": dict(facts.host),
-        "cancelled": summary.cancelled,
-        "outcomes": dict(summary.outcomes),
-        "cached_tokens": summary.cached_tokens,
-        "mean_concurrent_requests": summary.mean_concurrent,
-        "tokens_per_chunk": summary.tokens_per_chunk,
-        "counted_by": dict(summary.counted_by),
-        "wrong_output_lengths": summary.wrong_output_lengths,
-        "wrong_input_lengths": summary.wrong_input_lengths,
-        "send_lag_ms": {"p50": health.lag_p50_s * 1e3, "p99": health.lag_p99_s * 1e3, "max": health.lag_max_s * 1e3},
-        "generator": {
-            "allowed_lag_ms": health.allowed_lag_s * 1e3,
-            "cpu_share": health.cpu_share,
-            "cpu_us_per_token": health.cpu_us_per_token,
-        },
-        "warnings": warnings(result),
-        "requests": [_request_json(record) for record in _in_order(result)],
-    }
-
-
-def _in_order(result: Result) -> list[RequestRecord]:
-    return sorted(result.records, key=lambda record: record.index)
-
-
-def _request_json(record: RequestRecord) -> dict[str, Any]:
-    return {
-        "index": record.index,
-        "request_id": record.request_id,
-        "outcome": record.outcome.value,
-        "http_status": record.http_status,
-        "planned_s": record.planned_s,
-        "sent_s": record.sent_s,
-        "end_s": record.end_s,
-        "ttft_s": record.ttft_s,
-        "tpot_s": record.tpot_s,
-        "e2e_s": record.e2e_s,
-        "input_tokens": record.input_tokens,
-        "output_tokens": record.output_tokens,
-        "cached_tokens": record.cached_tokens,
-        "finish_reason": record.finish_reason,
-    }

@@ -1,0 +1,107 @@
+"""The numbers of a run as one JSON object: vLLM's keys first, then ours. Pure.
+
+Requests, samples of the server and what is needed to read the run back are next to it: `loadgen.results.files`.
+"""
+
+import math
+from typing import Any  # Any: JSON
+
+from loadgen.output.warnings import warnings
+from loadgen.results.metrics import Distribution
+from loadgen.results.result import Result
+
+SCHEMA_VERSION = 2
+"""Of `result.json` and the files beside it. 1 had the requests inside."""
+
+_LATENCIES = {"ttft": "ttft", "ttst": "ttst", "tpot": "tpot", "itl": "itl", "chunk_gap": "chunk_gap", "e2e": "e2el"}
+"""Field of the summary: name in the keys."""
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """The run as one JSON object: vLLM's keys first, then ours. Latencies in ms under `*_ms`, arrays in seconds."""
+    found = _vllm_json(result)
+    for field, name in _LATENCIES.items():
+        found |= _latency_json(name, getattr(result.summary, field))
+    return found | _arrays_json(result) | _own_json(result)
+
+
+def _vllm_json(result: Result) -> dict[str, Any]:
+    facts, summary = result.facts, result.summary
+    rate = facts.request_rate
+    return {
+        "date": facts.date,
+        "backend": "openai" if facts.endpoint == "completions" else "openai-chat",
+        "model_id": facts.model,
+        "tokenizer_id": facts.model,
+        "num_prompts": facts.num_prompts,
+        "request_rate": "inf" if rate is None or math.isinf(rate) else rate,
+        "burstiness": facts.burstiness,
+        "max_concurrency": facts.max_concurrency,
+        "duration": summary.duration_s,
+        "completed": summary.completed,
+        "failed": summary.failed,
+        "total_input_tokens": summary.input_tokens,
+        "total_output_tokens": summary.output_tokens,
+        "request_throughput": summary.requests_per_s,
+        "request_goodput": summary.goodput_per_s,
+        "output_throughput": summary.output_tokens_per_s,
+        "total_token_throughput": summary.total_tokens_per_s,
+        "max_output_tokens_per_s": summary.peak_output_tokens_per_s,
+        "max_concurrent_requests": summary.peak_concurrent,
+    }
+
+
+def _latency_json(name: str, shown: Distribution | None) -> dict[str, Any]:
+    if shown is None:
+        return {f"{key}_{name}_ms": None for key in ("mean", "median", "std", "p50", "p90", "p95", "p99", "max")}
+    values_s = {
+        "mean": shown.mean_s,
+        "median": shown.p50_s,
+        "std": shown.std_s,
+        "p50": shown.p50_s,
+        "p90": shown.p90_s,
+        "p95": shown.p95_s,
+        "p99": shown.p99_s,
+        "max": shown.max_s,
+    }
+    return {f"{key}_{name}_ms": None if value_s is None else value_s * 1e3 for key, value_s in values_s.items()}
+
+
+def _arrays_json(result: Result) -> dict[str, Any]:
+    records = sorted(result.records, key=lambda record: record.index)
+    return {
+        "input_lens": [record.prompt_tokens for record in records],
+        "output_lens": [record.output_tokens for record in records],
+        "ttfts": [record.ttft_s for record in records],
+        "itls": [record.token_gaps_s() for record in records],
+        "start_times": [record.sent_s for record in records],
+        "errors": [record.detail for record in records],
+    }
+
+
+def _own_json(result: Result) -> dict[str, Any]:
+    facts, summary, health = result.facts, result.summary, result.health
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": list(facts.command),
+        "url": facts.url,
+        "seed": facts.seed,
+        "arrival": facts.arrival,
+        "settings": dict(facts.settings),
+        "host": dict(facts.host),
+        "cancelled": summary.cancelled,
+        "outcomes": dict(summary.outcomes),
+        "cached_tokens": summary.cached_tokens,
+        "mean_concurrent_requests": summary.mean_concurrent,
+        "tokens_per_chunk": summary.tokens_per_chunk,
+        "counted_by": dict(summary.counted_by),
+        "wrong_output_lengths": summary.wrong_output_lengths,
+        "wrong_input_lengths": summary.wrong_input_lengths,
+        "send_lag_ms": {"p50": health.lag_p50_s * 1e3, "p99": health.lag_p99_s * 1e3, "max": health.lag_max_s * 1e3},
+        "generator": {
+            "allowed_lag_ms": health.allowed_lag_s * 1e3,
+            "cpu_share": health.cpu_share,
+            "cpu_us_per_token": health.cpu_us_per_token,
+        },
+        "warnings": warnings(result),
+    }
