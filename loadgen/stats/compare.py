@@ -18,7 +18,22 @@ from loadgen.stats.resampling import Floats, Interval, bounds, estimates
 
 _BASE_SEED, _OTHER_SEED = 1, 2
 """Fixed, so that a comparison is reproducible, and different, so that a run compared with itself is no exception."""
-_NOT_THE_WORK = frozenset("url out quiet api_key header format label cluster baseline goodput percentiles seed".split())
+_NOT_THE_WORK = frozenset(
+    [
+        "url",
+        "out",
+        "quiet",
+        "api_key",
+        "header",
+        "format",
+        "label",
+        "cluster",
+        "baseline",
+        "goodput",
+        "percentiles",
+        "seed",
+    ]
+)
 """Settings that say where a run went, how it was judged and what it wrote, not what it sent; the seed is a fact."""
 _FACTS = ("model", "endpoint", "seed", "num_prompts", "request_rate", "arrival", "burstiness", "max_concurrency")
 _SAME_AS_FACTS = frozenset({"model", "endpoint", "num_requests", "rate", "arrival", "burstiness", "concurrency"})

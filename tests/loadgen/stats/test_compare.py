@@ -80,6 +80,9 @@ def test_a_run_does_not_differ_from_itself() -> None:
     found = compare([run(1)], [run(1)], Slo(ttft_s=0.6))
     assert {one.verdict for one in found.rows} == {Verdict.NOT_SHOWN, Verdict.UNKNOWN}
     assert found.not_the_same_work == ()
+    ratio = row(found, "mean_ttft_ms").ratio
+    assert ratio is not None
+    assert ratio.low < 0.98 < 1.02 < ratio.high  # that both sides are one run is not known to the draws
 
 
 def test_failures_count_although_their_ratio_to_none_does_not_exist() -> None:
