@@ -4,7 +4,7 @@ Both sides are drawn on their own, a thousand times; of each pair of draws the r
 called different if the ratio's 95 % interval leaves 1 out. Runs of one side are pooled.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -71,6 +71,8 @@ class Comparison:
     other_runs: int
     not_the_same_work: tuple[str, ...]
     """What differs in what was sent, one each; empty: nothing."""
+    warnings: tuple[str, ...]
+    """Why single runs should not be trusted."""
     notes: tuple[str, ...]
     """What the intervals do not cover."""
 
@@ -90,6 +92,7 @@ def compare(base: Sequence[Result], other: Sequence[Result], slo: Slo | None = N
         base_runs=len(base),
         other_runs=len(other),
         not_the_same_work=tuple(differences(base, other)),
+        warnings=(*_warnings("base", base), *_warnings("other", other)),
         notes=tuple(_notes(rows, len(base), len(other))),
     )
 
@@ -156,6 +159,14 @@ def _row(name: str, base: _Side, other: _Side) -> Row:
     if base_value > 0 and np.all(base_drawn > 0) and (ends := bounds(other_drawn / base_drawn, n_units)) is not None:
         ratio = Interval(value=other_value / base_value, low=ends[0], high=ends[1])
     return Row(name=name, base=base_value, other=other_value, ratio=ratio, verdict=verdict)
+
+
+def _warnings(side: str, runs: Sequence[Result]) -> Iterator[str]:
+    for number, run in enumerate(runs, start=1):
+        name = side if len(runs) == 1 else f"{side} {number}"
+        yield from (f"{name}: {text}" for text in run.health.warnings)
+        if run.saturation is not None and run.saturation.detected:
+            yield f"{name}: saturated, so that latencies grow with the length of the run: {run.saturation.why}"
 
 
 def _notes(rows: Sequence[Row], base_runs: int, other_runs: int) -> list[str]:

@@ -138,9 +138,11 @@ class FindRate:
         good, bad = ladder.highest_good, ladder.lowest_bad
         if good is None:
             lowest = bad if bad is not None else self._start_per_s
-            if lowest <= self._start_per_s * _LOWEST_SHARE:
-                return f"the targets are missed at every load, even at {lowest:g} per second"
-            return lowest / 2
+            if lowest > self._start_per_s * _LOWEST_SHARE:
+                return lowest / 2
+            if ladder.bounded_by_generator:
+                return f"the generator could not send even {lowest:g} per second"
+            return f"the targets are missed at every load, even at {lowest:g} per second"
         if bad is None:
             return good * 2
         if bad / good <= 1 + self._tolerance:

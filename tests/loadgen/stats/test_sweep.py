@@ -95,6 +95,10 @@ def test_targets_out_of_reach_end_the_search() -> None:
     assert search.best() is None
     assert len(asked) == 8
     assert "every load" in search.why_stopped
+    search = FindRate(1.0, max_runs=50)
+    drive(search, 1.0, sends_at_most=0.0)
+    assert search.best() is None
+    assert "generator" in search.why_stopped
 
 
 def test_runs_are_limited() -> None:
