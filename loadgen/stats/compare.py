@@ -2,6 +2,9 @@
 
 Both sides are drawn on their own, a thousand times; of each pair of draws the ratio other / base is taken. A number is
 called different if the ratio's 95 % interval leaves 1 out. Runs of one side are pooled.
+
+Measured on equal sides (M/M/4, 500 requests a run, 40 to 80 pairs): the mean end-to-end latency was called different in
+15 % of pairs with one run on a side, at a load of 0.5 as of 0.8, and in 5 and 10 % with three; throughput in 4 to 7 %.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -173,7 +176,7 @@ def _notes(rows: Sequence[Row], base_runs: int, other_runs: int) -> list[str]:
     n_judged = sum(row.verdict is not Verdict.UNKNOWN for row in rows)
     found = [
         f"{n_judged} numbers are judged at 95 % each: were both sides equal, about {n_judged / 20:.0f} would still be "
-        "called different; believe a difference that neighbouring rows share"
+        "called different, and more where requests queue; believe what neighbouring rows share"
     ]
     if min(base_runs, other_runs) == 1:
         found.append(
