@@ -32,7 +32,7 @@ FACTS = RunFacts(
 
 @pytest.fixture(autouse=True)
 def _fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resampling, "RESAMPLES", 200)
+    monkeypatch.setattr(resampling, "RESAMPLES", 100)
 
 
 def run(draw: int, ttft_s: float = 0.5, n_requests: int = 100, failed: int = 0, **facts: Any) -> Result:

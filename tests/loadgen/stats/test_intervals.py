@@ -14,6 +14,11 @@ from tests.loadgen.records import record
 from tests.loadgen.stats.queues import poisson_queue
 
 
+@pytest.fixture(autouse=True)
+def _fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resampling, "RESAMPLES", 100)
+
+
 def answers(rng: np.random.Generator, n_requests: int, turns: int = 1) -> list[RequestRecord]:
     """Apart in time; exponential TTFT with a mean of one second; turns of a conversation take equally long."""
     ttft_s = np.repeat(rng.exponential(1.0, n_requests // turns), turns)
@@ -49,7 +54,7 @@ def test_a_mean_of_a_draw_weighs_each_sample() -> None:
 def test_a_draw_takes_as_many_units_as_there_are() -> None:
     drawn = list(Units((5,)).draws([1]))
     assert {int(times.sum()) for times in drawn} == {5}
-    assert len({tuple(times) for times in drawn}) > 100
+    assert len({tuple(times) for times in drawn}) > 50
 
 
 def test_runs_are_drawn_before_their_units() -> None:
@@ -85,8 +90,7 @@ def test_autocorrelation_time_of_a_known_process() -> None:
 
 
 @pytest.mark.parametrize("turns", [1, 5])
-def test_intervals_hold_the_truth_about_as_often_as_they_say(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resampling, "RESAMPLES", 100)
+def test_intervals_hold_the_truth_about_as_often_as_they_say(turns: int) -> None:
     held = 0
     for seed in range(60):
         requests = requests_of([answers(np.random.default_rng(seed), 60 * turns, turns)])
