@@ -66,7 +66,7 @@ def load(folder: Path) -> Result:
     path = folder / RESULT
     raw = _raw(path)
     try:
-        parts = msgspec.convert(raw.get("run"), _Parts)
+        parts = msgspec.convert(raw.get("run"), _Parts, str_keys=True)  # percentiles are numbers
         facts = msgspec.convert(_with_rates(parts.facts), RunFacts)
     except (msgspec.MsgspecError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path}: damaged: run: {error}") from error
