@@ -42,7 +42,7 @@ SHAPES: Mapping[str, Shape] = {
         dataset="multi-turn",
         options={
             "isl": "lognormal:100.7:362.9:1024",
-            "osl": "lognormal:235.7:848.9:2048",
+            "osl": "lognormal:211.6:762.1:2048",
             "turns": "1-10",
             "think-time": "exp:1",
         },
@@ -55,7 +55,7 @@ SHAPES: Mapping[str, Shape] = {
     ),
     "sharegpt-single": Shape(
         dataset="random",
-        options={"isl": "lognormal:100.7:362.9:1024", "osl": "lognormal:235.7:848.9:2048"},
+        options={"isl": "lognormal:100.7:362.9:1024", "osl": "lognormal:211.6:762.1:2048"},
         source="MuxServe, ShareGPT: mean prompt 161, answer 337, prompt <= 1024, total <= 2048",
         fit="mean",
         mean_isl_tokens=161,
@@ -71,7 +71,7 @@ SHAPES: Mapping[str, Shape] = {
     ),
     "sharegpt-loongserve": Shape(
         dataset="random",
-        options={"isl": "lognormal:95.9:466:2300", "osl": "lognormal:235.7:848.9:2048"},
+        options={"isl": "lognormal:95.9:466:2300", "osl": "lognormal:211.6:762.1:2048"},
         source="LoongServe, ShareGPT: 4 to 2.3K tokens",
         fit="range; answers as in sharegpt-single",
     ),
