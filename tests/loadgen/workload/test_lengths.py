@@ -2,18 +2,28 @@ from random import Random
 
 import pytest
 
-from loadgen.workload.lengths import Fixed, Normal, Uniform, parse_lengths
+from loadgen.workload.lengths import Fixed, LogNormal, Normal, Uniform, parse_lengths
 
 
 @pytest.mark.parametrize(
     ("text", "law"),
-    [("128", Fixed(128)), ("128:16", Normal(128.0, 16.0)), ("12.5:2", Normal(12.5, 2.0)), ("64-256", Uniform(64, 256))],
+    [
+        ("128", Fixed(128)),
+        ("128:16", Normal(128.0, 16.0)),
+        ("12.5:2", Normal(12.5, 2.0)),
+        ("64-256", Uniform(64, 256)),
+        ("lognormal:200:900", LogNormal(200.0, 900.0)),
+        ("lognormal:200.5:900:4096", LogNormal(200.5, 900.0, 4096)),
+    ],
 )
-def test_every_form_is_read(text: str, law: object) -> None:
+def test_every_form_is_read_and_printed_alike(text: str, law: object) -> None:
     assert parse_lengths(text) == law
+    assert str(law) == text
 
 
-@pytest.mark.parametrize("text", ["", "0", "-3", "ten", "256-64", "1.5", "8:", "0-9"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "-3", "ten", "256-64", "1.5", "8:", "0-9", "lognormal:9", "lognormal:9:8", "lognormal:9:10:8"]
+)
 def test_what_is_no_length_is_refused_with_its_text(text: str) -> None:
     with pytest.raises(ValueError, match="must"):
         parse_lengths(text)
@@ -29,3 +39,20 @@ def test_a_normal_length_is_never_below_one() -> None:
 def test_a_uniform_length_reaches_both_ends() -> None:
     random = Random(0)
     assert {Uniform(3, 5).draw_tokens(random) for _ in range(100)} == {3, 4, 5}
+
+
+def test_a_lognormal_length_has_its_median_its_90th_percentile_and_its_most() -> None:
+    random = Random(0)
+    drawn = sorted(LogNormal(100.0, 400.0, 1000).draw_tokens(random) for _ in range(4000))
+    assert drawn[2000] == pytest.approx(100, rel=0.1)
+    assert drawn[3600] == pytest.approx(400, rel=0.1)
+    assert drawn[-1] == 1000
+    assert drawn[0] >= 1
+
+
+@pytest.mark.parametrize("text", ["1000", "1000:100", "500-1500", "lognormal:1000:2000:4000"])
+def test_a_scaled_law_draws_scaled_lengths_and_none_below_one(text: str) -> None:
+    law = parse_lengths(text)
+    whole, tenth = (sum(one.draw_tokens(Random(i)) for i in range(200)) for one in (law, law.scaled(0.1)))
+    assert tenth == pytest.approx(whole / 10, rel=0.01)
+    assert {law.scaled(1e-6).draw_tokens(Random(i)) for i in range(50)} == {1}

@@ -1,0 +1,103 @@
+"""What a trace holds, in numbers: counts, rate, lengths, and what the best cache could save. Pure.
+
+Ideal hit share: with a cache that never forgets, the blocks at the beginning of each prompt that some earlier prompt began
+with, over all blocks. Requests are taken in the order of their times; those of a session without times follow one another.
+Answers are not counted as cached, partial blocks are counted as blocks: so the released Mooncake traces give the figures
+that are published of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from loadgen.traces.blocks import Prompt, prompts
+from loadgen.traces.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens over all requests."""
+
+    mean_tokens: float
+    p50_tokens: float
+    p90_tokens: float
+    most_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TraceFacts:
+    """A trace in numbers."""
+
+    format: str
+    sessions: int
+    requests: int
+    span_s: float | None
+    """From the first to the last time; None: there are no times."""
+    requests_per_s: float | None
+    input: Lengths
+    """Whole prompts, history and recorded lengths of answers included."""
+    output: Lengths
+    block_tokens: int
+    ideal_hit_share: float | None
+    """None: the trace does not say what prompts share."""
+    left_out: Mapping[str, int]
+    notes: tuple[str, ...]
+
+
+def facts_of(trace: Trace) -> TraceFacts:
+    """The numbers of a trace. Raises ValueError if it is empty."""
+    if not trace.sessions:
+        raise ValueError("the trace has no requests")
+    found = list(prompts(trace, trace.block_tokens))
+    times_s = [prompt.request.at_s for prompt in found if prompt.request.at_s is not None]
+    span_s = max(times_s) - min(times_s) if trace.has_times else None
+    return TraceFacts(
+        format=trace.format,
+        sessions=len(trace.sessions),
+        requests=len(found),
+        span_s=span_s,
+        requests_per_s=len(found) / span_s if span_s else None,
+        input=_lengths([prompt.input_tokens for prompt in found]),
+        output=_lengths([prompt.request.output_tokens for prompt in found]),
+        block_tokens=trace.block_tokens,
+        ideal_hit_share=ideal_hit_share(found) if _says_what_is_shared(trace) else None,
+        left_out=trace.left_out,
+        notes=trace.notes,
+    )
+
+
+def ideal_hit_share(found: Sequence[Prompt]) -> float:
+    """Blocks that an endless cache has, over all blocks."""
+    cached: set[int] = set()
+    hits = total = 0
+    for prompt in _in_time(found):
+        for block in prompt.blocks:
+            if block not in cached:
+                break
+            hits += 1
+        total += len(prompt.blocks)
+        cached.update(prompt.blocks)
+    return hits / total if total else 0.0
+
+
+def _in_time(found: Sequence[Prompt]) -> list[Prompt]:
+    """By time; a request without one has the time of the request before it in its session."""
+    times_s: list[float] = []
+    for place, prompt in enumerate(found):
+        before_s = times_s[place - 1] if prompt.turn else 0.0
+        times_s.append(before_s if prompt.request.at_s is None else prompt.request.at_s)
+    return [found[place] for place in sorted(range(len(found)), key=times_s.__getitem__)]
+
+
+def _says_what_is_shared(trace: Trace) -> bool:
+    return any(
+        request.hash_ids or request.content is not None or len(session.requests) > 1
+        for session in trace.sessions
+        for request in session.requests
+    )
+
+
+def _lengths(tokens: Sequence[int]) -> Lengths:
+    p50_tokens, p90_tokens = np.percentile(tokens, (50, 90))
+    return Lengths(float(np.mean(tokens)), float(p50_tokens), float(p90_tokens), max(tokens))
