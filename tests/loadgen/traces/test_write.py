@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -35,8 +36,8 @@ MIXED = Trace(
 )
 
 
-def text(lines: object) -> list[str]:
-    return [line.decode() for line in lines]  # type: ignore[attr-defined]
+def text(lines: Iterable[bytes]) -> list[str]:
+    return [line.decode() for line in lines]
 
 
 def test_our_own_form_gives_the_same_trace_back() -> None:
