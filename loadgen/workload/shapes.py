@@ -182,13 +182,13 @@ SHAPES: Mapping[str, Shape] = {
         options={
             "isl": "lognormal:6909:27367:126195",
             "osl": "lognormal:350:597:2000",
-            "prefix-share": "0.37",
+            "prefix-share": "0.41",
             "prefix-groups": "64",
             "zipf": "1",
         },
         source="Mooncake's conversation_trace: prompt p50 6,909, p90 27,367, most 126,195; answer 350, 597, 2,000; "
         "36.6 % of blocks hit an endless cache",
-        fit="p50, p90. The shared part is the hit share of every prompt; groups and popularity assumed. "
+        fit="p50, p90. Groups and popularity assumed; the share so that as many requests as the trace has hit as often. "
         "Arrivals and real sharing need the trace itself",
     ),
     "mooncake-synthetic": Shape(
@@ -196,7 +196,7 @@ SHAPES: Mapping[str, Shape] = {
         options={
             "isl": "lognormal:11587:38596:191378",
             "osl": "lognormal:69:389:893",
-            "prefix-share": "0.64",
+            "prefix-share": "0.72",
             "prefix-groups": "64",
             "zipf": "1",
         },

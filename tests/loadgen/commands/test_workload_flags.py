@@ -41,6 +41,12 @@ def test_a_mix_is_built_of_its_parts() -> None:
     assert {workload.conversation(index).group for index in range(20)} == {"random", "agent"}
 
 
+def test_two_parts_of_a_mix_send_prompts_of_their_own() -> None:
+    workload = workload_of(settings("--mix", "1:random(isl=8),1:random(isl=8)"), 1, None)
+    prompts = [workload.conversation(index).turns[0].added for index in range(40)]
+    assert len(set(prompts)) == 40
+
+
 def test_words_are_sent_where_words_are_asked_for() -> None:
     workload = workload_of(settings("--isl", "7", content="words"), 1, None)
     added = workload.conversation(0).turns[0].added

@@ -8,11 +8,11 @@ from loadgen.traces.trace import Session, Trace, TraceRequest
 def trace(*at_s: float | None) -> Trace:
     requests = [
         TraceRequest(
-            added_tokens=1100,
+            added_tokens=8 * 512 + 76,
             output_tokens=50,
             at_s=time_s,
             think_s=4.0,
-            hash_ids=(1, 2, place),
+            hash_ids=(*range(1, 9), 90 + place),
             cancel_after_tokens=20,
         )
         for place, time_s in enumerate(at_s)
@@ -29,8 +29,8 @@ def test_lengths_shrink_and_whole_blocks_stay_whole() -> None:
     small = changed(trace(0.0), Change(scale_isl=0.1, scale_osl=0.5))
     (request,) = small.sessions[0].requests
     assert small.block_tokens == 51
-    assert request.added_tokens == 2 * 51 + 8
-    assert request.hash_ids == (1, 2, 0)
+    assert request.added_tokens == 8 * 51 + 8
+    assert request.hash_ids == (*range(1, 9), 90)
     assert (request.output_tokens, request.cancel_after_tokens) == (25, 10)
 
 

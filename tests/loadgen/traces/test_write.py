@@ -1,5 +1,6 @@
 import json
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from loadgen.traces.mooncake import read_mooncake
 from loadgen.traces.own import read_own
 from loadgen.traces.trace import Session, Trace, TraceRequest
 from loadgen.traces.write import mooncake_lines, own_lines
+from loadgen.workload.plan import Conversation, Turn
 from tests.loadgen.workload.made import made
 
 MOONCAKE = [
@@ -34,8 +36,8 @@ MIXED = Trace(
 )
 
 
-def text(lines: object) -> list[str]:
-    return [line.decode() for line in lines]  # type: ignore[attr-defined]
+def text(lines: Iterable[bytes]) -> list[str]:
+    return [line.decode() for line in lines]
 
 
 def test_our_own_form_gives_the_same_trace_back() -> None:
@@ -57,10 +59,40 @@ def test_sessions_of_one_name_stay_apart() -> None:
 def test_other_blocks_keep_what_is_shared() -> None:
     lines = text(mooncake_lines(read_mooncake(MOONCAKE, "f"), 128))
     first, second = (json.loads(line)["hash_ids"] for line in lines)
-    assert [len(first), len(second)] == [6, 5]
+    assert [len(set(first)), len(set(second))] == [6, 5]
     assert first[:4] == second[:4]
     assert not set(first[4:]) & set(second[4:])
     assert read_mooncake(lines, "f", 128).n_requests == 2
+
+
+def alone(
+    content: tuple[int, ...] | None = None, opening: tuple[int, ...] = (), hash_ids: tuple[int, ...] = ()
+) -> Session:
+    request = TraceRequest(added_tokens=4, output_tokens=1, at_s=0.0, content=content, hash_ids=hash_ids)
+    return Session(requests=(request,), opening=opening)
+
+
+@pytest.mark.parametrize(
+    "sessions",
+    [
+        (alone(content=(1, 2, 9, 9)), alone(content=(3, 4, 9, 9))),
+        (alone(opening=(1, 2), hash_ids=(5, 6)), alone(opening=(3, 4), hash_ids=(5, 6))),
+    ],
+)
+def test_equal_blocks_after_unequal_beginnings_have_other_names(sessions: tuple[Session, ...]) -> None:
+    trace = Trace(format="x", sessions=sessions, block_tokens=2)
+    first, second = (json.loads(line)["hash_ids"] for line in mooncake_lines(trace, 2))
+    assert not set(first) & set(second)
+
+
+def test_mooncake_lines_come_in_the_order_of_times() -> None:
+    turns = (
+        TraceRequest(added_tokens=8, output_tokens=4, at_s=0.0),
+        TraceRequest(added_tokens=4, output_tokens=2, think_s=5.0),
+    )
+    late = TraceRequest(added_tokens=8, output_tokens=4, at_s=2.0)
+    lines = mooncake_lines(Trace(format="x", sessions=(Session(requests=turns), Session(requests=(late,)))), 4)
+    assert [json.loads(line)["timestamp"] for line in lines] == [0, 2000, 5000]
 
 
 def test_a_conversation_becomes_requests_with_the_whole_history() -> None:
@@ -87,6 +119,28 @@ def test_a_made_trace_keeps_what_prompts_share() -> None:
     assert facts.requests == 40
     assert facts.ideal_hit_share == pytest.approx((40 - 2) * 4 / (40 * 5))
     assert trace == made_trace(workload, 40, 2.0, 8, 1)
+
+
+@dataclass(frozen=True)
+class _Listed:
+    listed: tuple[Conversation, ...]
+
+    @property
+    def n_conversations(self) -> int:
+        return len(self.listed)
+
+    def conversation(self, index: int) -> Conversation:
+        return self.listed[index]
+
+
+def test_a_made_trace_names_blocks_by_all_that_is_before_them() -> None:
+    prompts = ((1, 2), (3, 4), (1, 2))
+    listed = [
+        Conversation(index=place, opening=opening, turns=(Turn(added=(9, 9), output_tokens=1),))
+        for place, opening in enumerate(prompts)
+    ]
+    trace = made_trace(_Listed(tuple(listed)), 3, 1.0, 2, 0)
+    assert [session.requests[0].hash_ids for session in trace.sessions] == [(0, 1), (2, 3), (0, 1)]
 
 
 def test_a_made_trace_has_its_rate_and_counts_turns() -> None:

@@ -2,6 +2,7 @@ import pytest
 
 from loadgen.workload.datasets import DATASETS, complete
 from loadgen.workload.options import parse_options
+from loadgen.workload.plan import Conversation
 from tests.loadgen.workload.made import made, plans
 
 
@@ -30,10 +31,10 @@ def test_what_one_conversation_adds_no_other_adds(dataset: str) -> None:
 def test_scales_shorten_what_is_sent_and_what_is_asked_for(dataset: str) -> None:
     whole, quarter = (plans(made(dataset, scale=scale), 40) for scale in (1.0, 0.25))
 
-    def sent(planned: list) -> int:  # type: ignore[type-arg]
+    def sent(planned: list[Conversation]) -> int:
         return sum(len(p.opening) + sum(len(t.added) for t in p.turns) for p in planned)
 
-    def asked(planned: list) -> int:  # type: ignore[type-arg]
+    def asked(planned: list[Conversation]) -> int:
         return sum(turn.output_tokens for p in planned for turn in p.turns)
 
     assert sent(quarter) == pytest.approx(sent(whole) / 4, rel=0.1)

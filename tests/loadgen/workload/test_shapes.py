@@ -3,7 +3,10 @@ from statistics import NormalDist
 
 import pytest
 
-from loadgen.workload.datasets import DATASETS, complete
+from loadgen.traces.facts import facts_of
+from loadgen.traces.make import made_trace
+from loadgen.workload.content import ContentSource
+from loadgen.workload.datasets import DATASETS, Origin, complete
 from loadgen.workload.lengths import P90_DEVIATIONS, LengthLaw, LogNormal
 from loadgen.workload.shapes import SHAPES
 
@@ -30,3 +33,12 @@ def test_a_shape_fitted_to_a_mean_has_that_mean(name: str) -> None:
     options = SHAPES[name].parsed()
     assert clipped_mean_tokens(options.isl) == pytest.approx(SHAPES[name].mean_isl_tokens, rel=0.01)
     assert clipped_mean_tokens(options.osl) == pytest.approx(SHAPES[name].mean_osl_tokens, rel=0.01)
+
+
+def test_mooncakes_synthetic_shape_hits_as_often_as_the_trace() -> None:
+    """With one token for each of its blocks, and as many requests as it has."""
+    shape = SHAPES["mooncake-synthetic"]
+    source = ContentSource(last_token_id=30_000)
+    origin = Origin(seed=1, source=source, scale_isl=0.002, scale_osl=0.01)
+    workload = DATASETS[shape.dataset].build(complete(shape.dataset, shape.parsed()), origin)
+    assert facts_of(made_trace(workload, 3993, 3.9, 1, 1)).ideal_hit_share == pytest.approx(0.64, abs=0.03)
