@@ -25,9 +25,9 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks._models import SMALL_LLAMA, make_small_llama
 from common.kv_layout import KvLayout
 from common.policy.routing_rules import RULES
+from services.worker.model.make import PRESETS, make_model
 from tests.support.clients import status, until
 from tests.support.processes import cluster
 
@@ -37,6 +37,7 @@ LIMITED_DOCUMENTS = 9
 UNLIMITED = "2GiB"
 TARGET = 0.6
 START_S = 240.0
+_SHAPE = PRESETS["mini"].shape
 FETCH = "+fetch"
 GATEWAYS = {"gateway-0": "off", "gateway-1": "auto"}
 """Name -> --peer-fetch."""
@@ -152,9 +153,9 @@ class Run:
 def limited_bytes() -> int:
     """Memory for LIMITED_DOCUMENTS documents with their conversations."""
     layout = KvLayout(
-        layers=SMALL_LLAMA["num_hidden_layers"],
-        kv_heads=SMALL_LLAMA["num_key_value_heads"],
-        head_dim=SMALL_LLAMA["head_dim"],
+        layers=_SHAPE["num_hidden_layers"],
+        kv_heads=_SHAPE["num_key_value_heads"],
+        head_dim=_SHAPE["head_dim"],
         dtype="float32",
     )
     tokens = LIMITED_DOCUMENTS * (DOCUMENT_TOKENS + 4 * (QUESTION_TOKENS + ANSWER_TOKENS))
@@ -235,7 +236,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        model = make_small_llama(Path(folder) / "model")
+        model = make_model("mini", Path(folder) / "model", family="llama")
         for cache in options.caches:
             rows += measure(model, cache, options)
     print(

@@ -70,12 +70,12 @@ def measure_throughput(url: str, folder: Path, streams: int) -> dict[str, float]
     """The load generator's own figure."""
     from loadgen.__main__ import main as bench  # its command line is the public door
 
-    out = folder / "bench.json"
+    out = folder / "bench"
     flags = f"--url {url} --concurrency {streams} --num-requests {streams * 8} --isl 32 --osl 256 --warmup {streams} --quiet"
-    code = bench([*flags.split(), "--out", str(out)])
+    code = bench(["run", *flags.split(), "--out", str(out)])
     if code != 0:
         raise SystemExit(f"the load generator ended with {code}")
-    report = json.loads(out.read_text())
+    report = json.loads((out / "result.json").read_text())
     return {
         "streams": streams,
         "streamed_tokens_per_s": report["output_throughput"],

@@ -1,14 +1,13 @@
 """`penstock bench compare`: folders of results in; a table of both sides and an exit code out."""
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import msgspec
 
 from common.errors import ConfigError
+from loadgen.flags.types import Parser
 from loadgen.output import compare_table
 from loadgen.output.result_json import to_json
 from loadgen.results.files import load
@@ -20,23 +19,18 @@ from loadgen.stats.compare import Comparison, compare
 _FORMATS = ("table", "markdown", "json")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see penstock bench compare --help")
-
-
-def main(argv: Sequence[str]) -> int:
+def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Compare and print. Exit code 0; 1: an assertion fails; 2: bad input."""
     try:
-        arguments = _parser().parse_args(argv)
-        assertions = _assertions(arguments.assertions)
-        base_folders, other_folders = _sides(arguments.folders, arguments.base, arguments.other)
+        values = _parser().parse_args(arguments)
+        assertions = _assertions(values.assertions)
+        base_folders, other_folders = _sides(values.folders, values.base, values.other)
         base, other = ([load(Path(folder)) for folder in side] for side in (base_folders, other_folders))
         comparison, verdicts = compared(base, other, assertions)
     except ConfigError as error:
         print(f"penstock bench compare: {error}", file=sys.stderr)
         return 2
-    print(shown(comparison, verdicts, arguments.format))
+    print(shown(comparison, verdicts, values.format))
     return 0 if all(verdict.holds for verdict in verdicts) else 1
 
 
@@ -98,12 +92,11 @@ def _sides(folders: Sequence[str], base: Sequence[str], other: Sequence[str]) ->
     return sides
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="penstock bench compare",
         description="Compare two runs, or two groups of runs, number by number with 95 % intervals.",
         epilog="Exit code: 0, 1 an assertion fails, 2 bad input.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("folders", nargs="*", metavar="BASE OTHER", help="two folders that `penstock bench run --out` wrote")

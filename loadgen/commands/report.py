@@ -1,32 +1,26 @@
 """`penstock bench report`: folders of results in, one HTML page out."""
 
-import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from common.errors import ConfigError
+from loadgen.flags.types import Parser
 from loadgen.output.html.render import render
 from loadgen.results.files import is_result, load
 
 _NAME = "report.html"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see penstock bench report --help")
-
-
-def main(argv: Sequence[str]) -> int:
+def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Write the page and say where. Exit code 0; 2: a folder is no result, or the page cannot be written."""
     try:
-        arguments = _parser().parse_args(argv)
-        folders = result_folders([Path(name) for name in arguments.folders])
+        values = _parser().parse_args(arguments)
+        folders = result_folders([Path(name) for name in values.folders])
         results = [load(folder) for folder in folders]
-        out = Path(arguments.out) if arguments.out is not None else default_place(folders)
-        title = arguments.title or _title(folders)
-        names = folder_names(folders) if arguments.names == "folder" and len(folders) > 1 else None
+        out = Path(values.out) if values.out is not None else default_place(folders)
+        title = values.title or _title(folders)
+        names = folder_names(folders) if values.names == "folder" and len(folders) > 1 else None
         out.write_text(render(results, title, names=names), encoding="utf-8")
     except ConfigError as error:
         print(f"penstock bench report: {error}", file=sys.stderr)
@@ -76,12 +70,11 @@ def _title(folders: Sequence[Path]) -> str:
     return (folders[0] if len(folders) == 1 else folders[0].parent).resolve().name or "Results"
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="penstock bench report",
         description="One HTML page of one run, or of several side by side. It needs no network and no other file.",
         epilog="Exit code: 0 written, 2 not.",
-        allow_abbrev=False,
     )
     parser.add_argument("folders", nargs="+", metavar="DIR", help="folder of a run, or of runs, such as a sweep's")
     parser.add_argument("--out", metavar="FILE.html", help=f"[{_NAME} in the folder; of several, beside them]")

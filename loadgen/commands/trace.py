@@ -3,17 +3,16 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
 
 from common.errors import ConfigError
-from loadgen.commands.values import above_zero, not_negative, typed
-from loadgen.commands.workload_flags import FILE_FORMATS, add_workload_flags, workload_settings
-from loadgen.commands.workloads import workload_of
+from loadgen.flags.types import Parser, above_zero, not_negative, typed
+from loadgen.flags.workload import FILE_FORMATS, add_workload_flags, workload_settings
+from loadgen.ready_workload import workload_of
 from loadgen.traces.change import Change, changed
 from loadgen.traces.facts import Lengths, TraceFacts, facts_of
 from loadgen.traces.files import FORMATS, TraceFile, read_trace
@@ -25,15 +24,10 @@ from loadgen.workload.options import parse_count
 _MADE_BLOCK_TOKENS = 16
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
-
-
-def main(argv: Sequence[str]) -> int:
+def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run one of the commands. Exit code 0: done; 2: a bad setting or file; --help exits."""
     try:
-        values = _parser().parse_args(argv)
+        values = _parser().parse_args(arguments)
         values.command(values)
     except ConfigError as error:
         print(f"penstock bench trace: {error}", file=sys.stderr)
@@ -41,24 +35,23 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="penstock bench trace",
         description="Look into a trace, change it, write it in another form, or make one up.",
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="info|convert|scale|make")
-    info = commands.add_parser("info", help="counts, rate, lengths, and what a cache could save", allow_abbrev=False)
+    info = commands.add_parser("info", help="counts, rate, lengths, and what a cache could save")
     _add_file(info)
     info.set_defaults(command=_info)
-    convert = commands.add_parser("convert", help="write it in another form", allow_abbrev=False)
+    convert = commands.add_parser("convert", help="write it in another form")
     _add_file(convert)
     convert.add_argument("--to", choices=("penstock", "mooncake"), required=True, help="form of OUT")
     own_block = "tokens for each hash id of OUT, of Mooncake traces [512, or as in FILE if that is one]"
     convert.add_argument("--out-block", type=typed(parse_count(1)), help=own_block)
     convert.add_argument("out", metavar="OUT", help="file to write")
     convert.set_defaults(command=_convert)
-    scale = commands.add_parser("scale", help="another speed, other lengths, a part of its time", allow_abbrev=False)
+    scale = commands.add_parser("scale", help="another speed, other lengths, a part of its time")
     _add_file(scale)
     add = scale.add_argument
     add("--speed", type=above_zero, default=1.0, help="2: twice as fast [1]")
@@ -68,7 +61,7 @@ def _parser() -> _Parser:
     add("--end", type=above_zero, metavar="S", help="up to this second [the end]")
     add("out", metavar="OUT", help="file to write, in our own form")
     scale.set_defaults(command=_scale)
-    make = commands.add_parser("make", help="write down a made-up workload", allow_abbrev=False)
+    make = commands.add_parser("make", help="write down a made-up workload")
     add = make.add_argument
     add("--num-requests", type=typed(parse_count(1)), default=1000, help="requests, all turns counted [1000]")
     add("--rate", type=above_zero, required=True, help="conversations begun per second, by a Poisson process")

@@ -1,46 +1,182 @@
-"""Sends a run's requests: open loop at planned times, or closed loop with a fixed number at a time."""
+"""Sends conversations: open loop at planned times, or closed loop with a fixed number at a time."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import islice
 
-from loadgen.drive.client import StreamingClient
+from loadgen.drive.bodies import BodyForm, OutgoingRequest
+from loadgen.drive.client import Due, StreamingClient
+from loadgen.drive.history import Answer, History
 from loadgen.results.records import RequestRecord
-from loadgen.workload.random_prompts import PlannedRequest
+from loadgen.workload.plan import Conversation
 
 OnRecord = Callable[[RequestRecord], None]
+_AHEAD = 512
+"""First turns whose bodies are made before the run begins, and kept made while it goes on: making one must delay nobody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """How conversations are sent."""
+
+    run_id: str
+    """Begins every request id of the run."""
+    form: BodyForm
+    start_s: float
+    """On the client's clock; may lie ahead."""
+    max_in_flight: int | None = None
+    """A cap on an open loop: what is due waits until there is room, and what it waited is recorded."""
+    stop_after_s: float | None = None
+    """Nothing new is sent after this time of the run."""
+    with_sessions: bool = False
+    """Tell the server which conversation a request belongs to."""
+    first_index: int = 0
+    index_step: int = 1
+    """Several processes share a run: this one numbers its requests first, first + step, first + 2 step, ..."""
 
 
 class Run:
     """One run against one server. `records` fills as requests end, in the order of their ends."""
 
-    def __init__(self, client: StreamingClient, run_id: str, on_record: OnRecord) -> None:
-        """`run_id` begins every request id of the run; `on_record` hears of each end and must return at once."""
-        self._client, self._run_id, self._on_record = client, run_id, on_record
-        self._start_s = client.now_s()
+    def __init__(self, client: StreamingClient, plan: RunPlan, on_record: OnRecord) -> None:
+        """`on_record` hears of each end and must return at once."""
+        self._client, self._plan, self._on_record = client, plan, on_record
+        self._room = None if plan.max_in_flight is None else asyncio.Semaphore(plan.max_in_flight)
+        self._n_sent = 0
         self.records: list[RequestRecord] = []
+        self.answers_replaced = 0
+        """Answers in prompts that are not the server's own: it told no token ids."""
+        self.turns_not_sent = 0
+        """Turns of conversations that ended early, because a turn failed or was left."""
 
-    async def open_loop(self, requests: Sequence[PlannedRequest], schedule_s: Sequence[float]) -> None:
-        """Send each request at its time, whatever became of the ones before; return when all have ended."""
+    async def open_loop(self, conversations: Iterable[Conversation]) -> None:
+        """Start each conversation at its first turn's time, whatever became of the ones before; return when all ended."""
+        ahead = _Ahead(conversations, self._plan.form)
+        ahead.make(_AHEAD)
         async with asyncio.TaskGroup() as group:
-            for request, planned_s in zip(requests, schedule_s, strict=True):
-                wait_s = self._start_s + planned_s - self._client.now_s()
-                if wait_s > 0:
-                    await asyncio.sleep(wait_s)
-                group.create_task(self._send(request, planned_s))
+            for first in ahead:
+                due_s = first.conversation.turns[0].at_s or 0.0
+                await self._sleep_until(due_s)
+                if self._is_over():
+                    return
+                group.create_task(self._converse(first, due_s))
+                ahead.make(1)
 
-    async def closed_loop(self, requests: Sequence[PlannedRequest], concurrency: int) -> None:
-        """Keep `concurrency` requests under way until all have ended."""
-        waiting = iter(requests)
+    async def closed_loop(self, conversations: Iterable[Conversation], concurrency: int) -> None:
+        """Keep `concurrency` conversations under way until all have ended; one that thinks is under way."""
+        ahead = _Ahead(conversations, self._plan.form)
+        ahead.make(concurrency)
+        waiting = iter(ahead)
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(concurrency, len(requests))):
-                group.create_task(self._send_each(waiting))
+            for _ in range(concurrency):
+                group.create_task(self._converse_on(waiting))
 
-    async def _send_each(self, waiting: Iterator[PlannedRequest]) -> None:
-        for request in waiting:
-            await self._send(request, self._client.now_s() - self._start_s)
+    async def _converse_on(self, waiting: "Iterator[_First]") -> None:
+        await self._sleep_until(0.0)
+        for first in waiting:
+            if self._is_over():
+                return
+            await self._converse(first, self._now_s())
 
-    async def _send(self, request: PlannedRequest, planned_s: float) -> None:
-        request_id = f"{self._run_id}-{request.index}"
-        record = await self._client.send(request, request_id, self._start_s, planned_s)
-        self.records.append(record)
-        self._on_record(record)
+    async def _converse(self, first: "_First", due_s: float) -> None:
+        """All turns, each after the answer of the one before. Whatever ends one early ends the conversation."""
+        conversation, history, body = first.conversation, first.history, first.body
+        for number, turn in enumerate(conversation.turns):
+            if number:
+                due_s = max(self._now_s() + turn.think_s, turn.at_s or 0.0)
+                await self._sleep_until(due_s)
+                if self._is_over():
+                    return
+                body = self._plan.form.body(history.ask(turn), turn)
+            request = self._request(conversation, number, body, history)
+            async with self._slot() as held_s:
+                record, answer = await self._client.send(request, Due(self._plan.start_s, due_s, held_s))
+            self.records.append(record)
+            self._on_record(record)
+            if answer is not None:
+                self._hear(history, answer)
+            elif request.keeps_answer:  # what comes next would refer to an answer that nobody has
+                self.turns_not_sent += len(conversation.turns) - number - 1
+                return
+
+    def _hear(self, history: History, answer: Answer) -> None:
+        if not history.hear(answer):
+            self.answers_replaced += 1
+
+    def _request(self, conversation: Conversation, number: int, body: bytes, history: History) -> OutgoingRequest:
+        turn, plan = conversation.turns[number], self._plan
+        index = plan.first_index + plan.index_step * self._n_sent
+        self._n_sent += 1
+        session = conversation.session or f"{plan.run_id}-{conversation.index}"
+        return OutgoingRequest(
+            index=index,
+            conversation=conversation.index,
+            turn=number,
+            group=conversation.group,
+            request_id=f"{plan.run_id}-{conversation.index}-{number}",
+            session=session if plan.with_sessions else "",
+            body=body,
+            input_tokens=history.input_tokens,
+            output_tokens=turn.output_tokens,
+            cancel_after_tokens=turn.cancel_after_tokens,
+            keeps_answer=conversation.keeps_answers and number + 1 < len(conversation.turns),
+        )
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[float]:
+        """A place under the cap; gives the seconds it was waited for."""
+        if self._room is None:
+            yield 0.0
+            return
+        if not self._room.locked():
+            async with self._room:
+                yield 0.0
+            return
+        asked_s = self._now_s()
+        async with self._room:
+            yield self._now_s() - asked_s
+
+    def _now_s(self) -> float:
+        return self._client.now_s() - self._plan.start_s
+
+    async def _sleep_until(self, at_s: float) -> None:
+        wait_s = at_s - self._now_s()
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+
+    def _is_over(self) -> bool:
+        return self._plan.stop_after_s is not None and self._now_s() >= self._plan.stop_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class _First:
+    """A conversation whose first request is ready to be sent."""
+
+    conversation: Conversation
+    history: History
+    body: bytes
+
+
+class _Ahead:
+    """Makes first requests ahead of need, in order."""
+
+    def __init__(self, conversations: Iterable[Conversation], form: BodyForm) -> None:
+        self._source, self._form = iter(conversations), form
+        self._made: deque[_First] = deque()
+
+    def make(self, n: int) -> None:
+        """Make `n` more, or as many as there are."""
+        for conversation in islice(self._source, n):
+            history, turn = History(conversation, self._form.endpoint), conversation.turns[0]
+            self._made.append(_First(conversation, history, self._form.body(history.ask(turn), turn)))
+
+    def __iter__(self) -> "Iterator[_First]":
+        while True:
+            if not self._made:
+                self.make(1)
+            if not self._made:
+                return
+            yield self._made.popleft()

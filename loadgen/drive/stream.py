@@ -7,6 +7,7 @@ from typing import Any  # Any: JSON of an error answer
 
 import msgspec
 
+from loadgen.drive.history import Answer
 from loadgen.drive.sse import SseParser
 from loadgen.results.records import Outcome
 
@@ -41,10 +42,18 @@ class Usage(msgspec.Struct):
     prompt_tokens_details: PromptDetails | None = None
 
 
+class ServerAccount(msgspec.Struct):
+    """What Penstock says of a request it served, when asked to explain."""
+
+    phases_ms: dict[str, float] = {}
+    workers: dict[str, str] = {}
+
+
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     usage: Usage | None = None
     error: Any = None
+    penstock: ServerAccount | None = None
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
@@ -53,7 +62,9 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 class ResponseStream:
     """The sink of one response; `done` resolves with the outcome as soon as it is certain."""
 
-    def __init__(self, cancel_after_tokens: int | None, done: "asyncio.Future[Outcome]") -> None:
+    def __init__(
+        self, cancel_after_tokens: int | None, done: "asyncio.Future[Outcome]", *, keeps_answer: bool = False
+    ) -> None:
         """`cancel_after_tokens`: be done, as cancelled, once so many tokens came; None: never."""
         self.done, self.detail = done, ""
         self.http_status: int | None = None
@@ -61,6 +72,9 @@ class ResponseStream:
         self.finish_reason: str | None = None
         self.chunk_s, self.chunk_tokens = array("d"), array("l")
         self.tokens_known = True
+        self.account = ServerAccount()
+        self._text: list[str] | None = [] if keeps_answer else None
+        self._token_ids: list[int] = []
         self._cancel_after_tokens = cancel_after_tokens
         self._sse = SseParser()
         self._error_body = b""
@@ -96,6 +110,8 @@ class ResponseStream:
             return
         if chunk.usage is not None:
             self.usage = chunk.usage
+        if chunk.penstock is not None:
+            self.account = chunk.penstock
         for choice in chunk.choices:
             if choice.finish_reason is not None:
                 self.finish_reason = choice.finish_reason
@@ -105,6 +121,9 @@ class ResponseStream:
                 continue
             if choice.token_ids is None:
                 self.tokens_known = False
+            if self._text is not None:
+                self._text.append(choice.text or (delta.content if delta is not None else None) or "")
+                self._token_ids += choice.token_ids or ()
             n_tokens = 1 if choice.token_ids is None else len(choice.token_ids)
             self.chunk_s.append(at_s)
             self.chunk_tokens.append(n_tokens)
@@ -133,6 +152,14 @@ class ResponseStream:
         if not self.done.done():
             self.detail = detail[:_DETAIL_CHARACTERS]
             self.done.set_result(outcome)
+
+    @property
+    def answer(self) -> Answer:
+        """The answer so far. Raises RuntimeError unless it was to be kept."""
+        if self._text is None:
+            raise RuntimeError("this stream does not keep its answer")
+        known = tuple(self._token_ids) if self.tokens_known else None
+        return Answer("".join(self._text), known, self.output_tokens)
 
     @property
     def output_tokens(self) -> int:

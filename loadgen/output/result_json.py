@@ -4,6 +4,7 @@ Requests, samples of the server and what is needed to read the run back are next
 """
 
 import math
+from dataclasses import asdict
 from typing import Any  # Any: JSON
 
 from loadgen.output.warnings import warnings
@@ -15,6 +16,7 @@ SCHEMA_VERSION = 2
 
 _LATENCIES = {"ttft": "ttft", "ttst": "ttst", "tpot": "tpot", "itl": "itl", "chunk_gap": "chunk_gap", "e2e": "e2el"}
 """Field of the summary: name in the keys."""
+_ALWAYS = (50.0, 90.0, 95.0, 99.0)
 
 
 def to_json(result: Result) -> dict[str, Any]:
@@ -64,6 +66,9 @@ def _latency_json(name: str, shown: Distribution | None) -> dict[str, Any]:
         "p99": shown.p99_s,
         "max": shown.max_s,
     }
+    values_s |= {
+        f"p{percentile:g}": value_s for percentile, value_s in shown.percentiles.items() if percentile not in _ALWAYS
+    }
     return {f"{key}_{name}_ms": None if value_s is None else value_s * 1e3 for key, value_s in values_s.items()}
 
 
@@ -89,7 +94,20 @@ def _own_json(result: Result) -> dict[str, Any]:
         "arrival": facts.arrival,
         "settings": dict(facts.settings),
         "host": dict(facts.host),
+        "workload": facts.workload,
+        "workload_source": facts.workload_source,
+        "notes": list(facts.notes),
+        "rejected": summary.rejected,
         "cancelled": summary.cancelled,
+        "measured": summary.measured,
+        "attainment": summary.attainment,
+        "attainment_by_target": dict(summary.attainment_by_target),
+        "failed_share": summary.failed / max(1, summary.failed + summary.completed),
+        "cache_hit_ratio": summary.cache_hit_ratio,
+        "steady": None if summary.steady is None else asdict(summary.steady),
+        "held": None if summary.held is None else asdict(summary.held),
+        "prefill_tokens_per_s": None if summary.prefill_tokens_per_s is None else asdict(summary.prefill_tokens_per_s),
+        "user_tokens_per_s": None if summary.user_tokens_per_s is None else asdict(summary.user_tokens_per_s),
         "outcomes": dict(summary.outcomes),
         "cached_tokens": summary.cached_tokens,
         "mean_concurrent_requests": summary.mean_concurrent,
@@ -99,9 +117,14 @@ def _own_json(result: Result) -> dict[str, Any]:
         "wrong_input_lengths": summary.wrong_input_lengths,
         "send_lag_ms": {"p50": health.lag_p50_s * 1e3, "p99": health.lag_p99_s * 1e3, "max": health.lag_max_s * 1e3},
         "generator": {
-            "allowed_lag_ms": health.allowed_lag_s * 1e3,
+            "allowed_lag_ms": None if health.allowed_lag_s is None else health.allowed_lag_s * 1e3,
+            "late": health.late,
+            "processes": health.processes,
             "cpu_share": health.cpu_share,
             "cpu_us_per_token": health.cpu_us_per_token,
         },
+        "saturated": None if result.saturation is None else result.saturation.detected,
+        "leaked": None if result.server.leak_check is None else bool(result.server.leak_check.held),
+        "intervals": {name: [found.low, found.high] for name, found in result.intervals.items()},
         "warnings": warnings(result),
     }

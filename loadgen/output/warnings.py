@@ -13,7 +13,8 @@ def warnings(result: Result) -> list[str]:
         found.append(
             f"the server still held after the run what it did not hold before: {_held(result.server.leak_check)}"
         )
-    if summary.cached_tokens:
+    found += result.facts.notes
+    if summary.cached_tokens and result.facts.settings.get("dataset") == "random":
         share = summary.cached_tokens / max(1, summary.input_tokens)
         found.append(f"{share:.0%} of the input came from the server's prefix cache; another --seed sends new prompts")
     if summary.wrong_output_lengths:

@@ -24,6 +24,7 @@ from loadgen.results.metrics import Summary
 from loadgen.results.request_lines import from_line, to_line
 from loadgen.results.result import Result, RunFacts
 from loadgen.results.timeline import ServerSample, ServerView
+from loadgen.stats.resampling import Interval
 from loadgen.stats.saturation import Saturation
 
 RESULT, REQUESTS, TIMELINE = "result.json", "requests.jsonl", "timeline.jsonl"
@@ -37,6 +38,7 @@ class _Parts:
     summary: Summary
     health: GeneratorHealth
     saturation: Saturation | None
+    intervals: dict[str, Interval]
     server: ServerView
     lines: dict[str, int]
     """Of the other files."""
@@ -54,6 +56,7 @@ def save(result: Result, folder: Path) -> None:
         summary=result.summary,
         health=result.health,
         saturation=result.saturation,
+        intervals=dict(result.intervals),
         server=replace(result.server, samples=()),
         lines={REQUESTS: len(records), TIMELINE: len(result.server.samples)},
     )
@@ -73,7 +76,7 @@ def load(folder: Path) -> Result:
     records = _lines(folder / REQUESTS, from_line, parts.lines.get(REQUESTS))
     samples = _lines(folder / TIMELINE, msgspec.json.Decoder(ServerSample).decode, parts.lines.get(TIMELINE))
     server = replace(parts.server, samples=tuple(samples))
-    return Result(facts, parts.summary, parts.health, tuple(records), server, parts.saturation)
+    return Result(facts, parts.summary, parts.health, tuple(records), server, parts.saturation, parts.intervals)
 
 
 def is_result(folder: Path) -> bool:

@@ -1,13 +1,14 @@
 """A finished run: what was run, what came of it, and whether to believe it. Data only."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any  # Any: JSON
 
 from loadgen.results.health import GeneratorHealth
 from loadgen.results.metrics import Summary
 from loadgen.results.records import RequestRecord
 from loadgen.results.timeline import ServerView
+from loadgen.stats.resampling import Interval
 from loadgen.stats.saturation import Saturation
 
 
@@ -31,6 +32,12 @@ class RunFacts:
     settings: Mapping[str, Any]
     """Every setting of the run by the name of its flag; secrets are left out."""
     host: Mapping[str, Any]
+    workload: str = ""
+    """In one line."""
+    workload_source: str = ""
+    """Where its lengths come from; empty: from the flags."""
+    notes: tuple[str, ...] = ()
+    """What was not sent as planned, one sentence each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +51,5 @@ class Result:
     server: ServerView
     saturation: Saturation | None
     """None: closed loop, where nothing can pile up, or too few requests to tell."""
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    """95 % intervals of numbers, by their keys in result.json."""

@@ -1,32 +1,30 @@
-"""When requests are sent: arrival times from a rate, a law and a source of chance. Pure."""
+"""When requests arrive: a rate curve, a law of gaps and a source of chance give times. Pure."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
+
+from loadgen.schedule.curves import RateCurve
 
 LAWS = ("poisson", "constant", "gamma")
 
 
-def schedule_s(law: str, rate_per_s: float, burstiness: float, n_requests: int, random: Random) -> list[float]:
-    """Planned send times of `n_requests`, seconds after the start, ascending; the first is 0.
+def arrival_times_s(curve: RateCurve, law: str, burstiness: float, random: Random) -> Iterator[float]:
+    """Times of an endless stream of requests, seconds after the start, ascending; the first is as soon as the curve lets it.
 
-    The gaps between neighbours have mean 1 / rate under every law:
+    At a steady rate the gaps between neighbours have mean 1 / rate under every law:
       constant   always 1 / rate
       poisson    exponential, coefficient of variation 1
       gamma      shape b, scale 1 / (rate * b), coefficient of variation 1 / sqrt(b); b = 1 is poisson,
                  b < 1 bursty, b > 1 more regular
-    Nothing is rescaled: a short schedule may last longer or shorter than n / rate. A rate of infinity sends all at 0.
+    Where the rate changes, the same gaps are stretched and squeezed with it. Nothing is rescaled: a short schedule may last
+    longer or shorter than n / rate.
     """
-    if math.isinf(rate_per_s):
-        return [0.0] * n_requests
     draws: Mapping[str, Callable[[], float]] = {
-        "constant": lambda: 1.0 / rate_per_s,
-        "poisson": lambda: random.expovariate(rate_per_s),
-        "gamma": lambda: random.gammavariate(burstiness, 1.0 / (rate_per_s * burstiness)),
+        "constant": lambda: 1.0,
+        "poisson": lambda: random.expovariate(1.0),
+        "gamma": lambda: random.gammavariate(burstiness, 1.0 / burstiness),
     }
-    draw_gap_s = draws[law]
-    times_s, now_s = [], 0.0
-    for _ in range(n_requests):
-        times_s.append(now_s)
-        now_s += draw_gap_s()
-    return times_s
+    draw_gap, passed = draws[law], 0.0
+    while True:
+        yield curve.time_at_s(passed)
+        passed += draw_gap()

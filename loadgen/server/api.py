@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from loadgen.drive.connection import Connection, ConnectionPool, parse_server
+from loadgen.drive.stream import error_text
 from loadgen.drive.whole import WholeAnswer
 
 _TIMEOUT_S = 5.0
@@ -15,6 +16,10 @@ _OK = 200
 
 class NoAnswer(Exception):
     """The server did not answer a GET, or not with 200; the text says which page and why."""
+
+
+class NoServer(NoAnswer):
+    """Nobody answered at all."""
 
 
 class ServerApi:
@@ -41,14 +46,14 @@ class ServerApi:
                 connection.begin(self._request(path), answer)
                 status, body = await answer.done
         except TimeoutError as error:
-            raise NoAnswer(f"GET {path}: no answer within {self._timeout_s:g} s") from error
+            raise NoServer(f"GET {path}: no answer within {self._timeout_s:g} s") from error
         except OSError as error:
-            raise NoAnswer(f"GET {path}: {error}") from error
+            raise NoServer(f"GET {path}: {error}") from error
         finally:
             if connection is not None:
                 connection.release(answer)
         if status != _OK:
-            raise NoAnswer(f"GET {path}: HTTP {status}")
+            raise NoAnswer(f"GET {path}: HTTP {status}: {error_text(body)}")
         return body
 
     def _request(self, path: str) -> bytes:

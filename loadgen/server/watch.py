@@ -37,9 +37,14 @@ class Watch:
         await self._stop()
 
     async def finish(
-        self, start_s: float, *, settled_s: float = SETTLED_S, deadline_s: float = DEADLINE_S
+        self,
+        start_s: float,
+        *,
+        leak_check: bool = True,
+        settled_s: float = SETTLED_S,
+        deadline_s: float = DEADLINE_S,
     ) -> ServerView:
-        """Stop sampling and look whether everything was given back, for `deadline_s` at most.
+        """Stop sampling and look whether everything was given back, for `deadline_s` at most; no `leak_check`: no wait.
 
         `start_s`: when the run started, on time.monotonic's clock; samples from before, as of a warm-up, are left out.
         """
@@ -48,7 +53,7 @@ class Watch:
         if source is None:
             return ServerView(source=self._probe.told)
         last = await self._look(source)
-        leak_check, page = await self._leak_check(source, settled_s, deadline_s)
+        check, page = await self._leak_check(source, settled_s, deadline_s) if leak_check else (None, None)
         after = page or last
         return ServerView(
             source=self._probe.told,
@@ -57,7 +62,7 @@ class Watch:
             poll_failure=self._last_failure,
             before=None if self._before is None else source.document(self._before),
             after=None if after is None else source.document(after),
-            leak_check=leak_check,
+            leak_check=check,
         )
 
     async def _poll(self, source: Source) -> None:

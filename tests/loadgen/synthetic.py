@@ -48,7 +48,7 @@ def run(shape: Shape = Shape()) -> Result:
     return Result(
         _facts(shape),
         summary,
-        generator_health(records, shape.rate, cpu_s=0.21 * summary.duration_s, wall_s=summary.duration_s),
+        generator_health(records, 1 / shape.rate, cpu_s=(0.21 * summary.duration_s,), wall_s=summary.duration_s),
         records,
         _server(records, summary.duration_s) if shape.told else ServerView(source="no /status and no /metrics there"),
         Saturation(detected=saturated, why=why),

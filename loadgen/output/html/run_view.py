@@ -52,7 +52,7 @@ class RunView:
     @property
     def late(self) -> bool:
         """The load was not the one asked for."""
-        return self.result.health.lag_p99_s > self.result.health.allowed_lag_s
+        return self.result.health.late
 
     def percentile_ms(self, latency: str, percent: float) -> float | None:
         """None without a sample."""

@@ -53,6 +53,21 @@ PRESETS = {
         embedding_spread=0.04,
         dtype="float32",
     ),
+    "mini": Preset(
+        shape={
+            "hidden_size": 256,
+            "intermediate_size": 1024,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+        },
+        vocab_tokens=1536,
+        context_tokens=8192,
+        weight_spread=0.08,
+        embedding_spread=0.04,
+        dtype="float32",
+    ),
     "small": Preset(
         shape={
             "hidden_size": 896,
@@ -83,6 +98,8 @@ _TINY_FAMILIES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 FAMILIES = tuple(_TINY_FAMILIES)
+_PRESET_FAMILIES = {"tiny": FAMILIES, "mini": ("llama", "qwen2"), "small": ("qwen2",)}
+_PRESET_HELP = "tiny: for tests; mini: computing outweighs HTTP, and two cores suffice; small: 0.5B shape"
 _MODEL_TYPES = {"gemma3": "gemma3_text"}
 
 
@@ -96,8 +113,8 @@ def make_model(
     """
     if preset not in PRESETS:
         raise ConfigError(f"--preset={preset!r}: must be {' or '.join(PRESETS)}")
-    if family not in FAMILIES or (preset == "small" and family != "qwen2"):
-        allowed = FAMILIES if preset == "tiny" else ("qwen2",)
+    allowed = _PRESET_FAMILIES[preset]
+    if family not in allowed:
         raise ConfigError(f"--family={family!r}: with --preset {preset} must be {' or '.join(allowed)}")
     sizes = PRESETS[preset]
     if (dtype or sizes.dtype) not in _DTYPES:
@@ -166,7 +183,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="penstock model make", description="Write a random-weight checkpoint with tokenizer and chat template."
     )
-    parser.add_argument("--preset", required=True, choices=tuple(PRESETS), help="tiny: for tests; small: 0.5B shape")
+    parser.add_argument("--preset", required=True, choices=tuple(PRESETS), help=_PRESET_HELP)
     parser.add_argument("--out", required=True, type=Path, help="folder to write; must not exist or be empty")
     parser.add_argument("--family", default="qwen2", choices=FAMILIES, help="architecture (default: %(default)s)")
     parser.add_argument("--dtype", default=None, choices=tuple(_DTYPES), help="of the weights; default: the preset's")

@@ -29,7 +29,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_folders_become_a_table_with_verdicts(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(folders / "base1"), str(folders / "slow1")]) == 0
+    assert main([str(folders / "base1"), str(folders / "slow1")], {}) == 0
     lines = capsys.readouterr().out.splitlines()
     (mean_ttft,) = [line for line in lines if line.startswith("Mean TTFT (ms)")]
     assert mean_ttft.endswith("HIGHER")
@@ -41,7 +41,7 @@ def test_folders_become_a_table_with_verdicts(folders: Path, capsys: pytest.Capt
 
 def test_groups_of_runs_are_pooled(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, other = ([str(folders / f"{name}{seed}") for seed in (1, 2)] for name in ("base", "slow"))
-    assert main(["--base", *base, "--other", *other, "--format", "json"]) == 0
+    assert main(["--base", *base, "--other", *other, "--format", "json"], {}) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["base_runs"], found["other_runs"]) == (2, 2)
     rows = {row["name"]: row for row in found["rows"]}
@@ -51,7 +51,7 @@ def test_groups_of_runs_are_pooled(folders: Path, capsys: pytest.CaptureFixture[
 
 
 def test_markdown_is_one_table(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(folders / "base1"), str(folders / "base2"), "--format", "markdown"]) == 0
+    assert main([str(folders / "base1"), str(folders / "base2"), "--format", "markdown"], {}) == 0
     table, remarks = capsys.readouterr().out.split("\n\n")
     assert {line.count("|") for line in table.splitlines()} == {6}
     assert all(line.startswith("- ") for line in remarks.splitlines())
@@ -61,7 +61,7 @@ def test_markdown_is_one_table(folders: Path, capsys: pytest.CaptureFixture[str]
 def test_a_gate_that_fails_is_exit_code_1(
     folders: Path, capsys: pytest.CaptureFixture[str], gate: str, code: int
 ) -> None:
-    assert main([str(folders / "base1"), str(folders / "slow1"), "--assert", "failed<60", "--assert", gate]) == code
+    assert main([str(folders / "base1"), str(folders / "slow1"), "--assert", "failed<60", "--assert", gate], {}) == code
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"assert: {gate}: {'failed' if code else 'holds'}")
 
@@ -86,7 +86,7 @@ def test_bad_input_is_exit_code_2_with_the_reason(
     why: str,
 ) -> None:
     monkeypatch.chdir(folders)
-    assert main(arguments) == 2
+    assert main(arguments, {}) == 2
     assert why in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ def folder(path: Path, rate: float = 8.0) -> Path:
 
 
 def test_one_folder_gets_its_page_inside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(folder(tmp_path / "run"))]) == 0
+    assert main([str(folder(tmp_path / "run"))], {}) == 0
     page = (tmp_path / "run" / "report.html").read_text()
     assert "<h1>run</h1>" in page
     assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "report.html")
@@ -24,14 +24,14 @@ def test_one_folder_gets_its_page_inside(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_sweep_is_taken_apart_in_the_order_of_its_numbers(tmp_path: Path) -> None:
     for rate in (10, 2):
         folder(tmp_path / f"rate-{rate}", rate)
-    assert main([str(tmp_path), "--names", "folder"]) == 0
+    assert main([str(tmp_path), "--names", "folder"], {}) == 0
     page = (tmp_path / "report.html").read_text()
     assert page.index("<summary>rate-2</summary>") < page.index("<summary>rate-10</summary>")
 
 
 def test_place_and_title_can_be_given(tmp_path: Path) -> None:
     first, second = folder(tmp_path / "a"), folder(tmp_path / "b", 9.0)
-    assert main([str(first), str(second), "--out", str(tmp_path / "x.html"), "--title", "A < B"]) == 0
+    assert main([str(first), str(second), "--out", str(tmp_path / "x.html"), "--title", "A < B"], {}) == 0
     assert "<h1>A &lt; B</h1>" in (tmp_path / "x.html").read_text()
 
 
@@ -45,6 +45,6 @@ def test_what_is_no_result_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
         (): "required",
     }
     for arguments, text in cases.items():
-        assert main(arguments) == 2
+        assert main(arguments, {}) == 2
         assert text in capsys.readouterr().err
     assert not (good / "report.html").exists()

@@ -16,7 +16,7 @@ def bench(script: Script, *flags: object, models: tuple[str, ...] = ("fake",)) -
 
     async def talk() -> tuple[int, FakeServer]:
         async with fake_server(script, models) as fake:
-            return await asyncio.to_thread(main, ["--url", fake.url, *map(str, flags)]), fake
+            return await asyncio.to_thread(main, ["run", "--url", fake.url, *map(str, flags)]), fake
 
     return asyncio.run(talk())
 
@@ -25,7 +25,7 @@ FEW = ("--num-requests", 10, "--isl", 5, "--osl", 3)
 
 
 def test_an_open_loop_run_ends_with_a_table_a_file_and_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "run.json"
+    out = tmp_path / "run"
     code, fake = bench(steady(cached=1), *FEW, "--rate", 500, "--seed", 0, "--out", out)
     assert code == 0
     assert len(fake.seen) == 10
@@ -34,7 +34,7 @@ def test_an_open_loop_run_ends_with_a_table_a_file_and_zero(tmp_path: Path, caps
     for row in ("Successful requests: +10", "Total input tokens: +50", "Total generated tokens: +30"):
         assert re.search(row, table)
     assert "P99 TTFT (ms): " in table and "needs 200" in table
-    found = json.loads(out.read_text())
+    found = json.loads((out / "result.json").read_text())
     assert (found["completed"], found["failed"], found["model_id"], found["num_prompts"]) == (10, 0, "fake", 10)
     assert (found["total_input_tokens"], found["total_output_tokens"], found["cached_tokens"]) == (50, 30, 10)
     assert (found["request_rate"], found["max_concurrency"], found["seed"]) == (500.0, None, 0)
@@ -48,12 +48,12 @@ def test_an_open_loop_run_ends_with_a_table_a_file_and_zero(tmp_path: Path, caps
 
 
 def test_a_closed_loop_chat_run_finds_the_model_itself(tmp_path: Path) -> None:
-    out = tmp_path / "run.json"
+    out = tmp_path / "run"
     code, fake = bench(steady(), *FEW, "--concurrency", 2, "--endpoint", "chat", "--out", out, "--quiet")
     assert code == 0
     assert {seen.path for seen in fake.seen} == {"/v1/chat/completions"}
     assert {seen.body["model"] for seen in fake.seen} == {"fake"}
-    found = json.loads(out.read_text())
+    found = json.loads((out / "result.json").read_text())
     assert (found["max_concurrency"], found["request_rate"], found["burstiness"]) == (2, "inf", None)
     assert found["max_concurrent_requests"] <= 2
 
@@ -96,12 +96,14 @@ def test_a_seed_is_drawn_unless_given() -> None:
 
 
 def test_keys_and_headers_are_sent_and_never_written(tmp_path: Path) -> None:
-    out = tmp_path / "run.json"
+    out = tmp_path / "run"
     secrets = ("--api-key", "sk-1", "--header=x-a=sk-2", "--header", "X-B=sk-3")
     _, fake = bench(steady(), *FEW, "--concurrency", 1, *secrets, "--out", out, "--quiet")
     headers = fake.seen[0].headers
     assert (headers["authorization"], headers["x-a"], headers["x-b"]) == ("Bearer sk-1", "sk-2", "sk-3")
-    assert "sk-" not in out.read_text()
+    written = [file.read_text() for file in out.iterdir()]
+    assert len(written) == 4
+    assert not any("sk-1" in text or "sk-2" in text or "sk-3" in text for text in written)
 
 
 def test_extra_body_fields_reach_the_server() -> None:
@@ -115,7 +117,7 @@ def test_extra_body_fields_reach_the_server() -> None:
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        ((), "--rate .* or --concurrency"),
+        ((), "--rate .* --concurrency .* --replay"),
         (("--rate", "1", "--concurrency", "1"), "exactly one"),
         (("--rate", "-1"), "--rate: '-1': must be a number of requests per second above 0"),
         (("--rate", "nan"), "--rate"),
@@ -128,7 +130,7 @@ def test_extra_body_fields_reach_the_server() -> None:
         (("--rate", "1", "--goodput", "ttft:fast"), "'fast': must be a number"),
         (("--rate", "1", "--header", "oops"), "--header: must be name=value"),
         (("--rate", "1", "--cancel-rate", "20"), "--cancel-rate: '20': must be between 0 and 1"),
-        (("--rate", "1", "--out", "/nowhere/at/all.json"), "--out='/nowhere/at/all.json'"),
+        (("--rate", "1", "--out", "/dev/null/x"), "--out='/dev/null/x': must be a folder"),
         (("--rate", "1", "--rats", "1"), "--rats"),
         (("--rate", "1", "--model", "other"), "--model='other': the server offers fake"),
         (("--rate", "1", "--url", "http://127.0.0.1:1"), "--url='http://127.0.0.1:1': no server there"),

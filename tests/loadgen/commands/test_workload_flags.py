@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
-from loadgen.commands.workload_flags import CHOICES, WorkloadSettings, add_workload_flags, workload_settings
-from loadgen.commands.workloads import describe, describe_source, workload_of
+from loadgen.flags.workload import CHOICES, WorkloadSettings, add_workload_flags, workload_settings
+from loadgen.ready_workload import describe, describe_source, workload_of
 from loadgen.workload.datasets import DATASETS
 
 

@@ -1,17 +1,17 @@
 import asyncio
-import contextlib
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from common.errors import ConfigError
-from loadgen.drive.client import StreamingClient
+from loadgen.drive.bodies import OutgoingRequest
+from loadgen.drive.client import Due, StreamingClient
 from loadgen.drive.connection import Server, parse_server
-from loadgen.drive.runner import Run
+from loadgen.drive.history import Answer as Heard
 from loadgen.results.records import Outcome, RequestRecord
-from loadgen.workload.random_prompts import PlannedRequest
 from tests.loadgen.fake_server import (
     DONE,
     Answer,
@@ -27,21 +27,33 @@ from tests.loadgen.fake_server import (
 BODY = b'{"prompt":[1,2,3],"max_tokens":4}'
 
 
-def planned(index: int = 0, cancel_after_tokens: int | None = None) -> PlannedRequest:
-    return PlannedRequest(
-        index=index, body=BODY, input_tokens=3, output_tokens=4, cancel_after_tokens=cancel_after_tokens
+NOW = Due(0.0, 0.0)
+
+
+def planned(index: int = 0, **changes: Any) -> OutgoingRequest:
+    request = OutgoingRequest(
+        index=index,
+        conversation=index,
+        turn=0,
+        group="",
+        request_id=f"r-{index}",
+        session="",
+        body=BODY,
+        input_tokens=3,
+        output_tokens=4,
     )
+    return replace(request, **changes)
 
 
 def exchange(
-    script: Script, requests: Sequence[PlannedRequest] = (planned(),), *, timeout_s: float = 30.0
+    script: Script, requests: Sequence[OutgoingRequest] = (planned(),), *, timeout_s: float = 30.0
 ) -> tuple[list[RequestRecord], FakeServer]:
     """Send requests one after the other."""
 
     async def talk() -> tuple[list[RequestRecord], FakeServer]:
         async with fake_server(script) as fake:
             client = StreamingClient(parse_server(fake.url), "/v1/completions", {"x-team": "a"}, timeout_s)
-            records = [await client.send(request, f"r-{request.index}", 0.0, 0.0) for request in requests]
+            records = [(await client.send(request, NOW))[0] for request in requests]
             client.close()
             return records, fake
 
@@ -150,7 +162,7 @@ def test_a_request_that_hangs_is_given_up_and_its_connection_closed() -> None:
     async def talk() -> RequestRecord:
         async with fake_server(lambda number, body: Answer((text_chunk("a", [7]),), ending="hang")) as fake:
             client = StreamingClient(parse_server(fake.url), "/v1/completions", {}, 0.2)
-            record = await client.send(planned(), "r", 0.0, 0.0)
+            record, _ = await client.send(planned(), NOW)
             await asyncio.wait_for(fake.seen[0].left.wait(), 30)
             return record
 
@@ -163,7 +175,7 @@ def test_a_cancelled_request_leaves_the_server_at_its_point(after_tokens: int) -
     async def talk() -> RequestRecord:
         async with fake_server(lambda number, body: Answer((text_chunk("a", [7]),) * 2, ending="hang")) as fake:
             client = StreamingClient(parse_server(fake.url), "/v1/completions", {}, 30)
-            record = await client.send(planned(cancel_after_tokens=after_tokens), "r", 0.0, 0.0)
+            record, _ = await client.send(planned(cancel_after_tokens=after_tokens), NOW)
             if after_tokens > 0:  # at 0 the server may never have read the request
                 await asyncio.wait_for(fake.seen[0].left.wait(), 30)
             return record
@@ -178,7 +190,7 @@ def test_no_server_is_a_connect_failure() -> None:
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))  # bound and not listening: every connection is refused
             client = StreamingClient(Server("127.0.0.1", unused.getsockname()[1], False, ""), "/v1", {}, 5)
-            return await client.send(planned(), "r", 0.0, 0.0)
+            return (await client.send(planned(), NOW))[0]
 
     assert asyncio.run(talk()).outcome is Outcome.CONNECT
 
@@ -196,45 +208,35 @@ def test_requests_in_turn_share_one_connection_and_a_failed_one_is_not_used_agai
     assert fake.connections == 2
 
 
-def test_a_closed_loop_never_has_more_than_its_number_under_way() -> None:
-    async def talk() -> list[RequestRecord]:
-        async with fake_server(steady()) as fake:
+def heard(keeps_answer: bool, *pieces: bytes) -> Heard | None:
+    async def talk() -> Heard | None:
+        async with fake_server(lambda number, body: Answer(pieces)) as fake:
             client = StreamingClient(parse_server(fake.url), "/v1/completions", {}, 30)
-            run = Run(client, "t", lambda record: None)
-            await run.closed_loop([planned(index) for index in range(20)], 3)
-            client.close()
-            assert fake.connections <= 3
-            return run.records
+            return (await client.send(planned(keeps_answer=keeps_answer), NOW))[1]
 
-    records = asyncio.run(talk())
-    assert sorted(record.index for record in records) == list(range(20))
-    assert all(record.outcome is Outcome.OK for record in records)
+    return asyncio.run(talk())
 
 
-def test_an_open_loop_sends_on_while_nobody_answers() -> None:
-    async def talk() -> FakeServer:
-        all_sent = asyncio.Event()
+def test_an_answer_is_kept_whole_if_it_is_needed() -> None:
+    pieces = (text_chunk("a", [7]), text_chunk("bc", [8, 9]), DONE)
+    assert heard(True, *pieces) == Heard("abc", (7, 8, 9), 3)
+    assert heard(False, *pieces) is None
+    assert heard(True, text_chunk("a"), text_chunk("b"), usage_chunk(3, 5), DONE) == Heard("ab", None, 5)
 
-        def hang(number: int, body: dict[str, Any]) -> Answer:
-            if number == 4:
-                all_sent.set()
-            return Answer(ending="hang")
 
-        async with fake_server(hang) as fake:
-            client = StreamingClient(parse_server(fake.url), "/v1/completions", {}, 60)
-            run = Run(client, "t", lambda record: None)
-            requests = [planned(index) for index in range(5)]
-            sending = asyncio.create_task(run.open_loop(requests, [0.0, 0.01, 0.02, 0.03, 0.04]))
-            await asyncio.wait_for(all_sent.wait(), 30)
-            assert run.records == []
-            sending.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await sending
-            for seen in fake.seen:
-                await asyncio.wait_for(seen.left.wait(), 30)  # an interrupted run leaves no connection behind
-            return fake
+def test_an_answer_that_broke_is_none() -> None:
+    assert heard(True, text_chunk("a", [7])) is None
 
-    assert len(asyncio.run(talk()).seen) == 5
+
+def test_what_the_server_says_of_phases_and_workers_is_recorded() -> None:
+    account = event({"choices": [], "penstock": {"phases_ms": {"compute": 4.5}, "workers": {"decode": "d-0"}}})
+    record = answer(text_chunk("a", [7]), account, DONE)
+    assert (record.phases_ms, record.workers) == ({"compute": 4.5}, {"decode": "d-0"})
+
+
+def test_a_session_is_told_where_there_is_one() -> None:
+    _, fake = exchange(steady(), [planned(session="s-1"), planned(1)])
+    assert [seen.headers.get("x-session-id") for seen in fake.seen] == ["s-1", None]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 import pytest
 
-from loadgen.results.health import generator_health
 from loadgen.results.metrics import Slo, distribution, summarize
 from loadgen.results.records import Outcome
 from tests.loadgen.records import record
@@ -87,16 +86,3 @@ def test_cached_tokens_are_unknown_until_a_server_tells() -> None:
 def test_a_run_without_requests_is_refused() -> None:
     with pytest.raises(ValueError, match="without requests"):
         summarize([])
-
-
-def test_a_late_generator_says_so() -> None:
-    late = [record(planned_s=1.0, sent_s=1.0 + 0.1)] * 10
-    (warning,) = generator_health(late, 10.0, cpu_s=0.1, wall_s=10.0).warnings
-    assert "late" in warning
-    assert generator_health(late, 0.1, cpu_s=0.1, wall_s=10.0).warnings == []  # 5 % of a gap of 10 s
-
-
-def test_a_generator_that_fills_its_core_says_so() -> None:
-    health = generator_health([record()], 10.0, cpu_s=9.0, wall_s=10.0)
-    assert ["90% of a core" in warning for warning in health.warnings] == [True]
-    assert health.cpu_us_per_token == pytest.approx(9e6 / 4)

@@ -50,7 +50,7 @@ def run(draw: int, ttft_s: float = 0.5, n_requests: int = 100, failed: int = 0, 
 
 
 def result_of(records: list[RequestRecord], **facts: Any) -> Result:
-    health = generator_health(records, 1.0, cpu_s=0.1, wall_s=10.0)
+    health = generator_health(records, 1.0, cpu_s=(0.1,), wall_s=10.0)
     return Result(replace(FACTS, **facts), summarize(records), health, records, ServerView(source="-"), None)
 
 

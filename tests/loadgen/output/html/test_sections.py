@@ -40,7 +40,7 @@ POOR = {"bare": BARE, "one": ONE, "failed": FAILED}
 def made(*records: Any, **changes: Any) -> RunView:
     """A run of these records."""
     base = run(Shape(n_requests=1, told=False))
-    health = generator_health(records, None, cpu_s=0.0, wall_s=1.0)
+    health = generator_health(records, 0.0, cpu_s=(0.0,), wall_s=1.0)
     whole = Result(base.facts, summarize(records), health, records, base.server, None)
     return views([replace(whole, **changes)])[0]
 
@@ -163,7 +163,7 @@ def test_warm_up_counts_in_no_latency() -> None:
 
 def test_saturated_runs_are_hollow_and_late_ones_crossed() -> None:
     runs = sweep((2, 8, 14), n_requests=220)
-    late = replace(runs[1].health, lag_p99_s=1.0)
+    late = replace(runs[1].health, lag_p50_s=1.0)
     section = found(curves.build(views([runs[0], replace(runs[1], health=late), runs[2]])))
     assert section.figures[0].data[0]["marker"]["symbol"] == ["circle", "x-open", "circle-open"]
     assert "Hollow: saturated" in section.note and "Crossed: the generator was late" in section.note

@@ -1,19 +1,20 @@
 """The workload that settings mean, ready to be sent or written; and what it is, in words."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.errors import ConfigError
-from loadgen.commands.workload_flags import WorkloadSettings
-from loadgen.traces.change import changed
+from loadgen.settings import WorkloadSettings
+from loadgen.traces.change import Change, changed
 from loadgen.traces.files import read_trace
 from loadgen.traces.replay import Replay
 from loadgen.traces.trace import Trace
 from loadgen.workload.cancels import WithCancels
 from loadgen.workload.content import ContentSource, CountTokens, count_words
 from loadgen.workload.context import Cuts, WithinContext
-from loadgen.workload.datasets import DATASETS, Origin
+from loadgen.workload.datasets import DATASETS, Origin, complete
 from loadgen.workload.mix import Mix, Part
+from loadgen.workload.options import Options
 from loadgen.workload.plan import Content, Conversation, Workload
 from loadgen.workload.shapes import SHAPES
 
@@ -70,6 +71,15 @@ def workload_of(settings: WorkloadSettings, seed: int | str, max_context_tokens:
     return ReadyWorkload(
         workload=workload, count_tokens=count_tokens, has_times=has_times, notes=tuple(notes), within=within
     )
+
+
+def warmup_of(settings: WorkloadSettings, seed: int, max_context_tokens: int | None) -> ReadyWorkload:
+    """Requests like those of the run, but none of them: what is sent twice would be found in the cache. Raises ConfigError."""
+    if settings.file is not None:  # another seed reads the same file
+        settings = replace(
+            settings, file=None, dataset="random", options=complete("random", Options()), change=Change()
+        )
+    return workload_of(settings, f"{seed}/warmup", max_context_tokens)
 
 
 def _made_up(settings: WorkloadSettings, source: ContentSource, seed: int | str) -> Workload:

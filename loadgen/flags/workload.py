@@ -1,21 +1,21 @@
 """Flags that say what is sent, common to every command that sends or writes a workload.
 
-`add_workload_flags` declares them, `workload_settings` checks them together, `loadgen.commands.workloads` builds from them.
+`add_workload_flags` declares them, `workload_settings` checks them together, `loadgen.ready_workload` builds from them.
 No flag is ignored: one that the chosen dataset does not use is refused.
 """
 
 import argparse
-from dataclasses import dataclass
 
 from common.errors import ConfigError
-from loadgen.commands.values import above_zero, id_range, not_negative, typed
+from loadgen.flags.types import above_zero, id_range, not_negative, typed
+from loadgen.settings import WorkloadSettings
 from loadgen.traces.change import Change
 from loadgen.traces.files import TraceFile
 from loadgen.workload.content import KINDS
 from loadgen.workload.datasets import DATASETS, complete
 from loadgen.workload.lengths import ALLOWED
 from loadgen.workload.mix_text import ALLOWED as MIX_ALLOWED
-from loadgen.workload.mix_text import MixedPart, parse_mix
+from loadgen.workload.mix_text import parse_mix
 from loadgen.workload.options import OPTION_NAMES, PARSERS, Options, flag, options_from, parse_share
 from loadgen.workload.shapes import SHAPES
 from loadgen.workload.think import ALLOWED as THINK_ALLOWED
@@ -46,41 +46,6 @@ _OPTION_HELP = {
     "think_time": f"pause before each later turn: {THINK_ALLOWED}",
     "observation_len": "tokens that a tool answers with",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkloadSettings:
-    """What is sent, checked and complete."""
-
-    dataset: str
-    shape: str | None
-    options: Options
-    """Of a made-up dataset, with its defaults."""
-    mix: tuple[MixedPart, ...]
-    file: TraceFile | None
-    change: Change
-    """Of a trace: all of it; of a made-up dataset: the scales."""
-    cancel_rate: float
-    token_ids_from: tuple[int, int]
-    content: str
-    """`ids` or `words`: what made-up prompts are of."""
-
-    def shown(self) -> dict[str, object]:
-        """Every setting that takes part, as JSON and as it would be typed."""
-        shown: dict[str, object] = {"dataset": self.dataset, "cancel_rate": self.cancel_rate, "content": self.content}
-        if self.shape is not None:
-            shown["shape"] = self.shape
-        shown |= {name: _json(value) for name, value in self.options.given().items()}
-        if self.mix:
-            shown["mix"] = ",".join(map(str, self.mix))
-        change = self.change
-        shown |= {"scale_isl": change.scale_isl, "scale_osl": change.scale_osl}
-        if self.file is not None:
-            shown |= {"dataset_path": self.file.path, "block": self.file.block_tokens, "tokenizer": self.file.tokenizer}
-            shown |= {"trace_speed": change.speed, "trace_start": change.start_s, "trace_end": change.end_s}
-        if self.content == "ids":
-            shown["token_ids_from"] = "{}-{}".format(*self.token_ids_from)
-        return shown
 
 
 def add_workload_flags(parser: argparse.ArgumentParser) -> None:
@@ -203,7 +168,3 @@ def _refuse_foreign(values: argparse.Namespace, dataset: str, is_file: bool) -> 
         raise ConfigError(f"{', '.join(given)}: means nothing to dataset {dataset}")
     if is_file and values.dataset_path is None:
         raise ConfigError(f"--dataset {dataset} needs --dataset-path: the file to read")
-
-
-def _json(value: object) -> object:
-    return value if isinstance(value, int | float) else str(value)

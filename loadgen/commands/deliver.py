@@ -1,0 +1,98 @@
+"""What happens to finished runs: files, table, verdict, exit code. What has to be right before one starts is checked here too."""
+
+import os
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import ConfigError
+from loadgen.flags.run import SECRET_FLAGS
+from loadgen.output.console import table
+from loadgen.output.html.render import render
+from loadgen.output.result_json import to_json
+from loadgen.output.warnings import warnings
+from loadgen.results.files import save
+from loadgen.results.request_lines import to_csv
+from loadgen.results.result import Result
+from loadgen.settings import Output
+from loadgen.stats.assertions import Verdict, check, numbers
+
+OK, FAILED, BAD_SETTINGS, LATE, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes. FAILED: requests, an assertion, or a leak; LATE: the generator's fault, the numbers do not count."""
+
+
+def deliver(result: Result, output: Output, folder: Path | None) -> int:
+    """Write and show one run; its exit code."""
+    if folder is not None:
+        write(result, output, folder)
+    if output.quiet:
+        for text in warnings(result):
+            print(f"warning: {text}", file=sys.stderr)
+    else:
+        print(table(result))
+        if folder is not None:
+            print(f"written to {folder}")
+    verdicts = checked(result, output)
+    for verdict in verdicts:
+        print(
+            f"{'met' if verdict.holds else 'NOT MET'}: {verdict.why}", file=sys.stdout if verdict.holds else sys.stderr
+        )
+    if result.health.late:
+        return LATE
+    leaked = result.server.leak_check is not None and bool(result.server.leak_check.held)
+    return FAILED if result.summary.failed or leaked or not all(verdict.holds for verdict in verdicts) else OK
+
+
+def checked(result: Result, output: Output) -> list[Verdict]:
+    """What became of the assertions. Raises ConfigError for a number that does not exist."""
+    try:
+        values = numbers(to_json(result))
+        return [check(assertion, values) for assertion in output.assertions]
+    except ValueError as error:
+        raise ConfigError(f"--assert: {error}") from error
+
+
+def write(result: Result, output: Output, folder: Path) -> None:
+    """The files that were asked for. Raises OSError."""
+    save(result, folder)
+    if output.csv:
+        (folder / "requests.csv").write_text(to_csv(result.records))
+    if output.html:
+        write_html([result], folder / "report.html", f"{result.facts.model}: {result.facts.workload}")
+
+
+def write_html(results: Sequence[Result], path: Path, title: str) -> None:
+    """One page about these runs. Raises OSError."""
+    path.write_text(render(results, title), encoding="utf-8")
+
+
+def check_writable(out: Path | None) -> None:
+    """Find out before the run, not after it, that its result cannot be written; makes the folder. Raises ConfigError."""
+    if out is None:
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out={str(out)!r}: must be a folder that can be made or written to: {error}") from error
+    if not os.access(out, os.W_OK):
+        raise ConfigError(f"--out={str(out)!r}: must be a folder that can be written to")
+
+
+def allow_many_sockets() -> None:
+    """Raise the limit of open files as far as it goes: every request under way has a socket."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def without_secrets(arguments: Sequence[str]) -> list[str]:
+    """A command line that may be written down."""
+    shown: list[str] = []
+    for argument in arguments:
+        flag, equals, _ = argument.partition("=")
+        if shown and shown[-1] in SECRET_FLAGS:
+            shown.append("***")
+        else:
+            shown.append(f"{flag}=***" if equals and flag in SECRET_FLAGS else argument)
+    return shown
