@@ -66,7 +66,7 @@ async def measure(settings: RunSettings, asked: Asked) -> Result:
         async with Watch(api, watched) as watch:
             await _warm_up(job, settings, room_tokens)
             driven, start_s = await _drive(job, settings, asked.title)
-            view = await watch.finish(start_s, leak_check=output.leak_check)
+            view = await watch.finish(start_s, leak_check=output.leak_check, deadline_s=output.leak_wait_s)
     records = _counted(driven, settings)
     return Result(
         _facts(settings, asked, job, driven, workload),

@@ -93,6 +93,8 @@ class Output:
     labels: Mapping[str, str] = field(default_factory=dict)
     watch: bool = True
     leak_check: bool = True
+    leak_wait_s: float = 10.0
+    """How long the server may take to give everything back."""
     quiet: bool = False
 
 

@@ -133,6 +133,7 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     add("--csv", action=onoff, default=False, help="with --out: write requests.csv too")
     add("--watch", action=onoff, default=True, help="ask the server once a second for its queues and memory")
     add("--leak-check", action=onoff, default=True, help="compare what the server holds before and after")
+    add("--leak-wait", type=types.not_negative, default=10.0, help="seconds that it may take for that [%(default)s]")
     add("--quiet", action="store_true", help="no progress, no table; errors still show")
 
 
@@ -202,6 +203,7 @@ def _output(values: argparse.Namespace) -> Output:
         labels=dict(values.label),
         watch=values.watch,
         leak_check=values.leak_check,
+        leak_wait_s=values.leak_wait,
         quiet=values.quiet,
     )
 

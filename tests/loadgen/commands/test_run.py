@@ -1,4 +1,3 @@
-import asyncio
 import json
 import re
 import subprocess
@@ -7,21 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.__main__ import main
-from tests.loadgen.fake_server import Answer, FakeServer, Script, fake_server, steady
-
-
-def bench(script: Script, *flags: object, models: tuple[str, ...] = ("fake",)) -> tuple[int, FakeServer]:
-    """Run the command against a scripted server; exit code and what the server saw."""
-
-    async def talk() -> tuple[int, FakeServer]:
-        async with fake_server(script, models) as fake:
-            return await asyncio.to_thread(main, ["run", "--url", fake.url, *map(str, flags)]), fake
-
-    return asyncio.run(talk())
-
-
-FEW = ("--num-requests", 10, "--isl", 5, "--osl", 3)
+from loadgen.results import health
+from tests.loadgen.commands.bench import FEW, bench, requests_of, result_of
+from tests.loadgen.fake_server import DONE, Answer, steady, text_chunk, usage_chunk
+from tests.loadgen.server.pages import status, worker
 
 
 def test_an_open_loop_run_ends_with_a_table_a_file_and_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,7 +22,7 @@ def test_an_open_loop_run_ends_with_a_table_a_file_and_zero(tmp_path: Path, caps
     for row in ("Successful requests: +10", "Total input tokens: +50", "Total generated tokens: +30"):
         assert re.search(row, table)
     assert "P99 TTFT (ms): " in table and "needs 200" in table
-    found = json.loads((out / "result.json").read_text())
+    found = result_of(out)
     assert (found["completed"], found["failed"], found["model_id"], found["num_prompts"]) == (10, 0, "fake", 10)
     assert (found["total_input_tokens"], found["total_output_tokens"], found["cached_tokens"]) == (50, 30, 10)
     assert (found["request_rate"], found["max_concurrency"], found["seed"]) == (500.0, None, 0)
@@ -53,7 +41,7 @@ def test_a_closed_loop_chat_run_finds_the_model_itself(tmp_path: Path) -> None:
     assert code == 0
     assert {seen.path for seen in fake.seen} == {"/v1/chat/completions"}
     assert {seen.body["model"] for seen in fake.seen} == {"fake"}
-    found = json.loads((out / "result.json").read_text())
+    found = result_of(out)
     assert (found["max_concurrency"], found["request_rate"], found["burstiness"]) == (2, "inf", None)
     assert found["max_concurrent_requests"] <= 2
 
@@ -155,3 +143,127 @@ def test_several_models_must_be_chosen_from(capsys: pytest.CaptureFixture[str]) 
 def test_the_generator_needs_no_torch() -> None:
     code = "import sys, loadgen.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_conversations_go_on_with_the_answers_they_got(tmp_path: Path) -> None:
+    def numbered(number: int, body: dict[str, object]) -> Answer:
+        return Answer((text_chunk("x", [1000 + number]), usage_chunk(len(body["prompt"]), 1), DONE))  # type: ignore[arg-type]
+
+    flags = ("--dataset", "multi-turn", "--turns", 3, "--think-time", 0, "--isl", 4, "--osl", 1)
+    code, fake = bench(numbered, *flags, "--concurrency", 1, "--num-requests", 6, "--out", tmp_path / "run", "--quiet")
+    assert code == 0
+    prompts = [seen.body["prompt"] for seen in fake.seen]
+    assert [len(prompt) for prompt in prompts] == [4, 9, 14, 4, 9, 14]
+    assert prompts[2][:9] == prompts[1] and prompts[2][9] == 1001
+    assert [(one["conversation"], one["turn"]) for one in requests_of(tmp_path / "run")] == [
+        (conversation, turn) for conversation in (0, 1) for turn in (0, 1, 2)
+    ]
+
+
+def test_chats_send_the_servers_own_text_back() -> None:
+    flags = ("--dataset", "multi-turn", "--turns", 2, "--think-time", 0, "--isl", 4, "--osl", 2)
+    _, fake = bench(steady(), *flags, "--endpoint", "chat", "--concurrency", 1, "--num-requests", 2, "--quiet")
+    first, second = (seen.body["messages"] for seen in fake.seen)
+    assert [message["role"] for message in second] == ["user", "assistant", "user"]
+    assert second[0] == first[0] and second[1]["content"] == "xx"
+
+
+def test_answers_that_nobody_told_the_ids_of_are_pointed_out(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = Answer((text_chunk("x"), text_chunk("y"), usage_chunk(4, 2), DONE))
+    flags = ("--dataset", "multi-turn", "--turns", 2, "--think-time", 0, "--isl", 4, "--osl", 2)
+    bench(lambda number, body: answer, *flags, "--concurrency", 1, "--num-requests", 2, "--no-html")
+    assert "1 answers went into later prompts as random tokens" in capsys.readouterr().out
+
+
+def test_sessions_are_told_if_that_is_asked_for() -> None:
+    flags = (*FEW, "--concurrency", 1, "--quiet")
+    assert {seen.headers.get("x-session-id") for seen in bench(steady(), *flags)[1].seen} == {None}
+    assert len({seen.headers["x-session-id"] for seen in bench(steady(), *flags, "--session-ids")[1].seen}) == 10
+
+
+def test_only_penstock_is_asked_to_explain() -> None:
+    ours = {"/status": lambda: status(worker("m", "mixed"))}
+    for pages, asked in ((ours, {"1"}), ({}, {None})):
+        _, fake = bench(steady(), *FEW, "--concurrency", 1, "--quiet", "--no-leak-check", pages=pages)
+        assert {seen.headers.get("x-penstock-explain") for seen in fake.seen} == asked
+
+
+def test_a_server_that_keeps_something_fails_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    held = iter([0, 0, *[7] * 1000])  # asked what it is, then what it holds before the run
+    pages = {"/status": lambda: status(worker("m", "mixed", pages={"active": next(held)}))}
+    code, _ = bench(steady(), *FEW, "--concurrency", 1, "--leak-wait", 0, pages=pages)
+    assert code == 1
+    assert "still held after the run" in capsys.readouterr().out
+
+
+def test_a_late_generator_is_an_exit_code_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(health, "_LEAST_LAG_S", 0.0)
+    code, _ = bench(steady(), *FEW, "--rate", 1e6, "--arrival", "constant")
+    assert code == 3
+    assert "the generator was LATE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("completed==10", 0, "met: "),
+        ("completed>10", 1, "NOT MET: "),
+        ("p99_ttft_ms<1e9", 1, "200"),
+        ("completd>1", 2, "completed"),
+        ("completed=10", 2, "must be"),
+        ("completed<1x", 2, "compare"),
+    ],
+)
+def test_assertions_decide_the_exit_code(text: str, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(steady(), *FEW, "--rate", "inf", "--assert", text)[0] == code
+    shown = capsys.readouterr()
+    assert said in shown.out + shown.err
+
+
+def test_a_cap_says_what_it_held_back(capsys: pytest.CaptureFixture[str]) -> None:
+    code, fake = bench(steady(), *FEW, "--rate", "inf", "--max-concurrency", 2)
+    assert code == 0
+    assert fake.connections <= 3  # one more asks what the server is
+    assert re.search(r"Requests held by that maximum: +8, ", capsys.readouterr().out)
+
+
+def test_the_first_seconds_count_in_throughput_and_in_no_latency(tmp_path: Path) -> None:
+    flags = ("--rate", 50, "--arrival", "constant", "--warmup", "0.1s", "--out", tmp_path / "run", "--quiet")
+    assert bench(steady(), *FEW, *flags)[0] == 0
+    found = result_of(tmp_path / "run")
+    assert (found["completed"], found["measured"]) == (10, 5)
+    assert [one["measured"] for one in requests_of(tmp_path / "run")] == [False] * 5 + [True] * 5
+
+
+def test_a_run_of_nothing_but_warm_up_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(steady(), *FEW, "--rate", "inf", "--warmup", "5s")[0] == 2
+    assert "leave no request that counts" in capsys.readouterr().err
+
+
+def test_a_trace_is_replayed_at_its_times(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    rows = [{"timestamp": 40 * n, "input_length": 4, "output_length": 2, "hash_ids": [n]} for n in range(4)]
+    trace.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    flags = ("--dataset", "mooncake", "--dataset-path", trace, "--replay", "--trace-speed", 2)
+    assert bench(steady(), *flags, "--out", tmp_path / "run", "--quiet")[0] == 0
+    planned = [one["planned_s"] for one in requests_of(tmp_path / "run")]
+    assert planned == pytest.approx([0.0, 0.02, 0.04, 0.06])
+
+
+def test_what_does_not_fit_the_context_is_cut_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    card = json.dumps({"data": [{"id": "fake", "max_model_len": 20}]}).encode()
+    flags = ("--num-requests", 4, "--isl", 50, "--osl", 4, "--concurrency", 1)
+    _, fake = bench(steady(), *flags, pages={"/v1/models": lambda: card})
+    assert {len(seen.body["prompt"]) for seen in fake.seen} == {16}
+    assert "to fit the context" in capsys.readouterr().out
+
+
+@pytest.mark.system
+def test_several_processes_make_one_result(tmp_path: Path) -> None:
+    code, fake = bench(steady(), *FEW, "--rate", 100, "--workers", 2, "--out", tmp_path / "run", "--quiet")
+    assert code in (0, 3)  # a busy machine may make it late
+    found = result_of(tmp_path / "run")
+    assert (found["completed"], len(fake.seen), found["generator"]["processes"]) == (10, 10, 2)
+    assert sorted(one["index"] for one in requests_of(tmp_path / "run")) == list(range(10))

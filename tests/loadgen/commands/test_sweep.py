@@ -1,0 +1,61 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.loadgen.commands.bench import FEW, bench, result_of
+from tests.loadgen.fake_server import Answer, steady
+
+EASY = ("--goodput", "ttft:60000")
+
+
+def test_every_rate_of_a_list_is_one_run_with_prompts_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, fake = bench(steady(), *FEW, "--rates", "200,400", "--out", tmp_path, "--seed", 3, command="sweep")
+    assert code == 0
+    assert len({str(seen.body["prompt"]) for seen in fake.seen}) == 20
+    assert [result_of(tmp_path / f"run-{number:02}")["request_rate"] for number in (1, 2)] == [200.0, 400.0]
+    assert (tmp_path / "report.html").is_file()
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows[1:3]] == ["200", "400"]
+    assert "all 2 rates were measured" in rows[3]
+
+
+def test_a_search_ends_with_the_highest_rate_that_met_its_targets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--find-goodput", *EASY, "--start-rate", 300, "--attainment", 0.5, "--max-runs", 2, "--no-html")
+    assert bench(steady(), *FEW, *flags, "--out", tmp_path, command="sweep")[0] == 0
+    found = json.loads((tmp_path / "sweep.json").read_text())
+    assert [point["request_rate"] for point in found["points"]] == [300.0, 600.0]
+    assert found["best_rate"] == 600.0
+    assert re.search(r"highest rate .* 600 req/s \(2 runs are used up\)", capsys.readouterr().out)
+
+
+def test_targets_that_no_rate_meets_are_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    refusing = Answer((b"full",), status=503)
+    flags = ("--find-goodput", *EASY, "--start-rate", 300, "--max-runs", 3)
+    assert bench(lambda number, body: refusing, *FEW, *flags, command="sweep")[0] == 1
+    assert "no rate met the targets" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ((), "give --rates .* or --find-goodput"),
+        (("--rates", "1", "--find-goodput"), "exactly one"),
+        (("--find-goodput",), "needs --goodput"),
+        (("--rates", "1,x"), "must be rates above 0 such as 1,2,4"),
+        (("--rates", "1", "--rate", "2"), "--rate"),
+        (("--rates", "1", "--concurrency", "2"), "--concurrency"),
+    ],
+)
+def test_bad_settings_end_with_two_and_say_what_is_wrong(
+    flags: tuple[str, ...], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, fake = bench(steady(), *flags, command="sweep")
+    assert code == 2
+    assert re.search(text, capsys.readouterr().err)
+    assert fake.seen == []
