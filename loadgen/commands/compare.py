@@ -22,7 +22,7 @@ _FORMATS = ("table", "markdown", "json")
 def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Compare and print. Exit code 0; 1: an assertion fails; 2: bad input."""
     try:
-        values = _parser().parse_args(arguments)
+        values = parser().parse_args(arguments)
         assertions = _assertions(values.assertions)
         base_folders, other_folders = _sides(values.folders, values.base, values.other)
         base, other = ([load(Path(folder)) for folder in side] for side in (base_folders, other_folders))
@@ -92,13 +92,14 @@ def _sides(folders: Sequence[str], base: Sequence[str], other: Sequence[str]) ->
     return sides
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    """Of the command's flags."""
+    made = Parser(
         prog="penstock bench compare",
         description="Compare two runs, or two groups of runs, number by number with 95 % intervals.",
         epilog="Exit code: 0, 1 an assertion fails, 2 bad input.",
     )
-    add = parser.add_argument
+    add = made.add_argument
     add("folders", nargs="*", metavar="BASE OTHER", help="two folders that `penstock bench run --out` wrote")
     add("--base", nargs="+", action="extend", default=[], metavar="DIR", help="runs of the base side")
     add("--other", nargs="+", action="extend", default=[], metavar="DIR", help="runs of the other side")
@@ -111,4 +112,4 @@ def _parser() -> Parser:
         help="gate on the other side, such as p99_ttft_ms<800 or, against the base, p99_ttft_ms<1.1x; may be repeated; of several runs the mean counts",
     )
     add("--format", choices=_FORMATS, default="table", help="[%(default)s]")
-    return parser
+    return made

@@ -59,7 +59,12 @@ def write(result: Result, output: Output, folder: Path) -> None:
     if output.csv:
         (folder / "requests.csv").write_text(to_csv(result.records))
     if output.html:
-        write_html([result], folder / "report.html", f"{result.facts.model}: {result.facts.workload}")
+        write_html([result], folder / "report.html", title_of(result))
+
+
+def title_of(result: Result) -> str:
+    """Heading of a report: model and kind of work."""
+    return f"{result.facts.model}: {result.facts.workload.partition(':')[0]}"
 
 
 def write_html(results: Sequence[Result], path: Path, title: str) -> None:

@@ -15,7 +15,7 @@ _NAME = "report.html"
 def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Write the page and say where. Exit code 0; 2: a folder is no result, or the page cannot be written."""
     try:
-        values = _parser().parse_args(arguments)
+        values = parser().parse_args(arguments)
         folders = result_folders([Path(name) for name in values.folders])
         results = [load(folder) for folder in folders]
         out = Path(values.out) if values.out is not None else default_place(folders)
@@ -70,16 +70,15 @@ def _title(folders: Sequence[Path]) -> str:
     return (folders[0] if len(folders) == 1 else folders[0].parent).resolve().name or "Results"
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    """Of the command's flags."""
+    made = Parser(
         prog="penstock bench report",
         description="One HTML page of one run, or of several side by side. It needs no network and no other file.",
         epilog="Exit code: 0 written, 2 not.",
     )
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="folder of a run, or of runs, such as a sweep's")
-    parser.add_argument("--out", metavar="FILE.html", help=f"[{_NAME} in the folder; of several, beside them]")
-    parser.add_argument("--title", help="heading of the page [name of the folder]")
-    parser.add_argument(
-        "--names", choices=("load", "folder"), default="load", help="what runs are called [%(default)s]"
-    )
-    return parser
+    made.add_argument("folders", nargs="+", metavar="DIR", help="folder of a run, or of runs, such as a sweep's")
+    made.add_argument("--out", metavar="FILE.html", help=f"[{_NAME} in the folder; of several, beside them]")
+    made.add_argument("--title", help="heading of the page [name of the folder]")
+    made.add_argument("--names", choices=("load", "folder"), default="load", help="what runs are called [%(default)s]")
+    return made

@@ -65,7 +65,8 @@ def _run(settings: RunSettings, arguments: Sequence[str], environ: Mapping[str, 
     for system in systems:
         folder = None if output.out is None else output.out / str(system) if target.baseline else output.out
         with running(system, settings, folder, environ) as url:
-            result = measured(settings, Asked(url=url, command=command, title=str(system)))
+            of_system = replace(settings, target=replace(target, cluster=str(system)))
+            result = measured(of_system, Asked(url=url, command=command, title=str(system)))
         codes.append(deliver(result, output, folder))
         results.append(result)
     if target.baseline:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from common.errors import ConfigError
-from loadgen.commands.deliver import FAILED, OK, without_secrets, write, write_html
+from loadgen.commands.deliver import FAILED, OK, title_of, without_secrets, write, write_html
 from loadgen.commands.run import guarded, measured, prepare, running
 from loadgen.flags import types
 from loadgen.flags.run import (
@@ -177,5 +177,5 @@ def _write(settings: SweepSettings, results: Sequence[Result], best: float | Non
     content = sweep_json(results, best, why, settings.attainment)
     (out / "sweep.json").write_bytes(msgspec.json.format(msgspec.json.encode(content)))
     if settings.run.output.html:
-        write_html(results, out / "report.html", f"{results[0].facts.model}: {results[0].facts.workload}")
+        write_html(results, out / "report.html", title_of(results[0]))
     print(f"written to {out}", file=sys.stderr)

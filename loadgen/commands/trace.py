@@ -27,7 +27,7 @@ _MADE_BLOCK_TOKENS = 16
 def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run one of the commands. Exit code 0: done; 2: a bad setting or file; --help exits."""
     try:
-        values = _parser().parse_args(arguments)
+        values = parser().parse_args(arguments)
         values.command(values)
     except ConfigError as error:
         print(f"penstock bench trace: {error}", file=sys.stderr)
@@ -35,12 +35,13 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     return 0
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    """Of the command's flags."""
+    made = Parser(
         prog="penstock bench trace",
         description="Look into a trace, change it, write it in another form, or make one up.",
     )
-    commands = parser.add_subparsers(required=True, metavar="info|convert|scale|make")
+    commands = made.add_subparsers(required=True, metavar="info|convert|scale|make")
     info = commands.add_parser("info", help="counts, rate, lengths, and what a cache could save")
     _add_file(info)
     info.set_defaults(command=_info)
@@ -70,7 +71,7 @@ def _parser() -> Parser:
     add("out", metavar="OUT", help="file to write, in our own form")
     add_workload_flags(make)
     make.set_defaults(command=_make)
-    return parser
+    return made
 
 
 def _add_file(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """What the documents say is there, is there."""
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -67,6 +68,21 @@ def _refuse_unknown_flags(command: str, words: list[str], line: str) -> None:
     for word in words:
         if word.startswith("--"):
             assert word.partition("=")[0] in flags, f"{line}: {word}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_bench_command_in_a_document_is_understood(page: Path) -> None:
+    for line in shell_lines(page.read_text()):
+        words = shlex.split(line, comments=True)
+        if "bench" in words and Path(words[words.index("bench") - 1]).name == "penstock":
+            command, *flags = words[words.index("bench") + 1 :]
+            module = importlib.import_module(f"loadgen.{'flags' if command == 'run' else 'commands'}.{command}")
+            if command in ("run", "sweep"):
+                module.parse(flags, {})
+            elif command == "paper":
+                module.parse(flags)
+            else:
+                module.parser().parse_args(flags)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -132,7 +132,8 @@ def _styles(results: Sequence[Result], kinds: Sequence[str]) -> list[tuple[str, 
 
 def _stated(facts: RunFacts) -> dict[str, Any]:
     settings = {name: value for name, value in facts.settings.items() if name not in _NOT_A_KIND}
-    return settings | {"url": facts.url, "model": facts.model}
+    where = {} if "cluster" in settings else {"url": facts.url}  # a cluster of our own has another port every time
+    return settings | where | {"model": facts.model}
 
 
 def _setting_text(name: str, value: object) -> str:

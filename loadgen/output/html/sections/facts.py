@@ -36,6 +36,8 @@ def build(runs: Sequence[RunView]) -> Section:
         ("Server", f"{facts.url}, {facts.endpoint}; {_known_of(runs[0].result.server)}"),
         ("Model", facts.model),
         *([("Load", load), ("Seed", str(facts.seed))] if len(runs) == 1 else []),
+        ("Workload", facts.workload),
+        ("Its lengths", facts.workload_source),
         ("Settings", " · ".join(f"{_flag(name)} {_text(value)}" for name, value in settings.items())),
         ("Targets", slo_text(runs[0].slo) if runs[0].slo is not None else ""),
         ("Host", " · ".join(f"{name} {_text(value)}" for name, value in facts.host.items())),

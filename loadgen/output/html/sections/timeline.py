@@ -59,7 +59,7 @@ def _stacked(rows: list[_Row], height_px: int) -> Json:
         top = 1 - (i * (_ROW_PX + _GAP_PX) + _GAP_PX - 14) / inner_px
         bottom = max(0.0, top - _ROW_PX / inner_px)
         name = "yaxis" if i == 0 else f"yaxis{i + 1}"
-        percent = {"tickformat": ".0%"} if "KV" in title else {}
+        percent = {"tickformat": ".2~%"} if "KV" in title else {}
         found[name] = axis("", domain=[bottom, top], rangemode="tozero", nticks=5, **percent)
         found["annotations"].append(
             {
