@@ -52,6 +52,8 @@ class GeneratorDied(RuntimeError):
 
 async def drive(job: Job, workers: int, on_progress: OnProgress) -> tuple[Driven, float]:
     """The whole job; also when it started, on the monotonic clock. Raises ConfigError or GeneratorDied."""
+    load = job.load
+    workers = min(workers, load.concurrency or workers, load.max_concurrency or workers)  # nobody's share may be none
     if workers == 1:
         driver = Driver(job, Part(), lambda record: on_progress(Progress.of([record])))
         driver.prepare()

@@ -51,8 +51,16 @@ def test_one_process_does_the_whole_plan() -> None:
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("load", [Load(curve=Steady(200.0), n_requests=21), Load(concurrency=5, n_requests=21)])
-def test_several_processes_send_every_request_of_the_plan_once(load: Load) -> None:
+@pytest.mark.parametrize(
+    ("load", "processes"),
+    [
+        (Load(curve=Steady(200.0), n_requests=21), 3),
+        (Load(concurrency=5, n_requests=21), 3),
+        (Load(concurrency=2, n_requests=21), 2),  # a third would have no part of the concurrency
+        (Load(curve=Steady(200.0), n_requests=21, max_concurrency=1), 1),
+    ],
+)
+def test_several_processes_send_every_request_of_the_plan_once(load: Load, processes: int) -> None:
     alone, _, _ = driven(steady(), load, 1)
     found, fake, told = driven(steady(), load, 3)
     assert len(found.records) == len(fake.seen) == sum(progress.ended for progress in told) == 21
@@ -60,7 +68,7 @@ def test_several_processes_send_every_request_of_the_plan_once(load: Load) -> No
     places = {(record.conversation, record.turn) for record in found.records}
     assert places == {(record.conversation, record.turn) for record in alone.records}
     assert all(record.outcome is Outcome.OK for record in found.records)
-    assert len(found.cpu_s) == 3
+    assert len(found.cpu_s) == processes
     assert generators() == []
 
 
