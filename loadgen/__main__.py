@@ -2,7 +2,9 @@
 
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
 _COMMANDS = {
@@ -24,6 +26,8 @@ def main(argv: Sequence[str]) -> int:
     if name not in _COMMANDS:
         print(f"penstock bench: {name!r} is no command\n\n{_help()}", file=sys.stderr)
         return 2
+    if threading.current_thread() is threading.main_thread():  # nobody else may
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))  # as orderly as Ctrl-C
     # One command's imports are not paid for by the others.
     entry: Callable[[Sequence[str], Mapping[str, str]], int] = importlib.import_module(f"loadgen.commands.{name}").main
     return entry(argv[1:], os.environ)

@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from statistics import fmean
 
 from common.errors import ConfigError
 from loadgen.drive.bodies import BodyForm
@@ -28,7 +29,9 @@ from loadgen.stats.intervals import intervals
 from loadgen.stats.saturation import judge
 
 _WARMUP_CONCURRENCY = 4
+_WAITED_SHARE = 0.05
 _TEMPLATE_TOKENS = 256
+_EVERY_S, _NEVER_S = 1.0, 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +64,10 @@ async def measure(settings: RunSettings, asked: Asked) -> Result:
             seed=seed,
             run_id=f"bench-{seed:x}-{secrets.token_hex(3)}",
             with_sessions=target.session_ids,
+            starts_s=workload.starts_s,
         )
         watched = probed if output.watch or output.leak_check else replace(probed, source=None, told="not asked")
-        async with Watch(api, watched) as watch:
+        async with Watch(api, watched, every_s=_EVERY_S if output.watch else _NEVER_S) as watch:
             await _warm_up(job, settings, room_tokens)
             driven, start_s = await _drive(job, settings, asked.title)
             view = await watch.finish(start_s, leak_check=output.leak_check, deadline_s=output.leak_wait_s)
@@ -172,5 +176,15 @@ def _notes(driven: Driven, workload: ReadyWorkload) -> tuple[str, ...]:
             "so it cannot have cached what it is sent; --endpoint chat sends its own text back"
         )
     if driven.turns_not_sent:
-        notes.append(f"{driven.turns_not_sent} turns were not sent: a turn before them failed or was left")
+        notes.append(
+            f"{driven.turns_not_sent} requests of the plan were not sent: --duration was over, or a turn before them "
+            "failed or was left"
+        )
+    waits_s = [record.waited_s for record in driven.records if record.waited_s > 0]
+    if len(waits_s) > _WAITED_SHARE * len(driven.records):
+        notes.append(
+            f"{len(waits_s)} of {len(driven.records)} requests arrived before the answer that they follow, and waited "
+            f"{fmean(waits_s):.2f} s for it in the mean, {max(waits_s):.2f} s at most: the rate was offered where a "
+            "conversation was free; more --live spreads it"
+        )
     return tuple(notes)

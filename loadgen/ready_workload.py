@@ -26,8 +26,8 @@ class ReadyWorkload:
     workload: Workload
     count_tokens: CountTokens
     """Tokens of its contents, as far as they can be known without the server."""
-    has_times: bool = False
-    """Every conversation begins at a time of its own."""
+    starts_s: tuple[float, ...] | None = None
+    """When each conversation begins, of a trace that says so."""
     notes: tuple[str, ...] = ()
     """What a reader of the results must know, one sentence each."""
     within: WithinContext | None = None
@@ -52,11 +52,11 @@ def workload_of(settings: WorkloadSettings, seed: int | str, max_context_tokens:
     first_token_id, last_token_id = settings.token_ids_from
     source = ContentSource(kind=settings.content, first_token_id=first_token_id, last_token_id=last_token_id)
     count_tokens: CountTokens = count_words
-    has_times, notes = False, list[str]()
+    starts_s, notes = None, list[str]()
     workload: Workload
     if settings.file is not None:
         trace = changed(read_trace(settings.file), settings.change)
-        count_tokens, has_times, notes = _counter(trace), trace.has_times, _notes(trace)
+        count_tokens, starts_s, notes = _counter(trace), _starts_s(trace), _notes(trace)
         workload = Replay(trace=trace, source=source, seed=seed)
     elif settings.mix:
         workload = _mix(settings, source, seed)
@@ -69,7 +69,7 @@ def workload_of(settings: WorkloadSettings, seed: int | str, max_context_tokens:
     if settings.cancel_rate:
         workload = WithCancels(workload=workload, seed=seed, rate=settings.cancel_rate)
     return ReadyWorkload(
-        workload=workload, count_tokens=count_tokens, has_times=has_times, notes=tuple(notes), within=within
+        workload=workload, count_tokens=count_tokens, starts_s=starts_s, notes=tuple(notes), within=within
     )
 
 
@@ -114,6 +114,12 @@ def _counter(trace: Trace) -> Callable[[Content], int]:
         for content in (session.opening or None, *(request.content for request in session.requests))
     )
     return trace.measure.count_tokens if recorded else count_words
+
+
+def _starts_s(trace: Trace) -> tuple[float, ...] | None:
+    starts_s = [session.requests[0].at_s for session in trace.sessions]
+    known = tuple(at_s for at_s in starts_s if at_s is not None)
+    return known if len(known) == len(starts_s) else None
 
 
 def _notes(trace: Trace) -> list[str]:

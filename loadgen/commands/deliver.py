@@ -18,30 +18,34 @@ from loadgen.results.result import Result
 from loadgen.settings import Output
 from loadgen.stats.assertions import Verdict, check, numbers
 
+_REPORT, _CSV = "report.html", "requests.csv"
 OK, FAILED, BAD_SETTINGS, LATE, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes. FAILED: requests, an assertion, or a leak; LATE: the generator's fault, the numbers do not count."""
 
 
 def deliver(result: Result, output: Output, folder: Path | None) -> int:
-    """Write and show one run; its exit code."""
-    if folder is not None:
-        write(result, output, folder)
+    """Show and write one run; its exit code. What was measured is shown even if it cannot be written. Raises OSError."""
     if output.quiet:
         for text in warnings(result):
             print(f"warning: {text}", file=sys.stderr)
     else:
         print(table(result))
-        if folder is not None:
+    if folder is not None:
+        write(result, output, folder)
+        if not output.quiet:
             print(f"written to {folder}")
     verdicts = checked(result, output)
     for verdict in verdicts:
         print(
             f"{'met' if verdict.holds else 'NOT MET'}: {verdict.why}", file=sys.stdout if verdict.holds else sys.stderr
         )
-    if result.health.late:
-        return LATE
+    return LATE if result.health.late else FAILED if failed(result) or not all(one.holds for one in verdicts) else OK
+
+
+def failed(result: Result) -> bool:
+    """Requests failed, nothing was answered, or the server kept something."""
     leaked = result.server.leak_check is not None and bool(result.server.leak_check.held)
-    return FAILED if result.summary.failed or leaked or not all(verdict.holds for verdict in verdicts) else OK
+    return bool(result.summary.failed) or not result.summary.completed or leaked
 
 
 def checked(result: Result, output: Output) -> list[Verdict]:
@@ -54,12 +58,14 @@ def checked(result: Result, output: Output) -> list[Verdict]:
 
 
 def write(result: Result, output: Output, folder: Path) -> None:
-    """The files that were asked for. Raises OSError."""
+    """The files that were asked for; those of an earlier run in the same folder go. Raises OSError."""
+    for name in (_REPORT, _CSV):
+        (folder / name).unlink(missing_ok=True)
     save(result, folder)
     if output.csv:
-        (folder / "requests.csv").write_text(to_csv(result.records))
+        (folder / _CSV).write_text(to_csv(result.records))
     if output.html:
-        write_html([result], folder / "report.html", title_of(result))
+        write_html([result], folder / _REPORT, title_of(result))
 
 
 def title_of(result: Result) -> str:
@@ -72,16 +78,22 @@ def write_html(results: Sequence[Result], path: Path, title: str) -> None:
     path.write_text(render(results, title), encoding="utf-8")
 
 
-def check_writable(out: Path | None) -> None:
-    """Find out before the run, not after it, that its result cannot be written; makes the folder. Raises ConfigError."""
+def check_writable(out: Path | None, *, empty: bool = False) -> None:
+    """Find out before the run, not after it, that its result cannot be written; makes the folder. Raises ConfigError.
+
+    `empty`: it must have nothing in it, where several runs become folders and old ones would be taken for new.
+    """
     if out is None:
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
+        taken = empty and any(out.iterdir())
     except OSError as error:
         raise ConfigError(f"--out={str(out)!r}: must be a folder that can be made or written to: {error}") from error
     if not os.access(out, os.W_OK):
         raise ConfigError(f"--out={str(out)!r}: must be a folder that can be written to")
+    if taken:
+        raise ConfigError(f"--out={str(out)!r}: is not empty; name a new folder, so that no older run is mixed in")
 
 
 def allow_many_sockets() -> None:

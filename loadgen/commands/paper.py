@@ -16,6 +16,7 @@ from common.errors import ConfigError
 from loadgen.commands.deliver import OK, check_writable, deliver, write_html
 from loadgen.commands.run import guarded, measured, prepare, running
 from loadgen.flags import types
+from loadgen.flags.run import cluster_words as words
 from loadgen.flags.run import parse as parse_run
 from loadgen.measure import Asked
 from loadgen.output.paper_table import paper_table
@@ -97,7 +98,7 @@ def parse(arguments: Sequence[str]) -> PaperSettings:
         rounds=values.rounds,
         workloads=_chosen(values.workloads, experiment.workloads, "--workloads"),
         systems=_chosen(values.systems, experiment.systems, "--systems"),
-        cluster_flags=tuple(shlex.split(values.cluster_flags)),
+        cluster_flags=words(values.cluster_flags),
         out=Path(values.out),
     )
 
@@ -112,7 +113,7 @@ def _chosen(text: str | None, offered: tuple[_Part, ...], flag: str) -> tuple[_P
 
 
 def _run(settings: PaperSettings, environ: Mapping[str, str]) -> int:
-    check_writable(settings.out)
+    check_writable(settings.out, empty=True)
     with TemporaryDirectory() as scratch:
         bench = _Bench(settings, settings.model or _make_model(Path(scratch) / "mini"), environ)
         for workload in settings.workloads:

@@ -52,7 +52,7 @@ def guarded(command: str, work: Callable[[], int]) -> int:
 
 
 def _run(settings: RunSettings, arguments: Sequence[str], environ: Mapping[str, str]) -> int:
-    prepare(settings)
+    prepare(settings, empty=settings.target.baseline)
     command = ("penstock", "bench", "run", *without_secrets(arguments))
     target, output = settings.target, settings.output
     if target.cluster is None:
@@ -74,9 +74,9 @@ def _run(settings: RunSettings, arguments: Sequence[str], environ: Mapping[str, 
     return max(codes)
 
 
-def prepare(settings: RunSettings) -> None:
-    """What has to be right before anything starts. Raises ConfigError."""
-    check_writable(settings.output.out)
+def prepare(settings: RunSettings, *, empty: bool = False) -> None:
+    """What has to be right before anything starts; `empty` as in `check_writable`. Raises ConfigError."""
+    check_writable(settings.output.out, empty=empty)
     allow_many_sockets()
 
 
@@ -103,7 +103,10 @@ def _compare(results: Sequence[Result], settings: RunSettings, names: Sequence[s
     tested, baseline = results
     if not settings.output.quiet:
         print(f"\n{names[0]} beside {names[1]}, the base:")
-        print(compare_table.table(compare([baseline], [tested], settings.output.goodput), ()))
+        try:
+            print(compare_table.table(compare([baseline], [tested], settings.output.goodput), ()))
+        except ValueError as error:
+            print(f"cannot be compared: {error}")
     out = settings.output.out
     if out is not None and settings.output.html:
         write_html(results, out / "report.html", f"{names[0]} beside {names[1]}")

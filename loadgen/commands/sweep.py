@@ -1,16 +1,14 @@
 """`penstock bench sweep`: the same work at several rates, or a search for the highest rate that meets its targets."""
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import msgspec
 
 from common.errors import ConfigError
-from loadgen.commands.deliver import FAILED, OK, title_of, without_secrets, write, write_html
+from loadgen.commands.deliver import FAILED, LATE, OK, title_of, without_secrets, write, write_html
 from loadgen.commands.run import guarded, measured, prepare, running
 from loadgen.flags import types
 from loadgen.flags.run import (
@@ -53,7 +51,8 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> SweepSettings
     parser = types.Parser(
         prog="penstock bench sweep",
         description="Measure a server at several rates of an open loop, or find the highest one that meets --goodput.",
-        epilog="Exit code: 0, or 1 if no rate met the targets; 2 bad settings or no server.",
+        epilog="Exit code: 0; 1 no rate met the targets, a rate was answered nothing, or the server leaked; 2 bad settings or "
+        "no server; 3 the generator was late at every rate.",
     )
     add = parser.add_argument_group("sweep").add_argument
     add("--rates", type=types.typed(_rates), metavar="1,2,4", help="requests per second, one run each")
@@ -94,6 +93,14 @@ def _check(values: argparse.Namespace) -> None:
         raise ConfigError("give --rates (one run each) or --find-goodput (a search): exactly one of them")
     if values.find_goodput and values.goodput is None:
         raise ConfigError("--find-goodput needs --goodput: the targets, such as ttft:500 tpot:50")
+    if values.find_goodput and values.max_concurrency is not None:
+        raise ConfigError("--max-concurrency with --find-goodput hides overload: what is held back misses no target")
+    if values.asserts:
+        raise ConfigError("--assert belongs to `bench run` and `bench compare`: of which rate should it hold?")
+    if values.attainment == 0:
+        raise ConfigError("--attainment=0: must be above 0, and up to 1")
+    if values.start_rate > types.MOST_PER_S:
+        raise ConfigError(f"--start-rate={values.start_rate:g}: must be at most {types.MOST_PER_S:g}")
     if values.baseline:
         raise ConfigError("--baseline belongs to `bench run`; sweep each system and compare them by `bench report A B`")
 
@@ -107,39 +114,72 @@ def _rates(text: str) -> tuple[float, ...]:
 
 def _run(settings: SweepSettings, arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     run = settings.run
-    prepare(run)
+    prepare(run, empty=True)
     system = None if run.target.cluster is None else parse_cluster(run.target.cluster)
+    sweep = _Sweep(settings)
     with nullcontext(run.target.url or "") if system is None else running(system, run, run.output.out, environ) as url:
         asked = Asked(url=url, command=("penstock", "bench", "sweep", *without_secrets(arguments)))
-        results, asking = _measure(settings, asked)
-    best = asking.best()
-    if not run.output.quiet:
-        judged = run.output.goodput is not None
-        print(sweep_verdict(best, asking.why_stopped, settings.attainment, with_targets=judged))
-    if run.output.out is not None:
-        _write(settings, results, best, asking.why_stopped)
-    return FAILED if run.output.goodput is not None and best is None else OK
+        try:
+            sweep.measure(asked)
+        finally:  # what was measured before something went wrong is worth having
+            sweep.write()
+    return sweep.exit_code
 
 
-def _measure(settings: SweepSettings, asked: Asked) -> tuple[list[Result], search.Search]:
-    """Every point, in the order that the search asks for."""
-    asking: search.Search
-    if settings.rates is not None:
-        asking = search.ListedRates(settings.rates, settings.attainment)
-    else:
-        asking = search.FindRate(settings.start_rate, settings.attainment, settings.tolerance, settings.max_runs)
-    results: list[Result] = []
-    if not settings.run.output.quiet:
-        print(sweep_head())
-    while (rate := asking.next_rate()) is not None:
-        result = measured(_at(settings.run, rate, len(results)), replace(asked, title=f"{rate:.3g} req/s"))
-        asking.add(_point(result, rate))
-        results.append(result)
-        if settings.run.output.out is not None:
-            write(result, replace(settings.run.output, html=False), _folder(settings, len(results)))
-        if not settings.run.output.quiet:
-            print(sweep_row(result), flush=True)
-    return results, asking
+class _Sweep:
+    """Measures point after point, and keeps what came of it."""
+
+    def __init__(self, settings: SweepSettings) -> None:
+        self._settings, self._output = settings, settings.run.output
+        self._results: list[Result] = []
+        self._asking: search.Search
+        if settings.rates is not None:
+            self._asking = search.ListedRates(settings.rates, settings.attainment)
+        else:
+            self._asking = search.FindRate(
+                settings.start_rate, settings.attainment, settings.tolerance, settings.max_runs
+            )
+
+    def measure(self, asked: Asked) -> None:
+        """Every point, in the order that the search asks for. Raises ConfigError."""
+        self._say(sweep_head())
+        while (rate := self._asking.next_rate()) is not None:
+            at = _at(self._settings.run, rate, len(self._results))
+            result = measured(at, replace(asked, title=f"{rate:.3g} req/s"))
+            self._results.append(result)
+            self._asking.add(_point(result, rate))
+            if self._output.out is not None:
+                folder = self._output.out / f"run-{len(self._results):02}"
+                write(result, replace(self._output, html=False), folder)
+            self._say(sweep_row(result))
+        judged = self._output.goodput is not None
+        attainment = self._settings.attainment
+        self._say(sweep_verdict(self._asking.best(), self._asking.why_stopped, attainment, with_targets=judged))
+
+    def write(self) -> None:
+        """The summary and the page about all runs so far. Raises OSError."""
+        out, results = self._output.out, self._results
+        if out is None or not results:
+            return
+        content = sweep_json(results, self._asking.best(), self._asking.why_stopped, self._settings.attainment)
+        (out / "sweep.json").write_bytes(msgspec.json.format(msgspec.json.encode(content)))
+        if self._output.html:
+            write_html(results, out / "report.html", title_of(results[0]))
+        self._say(f"written to {out}")
+
+    @property
+    def exit_code(self) -> int:
+        """Overload is what a sweep looks for: failed requests alone are no failure, a rate without an answer is."""
+        if all(result.health.late for result in self._results):
+            return LATE
+        silent = any(not result.summary.completed for result in self._results)
+        leaked = any(result.server.leak_check and result.server.leak_check.held for result in self._results)
+        missed = self._output.goodput is not None and self._asking.best() is None
+        return FAILED if silent or leaked or missed else OK
+
+    def _say(self, text: str) -> None:
+        if not self._output.quiet:
+            print(text, flush=True)
 
 
 def _at(run: RunSettings, rate: float, number: int) -> RunSettings:
@@ -164,18 +204,3 @@ def _point(result: Result, rate: float) -> search.Point:
         interval=None if found is None else (found.low, found.high),
         late=result.health.late,
     )
-
-
-def _folder(settings: SweepSettings, number: int) -> Path:
-    assert settings.run.output.out is not None, "only asked for where there is one"
-    return settings.run.output.out / f"run-{number:02}"
-
-
-def _write(settings: SweepSettings, results: Sequence[Result], best: float | None, why: str) -> None:
-    out = settings.run.output.out
-    assert out is not None, "only called where there is one"
-    content = sweep_json(results, best, why, settings.attainment)
-    (out / "sweep.json").write_bytes(msgspec.json.format(msgspec.json.encode(content)))
-    if settings.run.output.html:
-        write_html(results, out / "report.html", title_of(results[0]))
-    print(f"written to {out}", file=sys.stderr)

@@ -21,6 +21,7 @@ class Due:
     """The run's start on the client's clock; all times in records count from it."""
     planned_s: float
     held_s: float = 0.0
+    waited_s: float = 0.0
 
 
 class StreamingClient:
@@ -75,6 +76,7 @@ class StreamingClient:
             turn=request.turn,
             group=request.group,
             held_s=due.held_s,
+            waited_s=due.waited_s,
             planned_s=due.planned_s,
             sent_s=sent_s - due.start_s,
             end_s=self.now_s() - due.start_s,

@@ -6,9 +6,11 @@ system's monotonic clock. Records come back at the end, so that sending them dis
 
 import asyncio
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,6 +19,7 @@ import uvloop
 
 from common.errors import ConfigError
 from loadgen.drive.job import Driven, Driver, Job, Part
+from loadgen.lifetime import ending_with
 from loadgen.results.records import RequestRecord
 
 START_AHEAD_S = 0.25
@@ -56,38 +59,51 @@ async def drive(job: Job, workers: int, on_progress: OnProgress) -> tuple[Driven
     workers = min(workers, load.concurrency or workers, load.max_concurrency or workers)  # nobody's share may be none
     if workers == 1:
         driver = Driver(job, Part(), lambda record: on_progress(Progress.of([record])))
-        driver.prepare()
         start_s = time.monotonic()
-        return await driver.run(start_s), start_s
+        return await driver.drive(start_s), start_s
     return await _drive_apart(job, workers, on_progress)
 
 
 async def _drive_apart(job: Job, workers: int, on_progress: OnProgress) -> tuple[Driven, float]:
-    context = multiprocessing.get_context("spawn")
+    loop = asyncio.get_running_loop()
     children: list[tuple[Any, Connection]] = []  # Any: the context's process class
+
+    def tell(progress: Progress) -> None:
+        loop.call_soon_threadsafe(on_progress, progress)
+
+    readers = ThreadPoolExecutor(workers)  # one each: a pipe that nobody reads would stop the process at its end
     try:
         for number in range(workers):
-            ours, theirs = context.Pipe()
-            child = context.Process(target=_child, args=(job, Part(number, workers), theirs), daemon=True)
-            child.start()
-            theirs.close()
-            children.append((child, ours))
-        await asyncio.gather(*(asyncio.to_thread(_await_ready, ours) for _, ours in children))
+            children.append(_start(job, Part(number, workers)))
+        pipes = [ours for _, ours in children]
+        await asyncio.gather(*(loop.run_in_executor(readers, _await_ready, ours) for ours in pipes))
         start_s = time.monotonic() + START_AHEAD_S
-        for _, ours in children:
+        for ours in pipes:
             ours.send(start_s)
-        loop = asyncio.get_running_loop()
-
-        def tell(progress: Progress) -> None:
-            loop.call_soon_threadsafe(on_progress, progress)
-
-        parts = await asyncio.gather(*(asyncio.to_thread(_collect, ours, tell) for _, ours in children))
+        parts = await asyncio.gather(*(loop.run_in_executor(readers, _collect, ours, tell) for ours in pipes))
         return _together(parts), start_s
+    except GeneratorDied as error:
+        ends = [f"{child.pid}: {child.exitcode}" for child, _ in children if child.exitcode is not None]
+        raise GeneratorDied(f"{error} (exit codes of those that ended: {', '.join(ends) or 'none yet'})") from error
     finally:
         for child, ours in children:
             child.kill()  # those that are done do not mind
             child.join()
             ours.close()
+        readers.shutdown(wait=False, cancel_futures=True)
+
+
+def _start(job: Job, part: Part) -> tuple[Any, Connection]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_child, args=(job, part, theirs, os.getpid()), daemon=True)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C reaches us, and we end the child
+    try:
+        child.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    return child, ours
 
 
 def _await_ready(pipe: Connection) -> None:
@@ -124,23 +140,22 @@ def _together(parts: Sequence[Driven]) -> Driven:
     )
 
 
-def _child(job: Job, part: Part, pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
+def _child(job: Job, part: Part, pipe: Connection, parent_pid: int) -> None:
+    ending_with(parent_pid, signal.SIGKILL)()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_drive_part(job, part, pipe))
 
 
 async def _drive_part(job: Job, part: Part, pipe: Connection) -> None:
     teller = _Teller(pipe)
-    driver = Driver(job, part, teller.on_record)
     try:
-        driver.prepare()
+        driver = Driver(job, part, teller.on_record)
     except ConfigError as error:
         pipe.send(error)
         return
     pipe.send("ready")
     start_s = await asyncio.to_thread(pipe.recv)
-    driven = await driver.run(start_s)
+    driven = await driver.drive(start_s)
     teller.flush()
     pipe.send(driven)
 

@@ -5,17 +5,18 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from itertools import islice
 
 from loadgen.drive.bodies import BodyForm, OutgoingRequest
 from loadgen.drive.client import Due, StreamingClient
 from loadgen.drive.history import Answer, History
-from loadgen.results.records import RequestRecord
+from loadgen.results.records import Outcome, RequestRecord
 from loadgen.workload.plan import Conversation
 
 OnRecord = Callable[[RequestRecord], None]
-_AHEAD = 512
-"""First turns whose bodies are made before the run begins, and kept made while it goes on: making one must delay nobody."""
+_AHEAD = 256
+"""First requests that are made before the run begins, and kept made while it goes on: making one must delay nobody."""
+_BACK_OFF_S = 0.5
+"""A closed loop asks a server that cannot be reached so often and not faster: nothing else would slow it down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +26,8 @@ class RunPlan:
     run_id: str
     """Begins every request id of the run."""
     form: BodyForm
-    start_s: float
-    """On the client's clock; may lie ahead."""
+    concurrency: int | None = None
+    """Closed loop: conversations under way; None: open loop."""
     max_in_flight: int | None = None
     """A cap on an open loop: what is due waits until there is room, and what it waited is recorded."""
     stop_after_s: float | None = None
@@ -41,66 +42,82 @@ class RunPlan:
 class Run:
     """One run against one server. `records` fills as requests end, in the order of their ends."""
 
-    def __init__(self, client: StreamingClient, plan: RunPlan, on_record: OnRecord) -> None:
-        """`on_record` hears of each end and must return at once."""
+    def __init__(
+        self, client: StreamingClient, plan: RunPlan, conversations: Iterable[Conversation], on_record: OnRecord
+    ) -> None:
+        """Makes the first requests; `on_record` hears of each end and must return at once."""
         self._client, self._plan, self._on_record = client, plan, on_record
         self._room = None if plan.max_in_flight is None else asyncio.Semaphore(plan.max_in_flight)
-        self._n_sent = 0
+        self._ahead = _Ahead(conversations, plan.form)
+        self._ahead.make(_AHEAD if plan.concurrency is None else plan.concurrency)
+        self._n_sent, self._start_s = 0, 0.0
         self.records: list[RequestRecord] = []
         self.answers_replaced = 0
         """Answers in prompts that are not the server's own: it told no token ids."""
         self.turns_not_sent = 0
-        """Turns of conversations that ended early, because a turn failed or was left."""
+        """Turns of conversations that ended early: a turn before failed or was left, or the run was over."""
 
-    async def open_loop(self, conversations: Iterable[Conversation]) -> None:
-        """Start each conversation at its first turn's time, whatever became of the ones before; return when all ended."""
-        ahead = _Ahead(conversations, self._plan.form)
-        ahead.make(_AHEAD)
+    async def drive(self, start_s: float) -> None:
+        """Send everything and return when all has ended; `start_s` is a time of the client's clock, and may lie ahead."""
+        self._start_s = start_s
         async with asyncio.TaskGroup() as group:
-            for first in ahead:
-                due_s = first.conversation.turns[0].at_s or 0.0
-                await self._sleep_until(due_s)
-                if self._is_over():
-                    return
-                group.create_task(self._converse(first, due_s))
-                ahead.make(1)
+            if self._plan.concurrency is None:
+                await self._open_loop(group)
+            else:
+                for _ in range(self._plan.concurrency):
+                    group.create_task(self._place())
 
-    async def closed_loop(self, conversations: Iterable[Conversation], concurrency: int) -> None:
-        """Keep `concurrency` conversations under way until all have ended; one that thinks is under way."""
-        ahead = _Ahead(conversations, self._plan.form)
-        ahead.make(concurrency)
-        waiting = iter(ahead)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(self._converse_on(waiting))
+    async def _open_loop(self, group: asyncio.TaskGroup) -> None:
+        """Start each conversation at its first turn's time, whatever became of the ones before."""
+        for first in self._ahead:
+            due_s = first.conversation.turns[0].at_s or 0.0
+            if not await self._sleep_until(due_s):
+                self.turns_not_sent += len(first.conversation.turns)
+                return
+            group.create_task(self._converse(first, due_s))
+            self._make_later()
 
-    async def _converse_on(self, waiting: "Iterator[_First]") -> None:
+    async def _place(self) -> None:
+        """One conversation after the other, for as long as there are any; one that thinks is under way."""
         await self._sleep_until(0.0)
-        for first in waiting:
+        for first in self._ahead:
             if self._is_over():
                 return
-            await self._converse(first, self._now_s())
+            self._make_later()
+            if await self._converse(first, self._now_s()) is Outcome.CONNECT:
+                await self._sleep_until(self._now_s() + _BACK_OFF_S)
 
-    async def _converse(self, first: "_First", due_s: float) -> None:
-        """All turns, each after the answer of the one before. Whatever ends one early ends the conversation."""
-        conversation, history, body = first.conversation, first.history, first.body
+    def _make_later(self) -> None:
+        """One more first request, once those that are due now have been sent."""
+        asyncio.get_running_loop().call_soon(self._ahead.make, 1)
+
+    async def _converse(self, first: "_First", due_s: float) -> Outcome | None:
+        """All turns, each after the answer of the one before; how the last one ended. Whatever ends one early ends them all."""
+        conversation, history, body, waited_s = first.conversation, first.history, first.body, 0.0
         for number, turn in enumerate(conversation.turns):
             if number:
-                due_s = max(self._now_s() + turn.think_s, turn.at_s or 0.0)
-                await self._sleep_until(due_s)
-                if self._is_over():
-                    return
+                free_s = self._now_s()
+                due_s = max(free_s + turn.think_s, turn.at_s or 0.0)
+                waited_s = 0.0 if turn.at_s is None else max(0.0, free_s - turn.at_s)
+                if not await self._sleep_until(due_s):
+                    self.turns_not_sent += len(conversation.turns) - number
+                    return None
                 body = self._plan.form.body(history.ask(turn), turn)
-            request = self._request(conversation, number, body, history)
             async with self._slot() as held_s:
-                record, answer = await self._client.send(request, Due(self._plan.start_s, due_s, held_s))
+                if self._is_over():
+                    self.turns_not_sent += len(conversation.turns) - number
+                    return None
+                request = self._request(conversation, number, body, history)
+                due = Due(self._start_s, due_s, held_s, waited_s)
+                record, answer = await self._client.send(request, due)
             self.records.append(record)
             self._on_record(record)
             if answer is not None:
                 self._hear(history, answer)
             elif request.keeps_answer:  # what comes next would refer to an answer that nobody has
                 self.turns_not_sent += len(conversation.turns) - number - 1
-                return
+                return record.outcome
+        return record.outcome
 
     def _hear(self, history: History, answer: Answer) -> None:
         if not history.hear(answer):
@@ -140,12 +157,15 @@ class Run:
             yield self._now_s() - asked_s
 
     def _now_s(self) -> float:
-        return self._client.now_s() - self._plan.start_s
+        return self._client.now_s() - self._start_s
 
-    async def _sleep_until(self, at_s: float) -> None:
-        wait_s = at_s - self._now_s()
+    async def _sleep_until(self, at_s: float) -> bool:
+        """False: the run was over before that time."""
+        stop_s = self._plan.stop_after_s
+        wait_s = (at_s if stop_s is None else min(at_s, stop_s)) - self._now_s()
         if wait_s > 0:
             await asyncio.sleep(wait_s)
+        return (stop_s is None or at_s < stop_s) and not self._is_over()
 
     def _is_over(self) -> bool:
         return self._plan.stop_after_s is not None and self._now_s() >= self._plan.stop_after_s
@@ -169,11 +189,14 @@ class _Ahead:
 
     def make(self, n: int) -> None:
         """Make `n` more, or as many as there are."""
-        for conversation in islice(self._source, n):
+        for _ in range(n):
+            conversation = next(self._source, None)
+            if conversation is None:
+                return
             history, turn = History(conversation, self._form.endpoint), conversation.turns[0]
             self._made.append(_First(conversation, history, self._form.body(history.ask(turn), turn)))
 
-    def __iter__(self) -> "Iterator[_First]":
+    def __iter__(self) -> Iterator[_First]:
         while True:
             if not self._made:
                 self.make(1)

@@ -167,18 +167,17 @@ def _steady(rate: float | None) -> Steady | None:
 
 def _target(values: argparse.Namespace, environ: Mapping[str, str]) -> Target:
     url = values.url or (None if values.cluster else DEFAULT_URL)
-    try:
-        cluster_flags = tuple(shlex.split(values.cluster_flags))
-    except ValueError as error:
-        raise ConfigError(f"--cluster-flags={values.cluster_flags!r}: {error}") from error
+    key = values.api_key or environ.get("OPENAI_API_KEY") or None
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise ConfigError("--api-key (or OPENAI_API_KEY): must be printable ASCII")
     return Target(
         url=url,
         cluster=values.cluster,
-        cluster_flags=cluster_flags,
+        cluster_flags=cluster_words(values.cluster_flags),
         baseline=values.baseline is not None,
         model=values.model,
         endpoint=values.endpoint,
-        api_key=values.api_key or environ.get("OPENAI_API_KEY") or None,
+        api_key=key,
         header=dict(values.header),
         extra_body=values.extra_body,
         ignore_eos=values.ignore_eos,
@@ -186,6 +185,14 @@ def _target(values: argparse.Namespace, environ: Mapping[str, str]) -> Target:
         session_ids=values.session_ids,
         timeout_s=values.timeout,
     )
+
+
+def cluster_words(text: str) -> tuple[str, ...]:
+    """Flags as a shell would cut them. Raises ConfigError."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise ConfigError(f"--cluster-flags={text!r}: {error}") from error
 
 
 def _output(values: argparse.Namespace) -> Output:
@@ -215,6 +222,8 @@ def slo(texts: Sequence[str] | None) -> Slo | None:
     targets_s: dict[str, float] = {}
     for text in texts:
         name, _, target_ms = text.partition(":")
+        if _SLO_FIELDS.get(name) in targets_s:
+            raise ConfigError(f"--goodput {text!r}: {name} has a target already")
         if name not in _SLO_FIELDS:
             raise ConfigError(f"--goodput {text!r}: must be ttft:MS, tpot:MS or e2el:MS")
         try:

@@ -10,6 +10,8 @@ import msgspec
 from common.errors import ConfigError
 
 _Value = TypeVar("_Value")
+MOST_PER_S = 1e6
+_OUR_HEADERS = ("content-length", "transfer-encoding", "connection", "host")
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +33,8 @@ class _Help(argparse.HelpFormatter):
 
 def rate(text: str) -> float:
     """Requests per second; `inf` for all at once."""
-    return _number(text, "a number of requests per second above 0, or inf", lambda value: value > 0)
+    allowed = f"a number of requests per second above 0 and up to {MOST_PER_S:g}, or inf"
+    return _number(text, allowed, lambda value: 0 < value <= MOST_PER_S or value == math.inf)
 
 
 def above_zero(text: str) -> float:
@@ -96,6 +99,8 @@ def header(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals or not (name + value).isprintable() or " " in name or not text.isascii():
         raise argparse.ArgumentTypeError("must be name=value in printable ASCII")
+    if name.lower() in _OUR_HEADERS:
+        raise argparse.ArgumentTypeError(f"{name} is set by the generator itself")
     return name.lower(), value
 
 

@@ -20,6 +20,7 @@ def sweep_row(result: Result) -> str:
     steady = summary.steady
     marks = [f"{summary.failed} failed"] if summary.failed else []
     marks += ["saturated"] if result.saturation is not None and result.saturation.detected else []
+    marks += ["too few requests to see saturation"] if result.saturation is None else []
     marks += ["generator late"] if result.health.late else []
     return _line(
         (

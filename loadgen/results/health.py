@@ -20,7 +20,7 @@ class GeneratorHealth:
     lag_p50_s: float
     lag_p99_s: float
     lag_max_s: float
-    """Actual send - planned send, over all requests of the run; what a cap held back is not in it."""
+    """Actual send - planned send, too soon or too late, over all requests; what a cap held back is not in it."""
     allowed_lag_s: float | None
     """For the median; None: everything was due at once, and nobody can be late."""
     cpu_share: float
@@ -63,7 +63,7 @@ def generator_health(
 
     `gap_s` is 0 where each request follows another's end, None where everything is due at once; `cpu_s` is per process.
     """
-    lags_s = np.array([record.send_lag_s for record in records])
+    lags_s = np.abs([record.send_lag_s for record in records])
     tokens = sum(record.output_tokens for record in records)
     return GeneratorHealth(
         lag_p50_s=float(np.percentile(lags_s, 50)),

@@ -50,6 +50,8 @@ class RequestRecord:
     """False for warm-up and cool-down: counted in throughput, not in latency."""
     held_s: float = 0.0
     """How long a cap on concurrency held it back; not part of any latency."""
+    waited_s: float = 0.0
+    """How long its own arrival had passed when the answer before it came; not part of any latency."""
     planned_s: float
     """When it was due: its arrival, or the end of the turn before and the time to think, whichever is later."""
     sent_s: float
@@ -84,6 +86,11 @@ class RequestRecord:
     def prompt_tokens(self) -> int:
         """Length of the prompt: as the server counted it, else as asked for, else 0."""
         return self.input_tokens if self.input_tokens is not None else self.asked_input_tokens or 0
+
+    @property
+    def arrived_s(self) -> float:
+        """When somebody wanted it, whatever held it back on this side; the generator's lateness is left out."""
+        return self.sent_s - self.held_s - self.waited_s
 
     @property
     def send_lag_s(self) -> float:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import islice
 from random import Random
 
-from loadgen.workload.plan import Conversation
+from loadgen.workload.plan import Conversation, Workload, conversations
 
 
 def untimed(conversation: Conversation) -> Conversation:
@@ -26,33 +26,30 @@ def start_each(conversations: Iterable[Conversation], times_s: Iterable[float]) 
         yield replace(conversation, turns=(replace(first, at_s=at_s), *others))
 
 
-def start_turns(
-    conversations: Iterable[Conversation], times_s: Iterable[float], live: int, random: Random
-) -> list[Conversation]:
+def start_turns(workload: Workload, times_s: Iterable[float], live: int, random: Random) -> Iterator[Conversation]:
     """Arrivals are those of requests: each is the next turn of one of `live` conversations, drawn at random.
 
     A conversation that is through is replaced by the next one. A turn whose answer before is not there yet waits for it
     (MemServe section 7: "Poisson arrivals that respect turn order in a session"). Thinking is left out: the arrivals say
     when. Ends when the times do, or when no conversation is left; in the order of the first turns.
     """
-    source = iter(conversations)
+    source = ((talk.index, len(talk.turns)) for talk in conversations(workload))
     open_ = list(islice(source, live))
     given: dict[int, list[float]] = {}
-    known = {conversation.index: conversation for conversation in open_}
     for at_s in times_s:
         if not open_:
             break
         place = random.randrange(len(open_))
-        conversation = open_[place]
-        times = given.setdefault(conversation.index, [])
+        index, n_turns = open_[place]
+        times = given.setdefault(index, [])
         times.append(at_s)
-        if len(times) == len(conversation.turns):
+        if len(times) == n_turns:
             following = next(source, None)
             if following is None:
                 open_.pop(place)
             else:
-                open_[place] = known[following.index] = following
-    return [_timed(known[index], times) for index, times in given.items()]
+                open_[place] = following
+    return (_timed(workload.conversation(index), times) for index, times in given.items())
 
 
 def _timed(conversation: Conversation, times_s: list[float]) -> Conversation:
@@ -80,12 +77,3 @@ def cut(conversations: Iterable[Conversation], n_requests: int | None) -> Iterat
         yield conversation
         if left <= 0:
             return
-
-
-def replayed(conversations: Iterable[Conversation]) -> list[Conversation]:
-    """Conversations with times of their own, in the order of their first turns. Raises ValueError where one has none."""
-    timed = list(conversations)
-    for conversation in timed:
-        if conversation.turns[0].at_s is None:
-            raise ValueError("this workload has no times of its own to replay; give --rate or --concurrency")
-    return sorted(timed, key=lambda conversation: conversation.turns[0].at_s or 0.0)

@@ -120,9 +120,9 @@ def judge(records: Sequence[RequestRecord]) -> Saturation | None:
 
 
 def _arrivals(records: Sequence[RequestRecord]) -> _Arrivals:
-    kept = sorted(records, key=lambda record: record.sent_s - record.held_s)
+    kept = sorted(records, key=lambda record: record.arrived_s)
     return _Arrivals(
-        due_s=np.array([record.sent_s - record.held_s for record in kept]),
+        due_s=np.array([record.arrived_s for record in kept]),
         end_s=np.array([record.end_s for record in kept]),
         answered=np.array([record.outcome is Outcome.OK for record in kept]),
         turned_away=np.array([record.outcome in (Outcome.REJECTED, Outcome.TIMEOUT) for record in kept]),

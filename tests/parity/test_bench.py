@@ -69,8 +69,9 @@ def test_conversations_of_many_turns_are_answered_with_transformers_tokens(
 
         async def talk() -> tuple[Listening, list[RequestRecord]]:
             client = Listening(url)
-            run = Run(client, RunPlan(run_id="t", form=FORM, start_s=client.now_s()), lambda record: None)
-            await run.closed_loop(conversations(), CONVERSATIONS)
+            plan = RunPlan(run_id="t", form=FORM, concurrency=CONVERSATIONS)
+            run = Run(client, plan, conversations(), lambda record: None)
+            await run.drive(client.now_s())
             client.close()
             return client, run.records
 

@@ -100,7 +100,7 @@ def test_a_gate_on_several_runs_is_about_their_mean() -> None:
 
 def test_saturated_and_late_runs_are_named() -> None:
     good = run(Shape(n_requests=40))
-    late = replace(good.health, lag_p99_s=9.0)
+    late = replace(good.health, lag_p50_s=9.0, allowed_lag_s=1.0)
     bad = replace(good, saturation=Saturation(detected=True, why="it grew"), health=late)
     comparison, _ = compared([good], [good, bad], [])
     assert [warning.partition(":")[0] for warning in comparison.warnings] == ["other 2", "other 2"]

@@ -59,9 +59,13 @@ def test_any_failed_request_makes_the_exit_code_one(capsys: pytest.CaptureFixtur
 
 
 def test_cancelled_requests_are_no_failures(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _ = bench(steady(), *FEW, "--concurrency", 2, "--cancel-rate", 1)
+    code, _ = bench(steady(), *FEW, "--concurrency", 2, "--cancel-rate", 0.5, "--seed", 0)
     assert code == 0
     assert re.search("Cancelled requests: +[1-9]", capsys.readouterr().out)
+
+
+def test_a_run_that_was_answered_nothing_is_a_failure() -> None:
+    assert bench(steady(), *FEW, "--concurrency", 2, "--cancel-rate", 1)[0] == 1
 
 
 def test_warm_up_requests_are_sent_and_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,6 +120,12 @@ def test_extra_body_fields_reach_the_server() -> None:
         (("--rate", "1", "--extra-body", "[1]"), "--extra-body: must be a JSON object"),
         (("--rate", "1", "--goodput", "latency:5"), "ttft:MS"),
         (("--rate", "1", "--goodput", "ttft:fast"), "'fast': must be a number"),
+        (("--rate", "1", "--goodput", "ttft:5", "ttft:6"), "ttft has a target already"),
+        (("--rate", "1e9"), "up to 1e.06, or inf"),
+        (("--replay",), "needs a trace with times"),
+        (("--rate", "1", "--header", "content-length=5"), "set by the generator itself"),
+        (("--rate", "1", "--api-key", "a\r\nx: y"), "--api-key .*printable"),
+        (("--rate", "1", "--endpoint", "chat", "--prompts", "ids"), "a chat is made of text"),
         (("--rate", "1", "--header", "oops"), "--header: must be name=value"),
         (("--rate", "1", "--cancel-rate", "20"), "--cancel-rate: '20': must be between 0 and 1"),
         (("--rate", "1", "--out", "/dev/null/x"), "--out='/dev/null/x': must be a folder"),
@@ -267,3 +277,27 @@ def test_several_processes_make_one_result(tmp_path: Path) -> None:
     found = result_of(tmp_path / "run")
     assert (found["completed"], len(fake.seen), found["generator"]["processes"]) == (10, 10, 2)
     assert sorted(one["index"] for one in requests_of(tmp_path / "run")) == list(range(10))
+
+
+def test_files_of_an_older_run_do_not_stay_beside_the_new_ones(tmp_path: Path) -> None:
+    flags = (*FEW, "--concurrency", 1, "--out", tmp_path, "--quiet")
+    bench(steady(), *flags, "--csv")
+    assert {file.name for file in tmp_path.iterdir()} >= {"requests.csv", "report.html"}
+    bench(steady(), *flags, "--no-html")
+    assert {file.name for file in tmp_path.iterdir()} == {"result.json", "requests.jsonl", "timeline.jsonl"}
+
+
+def test_what_cannot_be_written_is_shown_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "requests.jsonl").mkdir()
+    assert bench(steady(), *FEW, "--concurrency", 1, "--out", tmp_path)[0] == 2
+    shown = capsys.readouterr()
+    assert re.search("Successful requests: +10", shown.out)
+    assert "requests.jsonl" in shown.err
+
+
+def test_turns_that_arrive_before_the_answer_they_follow_are_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--dataset", "multi-turn", "--turns", 10, "--isl", 4, "--osl", 1, "--turns-by", "arrivals", "--live", 1)
+    bench(steady(), *flags, "--rate", 1e5, "--num-requests", 10, "--no-html")
+    assert re.search("of 10 requests arrived before the answer that they follow", capsys.readouterr().out)

@@ -50,6 +50,9 @@ def test_targets_that_no_rate_meets_are_a_failure(capsys: pytest.CaptureFixture[
         (("--rates", "1,x"), "must be rates above 0 such as 1,2,4"),
         (("--rates", "1", "--rate", "2"), "--rate"),
         (("--rates", "1", "--concurrency", "2"), "--concurrency"),
+        (("--find-goodput", *EASY, "--max-concurrency", "2"), "hides overload"),
+        (("--rates", "1", "--assert", "failed<1"), "--assert belongs to"),
+        (("--find-goodput", *EASY, "--attainment", "0"), "must be above 0"),
     ],
 )
 def test_bad_settings_end_with_two_and_say_what_is_wrong(
@@ -59,3 +62,32 @@ def test_bad_settings_end_with_two_and_say_what_is_wrong(
     assert code == 2
     assert re.search(text, capsys.readouterr().err)
     assert fake.seen == []
+
+
+def test_a_rate_that_is_answered_nothing_is_a_failure_and_one_that_overloads_is_none() -> None:
+    def sparse(number: int, body: dict[str, object]) -> Answer:
+        return Answer((b"full",), status=503) if number % 2 else steady()(number, body)
+
+    assert bench(sparse, *FEW, "--rates", "300", command="sweep")[0] == 0
+    assert bench(lambda number, body: Answer((b"full",), status=503), *FEW, "--rates", "300", command="sweep")[0] == 1
+
+
+def test_a_sweep_that_breaks_off_keeps_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def vanishing(number: int, body: dict[str, object]) -> Answer:
+        return steady()(number, body)
+
+    pages = {
+        "/v1/models": lambda: (
+            404 if seen.append("asked") or len(seen) > 1 else json.dumps({"data": [{"id": "m"}]}).encode()
+        )
+    }
+    assert bench(vanishing, *FEW, "--rates", "300,400", "--out", tmp_path, command="sweep", pages=pages)[0] == 2
+    assert len(json.loads((tmp_path / "sweep.json").read_text())["points"]) == 1
+
+
+def test_a_folder_with_other_runs_in_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run-07").mkdir()
+    assert bench(steady(), *FEW, "--rates", "300", "--out", tmp_path, command="sweep")[0] == 2
+    assert "is not empty" in capsys.readouterr().err

@@ -77,7 +77,8 @@ def test_a_file_becomes_a_workload_with_times_and_notes(tmp_path: Path) -> None:
     )
     arguments = ("--dataset", "azure", "--dataset-path", str(path), "--trace-speed", "2", "--scale-isl", "0.1")
     workload = workload_of(settings(*arguments), 1, None)
-    assert (workload.n_conversations, workload.has_times) == (2, True)
+    assert workload.n_conversations == 2
+    assert workload.starts_s is not None
     (turn,) = workload.conversation(1).turns
     assert (turn.at_s, len(turn.added), turn.output_tokens) == (2.0, 7, 8)
     assert any("1 rows left out" in note for note in workload.notes)

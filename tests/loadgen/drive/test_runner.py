@@ -7,7 +7,7 @@ import pytest
 
 from loadgen.drive.bodies import BodyForm
 from loadgen.drive.client import StreamingClient
-from loadgen.drive.connection import parse_server
+from loadgen.drive.connection import Server, parse_server
 from loadgen.drive.runner import Run, RunPlan
 from loadgen.results.records import Outcome
 from loadgen.workload.plan import Conversation
@@ -25,11 +25,9 @@ def run(
     async def drive() -> tuple[Run, FakeServer]:
         async with fake_server(script) as fake:
             client = StreamingClient(parse_server(fake.url), FORM.path, {}, 30)
-            made = Run(client, RunPlan(run_id="t", form=FORM, start_s=client.now_s(), **plan), lambda record: None)
-            if concurrency is None:
-                await made.open_loop(conversations)
-            else:
-                await made.closed_loop(conversations, concurrency)
+            form = RunPlan(run_id="t", form=FORM, concurrency=concurrency, **plan)
+            made = Run(client, form, conversations, lambda record: None)
+            await made.drive(client.now_s())
             client.close()
             return made, fake
 
@@ -63,6 +61,8 @@ def test_a_turn_is_not_sent_before_the_answer_it_follows_even_if_it_is_due() -> 
     assert [seen.body["prompt"] for seen in fake.seen] == [[1], [1, 1000, 2]]
     first, second = made.records
     assert second.planned_s >= first.end_s  # it was due when it could be sent, and is not called late
+    assert second.waited_s >= first.end_s and second.arrived_s == pytest.approx(0.0, abs=0.2)
+    assert first.waited_s == 0.0
 
 
 def test_a_conversation_whose_turn_fails_ends_and_says_how_much_is_missing() -> None:
@@ -102,6 +102,49 @@ def test_nothing_new_is_sent_after_the_end() -> None:
     assert (made.records, fake.seen) == ([], [])
 
 
+@pytest.mark.parametrize(
+    "conversation",
+    [
+        talk(0, (turn(at_s=0.0), turn(think_s=3600.0), turn())),
+        talk(0, (turn(at_s=0.0), turn(at_s=3600.0), turn())),
+    ],
+)
+def test_a_run_ends_at_its_end_and_not_when_somebody_has_thought(conversation: Conversation) -> None:
+    made, fake = run(steady(), [conversation, talk(1, (turn(at_s=3600.0),))], stop_after_s=0.3)
+    assert (len(fake.seen), made.turns_not_sent) == (1, 3)
+
+
+def test_what_a_cap_holds_back_beyond_the_end_is_not_sent() -> None:
+    def slow(number: int, body: dict[str, Any]) -> Answer:
+        return Answer(ending="cut") if number else Answer(ending="hang")
+
+    async def drive() -> Run:
+        async with fake_server(slow) as fake:
+            client = StreamingClient(parse_server(fake.url), FORM.path, {}, 0.4)
+            requests = [talk(index, (turn(at_s=0.0),)) for index in range(4)]
+            made = Run(
+                client, RunPlan(run_id="t", form=FORM, max_in_flight=1, stop_after_s=0.2), requests, lambda r: None
+            )
+            await made.drive(client.now_s())
+            assert len(fake.seen) == 1
+            return made
+
+    assert asyncio.run(drive()).turns_not_sent == 3
+
+
+def test_a_server_that_is_gone_is_not_asked_as_fast_as_it_refuses() -> None:
+    async def drive() -> Run:
+        client = StreamingClient(Server("127.0.0.1", 1, False, ""), FORM.path, {}, 5)
+        plan = RunPlan(run_id="t", form=FORM, concurrency=2, stop_after_s=0.4)
+        made = Run(client, plan, (talk(index) for index in range(10_000)), lambda record: None)
+        await made.drive(client.now_s())
+        return made
+
+    records = asyncio.run(drive()).records
+    assert {record.outcome for record in records} == {Outcome.CONNECT}
+    assert len(records) == 2
+
+
 def test_several_processes_never_use_the_same_number() -> None:
     made, _ = run(steady(), [talk(index) for index in range(3)], 1, first_index=1, index_step=4)
     assert [record.index for record in made.records] == [1, 5, 9]
@@ -118,9 +161,9 @@ def test_an_open_loop_sends_on_while_nobody_answers() -> None:
 
         async with fake_server(hang) as fake:
             client = StreamingClient(parse_server(fake.url), FORM.path, {}, 60)
-            made = Run(client, RunPlan(run_id="t", form=FORM, start_s=client.now_s()), lambda record: None)
             requests = [talk(index, (turn(at_s=index / 100),)) for index in range(5)]
-            sending = asyncio.create_task(made.open_loop(requests))
+            made = Run(client, RunPlan(run_id="t", form=FORM), requests, lambda record: None)
+            sending = asyncio.create_task(made.drive(client.now_s()))
             await asyncio.wait_for(all_sent.wait(), 30)
             assert made.records == []
             sending.cancel()

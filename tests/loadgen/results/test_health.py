@@ -20,6 +20,10 @@ def test_a_generator_is_late_beyond_a_twentieth_of_the_gap() -> None:
     assert judged(LATE, 10.0).warnings == []
 
 
+def test_too_soon_is_as_wrong_as_too_late() -> None:
+    assert judged([record(planned_s=1.0, sent_s=0.9)] * 10, 1.0).late
+
+
 def test_five_milliseconds_are_never_late() -> None:
     assert not judged([record(planned_s=1.0, sent_s=1.0049)], 0.001).late
     assert judged([record(planned_s=1.0, sent_s=1.0051)], 0.001).late
