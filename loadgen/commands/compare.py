@@ -9,8 +9,8 @@ import msgspec
 from common.errors import ConfigError
 from loadgen.flags.types import Parser
 from loadgen.output import compare_table
+from loadgen.output.files import load
 from loadgen.output.result_json import to_json
-from loadgen.results.files import load
 from loadgen.results.metrics import Slo
 from loadgen.results.result import Result
 from loadgen.stats.assertions import Assertion, Verdict, check, numbers, parse

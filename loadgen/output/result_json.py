@@ -1,6 +1,6 @@
 """The numbers of a run as one JSON object: vLLM's keys first, then ours. Pure.
 
-Requests, samples of the server and what is needed to read the run back are next to it: `loadgen.results.files`.
+Requests, samples of the server and what is needed to read the run back are next to it: `loadgen.output.files`.
 """
 
 import math

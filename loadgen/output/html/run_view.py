@@ -15,7 +15,7 @@ from loadgen.results.metrics import Slo
 from loadgen.results.records import Outcome, RequestRecord
 from loadgen.results.result import Result, RunFacts
 
-_NOT_A_KIND = {"rate", "concurrency", "num_requests", "duration", "seed", "warmup", "out", "quiet", "format", "rates"}
+NOT_A_KIND = frozenset({"rate", "concurrency", "num_requests", "duration", "seed", "warmup"})
 """Settings in which the runs of one sweep differ."""
 
 
@@ -131,12 +131,14 @@ def _styles(results: Sequence[Result], kinds: Sequence[str]) -> list[tuple[str, 
 
 
 def _stated(facts: RunFacts) -> dict[str, Any]:
-    settings = {name: value for name, value in facts.settings.items() if name not in _NOT_A_KIND}
+    settings = {name: value for name, value in facts.settings.items() if name not in NOT_A_KIND}
     where = {} if "cluster" in settings else {"url": facts.url}  # a cluster of our own has another port every time
     return settings | where | {"model": facts.model}
 
 
 def _setting_text(name: str, value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{inner} {text}" for inner, text in value.items())
     return str(value) if isinstance(value, str) else f"{name.replace('_', '-')} {value}"
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from loadgen.commands.report import main
-from loadgen.results.files import save
+from loadgen.output.files import save
 from tests.loadgen.synthetic import Shape, run
 
 

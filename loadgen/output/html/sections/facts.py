@@ -9,19 +9,10 @@ from loadgen.output.html.sections.verdict import slo_text
 from loadgen.output.html.wording import plural
 from loadgen.results.timeline import ServerView
 
-_SAID_ELSEWHERE = {
-    "url",
-    "model",
-    "endpoint",
-    "seed",
-    "rate",
-    "concurrency",
-    "arrival",
-    "burstiness",
-    "out",
-    "quiet",
-    "goodput",
-}
+SAID_ELSEWHERE = frozenset(
+    {"url", "model", "endpoint", "seed", "rate", "concurrency", "arrival", "burstiness", "goodput"}
+)
+"""Settings that other rows show."""
 
 
 def build(runs: Sequence[RunView]) -> Section:
@@ -59,7 +50,7 @@ def _commands(runs: Sequence[RunView]) -> Table:
 
 
 def _shown(name: str, value: object) -> bool:
-    return name not in _SAID_ELSEWHERE and value not in (None, "", False) and value != {} and value != []
+    return name not in SAID_ELSEWHERE and value not in (None, "", False) and value != {} and value != []
 
 
 def _flag(name: str) -> str:
