@@ -11,7 +11,7 @@ import numpy as np
 from loadgen.output.html.theme import CYCLE, DASHES, run_style
 from loadgen.output.html.thin import Numbers
 from loadgen.output.html.wording import per_second
-from loadgen.results.metrics import Slo
+from loadgen.results.metrics import Distribution, Slo, samples_needed
 from loadgen.results.records import Outcome, RequestRecord
 from loadgen.results.result import Result, RunFacts
 
@@ -55,9 +55,9 @@ class RunView:
         return self.result.health.late
 
     def percentile_ms(self, latency: str, percent: float) -> float | None:
-        """None without a sample."""
+        """None below the samples that it needs."""
         found = self.latencies_ms[latency]
-        return float(np.percentile(found, percent)) if found.size else None
+        return float(np.percentile(found, percent)) if found.size >= samples_needed(percent) else None
 
 
 def views(results: Sequence[Result], names: Sequence[str] | None = None) -> list[RunView]:
@@ -69,6 +69,11 @@ def views(results: Sequence[Result], names: Sequence[str] | None = None) -> list
         names = [f"{kind}, {load}" if several else load for kind, load in zip(kinds, loads, strict=True)]
     rows = zip(results, _distinct(names), kinds, _styles(results, kinds), strict=True)
     return [_view(*row) for row in rows]
+
+
+def trusted_s(shown: Distribution | None, percent: float) -> float | None:
+    """A percentile; None without a sample or with fewer than it needs."""
+    return None if shown is None else shown.trusted_s(percent)
 
 
 def load_text(facts: RunFacts) -> str:
