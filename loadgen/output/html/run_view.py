@@ -64,11 +64,16 @@ def views(results: Sequence[Result], names: Sequence[str] | None = None) -> list
     """Views of the results in their order; names default to the load, and to what sets runs apart."""
     kinds = _kinds(results)
     if names is None:
-        several = len(set(kinds)) > 1
-        loads = [load_text(result.facts) for result in results]
-        names = [f"{kind}, {load}" if several else load for kind, load in zip(kinds, loads, strict=True)]
+        names = _names(kinds, [load_text(result.facts) for result in results])
     rows = zip(results, _distinct(names), kinds, _styles(results, kinds), strict=True)
     return [_view(*row) for row in rows]
+
+
+def _names(kinds: Sequence[str], loads: Sequence[str]) -> Sequence[str]:
+    """What sets runs apart: their load, their kind, or both."""
+    if len(set(kinds)) == 1:
+        return loads
+    return kinds if len(set(loads)) == 1 else [f"{kind}, {load}" for kind, load in zip(kinds, loads, strict=True)]
 
 
 def trusted_s(shown: Distribution | None, percent: float) -> float | None:

@@ -6,9 +6,9 @@ from loadgen.output.html.run_view import RunView, trusted_s
 from loadgen.output.html.section import Figure, Section, Table
 from loadgen.output.html.theme import CACHED_SCALE, Json, axis, layout, unit_for
 from loadgen.output.html.thin import compact, thin
-from loadgen.output.html.wording import latency, plural, quantity, share
+from loadgen.output.html.wording import UNKNOWN, latency, plural, quantity, share
 from loadgen.results.buckets import by_input_length
-from loadgen.results.metrics import cached_share
+from loadgen.results.metrics import cached_share, samples_needed
 from loadgen.results.records import RequestRecord
 
 
@@ -22,8 +22,17 @@ def build(run: RunView, prefix: str = "") -> Section | None:
     if len(lengths) == 1:
         text = f"every prompt has {plural(lengths.pop(), 'token')}" if lengths != {0} else "prompt lengths are unknown"
         return Section(name=name, title=title, short="Lengths", note=f"Not shown: {text}.")
+    table = _buckets(run)
+    few = any(UNKNOWN in row[3:5] for row in table.rows)
+    note = f"A median is given from {samples_needed(50)} answers on, p90 from {samples_needed(90)}." if few else ""
     return Section(
-        name=name, title=title, short="Lengths", figures=(_scatter(told, prefix),), columns=1, tables=(_buckets(run),)
+        name=name,
+        title=title,
+        short="Lengths",
+        note=note,
+        figures=(_scatter(told, prefix),),
+        columns=1,
+        tables=(table,),
     )
 
 

@@ -89,6 +89,7 @@ def _totals(run: RunView) -> tuple[tuple[str, str], ...]:
 def _compared(runs: Sequence[RunView]) -> Table:
     tail = tail_percent(runs)
     with_slo = any(run.slo is not None for run in runs)
+    with_marks = any(run.saturated or run.late for run in runs)
     rows = []
     for run in runs:
         summary = run.result.summary
@@ -103,13 +104,22 @@ def _compared(runs: Sequence[RunView]) -> Table:
                 *((good, share(run.attainment)) if with_slo else ()),
                 quantity(summary.output_tokens_per_s),
                 *(_ms(run.percentile_ms(name, q)) for name in ("ttft", "tpot") for q in (50, tail)),
-                ", ".join(notes),
+                *((", ".join(notes),) if with_marks else ()),
             )
         )
     slo_head = ("Goodput", "Attained") if with_slo else ()
     heads = [f"{name} p{q}" for name in ("TTFT", "TPOT") for q in (50, tail)]
-    head = ("Run", "Answered", "Failed", "Requests", *slo_head, "Output tok/s", *heads, "Marks")
-    return Table(head=head, rows=tuple(rows), text_columns=frozenset({0, len(head) - 1}))
+    head = (
+        "Run",
+        "Answered",
+        "Failed",
+        "Requests",
+        *slo_head,
+        "Output tok/s",
+        *heads,
+        *(("Marks",) if with_marks else ()),
+    )
+    return Table(head=head, rows=tuple(rows), text_columns=frozenset({0, len(head) - 1} if with_marks else {0}))
 
 
 def _ms(value_ms: float | None) -> str:

@@ -151,6 +151,8 @@ def _meets(runs: Sequence[RunView]) -> str:
             break
         good = run
     targets = slo_text(judged[0].slo) if judged[0].slo is not None else "the targets"
+    if len(judged) == 1:
+        return f"{share(judged[0].attainment)} of the requests met {targets}"
     if good is None:
         return f"at no load 90 % of the requests met {targets}"
     return f"up to {load_text(good.result.facts)} at least 90 % of the requests met {targets}"

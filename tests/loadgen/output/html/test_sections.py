@@ -230,6 +230,17 @@ def test_runs_under_one_load_make_no_curve() -> None:
     assert found(cdf.build(views(runs))).figures
 
 
+def test_an_ab_of_two_clusters_is_named_by_them() -> None:
+    runs = views([run(Shape(n_requests=40, cluster=cluster)) for cluster in ("1P1D", "2M")])
+    assert [one.name for one in runs] == ["1P1D", "2M"]
+    settings = dict(found(facts.build(runs)).facts)["Settings"]
+    assert "1P1D" not in settings and "--turns 4" in settings, "only what they share"
+    assert "Marks" not in numbers.build(runs).tables[0].head
+    text = verdict.build(runs).text
+    assert text.startswith("2 runs of Qwen/Qwen3-0.6B, at 8 requests per second")
+    assert f"1P1D: {share(runs[0].attainment)} of the requests met TTFT" in text
+
+
 def test_many_workers_share_the_key_of_their_role() -> None:
     sample = RICH.result.server.samples[0]
     crowd = {f"w{i:02}": replace(sample.workers["decode-0"], role=("prefill", "decode")[i % 2]) for i in range(12)}
