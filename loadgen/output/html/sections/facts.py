@@ -16,7 +16,7 @@ SAID_ELSEWHERE = frozenset(
 
 
 def build(runs: Sequence[RunView]) -> Section:
-    """Of the run; of several what they share, as the first has it, and a table of their commands, which say what differs."""
+    """Of the run; of several what they share, as the first has it, and a table of their commands."""
     facts = runs[0].result.facts
     alike = [name for name in facts.settings if len({repr(run.result.facts.settings.get(name)) for run in runs}) == 1]
     settings = {name: facts.settings[name] for name in alike if _shown(name, facts.settings[name])}
