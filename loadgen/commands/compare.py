@@ -9,11 +9,11 @@ import msgspec
 from common.errors import ConfigError
 from loadgen.flags.types import Parser
 from loadgen.output import compare_table
+from loadgen.output.files import load
 from loadgen.output.result_json import to_json
-from loadgen.results.files import load
 from loadgen.results.metrics import Slo
 from loadgen.results.result import Result
-from loadgen.stats.assertions import Assertion, Verdict, check, numbers, parse
+from loadgen.stats.assertions import Assertion, Verdict, judge_all, parse_all
 from loadgen.stats.compare import Comparison, compare
 
 _FORMATS = ("table", "markdown", "json")
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Compare and print. Exit code 0; 1: an assertion fails; 2: bad input."""
     try:
         values = parser().parse_args(arguments)
-        assertions = _assertions(values.assertions)
+        assertions = parse_all(values.assertions, with_base=True)
         base_folders, other_folders = _sides(values.folders, values.base, values.other)
         base, other = ([load(Path(folder)) for folder in side] for side in (base_folders, other_folders))
         comparison, verdicts = compared(base, other, assertions)
@@ -38,10 +38,9 @@ def compared(
     base: Sequence[Result], other: Sequence[Result], assertions: Sequence[Assertion]
 ) -> tuple[Comparison, list[Verdict]]:
     """Both sides by the base's targets, and the gates on the other side's numbers. Raises ConfigError."""
-    values, base_values = (_mean_numbers(side) if assertions else {} for side in (other, base))
+    values, base_values = ([to_json(run) for run in side] if assertions else [] for side in (other, base))
     try:
-        verdicts = [check(assertion, values, base_values) for assertion in assertions]
-        return compare(base, other, targets(base[0])), verdicts
+        return compare(base, other, targets(base[0])), judge_all(assertions, values, base_values)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -60,24 +59,6 @@ def shown(comparison: Comparison, verdicts: Sequence[Verdict], form: str) -> str
         return msgspec.json.format(msgspec.json.encode(compare_table.to_json(comparison, verdicts))).decode()
     write = compare_table.markdown if form == "markdown" else compare_table.table
     return write(comparison, verdicts)
-
-
-def _mean_numbers(runs: Sequence[Result]) -> Mapping[str, float | None]:
-    """Numbers of result.json, averaged over the runs that all have them; None where a run has none."""
-    of_runs = [numbers(to_json(run)) for run in runs]
-    found: dict[str, float | None] = {}
-    for name in of_runs[0]:
-        if all(name in of_run for of_run in of_runs):
-            values = [value for of_run in of_runs if (value := of_run[name]) is not None]
-            found[name] = sum(values) / len(values) if len(values) == len(of_runs) else None
-    return found
-
-
-def _assertions(texts: Sequence[str]) -> list[Assertion]:
-    try:
-        return [parse(text) for text in texts]
-    except ValueError as error:
-        raise ConfigError(f"--assert {error}") from error
 
 
 def _sides(folders: Sequence[str], base: Sequence[str], other: Sequence[str]) -> tuple[list[str], list[str]]:

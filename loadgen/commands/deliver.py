@@ -9,10 +9,10 @@ from pathlib import Path
 from common.errors import ConfigError
 from loadgen.flags.run import SECRET_FLAGS
 from loadgen.output.console import table
+from loadgen.output.files import save
 from loadgen.output.html.render import render
 from loadgen.output.result_json import to_json
 from loadgen.output.warnings import warnings
-from loadgen.results.files import save
 from loadgen.results.request_lines import to_csv
 from loadgen.results.result import Result
 from loadgen.settings import Output

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from common.errors import ConfigError
 from loadgen.flags.types import Parser
+from loadgen.output.files import is_result, load
 from loadgen.output.html.render import render
-from loadgen.results.files import is_result, load
 
 _NAME = "report.html"
 

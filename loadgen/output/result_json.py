@@ -1,14 +1,17 @@
 """The numbers of a run as one JSON object: vLLM's keys first, then ours. Pure.
 
-Requests, samples of the server and what is needed to read the run back are next to it: `loadgen.results.files`.
+Requests, samples of the server and what is needed to read the run back are next to it: `loadgen.output.files`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any  # Any: JSON
 
 from loadgen.output.warnings import warnings
+from loadgen.results.buckets import Bucket, by_group, by_input_length, by_turn, by_worker, phases_served
 from loadgen.results.metrics import Distribution
+from loadgen.results.records import RequestRecord
 from loadgen.results.result import Result
 
 SCHEMA_VERSION = 2
@@ -54,22 +57,20 @@ def _vllm_json(result: Result) -> dict[str, Any]:
 
 
 def _latency_json(name: str, shown: Distribution | None) -> dict[str, Any]:
+    """A percentile is null below the number of samples that it needs."""
     if shown is None:
         return {f"{key}_{name}_ms": None for key in ("mean", "median", "std", "p50", "p90", "p95", "p99", "max")}
+    percentiles = {
+        f"p{percent:g}": shown.trusted_s(percent) for percent in dict.fromkeys((*_ALWAYS, *shown.percentiles))
+    }
     values_s = {
         "mean": shown.mean_s,
-        "median": shown.p50_s,
+        "median": percentiles["p50"],
         "std": shown.std_s,
-        "p50": shown.p50_s,
-        "p90": shown.p90_s,
-        "p95": shown.p95_s,
-        "p99": shown.p99_s,
+        **percentiles,
         "max": shown.max_s,
     }
-    values_s |= {
-        f"p{percentile:g}": value_s for percentile, value_s in shown.percentiles.items() if percentile not in _ALWAYS
-    }
-    return {f"{key}_{name}_ms": None if value_s is None else value_s * 1e3 for key, value_s in values_s.items()}
+    return {f"{key}_{name}_ms": _ms(value_s) for key, value_s in values_s.items()}
 
 
 def _arrays_json(result: Result) -> dict[str, Any]:
@@ -127,4 +128,44 @@ def _own_json(result: Result) -> dict[str, Any]:
         "leaked": None if result.server.leak_check is None else bool(result.server.leak_check.held),
         "intervals": {name: [found.low, found.high] for name, found in result.intervals.items()},
         "warnings": warnings(result),
+        **_parts_json(result.records),
     }
+
+
+def _parts_json(records: Sequence[RequestRecord]) -> dict[str, Any]:
+    """Numbers by turn, prompt length, group and worker, each only where there is more than one."""
+    found: dict[str, list[dict[str, Any]]] = {
+        "by_turn": [{"turn": part.key} | _part_json(part) for part in by_turn(records)],
+        "by_input_length": [
+            {"min_input_tokens": part.key[0], "max_input_tokens": part.key[1]} | _part_json(part)
+            for part in by_input_length(records)
+        ],
+        "by_group": [{"group": part.key} | _part_json(part) for part in by_group(records)],
+    }
+    workers = {phase: by_worker(records, phase) for phase in phases_served(records)}
+    if any(len(parts) > 1 for parts in workers.values()):
+        found["by_worker"] = [
+            {"phase": phase, "worker": part.key} | _part_json(part)
+            for phase, parts in workers.items()
+            for part in parts
+        ]
+    return {name: parts for name, parts in found.items() if len(parts) > 1}
+
+
+def _part_json(part: Bucket[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "completed": part.answered,
+        "failed": part.failed,
+        "mean_input_tokens": part.mean_input_tokens,
+        "mean_output_tokens": part.mean_output_tokens,
+        "cache_hit_ratio": part.cached_share,
+    }
+    for name, shown in (("ttft", part.ttft), ("tpot", part.tpot)):
+        found[f"mean_{name}_ms"] = None if shown is None else _ms(shown.mean_s)
+        for percent in (50.0, 90.0, 99.0):
+            found[f"p{percent:g}_{name}_ms"] = None if shown is None else _ms(shown.trusted_s(percent))
+    return found
+
+
+def _ms(value_s: float | None) -> float | None:
+    return None if value_s is None else value_s * 1e3

@@ -38,6 +38,12 @@ class Distribution:
     percentiles: Mapping[float, float | None]
     """Seconds by percentile (99.0), those that were asked for; None below `samples_needed` samples."""
 
+    def trusted_s(self, percentile: float) -> float | None:
+        """50, 90, 95, 99 or one that was asked for; None below `samples_needed` samples."""
+        always = {50.0: self.p50_s, 90.0: self.p90_s, 95.0: self.p95_s, 99.0: self.p99_s}
+        enough = self.samples >= samples_needed(percentile)
+        return {**always, **self.percentiles}[percentile] if enough else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:

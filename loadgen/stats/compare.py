@@ -21,28 +21,13 @@ from loadgen.stats.resampling import Floats, Interval, bounds, estimates
 
 _BASE_SEED, _OTHER_SEED = 1, 2
 """Fixed, so that a comparison is reproducible, and different, so that a run compared with itself is no exception."""
-_NOT_THE_WORK = frozenset(
-    [
-        "url",
-        "out",
-        "quiet",
-        "api_key",
-        "header",
-        "format",
-        "label",
-        "cluster",
-        "cluster_flags",
-        "workers",
-        "timeout",
-        "baseline",
-        "goodput",
-        "percentiles",
-        "seed",
-    ]
+NOT_THE_WORK = frozenset(
+    {"url", "header", "label", "cluster", "cluster_flags", "workers", "timeout", "goodput", "seed"}
 )
-"""Settings that say where a run went, how it was judged and what it wrote, not what it sent; the seed is a fact."""
+"""Settings that say where a run went and how it was judged, not what it sent; the seed is a fact."""
 _FACTS = ("model", "endpoint", "seed", "num_prompts", "request_rate", "arrival", "burstiness", "max_concurrency")
-_SAME_AS_FACTS = frozenset({"model", "endpoint", "num_requests", "rate", "arrival", "burstiness", "concurrency"})
+SAME_AS_FACTS = frozenset({"model", "endpoint", "num_requests", "rate", "arrival", "burstiness", "concurrency"})
+"""Settings that the facts say too."""
 
 
 class Verdict(StrEnum):
@@ -105,7 +90,7 @@ def compare(base: Sequence[Result], other: Sequence[Result], slo: Slo | None = N
 
 def differences(base: Sequence[Result], other: Sequence[Result]) -> list[str]:
     """What was not the same work between the sides or, but for the seed, within one: `rate: 4 | 8`."""
-    settings = sorted({name for run in (*base, *other) for name in run.facts.settings} - _NOT_THE_WORK - _SAME_AS_FACTS)
+    settings = sorted({name for run in (*base, *other) for name in run.facts.settings} - NOT_THE_WORK - SAME_AS_FACTS)
     found = []
     for name in (*_FACTS, *settings):
         of_base, of_other = ([_shown(run, name) for run in side] for side in (base, other))

@@ -84,6 +84,12 @@ def test_imports_follow_the_table(module: str) -> None:
         assert there in {None, here} | MAY_IMPORT[here], f"{module} ({here}) may not import {name} ({there})"
 
 
+def test_the_load_generators_numbers_know_nothing_of_how_they_are_shown() -> None:
+    inner, shell = ("loadgen.results.", "loadgen.stats."), ("loadgen.output", "loadgen.commands", "loadgen.flags")
+    wrong = {m: n for m in MODULES if m.startswith(inner) for n in imports(MODULES[m]) if n.startswith(shell)}
+    assert not wrong
+
+
 def test_the_table_has_no_circle() -> None:
     edges = {here: allowed - {here} for here, allowed in MAY_IMPORT.items()}
     assert list(graphlib.TopologicalSorter(edges).static_order())

@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from loadgen.__main__ import main
-from loadgen.results.files import load
+from loadgen.output.files import load
 
 pytestmark = pytest.mark.system
 

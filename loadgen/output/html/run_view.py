@@ -11,11 +11,11 @@ import numpy as np
 from loadgen.output.html.theme import CYCLE, DASHES, run_style
 from loadgen.output.html.thin import Numbers
 from loadgen.output.html.wording import per_second
-from loadgen.results.metrics import Slo
+from loadgen.results.metrics import Distribution, Slo, samples_needed
 from loadgen.results.records import Outcome, RequestRecord
 from loadgen.results.result import Result, RunFacts
 
-_NOT_A_KIND = {"rate", "concurrency", "num_requests", "duration", "seed", "warmup", "out", "quiet", "format", "rates"}
+NOT_A_KIND = frozenset({"rate", "concurrency", "num_requests", "duration", "seed", "warmup"})
 """Settings in which the runs of one sweep differ."""
 
 
@@ -55,20 +55,30 @@ class RunView:
         return self.result.health.late
 
     def percentile_ms(self, latency: str, percent: float) -> float | None:
-        """None without a sample."""
+        """None below the samples that it needs."""
         found = self.latencies_ms[latency]
-        return float(np.percentile(found, percent)) if found.size else None
+        return float(np.percentile(found, percent)) if found.size >= samples_needed(percent) else None
 
 
 def views(results: Sequence[Result], names: Sequence[str] | None = None) -> list[RunView]:
     """Views of the results in their order; names default to the load, and to what sets runs apart."""
     kinds = _kinds(results)
     if names is None:
-        several = len(set(kinds)) > 1
-        loads = [load_text(result.facts) for result in results]
-        names = [f"{kind}, {load}" if several else load for kind, load in zip(kinds, loads, strict=True)]
+        names = _names(kinds, [load_text(result.facts) for result in results])
     rows = zip(results, _distinct(names), kinds, _styles(results, kinds), strict=True)
     return [_view(*row) for row in rows]
+
+
+def _names(kinds: Sequence[str], loads: Sequence[str]) -> Sequence[str]:
+    """What sets runs apart: their load, their kind, or both."""
+    if len(set(kinds)) == 1:
+        return loads
+    return kinds if len(set(loads)) == 1 else [f"{kind}, {load}" for kind, load in zip(kinds, loads, strict=True)]
+
+
+def trusted_s(shown: Distribution | None, percent: float) -> float | None:
+    """A percentile; None without a sample or with fewer than it needs."""
+    return None if shown is None else shown.trusted_s(percent)
 
 
 def load_text(facts: RunFacts) -> str:
@@ -131,12 +141,14 @@ def _styles(results: Sequence[Result], kinds: Sequence[str]) -> list[tuple[str, 
 
 
 def _stated(facts: RunFacts) -> dict[str, Any]:
-    settings = {name: value for name, value in facts.settings.items() if name not in _NOT_A_KIND}
+    settings = {name: value for name, value in facts.settings.items() if name not in NOT_A_KIND}
     where = {} if "cluster" in settings else {"url": facts.url}  # a cluster of our own has another port every time
     return settings | where | {"model": facts.model}
 
 
 def _setting_text(name: str, value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{inner} {text}" for inner, text in value.items())
     return str(value) if isinstance(value, str) else f"{name.replace('_', '-')} {value}"
 
 

@@ -44,7 +44,7 @@ def unit_for(largest_ms: float) -> tuple[float, str]:
 def axis(title: str = "", **changes: Any) -> Json:
     """An axis with thin grid lines."""
     base: Json = {
-        "title": {"text": title, "standoff": 8},
+        "title": {"text": title, "standoff": 8, "font": {"size": 12}},
         "gridcolor": "$grid",
         "linecolor": "$line",
         "zeroline": False,

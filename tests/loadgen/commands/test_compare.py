@@ -6,7 +6,7 @@ import pytest
 
 from loadgen.commands.compare import compared, main
 from loadgen.output.compare_table import title
-from loadgen.results.files import save
+from loadgen.output.files import save
 from loadgen.stats import resampling
 from loadgen.stats.assertions import parse
 from loadgen.stats.saturation import Saturation

@@ -1,11 +1,13 @@
 """`penstock bench report`: which folders it takes, where it writes, and what it refuses."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from loadgen.commands.report import main
-from loadgen.results.files import save
+from loadgen.output.files import save
+from loadgen.results.metrics import summarize
 from tests.loadgen.synthetic import Shape, run
 
 
@@ -33,6 +35,21 @@ def test_place_and_title_can_be_given(tmp_path: Path) -> None:
     first, second = folder(tmp_path / "a"), folder(tmp_path / "b", 9.0)
     assert main([str(first), str(second), "--out", str(tmp_path / "x.html"), "--title", "A < B"], {}) == 0
     assert "<h1>A &lt; B</h1>" in (tmp_path / "x.html").read_text()
+
+
+def test_a_result_without_a_measured_request_becomes_a_page_that_says_so(tmp_path: Path) -> None:
+    plain = run(Shape(n_requests=5))
+    nothing = replace(plain.summary, measured=0, completed=0, failed=0, cancelled=0, outcomes={}, ttft=None, tpot=None)
+    save(replace(plain, records=(), summary=nothing), tmp_path / "sent")
+    unmeasured = [replace(one, measured=False) for one in plain.records]
+    save(replace(plain, records=unmeasured, summary=summarize(unmeasured)), tmp_path / "measured")
+    for name, why in (("sent", "no request was sent"), ("measured", "5 requests ended, and each was warm-up")):
+        assert main([str(tmp_path / name)], {}) == 0
+        page = (tmp_path / name / "report.html").read_text()
+        assert "Nothing was measured" in page
+        assert why in page
+    assert main([str(tmp_path)], {}) == 0
+    assert "Nothing was measured in 8/s (1), 8/s (2)" in (tmp_path / "report.html").read_text()
 
 
 def test_what_is_no_result_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadgen.results.buckets import by_group, by_input_length, by_turn, by_worker
+from loadgen.results.buckets import by_group, by_input_length, by_turn, by_worker, phases_served
 from loadgen.results.metrics import Slo, distribution, parse_percentiles, samples_needed, summarize
 from loadgen.results.records import Outcome, RequestRecord
 from tests.loadgen.records import record
@@ -105,21 +105,32 @@ def test_buckets_leave_out_warm_up_and_cancelled_and_count_failed() -> None:
         record(turn=9, sent_s=0.5),
     ]
     nine, ten = by_turn(records)
-    assert (nine.name, nine.requests, nine.ttft_p50_s, nine.cached_share) == ("9", 1, 1.5, None)
-    assert (ten.name, ten.requests, ten.failed, ten.ttft_p50_s, ten.cached_share) == ("10", 2, 1, 1.0, 0.5)
-    assert ten.ttft_p90_s is None
+    assert (nine.key, nine.answered, nine.failed, nine.cached_share) == (9, 1, 0, None)
+    assert (ten.key, ten.answered, ten.failed, ten.cached_share) == (10, 1, 1, 0.5)
+    assert nine.ttft is not None
+    assert nine.ttft.mean_s == 1.5
+    assert ten.mean_input_tokens == 10
 
 
-def test_prompt_lengths_fall_between_powers_of_two() -> None:
-    lengths = [0, 1, 2, 3, 127, 128, 255, 1000]
+def test_prompt_lengths_end_at_powers_of_two() -> None:
+    lengths = [0, 1, 2, 3, 4, 5, 1000, 1024, 1025]
     found = by_input_length([record(input_tokens=length) for length in lengths])
-    assert [(part.name, part.requests) for part in found] == [
-        ("0", 1), ("1", 1), ("2-3", 2), ("64-127", 1), ("128-255", 2), ("512-1023", 1)
+    assert [(part.key, part.answered) for part in found] == [
+        ((0, 0), 1), ((1, 1), 1), ((2, 2), 1), ((3, 4), 2), ((5, 8), 1), ((513, 1024), 2), ((1025, 2048), 1)
     ]  # fmt: skip
 
 
 def test_groups_and_workers_have_their_own_rows() -> None:
     records = [record(group="chat"), record(), record(group="chat", workers={"prefill": "p1", "decode": "d0"})]
-    assert [(part.name, part.requests) for part in by_group(records)] == [("-", 1), ("chat", 2)]
-    assert [part.name for part in by_worker(records, "decode")] == ["d0"]
+    assert [(part.key, part.answered) for part in by_group(records)] == [("", 1), ("chat", 2)]
+    assert [part.key for part in by_worker(records, "decode")] == ["d0"]
     assert by_worker(records, "transfer") == []
+    assert phases_served(records) == ["prefill", "decode"]
+
+
+def test_a_percentile_is_trusted_from_the_samples_on_that_it_needs() -> None:
+    few, enough = (distribution([1.0] * n, [25.0]) for n in (39, 40))
+    assert few is not None
+    assert enough is not None
+    assert [few.trusted_s(percent) for percent in (25.0, 90.0, 95.0, 99.0)] == [1.0, 1.0, None, None]
+    assert enough.trusted_s(95.0) == 1.0

@@ -7,7 +7,7 @@ from loadgen.output.html.run_view import RunView, load_text
 from loadgen.output.html.section import Figure, Key, Section
 from loadgen.output.html.theme import Json, axis, layout, run_style, target_line, unit_for
 from loadgen.output.html.wording import plot_text, target_text
-from loadgen.results.metrics import P99_NEEDS_SAMPLES
+from loadgen.results.metrics import P99_NEEDS_SAMPLES, samples_needed
 
 _ATTAINMENT_WANTED = 0.9
 _NAMES = {"ttft": "TTFT", "tpot": "TPOT"}
@@ -47,7 +47,10 @@ def build(runs: Sequence[RunView]) -> Section | None:
     keys = [Key(name=kind, color=run_style(i)[0]) for i, kind in enumerate(kinds)] if len(kinds) > 1 else []
     color = "$muted" if len(kinds) > 1 else "$blue"
     keys += [Key(name=f"p{tail}", color=color), Key(name="p50", color=color, mark="dot")]
-    note = "" if tail == 99 else f"p99 needs {P99_NEEDS_SAMPLES} answers, and a run has fewer: p{tail} is shown."
+    note = "" if tail == 99 else f"p99 needs {P99_NEEDS_SAMPLES} answers, and a run has fewer: p{tail} is shown"
+    if note:
+        fewest = min(len(run.answered) for run in runs)
+        note += "." if fewest >= samples_needed(tail) else f", from {samples_needed(tail)} answers on."
     marks = [
         *(
             ["Hollow: saturated, the numbers grow with the length of the run."]

@@ -9,31 +9,24 @@ from loadgen.output.html.sections.verdict import slo_text
 from loadgen.output.html.wording import plural
 from loadgen.results.timeline import ServerView
 
-_SAID_ELSEWHERE = {
-    "url",
-    "model",
-    "endpoint",
-    "seed",
-    "rate",
-    "concurrency",
-    "arrival",
-    "burstiness",
-    "out",
-    "quiet",
-    "goodput",
-}
+SAID_ELSEWHERE = frozenset(
+    {"url", "model", "endpoint", "seed", "rate", "concurrency", "arrival", "burstiness", "goodput"}
+)
+"""Settings that other rows show."""
 
 
 def build(runs: Sequence[RunView]) -> Section:
-    """Of the first run, and a table of what differs where there are several."""
+    """Of the run; of several what they share, as the first has it, and a table of their commands."""
     facts = runs[0].result.facts
-    settings = {name: value for name, value in facts.settings.items() if _shown(name, value)}
+    alike = [name for name in facts.settings if len({repr(run.result.facts.settings.get(name)) for run in runs}) == 1]
+    settings = {name: facts.settings[name] for name in alike if _shown(name, facts.settings[name])}
+    urls = ", ".join(dict.fromkeys(run.result.facts.url for run in runs))
     load = load_text(facts) + (f", {facts.arrival} arrivals" if facts.arrival is not None else "")
     if facts.arrival == "gamma":
         load += f" of burstiness {facts.burstiness:g}"
     rows = [("Command", shlex.join(facts.command))] if len(runs) == 1 else [("Runs", plural(len(runs), "run"))]
     rows += [
-        ("Server", f"{facts.url}, {facts.endpoint}; {_known_of(runs[0].result.server)}"),
+        ("Server", f"{urls}, {facts.endpoint}; {_known_of(runs[0].result.server)}"),
         ("Model", facts.model),
         *([("Load", load), ("Seed", str(facts.seed))] if len(runs) == 1 else []),
         ("Workload", facts.workload),
@@ -59,7 +52,7 @@ def _commands(runs: Sequence[RunView]) -> Table:
 
 
 def _shown(name: str, value: object) -> bool:
-    return name not in _SAID_ELSEWHERE and value not in (None, "", False) and value != {} and value != []
+    return name not in SAID_ELSEWHERE and value not in (None, "", False) and value != {} and value != []
 
 
 def _flag(name: str) -> str:

@@ -1,14 +1,14 @@
 """Time to first token against the length of the prompt: means hide mixes of short and long prompts."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from loadgen.output.html.run_view import RunView
+from loadgen.output.html.run_view import RunView, trusted_s
 from loadgen.output.html.section import Figure, Section, Table
 from loadgen.output.html.theme import CACHED_SCALE, Json, axis, layout, unit_for
 from loadgen.output.html.thin import compact, thin
-from loadgen.output.html.wording import latency, plural, quantity, share
+from loadgen.output.html.wording import UNKNOWN, latency, plural, quantity, share
+from loadgen.results.buckets import by_input_length
+from loadgen.results.metrics import cached_share, samples_needed
 from loadgen.results.records import RequestRecord
 
 
@@ -22,8 +22,17 @@ def build(run: RunView, prefix: str = "") -> Section | None:
     if len(lengths) == 1:
         text = f"every prompt has {plural(lengths.pop(), 'token')}" if lengths != {0} else "prompt lengths are unknown"
         return Section(name=name, title=title, short="Lengths", note=f"Not shown: {text}.")
+    table = _buckets(run)
+    few = any(UNKNOWN in row[3:5] for row in table.rows)
+    note = f"A median is given from {samples_needed(50)} answers on, p90 from {samples_needed(90)}." if few else ""
     return Section(
-        name=name, title=title, short="Lengths", figures=(_scatter(told, prefix),), columns=1, tables=(_buckets(told),)
+        name=name,
+        title=title,
+        short="Lengths",
+        note=note,
+        figures=(_scatter(told, prefix),),
+        columns=1,
+        tables=(table,),
     )
 
 
@@ -33,7 +42,7 @@ def _scatter(records: list[RequestRecord], prefix: str) -> Figure:
     factor, unit = unit_for(values_ms.max())
     kept = thin(values_ms)
     shown = [records[i] for i in kept]
-    cached = [_cached_share([record]) for record in shown]
+    cached = [cached_share([record]) for record in shown]
     marker: Json = {"size": 6, "opacity": 0.8, "color": "$blue"}
     if any(part is not None for part in cached):
         bar = {"tickformat": ".0%", "thickness": 10, "outlinewidth": 0}
@@ -53,32 +62,22 @@ def _scatter(records: list[RequestRecord], prefix: str) -> Figure:
     return Figure(name=f"{prefix}length-ttft", title=title, data=[trace], layout=plot, height_px=320)
 
 
-def _buckets(records: Sequence[RequestRecord]) -> Table:
+def _buckets(run: RunView) -> Table:
     """Powers of two: the lengths people speak of."""
-    by_power: dict[int, list[RequestRecord]] = {}
-    for record in records:
-        by_power.setdefault(max(record.prompt_tokens - 1, 0).bit_length(), []).append(record)
     rows = []
-    for power in sorted(by_power):
-        chosen = by_power[power]
-        ttft_s = np.array([record.ttft_s for record in chosen], dtype=np.float64)
-        tpot_s = [record.tpot_s for record in chosen if record.tpot_s is not None]
-        first, last = 2 ** (power - 1) + 1 if power else 0, 2**power
+    for part in by_input_length(run.result.records):
+        if not part.answered:
+            continue
+        (first, last), mean_s = part.key, part.ttft.mean_s if part.ttft else None
         rows.append(
             (
                 f"{first:,} – {last:,}" if first < last else f"{last:,}",
-                quantity(len(chosen)),
-                latency(float(np.percentile(ttft_s, 50))),
-                latency(float(np.percentile(ttft_s, 90))),
-                latency(float(np.percentile(tpot_s, 50)) if tpot_s else None),
-                share(_cached_share(chosen)),
+                quantity(part.answered),
+                latency(mean_s),
+                *(latency(trusted_s(part.ttft, percent)) for percent in (50, 90)),
+                latency(trusted_s(part.tpot, 50)),
+                share(part.cached_share),
             )
         )
-    head = ("Prompt tokens", "Requests", "TTFT p50", "TTFT p90", "TPOT p50", "Cached")
+    head = ("Prompt tokens", "Requests", "TTFT mean", "TTFT p50", "TTFT p90", "TPOT p50", "Cached")
     return Table(head=head, rows=tuple(rows))
-
-
-def _cached_share(records: Sequence[RequestRecord]) -> float | None:
-    told = [record for record in records if record.cached_tokens is not None and record.prompt_tokens]
-    prompts = sum(record.prompt_tokens for record in told)
-    return sum(record.cached_tokens or 0 for record in told) / prompts if prompts else None

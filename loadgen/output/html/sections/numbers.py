@@ -6,7 +6,7 @@ from loadgen.output.html.run_view import RunView
 from loadgen.output.html.section import Section, Table
 from loadgen.output.html.sections.curves import tail_percent
 from loadgen.output.html.wording import NBSP, UNKNOWN, latency, per_second, quantity, seconds, share
-from loadgen.results.metrics import P99_NEEDS_SAMPLES, Distribution
+from loadgen.results.metrics import Distribution, samples_needed
 
 _LATENCIES = (
     ("ttft", "Time to first token (TTFT)"),
@@ -16,15 +16,16 @@ _LATENCIES = (
     ("chunk_gap", "Inter-chunk latency"),
     ("e2e", "End to end (E2E)"),
 )
+_PERCENTS = (50, 90, 95, 99)
 
 
 def build(runs: Sequence[RunView]) -> Section:
     """Latencies and throughput."""
     if len(runs) > 1:
         return Section(name="numbers", title="Key numbers", short="Numbers", tables=(_compared(runs),))
-    refused = [name for name, _ in _LATENCIES if (d := getattr(runs[0].result.summary, name)) and d.p99_s is None]
-    note = f"p99 is given from {P99_NEEDS_SAMPLES} samples on." if refused else ""
-    if not runs[0].answered:
+    if runs[0].answered:
+        note = _refused([d for name, _ in _LATENCIES if (d := getattr(runs[0].result.summary, name)) is not None])
+    else:
         note = "Nothing was answered, so no latency is known."
     return Section(
         name="numbers",
@@ -36,6 +37,17 @@ def build(runs: Sequence[RunView]) -> Section:
     )
 
 
+def _refused(shown: Sequence[Distribution]) -> str:
+    """`p95 is given from 40 samples on, p99 from 200.`; empty: every percentile has enough."""
+    missing = [percent for percent in _PERCENTS if any(one.trusted_s(percent) is None for one in shown)]
+    parts = [
+        f"p{percent} {'from' if number else 'is given from'} {samples_needed(percent)}"
+        + ("" if number else " samples on")
+        for number, percent in enumerate(missing)
+    ]
+    return f"{', '.join(parts)}." if parts else ""
+
+
 def _latencies(run: RunView) -> tuple[Table, ...]:
     summary = run.result.summary
     rows = []
@@ -43,7 +55,7 @@ def _latencies(run: RunView) -> tuple[Table, ...]:
         shown: Distribution | None = getattr(summary, name)
         if shown is None or (name == "chunk_gap" and (summary.tokens_per_chunk or 1) <= 1.005):
             continue
-        values_s = (shown.mean_s, shown.p50_s, shown.p90_s, shown.p95_s, shown.p99_s, shown.max_s)
+        values_s = (shown.mean_s, *map(shown.trusted_s, _PERCENTS), shown.max_s)
         rows.append((title, *map(latency, values_s), quantity(shown.samples)))
     head = ("Latency", "Mean", "p50", "p90", "p95", "p99", "Max", "Samples")
     return (Table(head=head, rows=tuple(rows)),) if rows else ()
@@ -77,6 +89,7 @@ def _totals(run: RunView) -> tuple[tuple[str, str], ...]:
 def _compared(runs: Sequence[RunView]) -> Table:
     tail = tail_percent(runs)
     with_slo = any(run.slo is not None for run in runs)
+    with_marks = any(run.saturated or run.late for run in runs)
     rows = []
     for run in runs:
         summary = run.result.summary
@@ -91,13 +104,22 @@ def _compared(runs: Sequence[RunView]) -> Table:
                 *((good, share(run.attainment)) if with_slo else ()),
                 quantity(summary.output_tokens_per_s),
                 *(_ms(run.percentile_ms(name, q)) for name in ("ttft", "tpot") for q in (50, tail)),
-                ", ".join(notes),
+                *((", ".join(notes),) if with_marks else ()),
             )
         )
     slo_head = ("Goodput", "Attained") if with_slo else ()
     heads = [f"{name} p{q}" for name in ("TTFT", "TPOT") for q in (50, tail)]
-    head = ("Run", "Answered", "Failed", "Requests", *slo_head, "Output tok/s", *heads, "Marks")
-    return Table(head=head, rows=tuple(rows), text_columns=frozenset({0, len(head) - 1}))
+    head = (
+        "Run",
+        "Answered",
+        "Failed",
+        "Requests",
+        *slo_head,
+        "Output tok/s",
+        *heads,
+        *(("Marks",) if with_marks else ()),
+    )
+    return Table(head=head, rows=tuple(rows), text_columns=frozenset({0, len(head) - 1} if with_marks else {0}))
 
 
 def _ms(value_ms: float | None) -> str:

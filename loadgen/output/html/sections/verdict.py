@@ -45,6 +45,8 @@ def _one(run: RunView) -> str:
     total = summary.completed + summary.failed + summary.cancelled
     failed = f"{quantity(summary.failed)} failed" if summary.failed else "none failed"
     left = f", {quantity(summary.cancelled)} left on purpose" if summary.cancelled else ""
+    if summary.measured == 0:
+        return _nothing(run)
     parts = [
         f"{facts.model} at {load_text(facts)}: {quantity(summary.completed)} of {plural(total, 'request')} answered, {failed}{left}."
     ]
@@ -52,11 +54,20 @@ def _one(run: RunView) -> str:
         parts.append(f"{share(run.attainment)} met {slo_text(run.slo)}, a goodput of {_goodput(run)}.")
     for name, shown in (("Time to first token", summary.ttft), ("Time per output token", summary.tpot)):
         if shown is not None:
-            parts.append(f"{name}: {latency(shown.p50_s)} in the median, {_tail(shown)}.")
+            parts.append(f"{name}: {_middle(shown)}, {_tail(shown)}.")
     parts.append(
         f"The server gave {quantity(summary.output_tokens_per_s)} output tokens per second over {seconds(summary.duration_s)}."
     )
     return " ".join(parts)
+
+
+def _nothing(run: RunView) -> str:
+    summary, facts = run.result.summary, run.result.facts
+    total = summary.completed + summary.failed + summary.cancelled
+    why = "no request was sent"
+    if total:
+        why = f"{plural(total, 'request')} ended, and each was warm-up, cool-down or left on purpose"
+    return f"Nothing was measured of {facts.model} at {load_text(facts)}: {why}. No number below counts; run longer."
 
 
 def slo_text(slo: Slo) -> str:
@@ -70,10 +81,18 @@ def _goodput(run: RunView) -> str:
     return UNKNOWN if goodput is None else per_second(goodput)
 
 
+def _middle(shown: Distribution) -> str:
+    median_s = shown.trusted_s(50)
+    return f"{latency(shown.mean_s)} in the mean" if median_s is None else f"{latency(median_s)} in the median"
+
+
 def _tail(shown: Distribution) -> str:
-    if shown.p99_s is None:
-        return f"{latency(shown.p90_s)} at p90 (too few for p99: {plural(shown.samples, 'sample')})"
-    return f"{latency(shown.p99_s)} at p99"
+    """The highest of p99, p90 and the maximum that the samples are enough for."""
+    if (p99_s := shown.trusted_s(99)) is not None:
+        return f"{latency(p99_s)} at p99"
+    p90_s = shown.trusted_s(90)
+    value = f"{latency(shown.max_s)} at most" if p90_s is None else f"{latency(p90_s)} at p90"
+    return f"{value} (too few for {'p90' if p90_s is None else 'p99'}: {plural(shown.samples, 'sample')})"
 
 
 def _tiles(run: RunView) -> tuple[tuple[str, str, str], ...]:
@@ -86,11 +105,18 @@ def _tiles(run: RunView) -> tuple[tuple[str, str, str], ...]:
         tiles.append(("Throughput", per_second(summary.requests_per_s), "requests answered"))
     for name, shown in (("TTFT", summary.ttft), ("TPOT", summary.tpot), ("E2E", summary.e2e)):
         if shown is not None:
-            tail = f"p90 {latency(shown.p90_s)}" if shown.p99_s is None else f"p99 {latency(shown.p99_s)}"
-            tiles.append((f"{name} p50", latency(shown.p50_s), tail))
+            tiles.append(_tile(name, shown))
     peak = f"peak {quantity(summary.peak_output_tokens_per_s)}"
     tiles.append(("Output tok/s", quantity(summary.output_tokens_per_s), peak))
     return tuple(tiles)
+
+
+def _tile(name: str, shown: Distribution) -> tuple[str, str, str]:
+    median_s = shown.trusted_s(50)
+    column, value_s = ("mean", shown.mean_s) if median_s is None else ("p50", median_s)
+    tails = ((f"p{percent}", shown.trusted_s(percent)) for percent in (99, 90))
+    tail, tail_s = next(((text, found_s) for text, found_s in tails if found_s is not None), ("max", shown.max_s))
+    return f"{name} {column}", latency(value_s), f"{tail} {latency(tail_s)}"
 
 
 def _several(runs: Sequence[RunView]) -> str:
@@ -101,6 +127,9 @@ def _several(runs: Sequence[RunView]) -> str:
     failed = sum(run.result.summary.failed for run in runs)
     failures = f"{plural(failed, 'request')} failed" if failed else "no request failed"
     parts = [f"{plural(len(runs), 'run')} of {models}, {span} {load.title}; {failures}."]
+    empty = [run.name for run in runs if run.result.summary.measured == 0]
+    if empty:
+        parts.append(f"Nothing was measured in {', '.join(empty)}: no request counts.")
     for kind in dict.fromkeys(run.kind for run in runs):
         chosen = sorted((run for run in runs if run.kind == kind), key=load.of)
         name = f"{kind}: " if kind else ""
@@ -122,6 +151,8 @@ def _meets(runs: Sequence[RunView]) -> str:
             break
         good = run
     targets = slo_text(judged[0].slo) if judged[0].slo is not None else "the targets"
+    if len(judged) == 1:
+        return f"{share(judged[0].attainment)} of the requests met {targets}"
     if good is None:
         return f"at no load 90 % of the requests met {targets}"
     return f"up to {load_text(good.result.facts)} at least 90 % of the requests met {targets}"

@@ -23,6 +23,7 @@ from loadgen.output.html.sections import (
 )
 from loadgen.output.html.thin import thin
 from loadgen.output.html.wording import NBSP, latency, quantity, share, target_text
+from loadgen.output.result_json import to_json
 from loadgen.results.health import generator_health
 from loadgen.results.metrics import summarize
 from loadgen.results.records import Outcome
@@ -133,11 +134,50 @@ def test_workers_have_the_colour_of_their_role() -> None:
 
 
 def test_turns_show_their_median_and_cached_share() -> None:
-    rows = [record(index=i, turn=i % 2, cached_tokens=5 * (i % 2), chunk_s=(2.0 + i % 2,)) for i in range(4)]
+    rows = [record(index=i, turn=i % 2, cached_tokens=5 * (i % 2), chunk_s=(2.0 + i % 2,)) for i in range(8)]
     plain = [replace(one, chunk_tokens=(1,), output_tokens=1) for one in rows]
     ttft, cached = found(turns.build(made(*plain))).figures
-    assert ttft.data[1]["y"] == [1000.0, 2000.0]
+    assert [trace["name"] for trace in ttft.data] == ["p50"], "p90 of 4 requests is one of them"
+    assert ttft.data[0]["y"] == [1000.0, 2000.0]
     assert cached.data[0]["y"] == [0.0, 0.5]
+
+
+def test_turns_of_a_few_requests_show_no_percentile_and_say_why() -> None:
+    section = found(turns.build(made(*(record(index=i, turn=i, cached_tokens=5) for i in range(3)))))
+    assert [figure.name for figure in section.figures] == ["turn-cached"]
+    assert "No turn has the 4 answers" in section.note
+
+
+def test_parts_on_the_page_are_those_of_result_json() -> None:
+    told = to_json(RICH.result)
+    tables = {table.title.partition(" (")[0]: table for table in found(groups.build(RICH)).tables}
+    by_length = found(lengths.build(RICH)).tables[0]
+    shown = [by_length.rows, tables["By group"].rows, tables["By worker"].rows]
+    columns = (1, 1, 2)
+    for name, rows, column in zip(("by_input_length", "by_group", "by_worker"), shown, columns, strict=True):
+        assert [quantity(part["completed"]) for part in told[name] if part["completed"]] == [
+            row[column] for row in rows
+        ]
+    medians = found(turns.build(RICH)).figures[0].data[1]["y"]
+    assert medians == [pytest.approx(part["p50_ttft_ms"], abs=1e-3) for part in told["by_turn"]]
+
+
+@pytest.mark.parametrize(("n_requests", "missing"), [(3, 4), (19, 3), (39, 2), (199, 1), (200, 0)])
+def test_a_percentile_of_too_few_samples_is_not_shown(n_requests: int, missing: int) -> None:
+    section = numbers.build([made(*(record(index=i, chunk_s=(2.0,), chunk_tokens=(1,)) for i in range(n_requests)))])
+    cells = section.tables[0].rows[0]
+    assert cells.count("–") == missing
+    least = {4: "p50 is given from 4 samples on, p90 from 20, p95 from 40, p99 from 200.", 0: ""}
+    assert section.note == least.get(missing, section.note)
+
+
+def test_a_page_of_nothing_measured_says_so() -> None:
+    warm_up = [record(index=i, measured=False) for i in range(5)]
+    empty = made(*warm_up, record(index=9, outcome=Outcome.CANCELLED))
+    assert "Nothing was measured" in verdict.build([empty]).text
+    assert "6 requests ended" in verdict.build([empty]).text
+    several = views([RICH.result, empty.result], ["full", "empty"])
+    assert "Nothing was measured in empty" in verdict.build(several).text
 
 
 def test_lengths_are_counted_in_powers_of_two() -> None:
@@ -145,7 +185,7 @@ def test_lengths_are_counted_in_powers_of_two() -> None:
     rows = [record(index=i, input_tokens=size) for i, size in enumerate(sizes)]
     table = found(lengths.build(made(*rows))).tables[0]
     counts = [(row[0], row[1]) for row in table.rows]
-    assert counts[:4] == [("0 – 1", "1"), ("2", "1"), ("3 – 4", "2"), ("5 – 8", "1")]
+    assert counts[:4] == [("1", "1"), ("2", "1"), ("3 – 4", "2"), ("5 – 8", "1")]
     assert counts[4:] == [("513 – 1,024", "1"), ("1,025 – 2,048", "1")]
 
 
@@ -188,6 +228,17 @@ def test_runs_under_one_load_make_no_curve() -> None:
     runs = sweep((8,), n_requests=20) + sweep((8,), n_requests=20, cluster="4 mixed")
     assert curves.build(views(runs)) is None
     assert found(cdf.build(views(runs))).figures
+
+
+def test_an_ab_of_two_clusters_is_named_by_them() -> None:
+    runs = views([run(Shape(n_requests=40, cluster=cluster)) for cluster in ("1P1D", "2M")])
+    assert [one.name for one in runs] == ["1P1D", "2M"]
+    settings = dict(found(facts.build(runs)).facts)["Settings"]
+    assert "1P1D" not in settings and "--turns 4" in settings, "only what they share"
+    assert "Marks" not in numbers.build(runs).tables[0].head
+    text = verdict.build(runs).text
+    assert text.startswith("2 runs of Qwen/Qwen3-0.6B, at 8 requests per second")
+    assert f"1P1D: {share(runs[0].attainment)} of the requests met TTFT" in text
 
 
 def test_many_workers_share_the_key_of_their_role() -> None:

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError
+from loadgen.output.files import REQUESTS, RESULT, TIMELINE, load, save
 from loadgen.output.result_json import SCHEMA_VERSION
-from loadgen.results.files import REQUESTS, RESULT, TIMELINE, load, save
 from loadgen.results.records import Outcome, RequestRecord
 from loadgen.results.request_lines import from_line, to_csv, to_line
 from loadgen.results.result import Result
