@@ -16,7 +16,7 @@ from loadgen.output.warnings import warnings
 from loadgen.results.request_lines import to_csv
 from loadgen.results.result import Result
 from loadgen.settings import Output
-from loadgen.stats.assertions import Verdict, check, numbers
+from loadgen.stats.assertions import judge_all
 
 _REPORT, _CSV = "report.html", "requests.csv"
 OK, FAILED, BAD_SETTINGS, LATE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -34,7 +34,7 @@ def deliver(result: Result, output: Output, folder: Path | None) -> int:
         write(result, output, folder)
         if not output.quiet:
             print(f"written to {folder}")
-    verdicts = checked(result, output)
+    verdicts = judge_all(output.assertions, [to_json(result)])
     for verdict in verdicts:
         print(
             f"{'met' if verdict.holds else 'NOT MET'}: {verdict.why}", file=sys.stdout if verdict.holds else sys.stderr
@@ -46,15 +46,6 @@ def failed(result: Result) -> bool:
     """Requests failed, nothing was answered, or the server kept something."""
     leaked = result.server.leak_check is not None and bool(result.server.leak_check.held)
     return bool(result.summary.failed) or not result.summary.completed or leaked
-
-
-def checked(result: Result, output: Output) -> list[Verdict]:
-    """What became of the assertions. Raises ConfigError for a number that does not exist."""
-    try:
-        values = numbers(to_json(result))
-        return [check(assertion, values) for assertion in output.assertions]
-    except ValueError as error:
-        raise ConfigError(f"--assert: {error}") from error
 
 
 def write(result: Result, output: Output, folder: Path) -> None:

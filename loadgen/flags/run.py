@@ -17,7 +17,7 @@ from loadgen.schedule.arrivals import LAWS
 from loadgen.schedule.curves import RateCurve, Steady, parse_pattern, parse_ramp
 from loadgen.schedule.load import Load
 from loadgen.settings import Output, RunSettings, Target
-from loadgen.stats.assertions import parse as parse_assertion
+from loadgen.stats.assertions import parse_all
 
 SECRET_FLAGS = ("--api-key", "--header")
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -196,14 +196,10 @@ def cluster_words(text: str) -> tuple[str, ...]:
 
 
 def _output(values: argparse.Namespace) -> Output:
-    try:
-        assertions = tuple(parse_assertion(text) for text in values.asserts)
-    except ValueError as error:
-        raise ConfigError(f"--assert: {error}") from error
     return Output(
         goodput=slo(values.goodput),
         percentiles=values.percentiles,
-        assertions=assertions,
+        assertions=parse_all(values.asserts, with_base=False, percentiles=values.percentiles),
         out=None if values.out is None else Path(values.out),
         html=values.html,
         csv=values.csv,
