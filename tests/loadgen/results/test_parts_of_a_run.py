@@ -5,6 +5,7 @@ import pytest
 from loadgen.results.buckets import by_group, by_input_length, by_turn, by_worker
 from loadgen.results.metrics import Slo, distribution, parse_percentiles, samples_needed, summarize
 from loadgen.results.records import Outcome, RequestRecord
+from loadgen.results.throughput import peak_tokens_per_s, tokens_of_chunks
 from tests.loadgen.records import record
 
 
@@ -123,3 +124,14 @@ def test_groups_and_workers_have_their_own_rows() -> None:
     assert [(part.name, part.requests) for part in by_group(records)] == [("-", 1), ("chat", 2)]
     assert [part.name for part in by_worker(records, "decode")] == ["d0"]
     assert by_worker(records, "transfer") == []
+
+
+def test_the_peak_is_of_tokens_even_where_chunks_do_not_tell() -> None:
+    """Four chunks of ten tokens, two in each second."""
+    told = record(chunk_tokens=(10, 10, 10, 10), output_tokens=40)
+    untold = record(chunk_tokens=None, output_tokens=40)
+    assert peak_tokens_per_s([told], 1.0) == peak_tokens_per_s([untold], 1.0) == 20.0
+
+
+def test_a_request_without_chunks_has_no_tokens_to_place() -> None:
+    assert list(tokens_of_chunks(record(chunk_s=(), chunk_tokens=None, output_tokens=4))) == []
