@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from loadgen.drive.bodies import OutgoingRequest
 from loadgen.drive.connection import Connection, ConnectionPool, Server
 from loadgen.drive.history import Answer
+from loadgen.drive.printable import printable
 from loadgen.drive.stream import ResponseStream
 from loadgen.results.records import Outcome, RequestRecord
 
@@ -58,7 +59,7 @@ class StreamingClient:
         except TimeoutError:
             outcome, detail = Outcome.TIMEOUT, f"not done after {self._timeout_s:g} s"
         except OSError as error:
-            outcome, detail = Outcome.CONNECT, str(error)
+            outcome, detail = Outcome.CONNECT, printable(str(error))
         finally:
             if connection is not None:
                 connection.release(stream)
