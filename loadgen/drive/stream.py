@@ -15,6 +15,7 @@ from loadgen.results.records import Outcome
 _BODY_LIMIT_BYTES = 2**16
 _DETAIL_CHARACTERS = 300
 _FULL_STATUSES = (429, 503)
+_Milliseconds = Annotated[float, msgspec.Meta(ge=-1e10, le=1e10)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
 
@@ -53,7 +54,7 @@ class Usage(msgspec.Struct):
 class ServerAccount(msgspec.Struct):
     """What Penstock says of a request it served, when asked to explain."""
 
-    phases_ms: dict[str, float] = {}
+    phases_ms: dict[str, _Milliseconds] = {}
     workers: dict[str, str] = {}
 
 

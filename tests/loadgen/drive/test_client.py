@@ -166,9 +166,13 @@ def test_a_usage_that_leaves_the_answer_out_counts_nothing(token_ids: list[int] 
     assert (record.input_tokens, record.output_tokens, record.counted_by) == (3, 2, counted_by)
 
 
-@pytest.mark.parametrize("tokens", [-1, 10**30])
-def test_a_usage_with_absurd_counts_is_a_bad_stream(tokens: int) -> None:
-    record = answer(text_chunk("a", [7]), usage_chunk(3, tokens), DONE)
+@pytest.mark.parametrize(
+    "absurd",
+    [usage_chunk(3, -1), usage_chunk(3, 10**30), event({"choices": [], "penstock": {"phases_ms": {"compute": 1e300}}})],
+)
+def test_absurd_numbers_are_a_bad_stream(absurd: bytes) -> None:
+    """A result that holds them would not be read back."""
+    record = answer(text_chunk("a", [7]), absurd, DONE)
     assert (record.outcome, record.output_tokens) == (Outcome.BAD_STREAM, 1)
 
 

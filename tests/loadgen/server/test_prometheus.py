@@ -81,7 +81,9 @@ def test_a_number_beyond_all_sense_counts_as_not_told(number: str) -> None:
     assert (found.running, found.waiting, found.kv_used) == (0, 4, None)
 
 
-@pytest.mark.parametrize("line", ["{", '{a="b", ="d"} 3', ' 1\re# {x=""} 3', '{"a"="b"} 3', " x", "{}"])
+@pytest.mark.parametrize(
+    "line", ["{", '{a="b", ="d"} 3', ' 1\re# {x=""} 3', '{"a"="b"} 3', " x", "{}", ' 3{a="b"} 3.0']
+)
 def test_a_broken_line_is_a_value_error_or_skipped(line: str) -> None:
     with contextlib.suppress(ValueError):
         BY_NAME["vLLM"].sample(f"vllm:num_requests_running{line}\n".encode(), 0.0)
