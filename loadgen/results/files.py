@@ -21,6 +21,7 @@ from common.errors import ConfigError
 from loadgen.output.result_json import SCHEMA_VERSION, to_json
 from loadgen.results.health import GeneratorHealth
 from loadgen.results.metrics import Summary
+from loadgen.results.nesting import is_deeper
 from loadgen.results.records import RequestRecord
 from loadgen.results.request_lines import MOST_S, from_line, to_line
 from loadgen.results.result import Result, RunFacts
@@ -34,6 +35,7 @@ _WANTED = "give a folder that `penstock bench run --out` wrote"
 _T = TypeVar("_T")
 _FREE_TOKENS, _TOKENS_PER_CHUNK = 2 * 10**7, 100
 """A folder may speak of so many tokens, and of so many more for each chunk it holds: reports look at every token."""
+_DEEPEST = 100
 _MOST_COUNT = 2**60
 
 
@@ -73,10 +75,12 @@ def load(folder: Path) -> Result:
     """Read a result back; its records are in order of their index. Raises ConfigError: no whole result of ours there."""
     path = folder / RESULT
     raw = _raw(path)
+    if is_deeper(raw.get("run"), _DEEPEST):
+        raise ConfigError(f"{path}: damaged: nested deeper than {_DEEPEST} levels")
     try:
         parts = msgspec.convert(raw.get("run"), _Parts, str_keys=True)  # percentiles are numbers
         facts = msgspec.convert(_with_rates(parts.facts), RunFacts)
-    except (msgspec.MsgspecError, KeyError, AttributeError, RecursionError) as error:
+    except (msgspec.MsgspecError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path}: damaged: run: {error}") from error
     records = _lines(folder / REQUESTS, from_line, parts.lines.get(REQUESTS))
     _check_total(folder / REQUESTS, records)

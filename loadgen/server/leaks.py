@@ -31,8 +31,8 @@ async def check_leaks(
 ) -> LeakCheck | None:
     """Look until everything is back, `settled_s` after the call at the soonest and `deadline_s` after it at the latest.
 
-    `look` may raise NoAnswer or ValueError: it is asked again. None: it did not answer after `settled_s`, and what it
-    said before that proves nothing.
+    `look` may raise NoAnswer or ValueError: it is asked again. None: it did not answer after `settled_s` (`deadline_s`, if
+    that is sooner), and what it said before that proves nothing.
     """
     started_s = time.monotonic()
     held: dict[str, tuple[float, float]] | None = None
@@ -45,7 +45,7 @@ async def check_leaks(
             looked = False
         else:
             looked = True
-            proven = proven or waited_s >= settled_s
+            proven = proven or waited_s >= min(settled_s, deadline_s)
         if (looked and proven and not held) or waited_s >= deadline_s:
             return LeakCheck(held=held, waited_s=waited_s) if proven and held is not None else None
         await asyncio.sleep(every_s)

@@ -5,6 +5,7 @@ from typing import Annotated, Any  # Any: JSON
 
 import msgspec
 
+from loadgen.results.nesting import is_deeper
 from loadgen.results.timeline import ServerSample, WorkerSample
 
 _COMPUTE_ROLES = ("prefill", "decode", "mixed")
@@ -112,7 +113,7 @@ class PenstockStatus:
         """All of it."""
         _read(body)
         found: dict[str, Any] = msgspec.json.decode(body)
-        if _is_deeper(found, _DEEPEST):
+        if is_deeper(found, _DEEPEST):
             raise ValueError(f"/status: nested deeper than {_DEEPEST} levels")
         return found
 
@@ -122,13 +123,6 @@ def _read(body: bytes) -> _Status:
         return _decode(body)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(f"/status: not Penstock's: {error}") from error
-
-
-def _is_deeper(value: Any, levels: int) -> bool:
-    if not isinstance(value, dict | list):
-        return False
-    inner = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(one, levels - 1) for one in inner)
 
 
 def _worker_sample(worker: _Worker) -> WorkerSample:

@@ -143,6 +143,7 @@ def drop_line(folder: Path) -> None:
         (drop_line, r"requests.jsonl: 11 lines, but result.json speaks of 12"),
         (lambda folder: (folder / TIMELINE).unlink(), "timeline.jsonl: No such file"),
         (lambda folder: (folder / RESULT).write_text(f'{{"run": {DEEP}}}'), "result.json: damaged: .*recursion"),
+        (lambda folder: edit(folder / RESULT, run=json.loads("[" * 200 + "]" * 200)), "deeper than 100 levels"),
         (lambda folder: edit_line(folder / REQUESTS, extra="DEEP"), "requests.jsonl:1: damaged: .*recursion"),
         (lambda folder: edit_line(folder / REQUESTS, chunk_s=[1.0] * 30, chunk_tokens=[10**6] * 30), "speaks of 30000"),
         (lambda folder: edit_line(folder / TIMELINE, at_s=1e300), "timeline.jsonl:1: damaged: a time"),
@@ -189,3 +190,9 @@ def test_numbers_that_no_run_writes_are_damage(changes: dict[str, Any]) -> None:
     assert from_line(json.dumps(fields).encode()) == record(chunk_s=array("d", PLAIN.chunk_s), chunk_tokens=ONES)
     with pytest.raises(ValueError):
         from_line(json.dumps(fields | changes).encode())
+
+
+def test_a_line_nested_too_deep_is_damage() -> None:
+    deep = json.dumps(json.loads(to_line(record())) | {"extra": "DEEP"}).replace('"DEEP"', DEEP)
+    with pytest.raises(ValueError, match="recursion"):
+        from_line(deep.encode())
