@@ -4,11 +4,13 @@ import asyncio
 import time
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from urllib.parse import quote
 
 from loadgen.drive.bodies import OutgoingRequest
 from loadgen.drive.connection import Connection, ConnectionPool, Server
 from loadgen.drive.history import Answer
+from loadgen.drive.printable import printable
 from loadgen.drive.stream import ResponseStream
 from loadgen.results.records import Outcome, RequestRecord
 
@@ -59,15 +61,16 @@ class StreamingClient:
         except TimeoutError:
             outcome, detail = Outcome.TIMEOUT, f"not done after {self._timeout_s:g} s"
         except OSError as error:
-            outcome, detail = Outcome.CONNECT, str(error)
+            outcome, detail = Outcome.CONNECT, printable(str(error))
         finally:
             if connection is not None:
                 connection.release(stream)
-        record = self._record(request, due, sent_s, stream)
-        record = replace(record, outcome=outcome, detail=detail)
+        record = self._record(request, due, sent_s, stream, (outcome, detail))
         return record, stream.answer if request.keeps_answer and outcome is Outcome.OK else None
 
-    def _record(self, request: OutgoingRequest, due: Due, sent_s: float, stream: ResponseStream) -> RequestRecord:
+    def _record(
+        self, request: OutgoingRequest, due: Due, sent_s: float, stream: ResponseStream, ended: tuple[Outcome, str]
+    ) -> RequestRecord:
         usage, details = stream.usage, stream.usage.prompt_tokens_details if stream.usage else None
         return RequestRecord(
             index=request.index,
@@ -80,7 +83,8 @@ class StreamingClient:
             planned_s=due.planned_s,
             sent_s=sent_s - due.start_s,
             end_s=self.now_s() - due.start_s,
-            outcome=Outcome.OK,
+            outcome=ended[0],
+            detail=ended[1],
             http_status=stream.http_status,
             asked_input_tokens=request.input_tokens,
             asked_output_tokens=request.output_tokens,
@@ -96,7 +100,9 @@ class StreamingClient:
         )
 
     def _frame(self, request: OutgoingRequest) -> bytes:
-        session = f"x-session-id: {request.session}\r\n" if request.session else ""
+        session = (
+            f"x-session-id: {quote(request.session)}\r\n" if request.session else ""
+        )  # a trace may name it anything
         length = f"content-length: {len(request.body)}\r\n"
         head = f"{self._post}x-request-id: {request.request_id}\r\n{session}{length}\r\n"
         return head.encode("latin-1") + request.body

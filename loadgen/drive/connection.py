@@ -16,12 +16,13 @@ import httptools
 
 from common.errors import ConfigError
 
+_LONGEST_LABEL = 63  # RFC 1035, 2.3.4
 _REUSE_WITHIN_S = 2.0
 """Idle connections older than this are not used again: servers close theirs after 5 s, often while we write."""
 
 
 class ResponseSink(Protocol):
-    """Who hears of one response. `on_end` or `on_lost` comes last and once. Times are those of the connection's clock."""
+    """Who hears of one response. `on_end`, `on_lost` or `on_broken` comes last and once. Times are those of the connection's clock."""
 
     def on_head(self, status: int, headers: Mapping[str, str]) -> None:
         """Status line and headers, names in lower case."""
@@ -37,6 +38,10 @@ class ResponseSink(Protocol):
 
     def on_lost(self, reason: str) -> None:
         """The connection ended before the body did."""
+        ...
+
+    def on_broken(self, reason: str) -> None:
+        """What came is not an HTTP answer, or nobody could read it."""
         ...
 
 
@@ -59,6 +64,7 @@ class Server:
 
 def parse_server(url: str) -> Server:
     """The server that `url` names; a `/v1` at its end is dropped. Raises ConfigError."""
+    _refuse_unusable(url)
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -66,9 +72,26 @@ def parse_server(url: str) -> Server:
         raise ConfigError(f"--url={url!r}: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"--url={url!r}: must be http://host:port or https://host:port")
+    if parts.query or parts.fragment or port == 0:
+        raise ConfigError(f"--url={url!r}: must have no ? and no #, and a port from 1 to 65535")
+    _refuse_host(url, parts.hostname)
     tls = parts.scheme == "https"
     prefix = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
-    return Server(parts.hostname, port or (443 if tls else 80), tls, prefix)
+    return Server(parts.hostname, (443 if tls else 80) if port is None else port, tls, prefix)
+
+
+def _refuse_unusable(url: str) -> None:
+    """What urlsplit would let through, or repeat in its message though it is a secret. Raises ConfigError."""
+    if "@" in url:
+        raise ConfigError("--url: must not hold a user name or a password; give a secret with --api-key or --header")
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ConfigError(f"--url={url!r}: must be printable ASCII: %XX in a path, xn-- in a host name")
+
+
+def _refuse_host(url: str, host: str) -> None:
+    labels = host.removesuffix(".").split(".")
+    if ":" not in host and not all(0 < len(label) <= _LONGEST_LABEL for label in labels):
+        raise ConfigError(f"--url={url!r}: parts of a host name must have 1 to {_LONGEST_LABEL} letters")
 
 
 class Connection(asyncio.Protocol):
@@ -120,8 +143,12 @@ class Connection(asyncio.Protocol):
         self._at_s = self._now_s()
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError as error:  # the sink failed, not the parser
+            self._break(f"unreadable: {error.__context__!r}")
         except httptools.HttpParserError as error:
-            self._lose(f"not HTTP/1.1: {error}")
+            self._break(f"not HTTP/1.1: {error}")
+        except httptools.HttpParserUpgrade:
+            self._break("the server wants another protocol than HTTP/1.1")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio."""
@@ -129,11 +156,21 @@ class Connection(asyncio.Protocol):
         self._lose(str(exc) if exc else "the server closed the connection")
 
     def _lose(self, reason: str) -> None:
-        sink, self._sink = self._sink, None
-        if self._transport is not None:
-            self._transport.abort()
+        sink = self._sink
+        self.abandon()
         if sink is not None:
             sink.on_lost(reason)
+
+    def _break(self, reason: str) -> None:
+        sink = self._sink
+        self.abandon()
+        if sink is not None:
+            sink.on_broken(reason)
+
+    @property
+    def _is_interim(self) -> bool:
+        """True in a 1xx answer: the real one follows (RFC 9110, 15.2)."""
+        return self._parser.get_status_code() < 200
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser."""
@@ -141,7 +178,7 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
-        if self._sink is not None:
+        if self._sink is not None and not self._is_interim:
             self._sink.on_head(self._parser.get_status_code(), self._headers)
 
     def on_body(self, piece: bytes) -> None:
@@ -151,10 +188,13 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
-        sink, self._sink = self._sink, None
-        if sink is None:
+        if self._is_interim:
+            self._headers = {}
             return
-        sink.on_end()
+        if self._sink is None:
+            return
+        self._sink.on_end()
+        self._sink = None  # not sooner: if it fails, it must hear of that
         if self._transport is not None and self._parser.should_keep_alive():
             self.idle_since_s = self._at_s
             self._on_idle(self)

@@ -1,6 +1,7 @@
 """Server-sent events: bytes in, the `data` of each complete event out. Pure."""
 
 _LONGEST_EVENT_BYTES = 2**20
+_OTHER_FIELDS = (b"", b"event", b"id", b"retry")  # the empty one: comments and blank lines
 
 
 class SseParser:
@@ -8,6 +9,9 @@ class SseParser:
 
     def __init__(self) -> None:
         self._rest = b""
+        self.n_events = 0
+        """Events with data so far."""
+        self._strange: bytes | None = None
 
     def feed(self, piece: bytes) -> list[bytes]:
         """Data of the events that `piece` completes. Raises ValueError if an event grows beyond 1 MiB."""
@@ -25,15 +29,24 @@ class SseParser:
         for event in events:
             if event.startswith(b"data: ") and b"\n" not in event:  # nearly every event there is
                 found.append(event[6:])
-            elif (data := _data_of(event)) is not None:
+            elif (data := self._data_of(event)) is not None:
                 found.append(data)
+        self.n_events += len(found)
         return found
 
+    def strange_line(self) -> bytes | None:
+        """The first line, of a whole event or of the one that is under way, that no event stream has; None: all is well."""
+        rest = self._rest.rstrip(b"\r")
+        if not any(field.startswith(rest) for field in (b"data", *_OTHER_FIELDS)):  # cut within its name it is none yet
+            self._data_of(rest)
+        return self._strange
 
-def _data_of(event: bytes) -> bytes | None:
-    lines = []
-    for line in event.split(b"\n"):
-        field, _, value = line.partition(b":")
-        if field == b"data":
-            lines.append(value.removeprefix(b" "))
-    return b"\n".join(lines) if lines else None
+    def _data_of(self, event: bytes) -> bytes | None:
+        lines = []
+        for line in event.split(b"\n"):
+            field, _, value = line.partition(b":")
+            if field == b"data":
+                lines.append(value.removeprefix(b" "))
+            elif field not in _OTHER_FIELDS and self._strange is None:
+                self._strange = line
+        return b"\n".join(lines) if lines else None

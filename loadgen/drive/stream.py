@@ -3,22 +3,31 @@
 import asyncio
 from array import array
 from collections.abc import Mapping
-from typing import Any  # Any: JSON of an error answer
+from typing import Annotated, Any  # Any: JSON of an error answer
 
 import msgspec
 
 from loadgen.drive.history import Answer
+from loadgen.drive.printable import printable
 from loadgen.drive.sse import SseParser
 from loadgen.results.records import Outcome
 
 _BODY_LIMIT_BYTES = 2**16
 _DETAIL_CHARACTERS = 300
 _FULL_STATUSES = (429, 503)
+_Milliseconds = Annotated[float, msgspec.Meta(ge=-1e10, le=1e10)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
 
 class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    """The same in newer servers."""
+
+    @property
+    def text(self) -> str | None:
+        return self.content or self.reasoning_content or self.reasoning
 
 
 class _Choice(msgspec.Struct):
@@ -31,21 +40,21 @@ class _Choice(msgspec.Struct):
 class PromptDetails(msgspec.Struct):
     """What a usage says of the prompt."""
 
-    cached_tokens: int | None = None
+    cached_tokens: _Count | None = None
 
 
 class Usage(msgspec.Struct):
-    """The server's count of tokens."""
+    """The server's count of tokens; what it leaves out is None."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
     prompt_tokens_details: PromptDetails | None = None
 
 
 class ServerAccount(msgspec.Struct):
     """What Penstock says of a request it served, when asked to explain."""
 
-    phases_ms: dict[str, float] = {}
+    phases_ms: dict[str, _Milliseconds] = {}
     workers: dict[str, str] = {}
 
 
@@ -101,7 +110,7 @@ class ResponseStream:
                     self._saw_done = True
                 else:
                     self._on_chunk(_decode_chunk(event), at_s)
-        except (msgspec.MsgspecError, ValueError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             self._finish(Outcome.BAD_STREAM, f"unreadable chunk: {error}")
 
     def _on_chunk(self, chunk: _Chunk, at_s: float) -> None:
@@ -116,7 +125,7 @@ class ResponseStream:
             if choice.finish_reason is not None:
                 self.finish_reason = choice.finish_reason
             delta = choice.delta
-            text = choice.text or (delta is not None and (delta.content or delta.reasoning_content))
+            text = choice.text or (delta is not None and delta.text)
             if not text and not choice.token_ids:
                 continue
             if choice.token_ids is None:
@@ -137,7 +146,7 @@ class ResponseStream:
             outcome = Outcome.REJECTED if self.http_status in _FULL_STATUSES else Outcome.HTTP_ERROR
             self._finish(outcome, f"HTTP {self.http_status}: {error_text(self._error_body)}")
         elif not self._saw_done:
-            self._finish(Outcome.CUT, "the stream ended without [DONE]")
+            self._break_off("the stream ended without [DONE]")
         elif not self.chunk_s:
             self._finish(Outcome.EMPTY, "the stream held no token")
         else:
@@ -146,11 +155,23 @@ class ResponseStream:
     def on_lost(self, reason: str) -> None:
         """The connection broke."""
         where = "before the answer began" if self.http_status is None else f"after {len(self.chunk_s)} chunks"
-        self._finish(Outcome.CUT, f"{reason}, {where}")
+        self._break_off(f"{reason}, {where}")
+
+    def on_broken(self, reason: str) -> None:
+        """What came is not an HTTP answer."""
+        self._finish(Outcome.BAD_STREAM, reason)
+
+    def _break_off(self, reason: str) -> None:
+        if self._sse.n_events == 0 and (line := self._sse.strange_line()) is not None:
+            self._finish(
+                Outcome.BAD_STREAM, f"not an event stream: {line[:_DETAIL_CHARACTERS].decode(errors='replace')}"
+            )
+        else:
+            self._finish(Outcome.CUT, reason)
 
     def _finish(self, outcome: Outcome, detail: str = "") -> None:
         if not self.done.done():
-            self.detail = detail[:_DETAIL_CHARACTERS]
+            self.detail = printable(detail[:_DETAIL_CHARACTERS])
             self.done.set_result(outcome)
 
     @property
@@ -164,14 +185,19 @@ class ResponseStream:
     @property
     def output_tokens(self) -> int:
         """Tokens that came: the server's count if it gave one, else what the chunks say."""
-        return self.usage.completion_tokens if self.usage is not None else self._tokens_seen
+        counted = self._counted_by_server
+        return self._tokens_seen if counted is None else counted
 
     @property
     def counted_by(self) -> str:
         """Where `output_tokens` comes from."""
-        if self.usage is not None:
+        if self._counted_by_server is not None:
             return "usage"
         return "token_ids" if self.tokens_known and self.chunk_s else "chunks"
+
+    @property
+    def _counted_by_server(self) -> int | None:
+        return None if self.usage is None else self.usage.completion_tokens
 
 
 def _message_of(error: Any) -> str:
@@ -181,10 +207,10 @@ def _message_of(error: Any) -> str:
 
 
 def error_text(body: bytes) -> str:
-    """What an error answer says: the message of OpenAI's shape, else the body itself."""
+    """What an error answer says, in printable characters: the message of OpenAI's shape, else the body itself."""
     try:
         answer = msgspec.json.decode(body)
-    except msgspec.MsgspecError:
-        return body.decode(errors="replace").strip() or "no body"
-    error = answer.get("error", answer) if isinstance(answer, dict) else answer
-    return _message_of(error)
+        text = _message_of(answer.get("error", answer) if isinstance(answer, dict) else answer)
+    except (msgspec.MsgspecError, RecursionError):
+        text = body.decode(errors="replace").strip() or "no body"
+    return printable(text[:_DETAIL_CHARACTERS])

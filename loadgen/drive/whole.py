@@ -27,3 +27,7 @@ class WholeAnswer:
         """The connection broke."""
         if not self.done.done():
             self.done.set_exception(ConnectionError(reason))
+
+    def on_broken(self, reason: str) -> None:
+        """What came is not an HTTP answer."""
+        self.on_lost(reason)

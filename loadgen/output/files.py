@@ -10,7 +10,7 @@ interrupted has none, and is refused. JSON has no infinity; it is written as "in
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar  # Any: JSON
@@ -21,15 +21,22 @@ from common.errors import ConfigError
 from loadgen.output.result_json import SCHEMA_VERSION, to_json
 from loadgen.results.health import GeneratorHealth
 from loadgen.results.metrics import Summary
-from loadgen.results.request_lines import from_line, to_line
+from loadgen.results.nesting import is_deeper
+from loadgen.results.records import RequestRecord
+from loadgen.results.request_lines import MOST_S, from_line, to_line
 from loadgen.results.result import Result, RunFacts
-from loadgen.results.timeline import ServerSample, ServerView
+from loadgen.results.timeline import ServerSample, ServerView, WorkerSample
 from loadgen.stats.resampling import Interval
 from loadgen.stats.saturation import Saturation
 
 RESULT, REQUESTS, TIMELINE = "result.json", "requests.jsonl", "timeline.jsonl"
+_decode_sample = msgspec.json.Decoder(ServerSample).decode
 _WANTED = "give a folder that `penstock bench run --out` wrote"
 _T = TypeVar("_T")
+_FREE_TOKENS, _TOKENS_PER_CHUNK = 2 * 10**7, 100
+"""A folder may speak of so many tokens, and of so many more for each chunk it holds: reports look at every token."""
+_DEEPEST = 100
+_MOST_COUNT = 2**60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,13 +75,16 @@ def load(folder: Path) -> Result:
     """Read a result back; its records are in order of their index. Raises ConfigError: no whole result of ours there."""
     path = folder / RESULT
     raw = _raw(path)
+    if is_deeper(raw.get("run"), _DEEPEST):
+        raise ConfigError(f"{path}: damaged: nested deeper than {_DEEPEST} levels")
     try:
         parts = msgspec.convert(raw.get("run"), _Parts, str_keys=True)  # percentiles are numbers
         facts = msgspec.convert(_with_rates(parts.facts), RunFacts)
     except (msgspec.MsgspecError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path}: damaged: run: {error}") from error
     records = _lines(folder / REQUESTS, from_line, parts.lines.get(REQUESTS))
-    samples = _lines(folder / TIMELINE, msgspec.json.Decoder(ServerSample).decode, parts.lines.get(TIMELINE))
+    _check_total(folder / REQUESTS, records)
+    samples = _lines(folder / TIMELINE, _sample, parts.lines.get(TIMELINE))
     server = replace(parts.server, samples=tuple(samples))
     return Result(facts, parts.summary, parts.health, tuple(records), server, parts.saturation, parts.intervals)
 
@@ -93,7 +103,7 @@ def _raw(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path.parent}: no {RESULT} there; {_WANTED}") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; {_WANTED}") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ConfigError(f"{path}: damaged: {error}") from error
     version = raw.get("schema_version")
     if not isinstance(version, int):
@@ -111,13 +121,29 @@ def _lines(path: Path, decode: Callable[[bytes], _T], expected: int | None) -> l
             for number, line in enumerate(file, start=1):
                 try:
                     found.append(decode(line))
-                except (ValueError, msgspec.MsgspecError) as error:
+                except (ValueError, msgspec.MsgspecError, RecursionError) as error:
                     raise ConfigError(f"{path}:{number}: damaged: {error}") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; the folder is not whole") from error
     if len(found) != expected:
         raise ConfigError(f"{path}: {len(found)} lines, but {RESULT} speaks of {expected}; the folder is not whole")
     return found
+
+
+def _sample(line: bytes) -> ServerSample:
+    """Raises ValueError or MsgspecError."""
+    sample = _decode_sample(line)
+    every: tuple[ServerSample | WorkerSample, ...] = (sample, *sample.workers.values())
+    if abs(sample.at_s) > MOST_S or any(abs(one.waiting) + abs(one.running) > _MOST_COUNT for one in every):
+        raise ValueError("a time or a number of requests beyond all sense")
+    return sample
+
+
+def _check_total(path: Path, records: Sequence[RequestRecord]) -> None:
+    told = [record.chunk_tokens for record in records if record.chunk_tokens is not None]
+    tokens, allowed = sum(map(sum, told)), _FREE_TOKENS + _TOKENS_PER_CHUNK * sum(map(len, told))
+    if tokens > allowed:
+        raise ConfigError(f"{path}: damaged: speaks of {tokens} tokens in chunks that hold at most {allowed}")
 
 
 def _write(path: Path, pieces: Iterable[bytes]) -> None:

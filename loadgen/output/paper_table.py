@@ -19,10 +19,10 @@ _SHOWN = {
 
 def paper_table(experiment: Experiment, cells: Cells) -> str:
     """Two tables; several rounds are averaged, and their range is shown beside the ratios."""
-    return f"{_measured(experiment, cells)}\n\n{_claims(experiment, cells)}\n"
+    return f"{_measured(cells)}\n\n{_claims(experiment, cells)}\n"
 
 
-def _measured(experiment: Experiment, cells: Cells) -> str:
+def _measured(cells: Cells) -> str:
     titles = ["workload", "system", "req/s", *(f"{title} (ms)" for title in _SHOWN.values())]
     titles += ["mean TPOT (ms)", "prompt tokens cached", "failed"]
     rows = []

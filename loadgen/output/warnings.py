@@ -11,8 +11,11 @@ def warnings(result: Result) -> list[str]:
         found.append(f"the server was saturated, latencies grew with the length of the run: {result.saturation.why}")
     if result.server.leak_check is not None and result.server.leak_check.held:
         found.append(
-            f"the server still held after the run what it did not hold before: {_held(result.server.leak_check)}"
+            "the server still held after the run what it did not hold before, for this run or for other clients: "
+            f"{_held(result.server.leak_check)}"
         )
+    if result.server.leak_check_failed:
+        found.append(f"whether the server gave everything back is not known: {result.server.leak_check_failed}")
     found += result.facts.notes
     if summary.cached_tokens and result.facts.settings.get("dataset") == "random":
         share = summary.cached_tokens / max(1, summary.input_tokens)

@@ -1,6 +1,6 @@
 """How much came per second: at its peak, and while requests were being sent. Pure."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -46,7 +46,10 @@ def steady(records: Sequence[RequestRecord], good: Sequence[RequestRecord] | Non
         return first_s <= at_s <= last_s
 
     output_tokens = sum(
-        tokens for record in done for at_s, tokens in zip(record.chunk_s, _tokens(record), strict=True) if inside(at_s)
+        tokens
+        for record in done
+        for at_s, tokens in zip(record.chunk_s, tokens_of_chunks(record), strict=True)
+        if inside(at_s)
     )
     input_tokens = sum(record.prompt_tokens for record in done if record.chunk_s and inside(record.chunk_s[0]))
     return Steady(
@@ -58,21 +61,21 @@ def steady(records: Sequence[RequestRecord], good: Sequence[RequestRecord] | Non
     )
 
 
-def _tokens(record: RequestRecord) -> Sequence[float]:
+def tokens_of_chunks(record: RequestRecord) -> Sequence[float]:
     """Tokens in each chunk: as told, else an equal share of the request's."""
     if record.chunk_tokens is not None:
         return record.chunk_tokens
-    return [record.output_tokens / len(record.chunk_s)] * len(record.chunk_s)
+    n_chunks = len(record.chunk_s)
+    return [record.output_tokens / n_chunks] * n_chunks if n_chunks else []
 
 
 def peak_tokens_per_s(records: Sequence[RequestRecord], first_s: float) -> float:
     """Most tokens that came in one second, seconds counted from `first_s`."""
-    by_second: Counter[int] = Counter()
+    by_second: defaultdict[int, float] = defaultdict(float)
     for record in records:
-        weights = record.chunk_tokens if record.chunk_tokens is not None else [1] * len(record.chunk_s)
-        for at_s, n_tokens in zip(record.chunk_s, weights, strict=True):
+        for at_s, n_tokens in zip(record.chunk_s, tokens_of_chunks(record), strict=True):
             by_second[int(at_s - first_s)] += n_tokens
-    return float(max(by_second.values(), default=0))
+    return max(by_second.values(), default=0.0)
 
 
 def peak_concurrent(records: Sequence[RequestRecord]) -> int:

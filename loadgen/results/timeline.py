@@ -34,7 +34,7 @@ class ServerSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeakCheck:
-    """What a server held after the run that it did not hold before."""
+    """What a server held after the run that it did not hold before; requests of its other clients are in it."""
 
     held: Mapping[str, tuple[float, float]]
     """What: (before, after). Empty: nothing leaked."""
@@ -58,3 +58,5 @@ class ServerView:
     after: Mapping[str, object] | None = None
     leak_check: LeakCheck | None = None
     """None: not made."""
+    leak_check_failed: str = ""
+    """Why it could not be made, though it was asked for and the server has a page for it."""

@@ -41,6 +41,8 @@ class LinearRamp:
         in_ramp = (self.from_per_s + self.to_per_s) / 2 * self.over_s
         if requests >= in_ramp:
             return self.over_s + (requests - in_ramp) / self.to_per_s
+        if requests <= 0:  # at rate 0 the form below has nothing to divide by
+            return 0.0
         slope = (self.to_per_s - self.from_per_s) / self.over_s
         # The root of from * t + slope * t^2 / 2 = requests, in the form that stays exact as the slope nears 0.
         return 2 * requests / (self.from_per_s + math.sqrt(self.from_per_s**2 + 2 * slope * requests))

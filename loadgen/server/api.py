@@ -12,10 +12,15 @@ from loadgen.drive.whole import WholeAnswer
 
 _TIMEOUT_S = 5.0
 _OK = 200
+_NO_SUCH_PAGE = (404, 405)
 
 
 class NoAnswer(Exception):
     """The server did not answer a GET, or not with 200; the text says which page and why."""
+
+
+class NoPage(NoAnswer):
+    """The server has no such page."""
 
 
 class NoServer(NoAnswer):
@@ -53,7 +58,8 @@ class ServerApi:
             if connection is not None:
                 connection.release(answer)
         if status != _OK:
-            raise NoAnswer(f"GET {path}: HTTP {status}: {error_text(body)}")
+            kind = NoPage if status in _NO_SUCH_PAGE else NoAnswer
+            raise kind(f"GET {path}: HTTP {status}: {error_text(body)}")
         return body
 
     def _request(self, path: str) -> bytes:

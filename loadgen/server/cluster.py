@@ -4,7 +4,6 @@ It stands in a session of its own, so that Ctrl-C in the terminal reaches the ge
 order. It ends by itself if the generator is killed; and its own children end with it.
 """
 
-import ctypes
 import os
 import shutil
 import signal
@@ -13,11 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.errors import ConfigError
+from loadgen.lifetime import ending_with
 from loadgen.server.cluster_spec import ClusterSpec
 
 _UP = (sys.executable, "-P", "-m", "services.launcher.cli", "up")
@@ -31,7 +31,6 @@ STOPPED_WITHIN_S = 60.0
 """`up` gives its children less than that, one kind after the other."""
 _LOOK_EVERY_S = 0.05
 _TAIL_LINES = 15
-_PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
@@ -94,20 +93,8 @@ def _start(flags: Sequence[str], log: Path, environ: Mapping[str, str]) -> "subp
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_end_with(os.getpid()),
+            preexec_fn=ending_with(os.getpid(), signal.SIGTERM),
         )
-
-
-def _end_with(parent_pid: int) -> Callable[[], None]:
-    """To run between fork and exec, so everything is looked up before: SIGTERM when the parent dies."""
-    prctl, term = ctypes.CDLL(None, use_errno=True).prctl, int(signal.SIGTERM)
-
-    def in_the_child() -> None:
-        prctl(_PR_SET_PDEATHSIG, term, 0, 0, 0)
-        if os.getppid() != parent_pid:  # it died before the line above
-            os._exit(1)
-
-    return in_the_child
 
 
 def _wait_until_up(process: "subprocess.Popen[bytes]", log: Path, named: str, within_s: float) -> None:

@@ -31,10 +31,12 @@ async def check_leaks(
 ) -> LeakCheck | None:
     """Look until everything is back, `settled_s` after the call at the soonest and `deadline_s` after it at the latest.
 
-    `look` may raise NoAnswer or ValueError: it is asked again. None: it never answered.
+    `look` may raise NoAnswer or ValueError: it is asked again. None: it did not answer after `settled_s` (`deadline_s`, if
+    that is sooner), and what it said before that proves nothing.
     """
     started_s = time.monotonic()
     held: dict[str, tuple[float, float]] | None = None
+    proven = False
     while True:
         waited_s = time.monotonic() - started_s
         try:
@@ -43,6 +45,7 @@ async def check_leaks(
             looked = False
         else:
             looked = True
-        if (looked and not held and waited_s >= settled_s) or waited_s >= deadline_s:
-            return None if held is None else LeakCheck(held=held, waited_s=waited_s)
+            proven = proven or waited_s >= min(settled_s, deadline_s)
+        if (looked and proven and not held) or waited_s >= deadline_s:
+            return LeakCheck(held=held, waited_s=waited_s) if proven and held is not None else None
         await asyncio.sleep(every_s)

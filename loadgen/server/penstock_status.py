@@ -1,33 +1,39 @@
 """Penstock's own `/status`. Pure. Fields that a gateway of another version lacks read as 0."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any  # Any: JSON
+from typing import Annotated, Any  # Any: JSON
 
 import msgspec
 
+from loadgen.results.nesting import is_deeper
 from loadgen.results.timeline import ServerSample, WorkerSample
 
 _COMPUTE_ROLES = ("prefill", "decode", "mixed")
 _HELD_PAGES = ("reserved", "granted", "active", "quarantined")
+_DEEPEST = 32
+"""Levels of a document worth keeping. A deeper one could not be written into the result."""
+_SANE = msgspec.Meta(ge=-(2**53), le=2**53)
+_Count = Annotated[int, _SANE]
+_Number = Annotated[float, _SANE]
 
 
 class _Pages(msgspec.Struct):
-    total: int = 0
-    reserved: int = 0
-    granted: int = 0
-    active: int = 0
-    cached: int = 0
-    quarantined: int = 0
+    total: _Count = 0
+    reserved: _Count = 0
+    granted: _Count = 0
+    active: _Count = 0
+    cached: _Count = 0
+    quarantined: _Count = 0
 
 
 class _Queue(msgspec.Struct):
-    waiting: int = 0
-    running: int = 0
-    handing_over: int = 0
+    waiting: _Count = 0
+    running: _Count = 0
+    handing_over: _Count = 0
 
 
 class _Model(msgspec.Struct):
-    layers: int = 0
+    layers: _Count = 0
 
 
 class _Worker(msgspec.Struct):
@@ -36,8 +42,8 @@ class _Worker(msgspec.Struct):
     model: _Model | None = None
     pages: _Pages = msgspec.field(default_factory=_Pages)
     queue: _Queue = msgspec.field(default_factory=_Queue)
-    gauges: dict[str, float] = {}
-    charged_requests: int = 0
+    gauges: dict[str, _Number] = {}
+    charged_requests: _Count = 0
 
     @property
     def computes(self) -> bool:
@@ -61,8 +67,8 @@ class _Worker(msgspec.Struct):
 
 
 class _Gateway(msgspec.Struct):
-    open_requests: int = 0
-    waiting_requests: int = 0
+    open_requests: _Count = 0
+    waiting_requests: _Count = 0
 
 
 class _Status(msgspec.Struct):
@@ -107,13 +113,15 @@ class PenstockStatus:
         """All of it."""
         _read(body)
         found: dict[str, Any] = msgspec.json.decode(body)
+        if is_deeper(found, _DEEPEST):
+            raise ValueError(f"/status: nested deeper than {_DEEPEST} levels")
         return found
 
 
 def _read(body: bytes) -> _Status:
     try:
         return _decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(f"/status: not Penstock's: {error}") from error
 
 

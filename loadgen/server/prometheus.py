@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from loadgen.results.timeline import ServerSample
 
+_LARGEST = 2.0**53
 _SAME_ACROSS = {"tp_rank", "pp_rank", "moe_ep_rank", "priority"}
 """Labels whose values do not stand for requests of their own: ranks repeat a number, priorities split it."""
 
@@ -86,13 +88,23 @@ OTHER_SERVERS = (
 
 
 def _values(body: bytes, names: tuple[str, ...]) -> dict[str, list[float]]:
-    """Name -> one value per engine. Lines of other metrics, some thousands of them, are never parsed."""
+    """Name -> one value per engine. Lines of other metrics, some thousands of them, are never parsed.
+
+    A value that is no finite number of sane size counts as not told.
+    """
     wanted = tuple(f"{name}{after}".encode() for name in names for after in ("{", " "))
     text = b"\n".join(line for line in body.splitlines() if line.startswith(wanted)).decode(errors="replace")
     by_engine: dict[str, dict[tuple[tuple[str, str], ...], float]] = {name: {} for name in names}
-    for family in text_string_to_metric_families(text + "\n"):
-        for one in family.samples:
+    for one in _samples(text):
+        if one.name in by_engine and abs(one.value) <= _LARGEST:  # false for NaN
             engine = tuple(sorted(pair for pair in one.labels.items() if pair[0] not in _SAME_ACROSS))
             engines = by_engine[one.name]
             engines[engine] = max(one.value, engines.get(engine, one.value))
     return {name: list(values.values()) for name, values in by_engine.items()}
+
+
+def _samples(text: str) -> list[Sample]:
+    try:
+        return [one for family in text_string_to_metric_families(text + "\n") for one in family.samples]
+    except LookupError as error:  # the parser's own way to say that a line is cut
+        raise ValueError(f"/metrics: not Prometheus' format: {error}") from error

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -24,10 +25,12 @@ class Watch:
         self._before: bytes | None = None
         self._task: asyncio.Task[None] | None = None
         self._failed_polls, self._last_failure = 0, ""
+        self._no_leak_check = ""
 
     async def __aenter__(self) -> Self:
         if self._probe.source is not None:
             self._before = await self._look(self._probe.source)
+            self._no_leak_check = f"before the run: {self._last_failure}" if self._before is None else ""
             self._task = asyncio.create_task(self._poll(self._probe.source))
         return self
 
@@ -51,7 +54,7 @@ class Watch:
         await self._stop()
         source = self._probe.source
         if source is None:
-            return ServerView(source=self._probe.told)
+            return ServerView(source=self._probe.told, leak_check_failed=self._probe.failing if leak_check else "")
         last = await self._look(source)
         check, page = await self._leak_check(source, settled_s, deadline_s) if leak_check else (None, None)
         after = page or last
@@ -60,9 +63,10 @@ class Watch:
             samples=tuple(replace(one, at_s=one.at_s - start_s) for one in self._samples if one.at_s >= start_s),
             failed_polls=self._failed_polls,
             poll_failure=self._last_failure,
-            before=None if self._before is None else source.document(self._before),
-            after=None if after is None else source.document(after),
+            before=_document(source, self._before),
+            after=_document(source, after),
             leak_check=check,
+            leak_check_failed=self._no_leak_check if leak_check and check is None else "",
         )
 
     async def _poll(self, source: Source) -> None:
@@ -92,8 +96,12 @@ class Watch:
         pages: list[bytes] = []
 
         async def look() -> Held:
-            body = await self._api.get(source.path)
-            held = source.held(body)
+            try:
+                body = await self._api.get(source.path)
+                held = source.held(body)
+            except (NoAnswer, ValueError) as error:
+                self._no_leak_check = f"after the run: {error}"
+                raise
             pages[:] = [body]
             return held
 
@@ -107,3 +115,10 @@ class Watch:
             await asyncio.wait([task])
             if not task.cancelled():
                 task.result()  # it ends by itself only through a bug of ours
+
+
+def _document(source: Source, page: bytes | None) -> Mapping[str, object] | None:
+    try:
+        return None if page is None else source.document(page)
+    except ValueError:
+        return None

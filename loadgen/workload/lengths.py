@@ -10,8 +10,11 @@ from random import Random
 
 P90_DEVIATIONS = 1.2815515594457831
 """Standard deviations from the median to the 90th percentile of a normal law."""
+MOST_TOKENS = 10_000_000
+"""Longer ones are refused, or drawn as this: no server has such a context, and no generator the memory for it."""
 _NUMBER = r"\d+(?:\.\d+)?"
 _PATTERN = re.compile(rf"(?P<mean>{_NUMBER})(?::(?P<std>{_NUMBER})|-(?P<most>\d+))?")
+_SHOWN_CHARACTERS = 60
 _LOGNORMAL = re.compile(rf"lognormal:(?P<p50>{_NUMBER}):(?P<p90>{_NUMBER})(?::(?P<most>\d+))?")
 
 
@@ -35,14 +38,14 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class Normal:
-    """Normal law, rounded, never below 1."""
+    """Normal law, rounded, from 1 to MOST_TOKENS."""
 
     mean_tokens: float
     std_tokens: float
 
     def draw_tokens(self, random: Random) -> int:
         """One length."""
-        return max(1, round(random.gauss(self.mean_tokens, self.std_tokens)))
+        return max(1, round(min(random.gauss(self.mean_tokens, self.std_tokens), MOST_TOKENS)))
 
     def scaled(self, factor: float) -> "Normal":
         """The law of `factor` times these lengths, never below 1."""
@@ -73,7 +76,7 @@ class Uniform:
 
 @dataclass(frozen=True, slots=True)
 class LogNormal:
-    """Log-normal law through its median and 90th percentile, rounded, from 1 to `most_tokens`: the shape of most real logs.
+    """Log-normal law through its median and 90th percentile, rounded, from 1 to `most_tokens` (None: MOST_TOKENS): the shape of most real logs.
 
     ln(length) is normal with mean ln(p50) and deviation ln(p90 / p50) / 1.2816; what lies above `most_tokens` becomes it.
     """
@@ -84,8 +87,8 @@ class LogNormal:
 
     def draw_tokens(self, random: Random) -> int:
         """One length."""
-        drawn = max(1, round(draw_lognormal(random, self.p50_tokens, self.p90_tokens)))
-        return drawn if self.most_tokens is None else min(drawn, self.most_tokens)
+        most_tokens = MOST_TOKENS if self.most_tokens is None else self.most_tokens
+        return max(1, round(min(draw_lognormal(random, self.p50_tokens, self.p90_tokens), most_tokens)))
 
     def scaled(self, factor: float) -> "LogNormal":
         """The law of `factor` times these lengths, never below 1."""
@@ -117,6 +120,8 @@ def scaled_tokens(tokens: int, factor: float) -> int:
 
 def parse_lengths(text: str) -> LengthLaw:
     """The law that `text` means. Raises ValueError that says what is allowed."""
+    if any(float(number) > MOST_TOKENS for number in re.findall(_NUMBER, text)):
+        raise ValueError(f"{_short(text)!r}: a length must not exceed {MOST_TOKENS} tokens")
     if (lognormal := _LOGNORMAL.fullmatch(text.strip())) is not None:
         return _lognormal(text, lognormal)
     match = _PATTERN.fullmatch(text.strip())
@@ -140,6 +145,10 @@ def _lognormal(text: str, match: re.Match[str]) -> LogNormal:
     if not 1 <= p50_tokens <= p90_tokens or (most_tokens is not None and most_tokens < p50_tokens):
         raise ValueError(f"{text!r}: must be lognormal:p50:p90[:most] with 1 <= p50 <= p90 and p50 <= most")
     return LogNormal(p50_tokens, p90_tokens, most_tokens)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def _plain(number: float) -> str:

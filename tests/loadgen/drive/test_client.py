@@ -1,4 +1,5 @@
 import asyncio
+import json
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
@@ -152,6 +153,36 @@ def test_a_chunk_that_is_none_is_a_bad_stream(piece: bytes) -> None:
     assert "unreadable" in record.detail
 
 
+def test_thinking_counts_as_text_under_both_of_its_names() -> None:
+    chunks = [event({"choices": [{"delta": {name: "hm"}}]}) for name in ("reasoning", "reasoning_content", "content")]
+    record = answer(*chunks, DONE)
+    assert (record.outcome, record.output_tokens, len(record.chunk_s)) == (Outcome.OK, 3, 3)
+
+
+@pytest.mark.parametrize(("token_ids", "counted_by"), [([7], "token_ids"), (None, "chunks")])
+def test_a_usage_that_leaves_the_answer_out_counts_nothing(token_ids: list[int] | None, counted_by: str) -> None:
+    usage = event({"choices": [], "usage": {"prompt_tokens": 3}})
+    record = answer(text_chunk("a", token_ids), text_chunk("b", token_ids), usage, DONE)
+    assert (record.input_tokens, record.output_tokens, record.counted_by) == (3, 2, counted_by)
+
+
+@pytest.mark.parametrize(
+    "absurd",
+    [usage_chunk(3, -1), usage_chunk(3, 10**30), event({"choices": [], "penstock": {"phases_ms": {"compute": 1e300}}})],
+)
+def test_absurd_numbers_are_a_bad_stream(absurd: bytes) -> None:
+    """A result that holds them would not be read back."""
+    record = answer(text_chunk("a", [7]), absurd, DONE)
+    assert (record.outcome, record.output_tokens) == (Outcome.BAD_STREAM, 1)
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_what_a_server_says_reaches_no_terminal_as_a_command(status: int) -> None:
+    body = json.dumps({"error": {"message": "\x1b[31mRED\nline2\x07"}}).encode()
+    record = answer(b"data: " + body + b"\n\n" if status == 200 else body, status=status)
+    assert record.detail.endswith("\\x1b[31mRED line2\\x07")
+
+
 def test_an_answer_that_is_no_stream_is_a_bad_stream() -> None:
     record = answer(b"{}", content_type="application/json")
     assert record.outcome is Outcome.BAD_STREAM
@@ -235,8 +266,8 @@ def test_what_the_server_says_of_phases_and_workers_is_recorded() -> None:
 
 
 def test_a_session_is_told_where_there_is_one() -> None:
-    _, fake = exchange(steady(), [planned(session="s-1"), planned(1)])
-    assert [seen.headers.get("x-session-id") for seen in fake.seen] == ["s-1", None]
+    _, fake = exchange(steady(), [planned(session="s-1"), planned(1), planned(2, session="a\r\nb: €")])
+    assert [seen.headers.get("x-session-id") for seen in fake.seen] == ["s-1", None, "a%0D%0Ab%3A%20%E2%82%AC"]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +283,38 @@ def test_a_url_names_a_server_with_or_without_v1(url: str, server: Server) -> No
     assert parse_server(url) == server
 
 
-@pytest.mark.parametrize("url", ["h:8000", "ftp://h", "http://", "http://h:x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "h:8000",
+        "ftp://h",
+        "http://",
+        "http://h:x",
+        "http://h:0",
+        "http://h:99999",
+        "http://[::1",
+        "http://a..b:80",
+        f"http://{'a' * 70}.com",
+        "http://h/\N{EURO SIGN}",
+        "http://h\N{EURO SIGN}/",
+        "http://h/o k",
+        "http://h/\r\nx: y",
+        "http://h/?key=1",
+        "http://h/#part",
+    ],
+)
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="--url"):
         parse_server(url)
+
+
+@pytest.mark.parametrize("url", ["http://me:{}@h", "http://{}@h:80/v1", "http://me:{}/x@h", "http://[{}@h", "me:{}@h"])
+def test_a_secret_in_the_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigError, match="--api-key or --header") as refused:
+        parse_server(url.format("hunter2"))
+    assert "hunter2" not in str(refused.value)
+
+
+def test_names_of_containers_and_a_dot_at_the_end_are_hosts() -> None:
+    assert parse_server("http://my_gateway-0.:8000").host == "my_gateway-0."

@@ -19,9 +19,10 @@ from loadgen.output.result_json import SCHEMA_VERSION
 from loadgen.results.records import Outcome, RequestRecord
 from loadgen.results.request_lines import from_line, to_csv, to_line
 from loadgen.results.result import Result
-from tests.loadgen.records import record
+from tests.loadgen.records import PLAIN, record
 from tests.loadgen.synthetic import Shape, run
 
+ONES = array("l", [1, 1, 1, 1])
 RUN = run(Shape(n_requests=12))
 times_s = st.floats(-1e3, 1e6, allow_nan=False)
 names = st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2)
@@ -107,6 +108,16 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+def edit_line(path: Path, **changes: Any) -> None:
+    """The first one."""
+    first, *rest = path.read_text().splitlines()
+    changed = json.dumps(json.loads(first) | changes).replace('"DEEP"', DEEP)
+    path.write_text("\n".join([changed, *rest]) + "\n")
+
+
 def damage_line(folder: Path) -> None:
     lines = (folder / REQUESTS).read_text().splitlines()
     lines[4] = lines[4][:40]
@@ -131,6 +142,13 @@ def drop_line(folder: Path) -> None:
         (damage_line, r"requests.jsonl:5: damaged"),
         (drop_line, r"requests.jsonl: 11 lines, but result.json speaks of 12"),
         (lambda folder: (folder / TIMELINE).unlink(), "timeline.jsonl: No such file"),
+        (lambda folder: (folder / RESULT).write_text(f'{{"run": {DEEP}}}'), "result.json: damaged: .*recursion"),
+        (lambda folder: edit(folder / RESULT, run=json.loads("[" * 200 + "]" * 200)), "deeper than 100 levels"),
+        (lambda folder: edit_line(folder / REQUESTS, extra="DEEP"), "requests.jsonl:1: damaged: .*recursion"),
+        (lambda folder: edit_line(folder / REQUESTS, chunk_s=[1.0] * 30, chunk_tokens=[10**6] * 30), "speaks of 30000"),
+        (lambda folder: edit_line(folder / TIMELINE, at_s=1e300), "timeline.jsonl:1: damaged: a time"),
+        (lambda folder: edit_line(folder / TIMELINE, waiting=10**30), "timeline.jsonl:1: damaged: .*requests beyond"),
+        (lambda folder: edit_line(folder / TIMELINE, extra="DEEP"), "timeline.jsonl:1: damaged: .*recursion"),
     ],
 )
 def test_a_folder_that_is_not_whole_is_refused_with_the_place(tmp_path: Path, harm: Any, text: str) -> None:
@@ -153,3 +171,28 @@ def test_loaded_numbers_are_those_that_were_measured(tmp_path: Path) -> None:
     changed: Result = replace(RUN, summary=replace(RUN.summary, completed=77))
     save(changed, tmp_path)
     assert load(tmp_path).summary.completed == 77
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: value} for name in ("sent_s", "end_s", "planned_s", "held_s") for value in (1e308, -1e308)),
+        *({name: value} for name in ("turn", "index", "output_tokens", "input_tokens") for value in (-1, 10**18)),
+        {"asked_input_tokens": -1},
+        {"cached_tokens": 2**40},
+        {"phases_ms": {"queue": 1e308}},
+        {"chunk_s": [1e308] * 4},
+        *({"chunk_tokens": [1, 1, 1, tokens]} for tokens in (-1, 2**30, 2**62, 2**70)),
+    ],
+)
+def test_numbers_that_no_run_writes_are_damage(changes: dict[str, Any]) -> None:
+    fields = json.loads(to_line(record()))
+    assert from_line(json.dumps(fields).encode()) == record(chunk_s=array("d", PLAIN.chunk_s), chunk_tokens=ONES)
+    with pytest.raises(ValueError):
+        from_line(json.dumps(fields | changes).encode())
+
+
+def test_a_line_nested_too_deep_is_damage() -> None:
+    deep = json.dumps(json.loads(to_line(record())) | {"extra": "DEEP"}).replace('"DEEP"', DEEP)
+    with pytest.raises(ValueError, match="recursion"):
+        from_line(deep.encode())

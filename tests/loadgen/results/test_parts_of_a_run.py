@@ -5,6 +5,7 @@ import pytest
 from loadgen.results.buckets import by_group, by_input_length, by_turn, by_worker, phases_served
 from loadgen.results.metrics import Slo, distribution, parse_percentiles, samples_needed, summarize
 from loadgen.results.records import Outcome, RequestRecord
+from loadgen.results.throughput import peak_tokens_per_s, tokens_of_chunks
 from tests.loadgen.records import record
 
 
@@ -134,3 +135,14 @@ def test_a_percentile_is_trusted_from_the_samples_on_that_it_needs() -> None:
     assert enough is not None
     assert [few.trusted_s(percent) for percent in (25.0, 90.0, 95.0, 99.0)] == [1.0, 1.0, None, None]
     assert enough.trusted_s(95.0) == 1.0
+
+
+def test_the_peak_is_of_tokens_even_where_chunks_do_not_tell() -> None:
+    """Four chunks of ten tokens, two in each second."""
+    told = record(chunk_tokens=(10, 10, 10, 10), output_tokens=40)
+    untold = record(chunk_tokens=None, output_tokens=40)
+    assert peak_tokens_per_s([told], 1.0) == peak_tokens_per_s([untold], 1.0) == 20.0
+
+
+def test_a_request_without_chunks_has_no_tokens_to_place() -> None:
+    assert list(tokens_of_chunks(record(chunk_s=(), chunk_tokens=None, output_tokens=4))) == []

@@ -92,3 +92,9 @@ def test_a_bad_ramp_is_refused_with_an_example(text: str) -> None:
 def test_a_bad_pattern_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match="such as 20:5,2:15"):
         parse_pattern(text)
+
+
+def test_a_ramp_from_nothing_begins_at_its_start() -> None:
+    """The first request is due once nothing has been let through."""
+    assert parse_ramp("linear:0-20:2").time_at_s(0.0) == 0.0
+    assert parse_ramp("linear:0-20:2").time_at_s(20.0) == pytest.approx(2.0)

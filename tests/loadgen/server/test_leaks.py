@@ -50,3 +50,9 @@ def test_a_clean_look_too_soon_proves_nothing() -> None:
 
 def forever_after() -> Iterator[Mapping[str, float]]:
     return iter([{"pages": 1.0}] * 100_000)
+
+
+def test_looks_that_came_too_soon_and_none_after_them_prove_nothing() -> None:
+    for held in (0.0, 1.0):
+        gone = iter([{"pages": held}, *[NoAnswer("gone")] * 100_000])
+        assert check(gone, settled_s=0.005, deadline_s=0.01) is None

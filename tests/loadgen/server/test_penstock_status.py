@@ -90,3 +90,24 @@ def test_what_is_not_ours_is_refused(page: bytes) -> None:
     for read in (lambda: SOURCE.sample(page, 0.0), lambda: SOURCE.held(page), lambda: SOURCE.document(page)):
         with pytest.raises(ValueError, match="/status"):
             read()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b'{"gateway": {}, "workers": [], "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        status(worker("m", "mixed", pages={"total": 10**30})),
+        status(worker("m", "mixed", gauges={"leases": 1e300})),
+    ],
+)
+def test_a_status_beyond_all_sense_is_a_value_error(page: bytes) -> None:
+    for read in (lambda: SOURCE.sample(page, 0.0), lambda: SOURCE.held(page), lambda: SOURCE.document(page)):
+        with pytest.raises(ValueError, match="/status: not Penstock's"):
+            read()
+
+
+def test_a_document_too_deep_to_be_written_is_not_kept() -> None:
+    page = b'{"gateway": {}, "workers": [], "x": ' + b"[" * 40 + b"]" * 40 + b"}"
+    assert SOURCE.sample(page, 0.0).running == 0
+    with pytest.raises(ValueError, match="deeper"):
+        SOURCE.document(page)

@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 
 from loadgen.server.prometheus import OTHER_SERVERS, PrometheusMetrics
@@ -70,3 +72,18 @@ def test_requests_are_held_and_memory_is_not() -> None:
 def test_a_broken_page_is_a_value_error() -> None:
     with pytest.raises(ValueError):
         BY_NAME["vLLM"].sample(b"vllm:num_requests_running{ oops\n", 0.0)
+
+
+@pytest.mark.parametrize("number", ["+Inf", "-Inf", "NaN", "1e400", "1e300"])
+def test_a_number_beyond_all_sense_counts_as_not_told(number: str) -> None:
+    page = vllm(3, 4, 0.5).replace(b" 3.0", f" {number}".encode()).replace(b" 0.5", f" {number}".encode())
+    found = BY_NAME["vLLM"].sample(page, 0.0)
+    assert (found.running, found.waiting, found.kv_used) == (0, 4, None)
+
+
+@pytest.mark.parametrize(
+    "line", ["{", '{a="b", ="d"} 3', ' 1\re# {x=""} 3', '{"a"="b"} 3', " x", "{}", ' 3{a="b"} 3.0']
+)
+def test_a_broken_line_is_a_value_error_or_skipped(line: str) -> None:
+    with contextlib.suppress(ValueError):
+        BY_NAME["vLLM"].sample(f"vllm:num_requests_running{line}\n".encode(), 0.0)

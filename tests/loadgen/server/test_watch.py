@@ -2,6 +2,8 @@ import asyncio
 import time
 from collections.abc import Iterator
 
+import pytest
+
 from loadgen.results.timeline import ServerView
 from loadgen.server.api import ServerApi
 from loadgen.server.probe import Probe, probe
@@ -104,3 +106,51 @@ def test_a_server_that_went_away_leaves_no_verdict() -> None:
     assert view.leak_check is None
     assert view.failed_polls >= 2
     assert (view.before is None, view.after is None) == (False, True)
+
+
+def test_a_leak_check_that_cannot_be_made_is_told() -> None:
+    after = watch("/status", iter([running(0), running(0), running(1), *[503] * 100_000]), looks=5)
+    assert after.leak_check_failed.startswith("after the run: GET /status: HTTP 503")
+    before = watch("/status", iter([running(0), 500, running(0)]), looks=3)
+    assert (before.leak_check, before.leak_check_failed[:39]) == (None, "before the run: GET /status: HTTP 500: ")
+
+
+@pytest.mark.parametrize(("asked", "told"), [(True, "GET /status: HTTP 500"), (False, "")])
+def test_a_leak_check_without_a_source_is_told_if_it_was_asked_for(asked: bool, told: str) -> None:
+    async def talk() -> ServerView:
+        async with fake_server(steady()) as fake, ServerApi(fake.url, {}) as api:
+            fake.pages["/status"] = lambda: 500
+            async with Watch(api, await probe(api, "fake")) as watching:
+                return await watching.finish(0.0, leak_check=asked)
+
+    view = asyncio.run(talk())
+    assert view.leak_check is None
+    assert view.leak_check_failed.startswith(told) and bool(view.leak_check_failed) is asked
+
+
+@pytest.mark.parametrize("value", [b"+Inf", b"NaN", b"1e400", b"{", b'{a="b", ="d"} 3'])
+def test_no_number_of_a_server_fails_a_run(value: bytes) -> None:
+    page = b"vllm:num_requests_running " + value + b"\nvllm:num_requests_waiting 2\n"
+    page = page.replace(b" {", b"{")
+    view = watch("/metrics", iter([page]), looks=4)
+    assert view.samples or view.poll_failure
+
+
+def test_a_document_that_is_not_worth_keeping_is_left_out() -> None:
+    deep = running(0)[:-1] + b', "x": ' + b"[" * 40 + b"]" * 40 + b"}"
+    view = watch("/status", iter([deep]), looks=3)
+    assert (view.before, view.after, view.failed_polls) == (None, None, 0)
+    assert view.leak_check is not None
+
+
+def test_a_look_that_failed_once_is_no_leak_check_that_failed() -> None:
+    async def talk() -> ServerView:
+        async with fake_server(steady()) as fake, ServerApi(fake.url, {}) as api:
+            fake.pages["/status"] = lambda: running(0)
+            async with Watch(api, await probe(api, "fake"), every_s=60.0) as watching:
+                pages = iter([running(0), 500])
+                fake.pages["/status"] = lambda: next(pages, running(0))
+                return await watching.finish(0.0, settled_s=0.0)
+
+    view = asyncio.run(talk())
+    assert (view.leak_check is None, view.leak_check_failed) == (False, "")

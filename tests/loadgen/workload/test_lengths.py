@@ -2,7 +2,7 @@ from random import Random
 
 import pytest
 
-from loadgen.workload.lengths import Fixed, LogNormal, Normal, Uniform, parse_lengths
+from loadgen.workload.lengths import MOST_TOKENS, Fixed, LogNormal, Normal, Uniform, parse_lengths
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,30 @@ def test_a_scaled_law_draws_scaled_lengths_and_none_below_one(text: str) -> None
     whole, tenth = (sum(one.draw_tokens(Random(i)) for i in range(200)) for one in (law, law.scaled(0.1)))
     assert tenth == pytest.approx(whole / 10, rel=0.01)
     assert {law.scaled(1e-6).draw_tokens(Random(i)) for i in range(50)} == {1}
+
+
+HUGE = "9" * 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "10000001",
+        HUGE,
+        "9" * 5000,
+        f"{HUGE}:1",
+        f"8:{HUGE}",
+        f"8-{HUGE}",
+        f"lognormal:8:{HUGE}",
+        f"lognormal:8:9:{HUGE}",
+    ],
+)
+def test_absurd_lengths_are_refused_with_the_most(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^.{1,90}must not exceed 10000000 tokens"):
+        parse_lengths(text)
+
+
+@pytest.mark.parametrize("text", ["10000000", "10000000:10000000", "lognormal:1:10000000"])
+def test_no_law_draws_more_than_the_most(text: str) -> None:
+    law, random = parse_lengths(text), Random(0)
+    assert max(law.draw_tokens(random) for _ in range(300)) == MOST_TOKENS

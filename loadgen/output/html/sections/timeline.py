@@ -10,6 +10,7 @@ from loadgen.output.html.theme import Json, axis, frame, role_color, unit_for
 from loadgen.output.html.thin import Numbers, compact, thin
 from loadgen.output.html.wording import plot_text
 from loadgen.results.records import Outcome, RequestRecord
+from loadgen.results.throughput import tokens_of_chunks
 from loadgen.results.timeline import WorkerSample
 
 _ROW_PX, _GAP_PX, _EDGE_PX = 118, 44, 48
@@ -191,9 +192,7 @@ def _told(record: RequestRecord) -> str:
 
 def _tokens(run: RunView) -> _Row:
     at_s = [np.asarray(record.chunk_s, dtype=np.float64) for record in run.result.records]
-    weights = [
-        np.ones(len(r.chunk_s)) if r.chunk_tokens is None else np.asarray(r.chunk_tokens) for r in run.result.records
-    ]
+    weights = [np.asarray(tokens_of_chunks(record), dtype=np.float64) for record in run.result.records]
     return "Output tokens per second", _bins(np.concatenate(at_s), np.concatenate(weights), "$green", "tokens")
 
 
