@@ -62,7 +62,7 @@ def parse(arguments: Sequence[str]) -> PaperSettings:
     )
     add = parser.add_argument
     add("name", choices=sorted(EXPERIMENTS), help="memserve: mixed, separated, with caching; ShareGPT, LooGLE, ReAct")
-    add("--out", required=True, metavar="DIR", help="a folder a run, table.md and report.html")
+    add("--out", required=True, metavar="DIR", help="a folder a run, table.md and a report a workload")
     add("--model", help="folder or hub id [the `mini` preset, made with random weights]")
     add("--requests", type=types.at_least(1), default=250, help="per run; p99 needs 200 [%(default)s]")
     add(
@@ -121,8 +121,10 @@ def _run(settings: PaperSettings, environ: Mapping[str, str]) -> int:
     table = paper_table(settings.experiment, bench.cells)
     print(table)
     (settings.out / "table.md").write_text(table)
-    results = [result for found in bench.cells.values() for result in found]
-    write_html(results, settings.out / "report.html", settings.experiment.paper)
+    for workload in settings.workloads:
+        results = [result for (name, _), found in bench.cells.items() if name == workload.name for result in found]
+        title = f"{settings.experiment.paper}: {workload.name}"
+        write_html(results, settings.out / f"report-{workload.name}.html", title)
     print(f"written to {settings.out}")
     return max(bench.codes)
 

@@ -19,6 +19,9 @@ NOT_A_KIND = frozenset({"rate", "concurrency", "num_requests", "duration", "seed
 """Settings in which the runs of one sweep differ."""
 
 
+_LONGEST_KIND = 64
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
     """One run."""
@@ -127,7 +130,11 @@ def _kinds(results: Sequence[Result]) -> list[str]:
     stated = [_stated(result.facts) for result in results]
     names = dict.fromkeys(name for one in stated for name in one)
     differing = [name for name in names if len({repr(one.get(name)) for one in stated}) > 1]
-    return [", ".join(_setting_text(name, one.get(name)) for name in differing) for one in stated]
+    kinds = [", ".join(_setting_text(name, one.get(name)) for name in differing) for one in stated]
+    labels = [_setting_text("label", one.get("label", {})) for one in stated]
+    if all(labels) and len(set(labels)) == len(set(kinds)):  # they were put there to tell runs apart
+        return labels
+    return [kind if len(kind) <= _LONGEST_KIND else f"{kind[: _LONGEST_KIND - 1]}…" for kind in kinds]
 
 
 def _styles(results: Sequence[Result], kinds: Sequence[str]) -> list[tuple[str, str]]:
@@ -148,7 +155,7 @@ def _stated(facts: RunFacts) -> dict[str, Any]:
 
 def _setting_text(name: str, value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{inner} {text}" for inner, text in value.items())
+        return ", ".join(str(text) for text in value.values())
     return str(value) if isinstance(value, str) else f"{name.replace('_', '-')} {value}"
 
 

@@ -288,3 +288,19 @@ def test_numbers_are_written_for_people() -> None:
         f"{text}{NBSP}%" for text in ("0", "< 0.1", "5.0", "50", "99.9", "100")
     ]
     assert target_text(0.05) == f"50{NBSP}ms"
+
+
+def test_runs_that_labels_tell_apart_are_named_by_them() -> None:
+    runs = [with_settings(run(Shape(n_requests=40)), label={"system": name}, caching=name) for name in ("a", "b")]
+    assert [view.name for view in views(runs)] == ["a", "b"]
+
+
+def test_long_names_are_cut_and_stay_apart() -> None:
+    runs = [with_settings(run(Shape(n_requests=40)), cluster_flags="x" * 90 + name) for name in ("a", "b")]
+    names = [view.name for view in views(runs)]
+    assert len(set(names)) == 2
+    assert max(map(len, names)) < 80
+
+
+def with_settings(result: Result, **settings: object) -> Result:
+    return replace(result, facts=replace(result.facts, settings={**result.facts.settings, **settings}))
