@@ -34,7 +34,7 @@ def _measured(cells: Cells) -> str:
             [
                 workload,
                 system,
-                f"{results[0].facts.request_rate:.2f}",
+                ", ".join(dict.fromkeys(f"{result.facts.request_rate:.2f}" for result in results)),
                 *("-" if value is None else f"{value:,.0f}" for value in values[:-1]),
                 "-" if values[-1] is None else f"{values[-1]:,.1f}",
                 "-" if None in hits else f"{fmean(hit or 0.0 for hit in hits):.0%}",
