@@ -143,7 +143,7 @@ def _version(program: Path, package: str) -> str:
 
 
 def penstock_command(load: Load, target: Target, folder: Path) -> list[str]:
-    """Its command line; what it leaves is read by `penstock_result`, or by `loadgen.results.files.load`."""
+    """Its command line; what it leaves is read by `penstock_result`, or by `loadgen.output.files.load`."""
     how = ["--concurrency", str(load.concurrency)] if load.concurrency else ["--rate", str(load.rate_per_s)]
     arrival = [] if load.concurrency else ["--arrival", "constant"]
     shape = ["--num-requests", str(load.requests), "--isl", str(load.input_tokens), "--osl", str(load.output_tokens)]

@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from loadgen.results.files import load as load_result
 
 from benchmarks._loadgen_tools import PENSTOCK_CODES, Load, Target, penstock_command
 from benchmarks._scripted_server import Truth
 from benchmarks._scripted_truth import lateness_s, scripted_server
+from loadgen.output.files import load as load_result
 from loadgen.results.result import Result
 
 TARGET_STREAMS, TARGET_LAG = 1_000, 0.05

@@ -160,8 +160,23 @@ def _facts(settings: RunSettings, asked: Asked, job: Job, driven: Driven, worklo
         host=host_facts(),
         workload=describe(settings.workload),
         workload_source=describe_source(settings.workload) or "",
-        notes=_notes(driven, workload),
+        notes=(*_lengths_notes(settings, driven), *_notes(driven, workload)),
     )
+
+
+def _lengths_notes(settings: RunSettings, driven: Driven) -> list[str]:
+    """Where numbers of requests or tokens are not those that were asked for."""
+    notes, asked = list[str](), settings.load.n_requests
+    found = len(driven.records) + driven.turns_not_sent
+    if asked is not None and settings.workload.file is not None and found < asked:
+        notes.append(f"the file has {found} requests, --num-requests asked for {asked}")
+    counted = [record.input_tokens for record in driven.records if record.input_tokens is not None]
+    if settings.workload.content == "words" and settings.workload.file is None and counted:
+        notes.append(
+            f"lengths of text prompts are words, one for each token that was asked for: the server's tokenizer made "
+            f"{fmean(counted):.0f} tokens of a prompt in the mean; compare with runs of the same --prompts only"
+        )
+    return notes
 
 
 def _notes(driven: Driven, workload: ReadyWorkload) -> tuple[str, ...]:

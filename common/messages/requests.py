@@ -78,13 +78,14 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the time to the first token went, each measured on one process's clock. Milliseconds."""
+    """Where the time to the first token went: parts that follow one another, each on one process's clock. Milliseconds."""
 
     prefill_queue_ms: float = 0.0
     grant_wait_ms: float = 0.0
+    """What waiting for pages added after the prompt was computed; before that it costs nothing."""
     compute_ms: float = 0.0
     transfer_ms: float = 0.0
-    """What the transfer added after the last layer was computed."""
+    """What the transfer added after the last layer was computed and pages were granted."""
     decode_queue_ms: float = 0.0
     """0 so far: the first token goes out with the hand-over, before its sequence waits for a decoding step."""
 

@@ -60,7 +60,7 @@ class Outgoing:
         "finished_at_ms",
         "first_token",
         "grant",
-        "grant_wait_ms",
+        "granted_at_ms",
         "handover",
         "in_flight",
         "n_blocks",
@@ -78,7 +78,7 @@ class Outgoing:
         self.asked_at_ms = self.finished_at_ms = self.repeat_at_ms = now_ms
         self.deadline_ms = self.commit_by_ms = deadline_ms
         self.grant: Grant | None = None
-        self.grant_wait_ms = 0.0
+        self.granted_at_ms = now_ms
         self._computed = Coverage(plan.layers, 0, n_blocks)
         self._backlog: deque[KvSpan] = deque()  # to be copied, once it is granted and the copier has room
         self._posted_whole = False
@@ -118,7 +118,7 @@ class Outgoing:
 
     def accept(self, grant: Grant, now_ms: float) -> None:
         """Take a grant that fits."""
-        self.grant, self.grant_wait_ms = grant, now_ms - self.asked_at_ms
+        self.grant, self.granted_at_ms = grant, now_ms
         self.coverage = Coverage(self._plan.layers, grant.first_block, self.n_blocks)
 
     def add_computed(self, span: KvSpan) -> None:
@@ -175,8 +175,10 @@ class Outgoing:
         first, grant = self.first_token, self.granted
         if first is None or not self.coverage.complete:
             raise ValueError(f"transfer {grant.transfer} is finished, but some of its blocks were never computed")
+        # A grant that comes while the prompt is computed has cost nothing: only what it added is waiting.
+        begun_ms = max(self.finished_at_ms, self.granted_at_ms)
         timings = msgspec.structs.replace(
-            first.timings, grant_wait_ms=self.grant_wait_ms, transfer_ms=now_ms - self.finished_at_ms
+            first.timings, grant_wait_ms=begun_ms - self.finished_at_ms, transfer_ms=now_ms - begun_ms
         )
         self.handover = HandOver(
             transfer=grant.transfer,

@@ -47,7 +47,7 @@ def guarded(command: str, work: Callable[[], int]) -> int:
         print(f"penstock bench {command}: {error}", file=sys.stderr)
         return BAD_SETTINGS
     except KeyboardInterrupt:
-        print(f"penstock bench {command}: interrupted; nothing was reported", file=sys.stderr)
+        print(f"penstock bench {command}: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -5,6 +5,7 @@ the same shell (its --model is a folder, here it is a name) never change a measu
 """
 
 import argparse
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,12 @@ from pathlib import Path
 from common.errors import ConfigError
 from loadgen.flags import types
 from loadgen.flags.workload import add_workload_flags, workload_settings
-from loadgen.results.metrics import PERCENTILES, Slo, parse_percentiles
+from loadgen.results.metrics import PERCENTILES, Slo, parse_percentiles, samples_needed
 from loadgen.schedule.arrivals import LAWS
 from loadgen.schedule.curves import RateCurve, Steady, parse_pattern, parse_ramp
 from loadgen.schedule.load import Load
 from loadgen.settings import Output, RunSettings, Target
-from loadgen.stats.assertions import parse_all
+from loadgen.stats.assertions import Assertion, parse_all
 
 SECRET_FLAGS = ("--api-key", "--header")
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -45,16 +46,27 @@ def run_settings(values: argparse.Namespace, load: Load, environ: Mapping[str, s
     words = values.endpoint == "chat" or values.prompts == "words"
     if values.endpoint == "chat" and values.prompts == "ids":
         raise ConfigError("--prompts=ids needs --endpoint completions: a chat is made of text")
+    output = _output(values)
+    _check_samples(output.assertions, load.n_requests)
     return RunSettings(
         target=_target(values, environ),
         load=load,
         workload=workload_settings(values, "words" if words else "ids"),
-        output=_output(values),
+        output=output,
         seed=values.seed,
         warmup=values.warmup,
         cooldown_s=values.cooldown,
         workers=values.workers,
     )
+
+
+def _check_samples(assertions: Sequence[Assertion], n_requests: int | None) -> None:
+    """Raises ConfigError for a percentile that so many requests cannot give: better before the run than after it."""
+    for assertion in assertions:
+        match = re.fullmatch(r"p([\d.]+)_(ttft|ttst|tpot|e2el)_ms", assertion.name)
+        if match and n_requests is not None and n_requests < samples_needed(float(match[1])):
+            needed = samples_needed(float(match[1]))
+            raise ConfigError(f"--assert {assertion.text!r}: needs {needed} requests, --num-requests={n_requests}")
 
 
 def add_target_flags(parser: argparse.ArgumentParser) -> None:
@@ -100,12 +112,12 @@ def add_load_flags(parser: argparse.ArgumentParser, *, with_rate: bool = True) -
         help="conversations that --turns-by arrivals draws from [%(default)s]",
     )
     add("--num-requests", type=types.at_least(1), help="[200; with --duration or --replay: no limit]")
-    add("--duration", type=types.above_zero, metavar="SECONDS", help="nothing new is sent after it")
+    add("--duration", type=types.seconds, metavar="SECONDS", help="nothing new is sent after it")
     warmup = "requests before the run (20), or its first seconds (20s), that do not count [%(default)s]"
     add("--warmup", type=types.count_or_seconds, default=0, metavar="N|Ns", help=warmup)
     add(
         "--cooldown",
-        type=types.above_zero,
+        type=types.seconds,
         default=0.0,
         metavar="SECONDS",
         help="last seconds of arrivals that do not count",
@@ -117,7 +129,8 @@ def add_load_flags(parser: argparse.ArgumentParser, *, with_rate: bool = True) -
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
     """What is judged and written."""
     add = parser.add_argument_group("output").add_argument
-    add("--goodput", nargs="+", metavar="NAME:MS", help="targets such as ttft:500 tpot:50 e2el:8000")
+    targets = "targets such as ttft:500 tpot:50 e2el:8000"
+    add("--goodput", nargs="+", action="extend", metavar="NAME:MS", help=targets)
     add(
         "--percentiles",
         type=types.typed(parse_percentiles),
@@ -196,6 +209,8 @@ def cluster_words(text: str) -> tuple[str, ...]:
 
 
 def _output(values: argparse.Namespace) -> Output:
+    if values.out is None and values.csv:
+        raise ConfigError("--csv needs --out: a folder to write to")
     return Output(
         goodput=slo(values.goodput),
         percentiles=values.percentiles,

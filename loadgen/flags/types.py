@@ -42,6 +42,13 @@ def above_zero(text: str) -> float:
     return _number(text, "a number above 0", lambda value: 0 < value < math.inf)
 
 
+def seconds(text: str) -> float:
+    """A time above 0: `10` or `10s`."""
+    return _number(
+        text.removesuffix("s"), "a number of seconds above 0, such as 10", lambda value: 0 < value < math.inf
+    )
+
+
 def not_negative(text: str) -> float:
     """A finite number, 0 or more."""
     return _number(text, "a number, 0 or more", lambda value: 0 <= value < math.inf)

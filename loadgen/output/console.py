@@ -51,6 +51,8 @@ def _count_rows(facts: RunFacts, summary: Summary, records: Sequence[RequestReco
             yield f"  {name}", str(count)
     if summary.cancelled:
         yield "Cancelled requests", str(summary.cancelled)
+    if summary.measured != summary.completed + summary.failed:
+        yield "Requests that count in latency", str(summary.measured)
     if facts.request_rate is not None:
         of_turns = facts.settings.get("turns_by") == "answers" and any(record.turn for record in records)
         what = "Conversations started per second" if of_turns else "Request rate configured (RPS)"
@@ -81,7 +83,10 @@ def _throughput_rows(summary: Summary) -> Iterator[Row]:
     yield "Total Token throughput (tok/s)", f"{summary.total_tokens_per_s:.2f}"
     if summary.steady is not None:
         steady = summary.steady
-        yield "Until the last arrival (req/s, tok/s)", f"{steady.requests_per_s:.2f}, {steady.output_tokens_per_s:.2f}"
+        yield (
+            "Steady: until the last arrival (req/s, tok/s)",
+            f"{steady.requests_per_s:.2f}, {steady.output_tokens_per_s:.2f}",
+        )
 
 
 def _latency_rows(name: str, shown: Distribution, result: Result) -> Iterator[Row]:
@@ -127,7 +132,7 @@ def _ms(seconds: float) -> str:
 
 
 def _row(row: Row) -> str:
-    return f"{row[0] + ':':<42} {row[1]}"
+    return f"{row[0] + ':':<46} {row[1]}"
 
 
 def _rule(fill: str, title: str) -> str:

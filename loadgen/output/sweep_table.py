@@ -10,14 +10,13 @@ _COLUMNS = ("req/s", "answered/s", "tok/s", "TTFT p50", "p99", "TPOT p50", "p99"
 
 
 def sweep_head() -> str:
-    """The line above the rows; latencies are in milliseconds."""
+    """The line above the rows; latencies are in milliseconds, throughput is over the whole run."""
     return _line(_COLUMNS)
 
 
 def sweep_row(result: Result) -> str:
     """One rate."""
     facts, summary = result.facts, result.summary
-    steady = summary.steady
     marks = [f"{summary.failed} failed"] if summary.failed else []
     marks += ["saturated"] if result.saturation is not None and result.saturation.detected else []
     marks += ["too few requests to see saturation"] if result.saturation is None else []
@@ -25,8 +24,8 @@ def sweep_row(result: Result) -> str:
     return _line(
         (
             f"{facts.request_rate or 0.0:.3g}",
-            f"{summary.requests_per_s if steady is None else steady.requests_per_s:.3g}",
-            f"{summary.output_tokens_per_s if steady is None else steady.output_tokens_per_s:.0f}",
+            f"{summary.requests_per_s:.3g}",
+            f"{summary.output_tokens_per_s:.0f}",
             *_latency(summary.ttft),
             *_latency(summary.tpot),
             _latency(summary.e2e)[0],
@@ -41,7 +40,7 @@ def sweep_verdict(best: float | None, why_stopped: str, attainment: float, *, wi
     if not with_targets:
         return why_stopped
     found = (
-        f"highest rate at which {attainment:.0%} met the targets: {best:.3g} req/s"
+        f"highest rate found at which {attainment:.0%} met the targets: {best:.3g} req/s"
         if best is not None
         else "no rate met the targets"
     )

@@ -127,7 +127,7 @@ class Summary:
     steady: Steady | None
     """Throughput while requests were being sent; None if that time was too short to say."""
     peak_output_tokens_per_s: float
-    """Most tokens in one second of the run, seconds counted from the first send; all requests."""
+    """Most tokens in any one second of the run; all requests."""
     peak_concurrent: int
     mean_concurrent: float
     held: Held | None
@@ -231,7 +231,7 @@ def summarize(
         attainment=None if slo is None or not counted else sum(map(slo.met_by, counted)) / len(counted),
         attainment_by_target={} if slo is None else _attainment_by_target(counted, slo),
         steady=steady(records, None if slo is None else good),
-        peak_output_tokens_per_s=peak_tokens_per_s(records, first_s),
+        peak_output_tokens_per_s=peak_tokens_per_s(records, duration_s),
         peak_concurrent=peak_concurrent(records),
         mean_concurrent=sum(record.end_s - record.sent_s for record in records) / duration_s,
         held=_held(records),

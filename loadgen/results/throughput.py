@@ -1,9 +1,10 @@
 """How much came per second: at its peak, and while requests were being sent. Pure."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+
+import numpy as np
 
 from loadgen.results.records import Outcome, RequestRecord
 
@@ -69,13 +70,17 @@ def tokens_of_chunks(record: RequestRecord) -> Sequence[float]:
     return [record.output_tokens / n_chunks] * n_chunks if n_chunks else []
 
 
-def peak_tokens_per_s(records: Sequence[RequestRecord], first_s: float) -> float:
-    """Most tokens that came in one second, seconds counted from `first_s`."""
-    by_second: defaultdict[int, float] = defaultdict(float)
-    for record in records:
-        for at_s, n_tokens in zip(record.chunk_s, tokens_of_chunks(record), strict=True):
-            by_second[int(at_s - first_s)] += n_tokens
-    return max(by_second.values(), default=0.0)
+def peak_tokens_per_s(records: Sequence[RequestRecord], duration_s: float) -> float:
+    """Most tokens that came within one second, whenever it begins; of a shorter run, all of them over its duration."""
+    at_s = np.concatenate([np.empty(0), *(np.asarray(record.chunk_s) for record in records)])
+    tokens = np.concatenate([np.empty(0), *(np.asarray(tokens_of_chunks(record)) for record in records)])
+    if at_s.size == 0:
+        return 0.0
+    order = np.argsort(at_s, kind="stable")
+    at_s, came = at_s[order], np.concatenate([[0.0], np.cumsum(tokens[order])])
+    window_s = min(1.0, max(duration_s, 1e-9))
+    ends = np.searchsorted(at_s, at_s + window_s, side="left")
+    return float((came[ends] - came[:-1]).max() / window_s)
 
 
 def peak_concurrent(records: Sequence[RequestRecord]) -> int:

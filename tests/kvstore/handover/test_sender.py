@@ -70,8 +70,20 @@ def test_every_copy_is_announced_and_the_last_one_hands_over() -> None:
     assert core.copied(T, SPANS[1], 110.0) == [Send(D, KvSent(transfer=T, epoch=EPOCH, spans=(SPANS[1],)))]
     sent, handover = sends(core.copied(T, SPANS[0], 130.0))
     assert sent == KvSent(transfer=T, epoch=EPOCH, spans=(SPANS[0],))
-    timings = Timings(compute_ms=8.0, grant_wait_ms=10.0, transfer_ms=30.0)
+    timings = Timings(compute_ms=8.0, grant_wait_ms=0.0, transfer_ms=30.0)
     assert handover == HandOver(transfer=T, epoch=EPOCH, first_token=3, cached_tokens=16, timings=timings)
+
+
+def test_a_grant_that_comes_late_is_told_apart_from_the_transfer() -> None:
+    core = asking()
+    for span in SPANS:
+        core.computed(T, span)
+    core.finished(T, FIRST, 100.0)
+    core.on_message(D, GRANT, 140.0)
+    core.copied(T, SPANS[1], 150.0)
+    _, handover = sends(core.copied(T, SPANS[0], 170.0))
+    timings = Timings(compute_ms=8.0, grant_wait_ms=40.0, transfer_ms=30.0)
+    assert isinstance(handover, HandOver) and handover.timings == timings
 
 
 def test_commit_releases_the_source_pages() -> None:

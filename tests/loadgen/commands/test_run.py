@@ -121,6 +121,8 @@ def test_extra_body_fields_reach_the_server() -> None:
         (("--rate", "1", "--goodput", "latency:5"), "ttft:MS"),
         (("--rate", "1", "--goodput", "ttft:fast"), "'fast': must be a number"),
         (("--rate", "1", "--goodput", "ttft:5", "ttft:6"), "ttft has a target already"),
+        (("--rate", "1", "--goodput", "ttft:5", "--goodput", "ttft:6"), "ttft has a target already"),
+        (("--rate", "1", "--csv"), "--csv needs --out"),
         (("--rate", "1e9"), "up to 1e.06, or inf"),
         (("--replay",), "needs a trace with times"),
         (("--rate", "1", "--header", "content-length=5"), "set by the generator itself"),
@@ -220,7 +222,8 @@ def test_a_late_generator_is_an_exit_code_of_its_own(
     [
         ("completed==10", 0, "met: "),
         ("completed>10", 1, "NOT MET: "),
-        ("p99_ttft_ms<1e9", 1, "200"),
+        ("p99_ttft_ms<1e9", 2, "needs 200 requests"),
+        ("p99_itl_ms<1e9", 1, "200"),
         ("completd>1", 2, "completed"),
         ("completed=10", 2, "must be"),
         ("completed<1x", 2, "compare"),
@@ -301,3 +304,18 @@ def test_turns_that_arrive_before_the_answer_they_follow_are_pointed_out(
     flags = ("--dataset", "multi-turn", "--turns", 10, "--isl", 4, "--osl", 1, "--turns-by", "arrivals", "--live", 1)
     bench(steady(), *flags, "--rate", 1e5, "--num-requests", 10, "--no-html")
     assert re.search("of 10 requests arrived before the answer that they follow", capsys.readouterr().out)
+
+
+def test_lengths_in_words_are_pointed_out(capsys: pytest.CaptureFixture[str]) -> None:
+    bench(steady(), *FEW, "--concurrency", 1, "--endpoint", "chat", "--no-html")
+    assert "lengths of text prompts are words" in capsys.readouterr().out
+
+
+def test_a_file_with_fewer_requests_than_asked_for_is_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "one two", "output_tokens": 2}\n' * 2)
+    flags = ("--dataset", "custom", "--dataset-path", file, "--num-requests", 5)
+    bench(steady(), *flags, "--concurrency", 1)
+    assert "the file has 2 requests, --num-requests asked for 5" in capsys.readouterr().out

@@ -31,7 +31,7 @@ def test_a_search_ends_with_the_highest_rate_that_met_its_targets(
     found = json.loads((tmp_path / "sweep.json").read_text())
     assert [point["request_rate"] for point in found["points"]] == [300.0, 600.0]
     assert found["best_rate"] == 600.0
-    assert re.search(r"highest rate .* 600 req/s \(2 runs are used up\)", capsys.readouterr().out)
+    assert re.search(r"highest rate found .* 600 req/s \(2 runs are used up\)", capsys.readouterr().out)
 
 
 def test_targets_that_no_rate_meets_are_a_failure(capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,7 +141,12 @@ def test_the_peak_is_of_tokens_even_where_chunks_do_not_tell() -> None:
     """Four chunks of ten tokens, two in each second."""
     told = record(chunk_tokens=(10, 10, 10, 10), output_tokens=40)
     untold = record(chunk_tokens=None, output_tokens=40)
-    assert peak_tokens_per_s([told], 1.0) == peak_tokens_per_s([untold], 1.0) == 20.0
+    assert peak_tokens_per_s([told], 2.5) == peak_tokens_per_s([untold], 2.5) == 20.0
+
+
+def test_the_peak_is_no_less_than_the_mean_of_a_run_shorter_than_a_second() -> None:
+    quick = record(sent_s=0.0, chunk_s=(0.1, 0.2, 0.3, 0.4), end_s=0.5)
+    assert peak_tokens_per_s([quick], 0.5) == pytest.approx(8.0)
 
 
 def test_a_request_without_chunks_has_no_tokens_to_place() -> None:
