@@ -155,6 +155,10 @@ def _table(name: str, facts: TraceFacts) -> Table:
             f"Ideal hit share, blocks of {facts.block_tokens}",
             "not said" if facts.ideal_hit_share is None else f"{facts.ideal_hit_share:.1%}",
         ),
+        (
+            "The same, of prompt tokens",
+            "not said" if facts.ideal_token_share is None else f"{facts.ideal_token_share:.1%}",
+        ),
         *((f"Left out: {reason}", f"{count:,}") for reason, count in facts.left_out.items()),
     ]
     for what, value in rows:

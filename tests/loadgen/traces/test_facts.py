@@ -49,6 +49,16 @@ def test_a_later_turn_hits_the_prompt_before_it_and_its_length_counts_the_answer
     assert facts.span_s is None
 
 
+def test_a_later_turn_hits_named_blocks_and_all_of_the_answer_but_its_last_token() -> None:
+    turns = (
+        TraceRequest(added_tokens=8, output_tokens=5, hash_ids=(0, 1)),
+        TraceRequest(added_tokens=4, output_tokens=1),
+    )
+    facts = facts_of(Trace(format="x", sessions=(Session(requests=turns),), block_tokens=4))
+    assert facts.ideal_hit_share == pytest.approx(3 / 7)
+    assert facts.ideal_token_share == pytest.approx(12 / 25)
+
+
 def test_recorded_content_shares_what_is_equal() -> None:
     texts = ("same beginning, one", "same beginning, two")
     sessions = [Session(requests=(TraceRequest(added_tokens=5, output_tokens=1, content=text),)) for text in texts]

@@ -106,6 +106,18 @@ def test_a_conversation_becomes_requests_with_the_whole_history() -> None:
     assert second["hash_ids"][:2] == first["hash_ids"]
 
 
+def test_named_blocks_keep_their_names_in_later_turns() -> None:
+    rows = [
+        {"t": 0.0, "session": "s", "turn": 0, "isl": 32, "osl": 16, "hash_ids": [0, 1], "block": 16},
+        {"session": "s", "turn": 1, "isl": 16, "osl": 16},
+        {"session": "s", "turn": 2, "isl": 16, "osl": 16},
+    ]
+    trace = read_own([json.dumps(row) for row in rows], "f")
+    first, second, third = (tuple(json.loads(line)["hash_ids"]) for line in mooncake_lines(trace, 16))
+    assert first == (0, 1)
+    assert (second[:2], third[:4]) == (first, second)
+
+
 def test_mooncake_needs_times() -> None:
     untimed = Trace(format="x", sessions=(Session(requests=(TraceRequest(added_tokens=1, output_tokens=1),)),))
     with pytest.raises(ConfigError, match="needs times"):
