@@ -34,7 +34,9 @@ class TraceFacts:
     sessions: int
     requests: int
     span_s: float | None
-    """From the first to the last time; None: there are no times."""
+    """From the first to the last time, turns without one after their pauses alone; None: there are no times."""
+    follows_answers: bool
+    """Some turns have no time but come after answers, so that the real span is longer."""
     requests_per_s: float | None
     input: Lengths
     """Whole prompts, history and recorded lengths of answers included."""
@@ -55,13 +57,14 @@ def facts_of(trace: Trace, block_tokens: int | None = None) -> TraceFacts:
     block_tokens = block_tokens or trace.block_tokens
     found = list(prompts(trace, block_tokens))
     shares = ideal_shares(found, block_tokens) if _says_what_is_shared(trace) else None
-    times_s = [prompt.request.at_s for prompt in found if prompt.request.at_s is not None]
+    times_s = _times_s(found)
     span_s = max(times_s) - min(times_s) if trace.has_times else None
     return TraceFacts(
         format=trace.format,
         sessions=len(trace.sessions),
         requests=len(found),
         span_s=span_s,
+        follows_answers=any(prompt.request.at_s is None for prompt in found),
         requests_per_s=len(found) / span_s if span_s else None,
         input=_lengths([prompt.input_tokens for prompt in found]),
         output=_lengths([prompt.request.output_tokens for prompt in found]),
@@ -93,12 +96,17 @@ def ideal_shares(found: Sequence[Prompt], block_tokens: int) -> tuple[float, flo
 
 
 def _in_time(found: Sequence[Prompt]) -> list[Prompt]:
-    """By time; a request without one has the time of the request before it in its session."""
+    times_s = _times_s(found)
+    return [found[place] for place in sorted(range(len(found)), key=times_s.__getitem__)]
+
+
+def _times_s(found: Sequence[Prompt]) -> list[float]:
+    """A request without a time has that of the request before it in its session, and its pause."""
     times_s: list[float] = []
     for place, prompt in enumerate(found):
-        before_s = times_s[place - 1] if prompt.turn else 0.0
+        before_s = times_s[place - 1] + prompt.request.think_s if prompt.turn else 0.0
         times_s.append(before_s if prompt.request.at_s is None else prompt.request.at_s)
-    return [found[place] for place in sorted(range(len(found)), key=times_s.__getitem__)]
+    return times_s
 
 
 def _says_what_is_shared(trace: Trace) -> bool:

@@ -3,9 +3,11 @@ from dataclasses import replace
 import pytest
 
 from loadgen.traces.facts import facts_of
+from loadgen.traces.make import made_trace
 from loadgen.traces.replay import Replay
 from loadgen.traces.trace import Session, Trace, TraceRequest
 from loadgen.workload.content import ContentSource
+from tests.loadgen.workload.made import made
 
 
 def alone(at_s: float, added_tokens: int, *hash_ids: int, osl: int = 10) -> Session:
@@ -82,3 +84,26 @@ def test_facts_agree_with_what_a_replay_sends() -> None:
         # A cache of whole blocks holds every beginning of what was sent.
         cached |= {prompt[:end] for end in range(1, len(prompt) + 1)}
     assert facts_of(TINY).ideal_hit_share == pytest.approx(hits / total)
+
+
+def test_a_replay_caches_no_more_than_the_facts_of_a_made_trace_say() -> None:
+    trace = made_trace(
+        made("multi-turn", turns="3", isl="20", osl="25", prefix_len="40", prefix_groups="2"), 30, 2.0, 16, 1
+    )
+    workload = Replay(trace=trace, source=ContentSource(last_token_id=30_000), seed=0)
+    answers = ContentSource(first_token_id=30_001, last_token_id=60_000)
+    cached: set[object] = set()
+    cached_tokens = total_tokens = 0
+    for index in range(workload.n_conversations):
+        history: tuple[int, ...] = ()
+        for place, turn in enumerate(workload.conversation(index).turns):
+            prompt = (*history, *turn.added)
+            ends = range(16, len(prompt), 16)
+            cached_tokens += 16 * sum(prompt[:end] in cached for end in ends)
+            total_tokens += len(prompt)
+            history = (*prompt, *answers.draw(f"{index}/{place}", turn.output_tokens))
+            cached |= {history[:end] for end in range(16, len(history), 16)}
+    share = facts_of(trace).ideal_token_share
+    assert share is not None
+    assert share >= cached_tokens / total_tokens > 0.4
+    assert share == pytest.approx(cached_tokens / total_tokens, abs=0.1)

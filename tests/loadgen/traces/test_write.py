@@ -19,7 +19,7 @@ MOONCAKE = [
     json.dumps({"timestamp": 1500, "input_length": 600, "output_length": 6, "hash_ids": [7, 11]}),
 ]
 MIXED = Trace(
-    format="penstock",
+    format="custom",
     sessions=(
         Session(requests=(TraceRequest(added_tokens=5, output_tokens=1, at_s=0.0, content=(1, 2, 3, 4, 5)),)),
         Session(
