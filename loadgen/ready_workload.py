@@ -55,7 +55,7 @@ def workload_of(settings: WorkloadSettings, seed: int | str, max_context_tokens:
     starts_s, notes = None, list[str]()
     workload: Workload
     if settings.file is not None:
-        trace = changed(read_trace(settings.file), settings.change)
+        trace = changed(read_trace(settings.file, seed), settings.change)
         count_tokens, starts_s, notes = _counter(trace), _starts_s(trace), _notes(trace)
         workload = Replay(trace=trace, source=source, seed=seed)
     elif settings.mix:
@@ -142,7 +142,8 @@ def describe(settings: WorkloadSettings) -> str:
             end = "its end" if change.end_s is None else f"{change.end_s:g} s"
             window = [f"from {change.start_s:g} s to {end}"]
         speed = [f"{change.speed:g} times as fast"] if change.speed != 1 else []
-        return ", ".join([f"{settings.dataset} trace {settings.file.path}", *window, *speed, *scales, *cancels])
+        osl = [f"osl {settings.file.output_lengths} where it does not say"] if settings.file.output_lengths else []
+        return ", ".join([f"{settings.dataset} trace {settings.file.path}", *window, *speed, *osl, *scales, *cancels])
     if settings.mix:
         return "mix of " + ", ".join([*map(str, settings.mix), *scales, *cancels])
     options = [f"{name.replace('_', '-')} {value}" for name, value in settings.options.given().items()]

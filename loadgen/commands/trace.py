@@ -11,17 +11,16 @@ from rich.table import Table
 
 from common.errors import ConfigError
 from loadgen.flags.types import Parser, above_zero, not_negative, typed
-from loadgen.flags.workload import FILE_FORMATS, add_workload_flags, workload_settings
+from loadgen.flags.workload import add_workload_flags, workload_settings
 from loadgen.ready_workload import workload_of
 from loadgen.traces.change import Change, changed
 from loadgen.traces.facts import Lengths, TraceFacts, facts_of
-from loadgen.traces.files import FORMATS, TraceFile, read_trace
+from loadgen.traces.files import FORMATS, TraceFile, format_of, read_trace
 from loadgen.traces.make import made_trace
-from loadgen.traces.trace import MOONCAKE_BLOCK_TOKENS, Trace
+from loadgen.traces.trace import MOONCAKE_BLOCK_TOKENS, PAGE_TOKENS, Trace
 from loadgen.traces.write import mooncake_lines, own_lines
+from loadgen.workload.lengths import parse_lengths
 from loadgen.workload.options import parse_count
-
-_MADE_BLOCK_TOKENS = 16
 
 
 def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -43,12 +42,17 @@ def parser() -> Parser:
     )
     commands = made.add_subparsers(required=True, metavar="info|convert|scale|make")
     info = commands.add_parser("info", help="counts, rate, lengths, and what a cache could save")
-    _add_file(info)
+    _add_file(info, "tokens of a block that sharing is judged by, and of each hash id of a Mooncake trace")
     info.set_defaults(command=_info)
     convert = commands.add_parser("convert", help="write it in another form")
     _add_file(convert)
-    convert.add_argument("--to", choices=("penstock", "mooncake"), required=True, help="form of OUT")
-    own_block = "tokens for each hash id of OUT, of Mooncake traces [512, or as in FILE if that is one]"
+    convert.add_argument(
+        "--to",
+        choices=("custom", "mooncake"),
+        required=True,
+        help="form of OUT; custom: our own, which keeps everything",
+    )
+    own_block = "tokens for each hash id of OUT, of Mooncake traces [as `info` shows for FILE]"
     convert.add_argument("--out-block", type=typed(parse_count(1)), help=own_block)
     convert.add_argument("out", metavar="OUT", help="file to write")
     convert.set_defaults(command=_convert)
@@ -60,45 +64,63 @@ def parser() -> Parser:
     add("--scale-osl", type=above_zero, default=1.0, help="factor of answers [1]")
     add("--start", type=not_negative, default=0.0, metavar="S", help="from this second on [0]")
     add("--end", type=above_zero, metavar="S", help="up to this second [the end]")
-    add("out", metavar="OUT", help="file to write, in our own form")
+    add("out", metavar="OUT", help="file to write, in our own form (custom)")
     scale.set_defaults(command=_scale)
-    make = commands.add_parser("make", help="write down a made-up workload")
+    make = commands.add_parser(
+        "make",
+        help="write down a made-up workload",
+        description="Write down a made-up workload. To send it: run --dataset custom --dataset-path OUT --replay",
+    )
     add = make.add_argument
     add("--num-requests", type=typed(parse_count(1)), default=1000, help="requests, all turns counted [1000]")
     add("--rate", type=above_zero, required=True, help="conversations begun per second, by a Poisson process")
     add("--seed", type=int, default=0, help="equal seeds write equal traces [0]")
-    add("--made-block", type=typed(parse_count(1)), default=_MADE_BLOCK_TOKENS, help="tokens that a hash id names [16]")
-    add("out", metavar="OUT", help="file to write, in our own form")
+    add("--made-block", type=typed(parse_count(1)), default=PAGE_TOKENS, help="tokens that a hash id names [16]")
+    add("out", metavar="OUT", help="file to write, in our own form (custom)")
     add_workload_flags(make)
     make.set_defaults(command=_make)
     return made
 
 
-def _add_file(parser: argparse.ArgumentParser) -> None:
+def _add_file(parser: argparse.ArgumentParser, block: str = "tokens for each hash id of a Mooncake trace") -> None:
     add = parser.add_argument
     add("file", metavar="FILE", help="a trace")
     add("--format", choices=FORMATS, help="form of FILE [told by its content]")
-    add("--block", type=typed(parse_count(1)), help="tokens for each hash id of a Mooncake trace [512]")
+    add("--block", type=typed(parse_count(1)), help=f"{block} [512 of a Mooncake trace, or as in FILE, or 16]")
     add("--tokenizer", metavar="PATH", help="counts recorded texts [one token for four characters]")
+    add("--osl", type=typed(parse_lengths), help="tokens of answers that a custom or sharegpt FILE does not say")
 
 
 def _read(values: argparse.Namespace) -> Trace:
-    return read_trace(
-        TraceFile(path=values.file, format=values.format, block_tokens=values.block, tokenizer=values.tokenizer)
+    return read_trace(_file(values, values.format, values.block))
+
+
+def _file(values: argparse.Namespace, name: str | None, block_tokens: int | None) -> TraceFile:
+    return TraceFile(
+        path=values.file,
+        format=name,
+        block_tokens=block_tokens,
+        tokenizer=values.tokenizer,
+        output_lengths=values.osl,
     )
 
 
 def _info(values: argparse.Namespace) -> None:
-    Console().print(_table(values.file, facts_of(_read(values))))
+    name = values.format or format_of(values.file)
+    read_at, judged_at = (values.block, None) if name == "mooncake" else (None, values.block)
+    trace = read_trace(_file(values, name, read_at))
+    Console().print(_table(values.file, facts_of(trace, judged_at)))
 
 
 def _convert(values: argparse.Namespace) -> None:
     if values.out_block is not None and values.to != "mooncake":
         raise ConfigError("--out-block is for --to mooncake; our own form keeps the blocks of FILE")
     trace = _read(values)
-    kept_tokens = trace.block_tokens if trace.format == "mooncake" else MOONCAKE_BLOCK_TOKENS
-    lines = own_lines(trace) if values.to == "penstock" else mooncake_lines(trace, values.out_block or kept_tokens)
+    block_tokens = values.out_block or trace.block_tokens
+    lines = own_lines(trace) if values.to == "custom" else mooncake_lines(trace, block_tokens)
     _write(values.out, lines, values.file)
+    if values.to == "mooncake" and block_tokens != MOONCAKE_BLOCK_TOKENS:
+        print(f"{values.out}: a hash id names {block_tokens} tokens; whoever reads it needs --block {block_tokens}")
 
 
 def _scale(values: argparse.Namespace) -> None:
@@ -116,7 +138,7 @@ def _scale(values: argparse.Namespace) -> None:
 
 def _make(values: argparse.Namespace) -> None:
     settings = workload_settings(values)
-    if settings.dataset in FILE_FORMATS:
+    if settings.dataset in FORMATS:
         raise ConfigError(f"--dataset {settings.dataset} is a trace already: use `trace scale` or `trace convert`")
     workload = workload_of(settings, values.seed, None)
     trace = made_trace(workload, values.num_requests, values.rate, values.made_block, values.seed)
@@ -147,13 +169,16 @@ def _table(name: str, facts: TraceFacts) -> Table:
         ("Format", facts.format),
         ("Requests", f"{facts.requests:,}"),
         ("Sessions", f"{facts.sessions:,}"),
-        ("Span (s)", "no times" if facts.span_s is None else f"{facts.span_s:,.1f}"),
-        ("Mean rate (req/s)", "-" if facts.requests_per_s is None else f"{facts.requests_per_s:,.3f}"),
+        *_times(facts),
         ("ISL mean / p50 / p90 / max", _lengths(facts.input)),
         ("OSL mean / p50 / p90 / max", _lengths(facts.output)),
         (
             f"Ideal hit share, blocks of {facts.block_tokens}",
             "not said" if facts.ideal_hit_share is None else f"{facts.ideal_hit_share:.1%}",
+        ),
+        (
+            "The same, of prompt tokens",
+            "not said" if facts.ideal_token_share is None else f"{facts.ideal_token_share:.1%}",
         ),
         *((f"Left out: {reason}", f"{count:,}") for reason, count in facts.left_out.items()),
     ]
@@ -161,6 +186,16 @@ def _table(name: str, facts: TraceFacts) -> Table:
         table.add_row(what, value)
     table.caption = "\n".join(facts.notes) or None
     return table
+
+
+def _times(facts: TraceFacts) -> list[tuple[str, str]]:
+    if facts.span_s is None:
+        return [("Span (s)", "no times"), ("Mean rate (req/s)", "-")]
+    span = f"{facts.span_s:,.1f}"
+    rate = "-" if facts.requests_per_s is None else f"{facts.requests_per_s:,.3f}"
+    if facts.follows_answers:
+        return [("Span (s), plus waits for answers", span), ("Mean rate (req/s), at most", rate)]
+    return [("Span (s)", span), ("Mean rate (req/s)", rate)]
 
 
 def _lengths(lengths: Lengths) -> str:

@@ -10,7 +10,7 @@ from common.errors import ConfigError
 from loadgen.flags.types import above_zero, id_range, not_negative, typed
 from loadgen.settings import WorkloadSettings
 from loadgen.traces.change import Change
-from loadgen.traces.files import TraceFile
+from loadgen.traces.files import FORMATS, TEXT_FORMATS, TraceFile, format_of
 from loadgen.workload.content import KINDS
 from loadgen.workload.datasets import DATASETS, complete
 from loadgen.workload.lengths import ALLOWED
@@ -20,21 +20,13 @@ from loadgen.workload.options import OPTION_NAMES, PARSERS, Options, flag, optio
 from loadgen.workload.shapes import SHAPES
 from loadgen.workload.think import ALLOWED as THINK_ALLOWED
 
-FILE_FORMATS = {
-    "custom": "penstock",
-    "mooncake": "mooncake",
-    "azure": "azure",
-    "burstgpt": "burstgpt",
-    "sharegpt": "sharegpt",
-}
-"""Datasets that are files -> the format they are read as."""
-CHOICES = (*DATASETS, "mix", *FILE_FORMATS)
+CHOICES = (*DATASETS, "mix", *FORMATS)
 DEFAULT_IDS = (10, 250)
 _TRACE_FLAGS = ("trace_speed", "trace_start", "trace_end")
 
 _OPTION_HELP = {
     "isl": f"tokens of a prompt; of shared-prefix, multi-turn, agent and documents: of each question or task: {ALLOWED}",
-    "osl": "tokens of an answer, written alike",
+    "osl": "tokens of an answer, written alike; custom, sharegpt: where the file does not say",
     "prefix_len": "tokens of what is shared: prefix, system prompt, tools, document",
     "prefix_share": "instead of --prefix-len: --isl is the whole prompt, and this share of it is the group's",
     "prefix_groups": "how many prefixes, system prompts, tool sets or documents; multi-turn, 0: one each",
@@ -53,12 +45,16 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("workload")
     add = group.add_argument
     made_up = "; ".join(f"{name}: {dataset.summary}" for name, dataset in DATASETS.items())
-    add("--dataset", choices=CHOICES, help=f"{made_up}; mix: see --mix; the others are files [the shape's, or random]")
+    add(
+        "--dataset",
+        choices=CHOICES,
+        help=f"{made_up}; mix: see --mix; the others are files [the shape's, the file's, or random]",
+    )
     add("--shape", choices=tuple(SHAPES), help="a dataset with the lengths of a published data set")
     for name in OPTION_NAMES:
         add(flag(name), type=typed(PARSERS[name]), help=f"{_OPTION_HELP[name]} {_defaults(name)}")
     add("--mix", type=typed(parse_mix), metavar="PARTS", help=f"{MIX_ALLOWED}; names are datasets or shapes")
-    add("--dataset-path", metavar="FILE", help="trace or prompts, for " + ", ".join(FILE_FORMATS))
+    add("--dataset-path", metavar="FILE", help="trace or prompts, for " + ", ".join(FORMATS))
     add("--block", type=typed(PARSERS["siblings"]), help="mooncake: tokens for each hash id [512]")
     add("--tokenizer", metavar="PATH", help="custom, sharegpt: counts texts [one token for four characters]")
     add("--trace-speed", type=above_zero, help="files: 2 sends twice as fast [1]")
@@ -86,7 +82,7 @@ def workload_settings(values: argparse.Namespace, content: str = "ids") -> Workl
     """The settings of parsed flags; `content` is `ids` or `words`. Raises ConfigError for flags that do not go together."""
     assert content in KINDS, content
     dataset = _dataset(values)
-    is_file = dataset in FILE_FORMATS
+    is_file = dataset in FORMATS
     _refuse_foreign(values, dataset, is_file)
     end_s, start_s = values.trace_end, values.trace_start or 0.0
     if end_s is not None and end_s <= start_s:
@@ -104,10 +100,12 @@ def workload_settings(values: argparse.Namespace, content: str = "ids") -> Workl
     if is_file:
         file = TraceFile(
             path=values.dataset_path,
-            format=FILE_FORMATS[dataset],
+            format=dataset,
             block_tokens=values.block,
             tokenizer=values.tokenizer,
+            output_lengths=values.osl,
         )
+        options = Options(osl=values.osl)
     return WorkloadSettings(
         dataset=dataset,
         shape=values.shape,
@@ -141,9 +139,8 @@ def _dataset(values: argparse.Namespace) -> str:
     implied = "mix" if values.mix else SHAPES[values.shape].dataset if values.shape is not None else None
     if values.mix and values.shape is not None:
         raise ConfigError("--shape and --mix: name the shape inside --mix instead")
-    if values.dataset is None and values.dataset_path is not None and implied is None:
-        raise ConfigError(f"--dataset-path needs --dataset: one of {', '.join(FILE_FORMATS)}")
-    dataset: str = values.dataset or implied or "random"
+    told = format_of(values.dataset_path) if values.dataset is None and values.dataset_path and not implied else None
+    dataset: str = values.dataset or implied or told or "random"
     if implied is not None and dataset != implied:
         given = "--mix" if values.mix else f"--shape={values.shape}"
         raise ConfigError(f"{given} is of dataset {implied}, not {dataset}")
@@ -155,12 +152,12 @@ def _dataset(values: argparse.Namespace) -> str:
 def _refuse_foreign(values: argparse.Namespace, dataset: str, is_file: bool) -> None:
     foreign: list[str] = []
     if dataset not in DATASETS:
-        foreign += OPTION_NAMES
+        foreign += [name for name in OPTION_NAMES if name != "osl" or dataset not in TEXT_FORMATS]
     if not is_file:
         foreign += ["dataset_path", *_TRACE_FLAGS]
     if dataset != "mooncake":
         foreign.append("block")
-    if dataset not in ("custom", "sharegpt"):
+    if dataset not in TEXT_FORMATS:
         foreign.append("tokenizer")
     if dataset == "sharegpt":
         foreign.append("token_ids_from")

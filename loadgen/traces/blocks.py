@@ -73,11 +73,12 @@ class _Numbers:
     next_number: int
     known: dict[bytes, int] = field(default_factory=dict)
 
-    def of(self, before: int, pieces: list[_Piece]) -> int:
+    def of(self, before: int, pieces: list[_Piece], name: int | None) -> int:
+        """The block's number; `name`: what the trace calls it, if it does."""
         key = blake2b(repr((before, pieces)).encode(), digest_size=16).digest()
         if key not in self.known:
-            self.known[key] = self.next_number
-            self.next_number += 1
+            self.known[key] = self.next_number if name is None else name
+            self.next_number += name is None
         return self.known[key]
 
 
@@ -91,7 +92,7 @@ def _session_prompts(trace: Trace, place: int, block_tokens: int, numbers: _Numb
         blocks: list[int] = []
         for pieces in _cut(history, block_tokens):
             name = _name(pieces) if names_hold and turn == 0 else None
-            blocks.append(numbers.of(blocks[-1] if blocks else -1, pieces) if name is None else name)
+            blocks.append(numbers.of(blocks[-1] if blocks else -1, pieces, name))
         yield Prompt(place, turn, request, sum(map(len, history)), tuple(blocks))
         history.append(_MadeUp(f"answer {place}/{turn}", 0, request.output_tokens))
 

@@ -24,7 +24,7 @@ def made_trace(workload: Workload, n_requests: int, rate_per_s: float, block_tok
         if missing <= 0:
             break
         at_s += gaps.expovariate(rate_per_s)
-    return Trace(format="penstock", sessions=tuple(sessions), block_tokens=block_tokens)
+    return Trace(format="custom", sessions=tuple(sessions), block_tokens=block_tokens)
 
 
 def _session(

@@ -47,12 +47,26 @@ def read_mooncake(lines: Iterable[str], name: str, block_tokens: int = MOONCAKE_
     return Trace(format="mooncake", sessions=from_start(sessions), block_tokens=block_tokens, left_out=left_out)
 
 
-def check_blocks(place: str, tokens: int, n_ids: int, block_tokens: int) -> None:
-    """Raise ConfigError if so many ids cannot stand for so many tokens; one id too many or too few is let through."""
+def check_blocks(place: str, tokens: int, n_ids: int, block_tokens: int, setting: str = "--block") -> None:
+    """Raise ConfigError if so many ids cannot stand for so many tokens; one id too many or too few is let through.
+
+    `setting` is where the size of blocks is said.
+    """
     blocks = -(-tokens // block_tokens)
     if abs(blocks - n_ids) > 1:
-        fitting = max(1, round(tokens / max(1, n_ids)))
         raise ConfigError(
             f"{place}: {n_ids} hash_ids for {tokens} tokens do not fit blocks of {block_tokens}; "
-            f"the file may have blocks of about {fitting}: set --block"
+            f"blocks of {_fitting(tokens, n_ids)} would fit: set {setting}"
         )
+
+
+def _fitting(tokens: int, n_ids: int) -> str:
+    """Sizes of blocks of which `tokens` need `n_ids`, powers of two if there are any, as that is what servers have."""
+    if n_ids <= 1:
+        return f"{1 << max(0, tokens - 1).bit_length()} or more"
+    least_tokens = max(1, -(-tokens // n_ids))
+    most_tokens = max(least_tokens, -(-tokens // (n_ids - 1)) - 1)
+    powers = [1 << bits for bits in range(most_tokens.bit_length()) if least_tokens <= 1 << bits]
+    if powers:
+        return " or ".join(map(str, powers))
+    return str(least_tokens) if least_tokens == most_tokens else f"{least_tokens} to {most_tokens}"

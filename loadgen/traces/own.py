@@ -6,7 +6,7 @@
 | `messages` | a chat instead of a prompt; answers in it give lengths, and the server's own take their place |
 | `isl` | length of what is added, where neither is known |
 | `hash_ids`, `block` | names of the blocks of what is added, and tokens per block; with `isl` |
-| `osl` or `output_tokens` | length of the answer; optional where `messages` end with an answer |
+| `osl` or `output_tokens` | length of the answer; optional where `messages` end with one, or `--osl` says it |
 | `t` | seconds from the start of the trace |
 | `session`, `turn` | lines of one session are one conversation, in the order of `turn`, or of lines |
 | `opening` | with the first turn: text or ids before it, such as a system prompt |
@@ -24,10 +24,11 @@ from typing import Any  # Any: a line before it is checked
 import msgspec
 
 from common.errors import ConfigError
+from loadgen.traces.answers import Answers
 from loadgen.traces.measure import BY_CHARACTERS, TextMeasure
 from loadgen.traces.mooncake import check_blocks
-from loadgen.traces.sharegpt import Message, session_of
-from loadgen.traces.trace import MOONCAKE_BLOCK_TOKENS, Session, Trace, TraceRequest, from_start
+from loadgen.traces.sharegpt import ASKING, Message, session_of
+from loadgen.traces.trace import MOONCAKE_BLOCK_TOKENS, PAGE_TOKENS, Session, Trace, TraceRequest, from_start
 from loadgen.workload.content import CountTokens
 from loadgen.workload.plan import Content
 
@@ -55,8 +56,10 @@ class OwnLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.osl if self.osl is not None else self.output_tokens
 
 
-def read_own(lines: Iterable[str], name: str, measure: TextMeasure = BY_CHARACTERS) -> Trace:
-    """The trace in `lines` of the file `name`. Raises ConfigError with file and line."""
+def read_own(
+    lines: Iterable[str], name: str, measure: TextMeasure = BY_CHARACTERS, answers: Answers | None = None
+) -> Trace:
+    """The trace in `lines` of the file `name`; `answers`: where a line does not say their length. Raises ConfigError with file and line."""
     alone: list[Session] = []
     shared: dict[str, list[tuple[str, OwnLine]]] = {}
     unused: Counter[str] = Counter()
@@ -66,7 +69,7 @@ def read_own(lines: Iterable[str], name: str, measure: TextMeasure = BY_CHARACTE
         if not text.strip():
             continue
         place = f"{name}:{number}"
-        line = _line(text, place, unused)
+        line = _line(text, place, unused, None if answers is None else answers.tokens(number))
         texts = texts or isinstance(line.prompt, str) or line.messages is not None
         if line.hash_ids is not None:
             blocks.add(line.block or MOONCAKE_BLOCK_TOKENS)
@@ -81,15 +84,15 @@ def read_own(lines: Iterable[str], name: str, measure: TextMeasure = BY_CHARACTE
     if texts and measure.note:
         notes.append(measure.note)
     return Trace(
-        format="penstock",
+        format="custom",
         sessions=from_start(sessions),
-        block_tokens=blocks.pop() if blocks else MOONCAKE_BLOCK_TOKENS,
+        block_tokens=blocks.pop() if blocks else PAGE_TOKENS,
         notes=tuple(notes),
         measure=measure,
     )
 
 
-def _line(text: str, place: str, unused: Counter[str]) -> OwnLine:
+def _line(text: str, place: str, unused: Counter[str], unsaid_tokens: int | None) -> OwnLine:
     try:
         fields: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
         line = msgspec.convert(fields, OwnLine)
@@ -104,14 +107,22 @@ def _line(text: str, place: str, unused: Counter[str]) -> OwnLine:
         raise ConfigError(f"{place}: needs prompt, messages, or isl of 1 token or more")
     if line.prompt is not None and not line.prompt:
         raise ConfigError(f"{place}: prompt is empty")
-    answered = line.messages is not None and line.answer_tokens is None
-    if not answered and (line.answer_tokens is None or line.answer_tokens < 1):
-        raise ConfigError(f"{place}: needs osl (or output_tokens) of 1 or more")
+    if line.answer_tokens is None and not _answered(line):
+        if unsaid_tokens is None:
+            raise ConfigError(f"{place}: does not say how long to answer: give output_tokens in the line, or --osl")
+        line = msgspec.structs.replace(line, osl=unsaid_tokens)
+    if line.answer_tokens is not None and line.answer_tokens < 1:
+        raise ConfigError(f"{place}: needs output_tokens (or osl) of 1 or more")
     if line.think_s < 0 or (line.cancel_after_tokens or 0) < 0 or (line.block is not None and line.block < 1):
         raise ConfigError(f"{place}: think_s, cancel_after_tokens and block must not be negative, nor block 0")
     if line.hash_ids is not None:
-        check_blocks(place, line.isl or 0, len(line.hash_ids), line.block or MOONCAKE_BLOCK_TOKENS)
+        check_blocks(place, line.isl or 0, len(line.hash_ids), line.block or MOONCAKE_BLOCK_TOKENS, "block")
     return line
+
+
+def _answered(line: OwnLine) -> bool:
+    """A chat that does not end with a question."""
+    return line.messages is not None and (not line.messages or line.messages[-1].who not in ASKING)
 
 
 def _session(rows: list[tuple[str, OwnLine]], count_tokens: CountTokens) -> Session:

@@ -3,7 +3,8 @@
 A list of `{"conversations": [{"from": "human", "value": ..}, {"from": "gpt", "value": ..}, ..]}`; `messages`, `role` and
 `content` are understood as well, one list or one object a line. What people wrote is sent as it is; recorded answers
 give the lengths that are asked for, and the server's own answers take their place. Conversations in which the roles do not
-take turns, or a text is empty, are in the real files: they are left out and counted, as is a last question without answer.
+take turns, or a text is empty, are in the real files: they are left out and counted, as is a last question without answer
+where nobody says how long its answer should be.
 """
 
 from collections import Counter
@@ -12,8 +13,9 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from common.errors import ConfigError
+from loadgen.traces.answers import Answers
 from loadgen.traces.measure import BY_CHARACTERS, TextMeasure
-from loadgen.traces.trace import Session, Trace, TraceRequest
+from loadgen.traces.trace import PAGE_TOKENS, Session, Trace, TraceRequest
 from loadgen.workload.content import CountTokens
 
 ASKING = ("human", "user")
@@ -44,25 +46,35 @@ class _Entry(msgspec.Struct, frozen=True):
     messages: tuple[Message, ...] | None = None
 
 
-def read_sharegpt(lines: Iterable[str], name: str, measure: TextMeasure = BY_CHARACTERS) -> Trace:
-    """The conversations in the file `name`. Raises ConfigError with file and, where there is one an entry, line."""
+def read_sharegpt(
+    lines: Iterable[str], name: str, measure: TextMeasure = BY_CHARACTERS, answers: Answers | None = None
+) -> Trace:
+    """The conversations in the file `name`; `answers`: to last questions that have none. Raises ConfigError with file and, where there is one an entry, line."""
     sessions: list[Session] = []
     left_out: Counter[str] = Counter()
-    for entry in _entries(lines, name):
+    for place, entry in enumerate(_entries(lines, name)):
         messages = entry.conversations if entry.conversations is not None else entry.messages
         if not messages:
             left_out["empty conversations"] += 1
             continue
+        last_tokens = answers.tokens(place) if answers is not None and messages[-1].who in ASKING else None
         try:
-            session = session_of(messages, measure.count_tokens)
+            session = session_of(messages, measure.count_tokens, last_tokens)
         except ValueError as error:
             left_out[str(error)] += 1
             continue
-        if messages[-1].who in ASKING:
+        if messages[-1].who in ASKING and last_tokens is None:
             left_out["last questions without answer"] += 1
         sessions.append(session)
     notes = (measure.note,) if measure.note else ()
-    return Trace(format="sharegpt", sessions=tuple(sessions), left_out=left_out, notes=notes, measure=measure)
+    return Trace(
+        format="sharegpt",
+        sessions=tuple(sessions),
+        block_tokens=PAGE_TOKENS,
+        left_out=left_out,
+        notes=notes,
+        measure=measure,
+    )
 
 
 def session_of(
@@ -85,7 +97,7 @@ def session_of(
     if last_output_tokens is not None:
         lengths = [*lengths[: len(asked) - 1], last_output_tokens]
     if not lengths:
-        raise ValueError("nothing was answered")
+        raise ValueError("nothing was answered (--osl would say how long to answer)")
     requests = tuple(
         TraceRequest(added_tokens=count_tokens(question.text), output_tokens=output_tokens, content=question.text)
         for question, output_tokens in zip(asked, lengths, strict=False)

@@ -12,6 +12,8 @@ from loadgen.workload.plan import Content
 
 MOONCAKE_BLOCK_TOKENS = 512
 """Tokens that one hash id stands for in Mooncake's released files."""
+PAGE_TOKENS = 16
+"""Blocks that servers commonly cache by: what sharing is judged by where a file names no blocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,7 @@ class Trace:
     format: str
     sessions: tuple[Session, ...]
     block_tokens: int = MOONCAKE_BLOCK_TOKENS
-    """Tokens that one hash id stands for."""
+    """Tokens that one hash id stands for; without hash ids, those that sharing is judged by."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Rows that real files have and nobody can replay: reason -> how many."""
     notes: tuple[str, ...] = ()

@@ -26,9 +26,53 @@ def test_info_shows_counts_lengths_and_what_a_cache_could_save(
     assert "Left out: without prompt or answer" in shown
 
 
+def ours(path: Path, *rows: dict[str, object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_info_judges_sharing_by_the_block_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = list(range(32))
+    file = ours(tmp_path / "t.jsonl", {"prompt": prompt, "osl": 1}, {"prompt": [*prompt[:24], *prompt], "osl": 1})
+    shares = []
+    for block in ((), ("--block", "8"), ("--block", "32")):
+        assert main(["info", str(file), *block], {}) == 0
+        shown = capsys.readouterr().out
+        shares.append(next(line for line in shown.splitlines() if "Ideal hit share" in line).split()[1:-1])
+    assert [(words[-3], words[-1]) for words in shares] == [("16", "16.7%"), ("8", "27.3%"), ("32", "0.0%")]
+
+
+def test_turns_that_follow_answers_have_the_span_of_their_pauses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = {"t": 0, "session": "s", "isl": 5, "osl": 5}
+    file = ours(tmp_path / "t.jsonl", first, {"session": "s", "isl": 5, "osl": 5, "think_s": 4.0})
+    assert main(["info", str(file)], {}) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Span (s), plus waits for answers │ 4.0" in shown
+    assert "Mean rate (req/s), at most │ 0.500" in shown
+
+
+def test_other_blocks_than_mooncakes_are_said_after_converting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = ours(tmp_path / "t.jsonl", {"t": 0, "prompt": list(range(40)), "osl": 1})
+    assert main(["convert", str(file), "--to", "mooncake", str(tmp_path / "out")], {}) == 0
+    assert "--block 16" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "out").read_text())["hash_ids"]) == 3
+
+
+def test_questions_alone_become_a_trace_with_osl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = ours(tmp_path / "t.jsonl", {"messages": [{"role": "user", "content": "why?"}]})
+    assert main(["info", str(file)], {}) == 2
+    assert "t.jsonl:1: does not say how long to answer" in capsys.readouterr().err
+    assert main(["info", str(file), "--osl", "9"], {}) == 0
+    assert "9 / 9 / 9 / 9" in capsys.readouterr().out
+
+
 def test_a_trace_goes_to_our_form_and_back(tmp_path: Path) -> None:
     source, ours, back = mooncake(tmp_path / "t.jsonl"), tmp_path / "ours.jsonl", tmp_path / "back.jsonl"
-    assert main(["convert", str(source), "--to", "penstock", str(ours)], {}) == 0
+    assert main(["convert", str(source), "--to", "custom", str(ours)], {}) == 0
     assert main(["convert", str(ours), "--to", "mooncake", str(back)], {}) == 0
     rows = [json.loads(line) for line in source.read_text().splitlines()]
     assert [json.loads(line) for line in back.read_text().splitlines()] == rows[:2]
@@ -58,13 +102,14 @@ def test_make_writes_as_many_requests_as_asked_for_and_the_same_again(tmp_path: 
         ("info nowhere", "nowhere: No such file"),
         ("info", "required: FILE"),
         ("convert {file} --to azure out", "invalid choice"),
-        ("convert {file} --to penstock {file}", "name another file"),
-        ("convert {file} --to penstock --out-block 8 out", "--out-block"),
-        ("convert {file} --to penstock nowhere/out", "nowhere/out: No such file"),
+        ("convert {file} --to custom {file}", "name another file"),
+        ("convert {file} --to custom --out-block 8 out", "--out-block"),
+        ("convert {file} --to custom nowhere/out", "nowhere/out: No such file"),
         ("scale {file} --start 5 --end 4 out", "--end=4"),
         ("make --dataset mooncake --dataset-path {file} --rate 1 out", "is a trace already"),
         ("make --rate 0 out", "above 0"),
         ("info {file} --format azure", "no column TIMESTAMP"),
+        ("info {file} --format azure", "looks like mooncake, not azure"),
     ],
 )
 def test_what_cannot_be_done_is_said_with_exit_code_2(

@@ -92,6 +92,21 @@ def test_custom_text_is_sent_as_it_is(tmp_path: Path) -> None:
     assert workload.count_tokens("Why is the sky blue?") == 5
 
 
+def test_a_file_alone_names_its_dataset_and_has_as_many_conversations_as_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(3 * (json.dumps({"prompt": "Why?"}) + "\n"))
+    found = settings("--dataset-path", str(path), "--osl", "7", "--cancel-rate", "0.5")
+    assert found.dataset == "custom"
+    workload = workload_of(found, 1, 64)
+    assert workload.n_conversations == 3
+    assert [workload.conversation(index).turns[0].output_tokens for index in range(3)] == [7, 7, 7]
+    drawn = settings("--dataset-path", str(path), "--osl", "10-9999")
+    seeds = [workload_of(drawn, seed, None).conversation(0).turns[0].output_tokens for seed in (1, 1, 2)]
+    assert seeds[0] == seeds[1] != seeds[2]
+    assert found.shown()["osl"] == "7"
+    assert "osl 7 where it does not say" in describe(found)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -101,7 +116,9 @@ def test_custom_text_is_sent_as_it_is(tmp_path: Path) -> None:
         ("--dataset azure --dataset-path f --block 4", "--block: means nothing"),
         ("--dataset sharegpt --dataset-path f --token-ids-from 1-5", "--token-ids-from: means nothing"),
         ("--dataset random --dataset-path f", "--dataset-path: means nothing"),
-        ("--dataset-path f", "needs --dataset"),
+        ("--dataset-path nowhere", "nowhere: No such file"),
+        ("--dataset azure --dataset-path f --osl 5", "--osl: means nothing to dataset azure"),
+        ("--dataset custom --dataset-path f --isl 5", "--isl: means nothing to dataset custom"),
         ("--dataset mooncake", "needs --dataset-path"),
         ("--dataset mix", "needs --mix"),
         ("--dataset random --mix 1:agent", "--mix is of dataset mix"),

@@ -28,7 +28,19 @@ def test_a_broken_line_is_named_by_file_and_line(text: str) -> None:
         read_mooncake([line(), text], "f.jsonl")
 
 
-def test_ids_that_do_not_fit_the_block_size_say_which_would() -> None:
-    with pytest.raises(ConfigError, match="about 16: set --block"):
-        read_mooncake([line(isl=160, ids=tuple(range(10)))], "f")
-    assert read_mooncake([line(isl=160, ids=tuple(range(10)))], "f", 16).n_requests == 1
+@pytest.mark.parametrize(
+    ("isl", "n_ids", "said"),
+    [
+        (160, 10, "blocks of 16 would fit: set --block"),
+        (72, 5, "blocks of 16 would fit"),
+        (5000, 2, "blocks of 4096 would fit"),
+        (1000, 6, "blocks of 167 to 199 would fit"),
+        (5000, 1, "blocks of 8192 or more would fit"),
+    ],
+)
+def test_ids_that_do_not_fit_the_block_size_say_which_would(isl: int, n_ids: int, said: str) -> None:
+    text = line(isl=isl, ids=tuple(range(n_ids)))
+    with pytest.raises(ConfigError, match=said):
+        read_mooncake([text], "f")
+    block_tokens = int(next(word for word in said.split() if word.isdecimal()))
+    assert read_mooncake([text], "f", block_tokens).n_requests == 1

@@ -4,8 +4,11 @@ from typing import Any
 import pytest
 
 from common.errors import ConfigError
+from loadgen.traces.answers import Answers
+from loadgen.traces.measure import BY_CHARACTERS
 from loadgen.traces.own import read_own
 from loadgen.traces.trace import Trace
+from loadgen.workload.lengths import Uniform
 
 
 def read(*rows: dict[str, Any]) -> Trace:
@@ -48,6 +51,27 @@ def test_messages_become_turns_and_recorded_answers_give_lengths() -> None:
     assert [request.output_tokens for request in session.requests] == [5, 7]
 
 
+def test_answers_that_no_line_measures_are_drawn_by_seed() -> None:
+    chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "one?"}]
+    rows = [json.dumps({"messages": chat}), json.dumps({"prompt": "a"}), json.dumps({"prompt": "a", "osl": 3})]
+
+    def lengths(seed: int) -> list[int]:
+        answers = Answers(lengths=Uniform(10, 10_000), seed=seed)
+        trace = read_own(rows, "f", BY_CHARACTERS, answers)
+        return [session.requests[0].output_tokens for session in trace.sessions]
+
+    first, second, said = lengths(1)
+    assert first != second
+    assert min(first, second) >= 10
+    assert said == 3
+    assert lengths(1) == [first, second, said] != lengths(2)
+
+
+def test_sharing_is_judged_by_pages_where_no_block_is_named() -> None:
+    assert read({"isl": 5, "osl": 1}).block_tokens == 16
+    assert read({"isl": 5, "osl": 1, "hash_ids": [1], "block": 8}).block_tokens == 8
+
+
 def test_keys_that_are_not_used_are_counted_in_a_note() -> None:
     trace = read({"isl": 1, "osl": 1, "priority": 3}, {"isl": 1, "osl": 1, "priority": 4})
     assert trace.notes == ("not used: 'priority' of 2 lines",)
@@ -58,13 +82,14 @@ def test_keys_that_are_not_used_are_counted_in_a_note() -> None:
     [
         ({"osl": 5}, "needs prompt, messages, or isl"),
         ({"prompt": "", "osl": 5}, "prompt is empty"),
-        ({"prompt": "a"}, "needs osl"),
-        ({"prompt": "a", "osl": 0}, "needs osl"),
+        ({"prompt": "a"}, "give output_tokens in the line, or --osl"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "give output_tokens in the line, or --osl"),
+        ({"prompt": "a", "osl": 0}, "of 1 or more"),
         ({"prompt": "a", "messages": [], "osl": 1}, "give one of them"),
         ({"prompt": 5, "osl": 1}, "no request"),
         ({"isl": 5, "osl": 1, "cancel_after_s": 2}, "say cancel_after_tokens"),
         ({"isl": 5, "osl": 1, "think_s": -1}, "negative"),
-        ({"isl": 1000, "osl": 1, "hash_ids": [1], "block": 16}, "set --block"),
+        ({"isl": 1000, "osl": 1, "hash_ids": [1], "block": 16}, "1024 or more would fit: set block"),
         ({"messages": [{"role": "assistant", "content": "a"}], "osl": 1}, "roles do not take turns"),
         ({"messages": [], "osl": 1}, "messages is empty"),
     ],

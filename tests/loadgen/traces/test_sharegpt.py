@@ -6,8 +6,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from common.errors import ConfigError
-from loadgen.traces.measure import with_tokenizer
+from loadgen.traces.answers import Answers
+from loadgen.traces.measure import BY_CHARACTERS, with_tokenizer
 from loadgen.traces.sharegpt import read_sharegpt
+from loadgen.workload.lengths import Fixed
 
 
 def told(*texts: str, roles: tuple[str, str] = ("human", "gpt"), keys: tuple[str, str] = ("from", "value")) -> Any:
@@ -55,10 +57,17 @@ def test_broken_conversations_are_left_out_and_counted_by_reason() -> None:
     assert trace.left_out == {
         "roles do not take turns": 1,
         "empty texts": 1,
-        "nothing was answered": 1,
+        "nothing was answered (--osl would say how long to answer)": 1,
         "empty conversations": 1,
         "last questions without answer": 1,
     }
+
+
+def test_last_questions_are_asked_where_their_answers_length_is_told() -> None:
+    entries = [told("q", "a", "left open"), told("q")]
+    trace = read_sharegpt([json.dumps(entries)], "f", BY_CHARACTERS, Answers(lengths=Fixed(9), seed=0))
+    assert [[request.output_tokens for request in session.requests] for session in trace.sessions] == [[1, 9], [9]]
+    assert not trace.left_out
 
 
 def test_what_is_no_json_is_named_by_file_and_line() -> None:

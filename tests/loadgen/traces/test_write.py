@@ -19,7 +19,7 @@ MOONCAKE = [
     json.dumps({"timestamp": 1500, "input_length": 600, "output_length": 6, "hash_ids": [7, 11]}),
 ]
 MIXED = Trace(
-    format="penstock",
+    format="custom",
     sessions=(
         Session(requests=(TraceRequest(added_tokens=5, output_tokens=1, at_s=0.0, content=(1, 2, 3, 4, 5)),)),
         Session(
@@ -104,6 +104,18 @@ def test_a_conversation_becomes_requests_with_the_whole_history() -> None:
     first, second = (json.loads(line) for line in lines)
     assert (second["timestamp"], second["input_length"]) == (1500, 16)
     assert second["hash_ids"][:2] == first["hash_ids"]
+
+
+def test_named_blocks_keep_their_names_in_later_turns() -> None:
+    rows = [
+        {"t": 0.0, "session": "s", "turn": 0, "isl": 32, "osl": 16, "hash_ids": [0, 1], "block": 16},
+        {"session": "s", "turn": 1, "isl": 16, "osl": 16},
+        {"session": "s", "turn": 2, "isl": 16, "osl": 16},
+    ]
+    trace = read_own([json.dumps(row) for row in rows], "f")
+    first, second, third = (tuple(json.loads(line)["hash_ids"]) for line in mooncake_lines(trace, 16))
+    assert first == (0, 1)
+    assert (second[:2], third[:4]) == (first, second)
 
 
 def test_mooncake_needs_times() -> None:
