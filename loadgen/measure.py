@@ -1,5 +1,6 @@
 """One measured run: settings in, Result out. Finds out about the server, warms it up, drives it, watches it, sums up."""
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -119,6 +120,8 @@ async def _warm_up(job: Job, settings: RunSettings, context_tokens: int | None) 
     )
     with LiveProgress("warm-up", n_requests, shown=not settings.output.quiet) as progress:
         driven, _ = await drive(warmup, 1, progress.advance)
+    if driven.interrupted:
+        raise asyncio.CancelledError
     failed = [record for record in driven.records if record.outcome.failed]
     if failed and len(failed) == len(driven.records):
         raise ConfigError(f"every warm-up request failed: {failed[0].outcome}: {failed[0].detail}")
@@ -160,6 +163,7 @@ def _facts(settings: RunSettings, asked: Asked, job: Job, driven: Driven, worklo
         host=host_facts(),
         workload=describe(settings.workload),
         workload_source=describe_source(settings.workload) or "",
+        interrupted=driven.interrupted,
         notes=(*_lengths_notes(settings, driven), *_notes(driven, workload)),
     )
 
@@ -167,6 +171,8 @@ def _facts(settings: RunSettings, asked: Asked, job: Job, driven: Driven, worklo
 def _lengths_notes(settings: RunSettings, driven: Driven) -> list[str]:
     """Where numbers of requests or tokens are not those that were asked for."""
     notes, asked = list[str](), settings.load.n_requests
+    if driven.interrupted:
+        return ["interrupted: this is the part of the run that had ended by then"]
     found = len(driven.records) + driven.turns_not_sent
     if asked is not None and settings.workload.file is not None and found < asked:
         notes.append(f"the file has {found} requests, --num-requests asked for {asked}")

@@ -39,6 +39,8 @@ def deliver(result: Result, output: Output, folder: Path | None) -> int:
         print(
             f"{'met' if verdict.holds else 'NOT MET'}: {verdict.why}", file=sys.stdout if verdict.holds else sys.stderr
         )
+    if result.facts.interrupted:
+        return INTERRUPTED
     return LATE if result.health.late else FAILED if failed(result) or not all(one.holds for one in verdicts) else OK
 
 

@@ -188,4 +188,7 @@ class _Bench:
         run = parse_run(flags, {})
         prepare(run)
         with running(parse_cluster(system.cluster), run, folder, self._environ) as url:
-            return measured(run, Asked(url=url, command=("penstock", "bench", "run", *flags), title=title))
+            result = measured(run, Asked(url=url, command=("penstock", "bench", "run", *flags), title=title))
+        if result.facts.interrupted:
+            raise KeyboardInterrupt
+        return result

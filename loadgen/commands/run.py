@@ -69,6 +69,8 @@ def _run(settings: RunSettings, arguments: Sequence[str], environ: Mapping[str, 
             result = measured(of_system, Asked(url=url, command=command, title=str(system)))
         codes.append(deliver(result, output, folder))
         results.append(result)
+        if result.facts.interrupted:
+            raise KeyboardInterrupt
     if target.baseline:
         _compare(results, settings, [str(system) for system in systems])
     return max(codes)

@@ -152,6 +152,8 @@ class _Sweep:
                 folder = self._output.out / f"run-{len(self._results):02}"
                 write(result, replace(self._output, html=False), folder)
             self._say(sweep_row(result))
+            if result.facts.interrupted:
+                raise KeyboardInterrupt
         judged = self._output.goodput is not None
         attainment = self._settings.attainment
         self._say(sweep_verdict(self._asking.best(), self._asking.why_stopped, attainment, with_targets=judged))

@@ -1,5 +1,6 @@
 """One process's part in a run: plan, connect, send, count. What `--workers` spreads over processes and one process does alone."""
 
+import asyncio
 import gc
 import time
 from collections.abc import Mapping
@@ -51,6 +52,8 @@ class Driven:
     """Mean time between arrivals of the whole job; see `Plan`."""
     answers_replaced: int
     turns_not_sent: int
+    interrupted: bool = False
+    """Somebody ended it; what was under way has no record."""
 
 
 class Driver:
@@ -83,9 +86,15 @@ class Driver:
     async def drive(self, start_s: float) -> Driven:
         """Send this part; `start_s` is a time of the system's monotonic clock, the same for all parts."""
         gc.disable()  # a collection over the records of thousands of streams stops them all for 50 to 100 ms
-        cpu_s, began_s = time.process_time(), time.monotonic()
+        cpu_s, began_s, interrupted = time.process_time(), time.monotonic(), False
         try:
             await self._run.drive(start_s)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._run.records or task is None:
+                raise
+            task.uncancel()  # what has ended is worth a report; whoever interrupts once more ends that too
+            interrupted = True
         finally:
             gc.enable()
             gc.unfreeze()
@@ -97,4 +106,5 @@ class Driver:
             gap_s=self._gap_s,
             answers_replaced=self._run.answers_replaced,
             turns_not_sent=self._run.turns_not_sent,
+            interrupted=interrupted,
         )

@@ -36,6 +36,8 @@ class RunFacts:
     """In one line."""
     workload_source: str = ""
     """Where its lengths come from; empty: from the flags."""
+    interrupted: bool = False
+    """Somebody ended it before its end; what was under way then is not in it."""
     notes: tuple[str, ...] = ()
     """What was not sent as planned, one sentence each."""
 

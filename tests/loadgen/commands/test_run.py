@@ -1,5 +1,7 @@
+import asyncio
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 
 from loadgen.results import health
 from tests.loadgen.commands.bench import FEW, bench, requests_of, result_of
-from tests.loadgen.fake_server import DONE, Answer, steady, text_chunk, usage_chunk
+from tests.loadgen.fake_server import DONE, Answer, fake_server, steady, text_chunk, usage_chunk
 from tests.loadgen.server.pages import status, worker
 
 
@@ -319,3 +321,34 @@ def test_a_file_with_fewer_requests_than_asked_for_is_pointed_out(
     flags = ("--dataset", "custom", "--dataset-path", file, "--num-requests", 5)
     bench(steady(), *flags, "--concurrency", 1)
     assert "the file has 2 requests, --num-requests asked for 5" in capsys.readouterr().out
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_ctrl_c_ends_a_run_with_what_had_been_answered_and_a_warm_up_with_nothing(tmp_path: Path, warmup: int) -> None:
+    async def interrupt() -> int:
+        hanging = asyncio.Event()
+
+        def two(number: int, body: dict[str, object]) -> Answer:
+            if number < 2:
+                return steady()(number, body)
+            hanging.set()
+            return Answer(ending="hang")
+
+        async with fake_server(two) as fake:
+            flags = ("--url", fake.url, *FEW, "--concurrency", 1, "--out", tmp_path, "--no-html", "--quiet")
+            command = [sys.executable, "-m", "loadgen", "run", *map(str, flags), "--warmup", str(warmup)]
+            process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+            await asyncio.wait_for(hanging.wait(), 60)
+            process.send_signal(signal.SIGINT)
+            await asyncio.wait_for(process.communicate(), 60)
+            assert process.returncode is not None
+            return process.returncode
+
+    assert asyncio.run(interrupt()) == 130
+    if warmup:
+        assert list(tmp_path.iterdir()) == []
+        return
+    found = result_of(tmp_path)
+    assert found["completed"] == 2
+    assert "interrupted" in found["warnings"][0]

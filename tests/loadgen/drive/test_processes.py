@@ -50,6 +50,24 @@ def test_one_process_does_the_whole_plan() -> None:
     assert found.gap_s is not None and found.gap_s > 0
 
 
+def test_an_interrupted_run_keeps_what_had_ended() -> None:
+    async def run() -> Driven:
+        ended = asyncio.Event()
+
+        def one(number: int, body: dict[str, object]) -> Answer:
+            return Answer(ending="hang") if number else steady()(number, body)
+
+        async with fake_server(one) as fake:
+            load = Load(curve=Steady(1e4), n_requests=3)
+            driving = asyncio.create_task(drive(job(fake.url, load, Talks()), 1, lambda progress: ended.set()))
+            await asyncio.wait_for(ended.wait(), 30)
+            driving.cancel()
+            return (await driving)[0]
+
+    found = asyncio.run(run())
+    assert (len(found.records), found.interrupted) == (1, True)
+
+
 @pytest.mark.system
 @pytest.mark.parametrize(
     ("load", "processes"),
