@@ -14,7 +14,7 @@ pytestmark = pytest.mark.system
 
 def children() -> list[str]:
     found = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
-    return [line for line in found if "services" in line or "redis" in line]
+    return [line for line in found if "services.launcher" in line]
 
 
 def test_a_cluster_is_measured_beside_its_mixed_baseline_on_the_same_work_and_leaves_nothing_behind(
