@@ -80,8 +80,6 @@ class Driver:
             shared_out(plan.conversations, part.number, part.of, load.concurrency),
             on_record,
         )
-        gc.collect()
-        gc.freeze()  # what is there stays, and need not be looked through again
 
     async def drive(self, start_s: float) -> Driven:
         """Send this part; `start_s` is a time of the system's monotonic clock, the same for all parts."""
@@ -97,7 +95,6 @@ class Driver:
             interrupted = True
         finally:
             gc.enable()
-            gc.unfreeze()
             self._client.close()
         return Driven(
             records=tuple(self._run.records),

@@ -233,6 +233,7 @@ def test_without_prefill_workers_the_decode_worker_computes_and_it_is_counted(re
             assert 'local_prefills_total{reason="no-prefill-worker"} 1.0' in client.get("/metrics").text
 
 
+@pytest.mark.system  # a second of waiting each: too long for `make check`
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_cold_requests_are_spread_evenly_on_every_endpoint(

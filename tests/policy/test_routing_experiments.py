@@ -12,6 +12,7 @@ from benchmarks.routing_load import SHAPES, busiest, n_computed, scene, shares
 from common.policy.routing import Router
 from common.policy.routing_rules import RULES
 
+pytestmark = pytest.mark.system  # starts nothing, but simulates for seconds: too long for `make check`
 BLOCK_TOKENS = 512
 FULL = (16_000, 20.0, 9)
 """More than three workers can compute, unless they find nearly everything in caches that hold a third of it."""
