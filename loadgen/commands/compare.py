@@ -1,12 +1,13 @@
 """`penstock bench compare`: folders of results in; a table of both sides and an exit code out."""
 
-import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from common.errors import ConfigError
+from loadgen.commands.guarded import FAILED, OK, guarded
 from loadgen.flags.types import Parser
 from loadgen.output import compare_table
 from loadgen.output.files import load
@@ -21,17 +22,16 @@ _FORMATS = ("table", "markdown", "json")
 
 def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Compare and print. Exit code 0; 1: an assertion fails; 2: bad input."""
-    try:
-        values = parser().parse_args(arguments)
-        assertions = parse_all(values.assertions, with_base=True)
-        base_folders, other_folders = _sides(values.folders, values.base, values.other)
-        base, other = ([load(Path(folder)) for folder in side] for side in (base_folders, other_folders))
-        comparison, verdicts = compared(base, other, assertions)
-    except ConfigError as error:
-        print(f"penstock bench compare: {error}", file=sys.stderr)
-        return 2
+    return guarded("compare", lambda: _compare(parser().parse_args(arguments)))
+
+
+def _compare(values: Namespace) -> int:
+    assertions = parse_all(values.assertions, with_base=True)
+    base_folders, other_folders = _sides(values.folders, values.base, values.other)
+    base, other = ([load(Path(folder)) for folder in side] for side in (base_folders, other_folders))
+    comparison, verdicts = compared(base, other, assertions)
     print(shown(comparison, verdicts, values.format))
-    return 0 if all(verdict.holds for verdict in verdicts) else 1
+    return OK if all(verdict.holds for verdict in verdicts) else FAILED
 
 
 def compared(

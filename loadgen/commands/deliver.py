@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import ConfigError
+from loadgen.commands.guarded import FAILED, INTERRUPTED, LATE, OK
 from loadgen.flags.run import SECRET_FLAGS
 from loadgen.output.console import table
 from loadgen.output.files import save
@@ -19,8 +20,6 @@ from loadgen.settings import Output
 from loadgen.stats.assertions import judge_all
 
 _REPORT, _CSV = "report.html", "requests.csv"
-OK, FAILED, BAD_SETTINGS, LATE, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit codes. FAILED: requests, an assertion, or a leak; LATE: the generator's fault, the numbers do not count."""
 
 
 def deliver(result: Result, output: Output, folder: Path | None) -> int:
@@ -46,8 +45,7 @@ def deliver(result: Result, output: Output, folder: Path | None) -> int:
 
 def failed(result: Result) -> bool:
     """Requests failed, nothing was answered, or the server kept something."""
-    leaked = result.server.leak_check is not None and bool(result.server.leak_check.held)
-    return bool(result.summary.failed) or not result.summary.completed or leaked
+    return bool(result.summary.failed) or not result.summary.completed or result.leaked
 
 
 def write(result: Result, output: Output, folder: Path) -> None:

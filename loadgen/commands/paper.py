@@ -13,8 +13,9 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from common.errors import ConfigError
-from loadgen.commands.deliver import OK, check_writable, deliver, write_html
-from loadgen.commands.run import guarded, measured, prepare, running
+from loadgen.commands.deliver import check_writable, deliver, write_html
+from loadgen.commands.guarded import OK, guarded
+from loadgen.commands.run import measured, prepare, running
 from loadgen.flags import types
 from loadgen.flags.run import cluster_words as words
 from loadgen.flags.run import parse as parse_run

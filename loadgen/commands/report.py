@@ -1,10 +1,11 @@
 """`penstock bench report`: folders of results in, one HTML page out."""
 
-import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.errors import ConfigError
+from loadgen.commands.guarded import OK, guarded
 from loadgen.flags.types import Parser
 from loadgen.output.files import is_result, load
 from loadgen.output.html.render import render
@@ -14,22 +15,22 @@ _NAME = "report.html"
 
 def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Write the page and say where. Exit code 0; 2: a folder is no result, or the page cannot be written."""
+    return guarded("report", lambda: _report(parser().parse_args(arguments)))
+
+
+def _report(values: Namespace) -> int:
+    folders = result_folders([Path(name) for name in values.folders])
+    results = [load(folder) for folder in folders]
+    out = Path(values.out) if values.out is not None else default_place(folders)
+    title = values.title or _title(folders)
+    names = folder_names(folders) if values.names == "folder" and len(folders) > 1 else None
+    page = render(results, title, names=names)
     try:
-        values = parser().parse_args(arguments)
-        folders = result_folders([Path(name) for name in values.folders])
-        results = [load(folder) for folder in folders]
-        out = Path(values.out) if values.out is not None else default_place(folders)
-        title = values.title or _title(folders)
-        names = folder_names(folders) if values.names == "folder" and len(folders) > 1 else None
-        out.write_text(render(results, title, names=names), encoding="utf-8")
-    except ConfigError as error:
-        print(f"penstock bench report: {error}", file=sys.stderr)
-        return 2
+        out.write_text(page, encoding="utf-8")
     except OSError as error:
-        print(f"penstock bench report: the page cannot be written: {error}", file=sys.stderr)
-        return 2
+        raise ConfigError(f"the page cannot be written: {error}") from error
     print(out)
-    return 0
+    return OK
 
 
 def result_folders(given: Sequence[Path]) -> list[Path]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,17 +10,14 @@ from tempfile import TemporaryDirectory
 
 import uvloop
 
-from common.errors import ConfigError
 from loadgen.commands.deliver import (
-    BAD_SETTINGS,
-    INTERRUPTED,
     allow_many_sockets,
     check_writable,
     deliver,
     without_secrets,
     write_html,
 )
-from loadgen.drive.processes import GeneratorDied
+from loadgen.commands.guarded import guarded
 from loadgen.flags.run import parse
 from loadgen.measure import Asked, measure
 from loadgen.output import compare_table
@@ -32,23 +29,8 @@ from loadgen.stats.compare import compare
 
 
 def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Measure one server, or a cluster and its baseline. The exit code; see `commands.deliver`."""
+    """Measure one server, or a cluster and its baseline. The exit code; see `commands.guarded`."""
     return guarded("run", lambda: _run(parse(arguments, environ), arguments, environ))
-
-
-def guarded(command: str, work: Callable[[], int]) -> int:
-    """Do it; what a person can put right becomes one line and an exit code."""
-    try:
-        return work()
-    except ConfigError as error:
-        print(f"penstock bench {command}: {error}", file=sys.stderr)
-        return BAD_SETTINGS
-    except (OSError, GeneratorDied) as error:
-        print(f"penstock bench {command}: {error}", file=sys.stderr)
-        return BAD_SETTINGS
-    except KeyboardInterrupt:
-        print(f"penstock bench {command}: interrupted", file=sys.stderr)
-        return INTERRUPTED
 
 
 def _run(settings: RunSettings, arguments: Sequence[str], environ: Mapping[str, str]) -> int:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from common.errors import ConfigError
-from loadgen.commands.deliver import FAILED, LATE, OK, title_of, without_secrets, write, write_html
-from loadgen.commands.run import guarded, measured, prepare, running
+from loadgen.commands.deliver import title_of, without_secrets, write, write_html
+from loadgen.commands.guarded import FAILED, LATE, OK, guarded
+from loadgen.commands.run import measured, prepare, running
 from loadgen.flags import types
 from loadgen.flags.run import (
     add_load_flags,
@@ -175,7 +176,7 @@ class _Sweep:
         if all(result.health.late for result in self._results):
             return LATE
         silent = any(not result.summary.completed for result in self._results)
-        leaked = any(result.server.leak_check and result.server.leak_check.held for result in self._results)
+        leaked = any(result.leaked for result in self._results)
         missed = self._output.goodput is not None and self._asking.best() is None
         return FAILED if silent or leaked or missed else OK
 
@@ -202,7 +203,7 @@ def _point(result: Result, rate: float) -> search.Point:
     return search.Point(
         rate_per_s=rate,
         attainment=result.summary.attainment or 0.0,
-        saturated=result.saturation is not None and result.saturation.detected,
+        saturated=result.saturated,
         interval=None if found is None else (found.low, found.high),
         late=result.health.late,
     )

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import ConfigError
+from loadgen.commands.guarded import OK, guarded
 from loadgen.flags.types import Parser, above_zero, not_negative, typed
 from loadgen.flags.workload import add_workload_flags, workload_settings
 from loadgen.ready_workload import workload_of
@@ -25,13 +25,12 @@ from loadgen.workload.options import parse_count
 
 def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run one of the commands. Exit code 0: done; 2: a bad setting or file; --help exits."""
-    try:
-        values = parser().parse_args(arguments)
-        values.command(values)
-    except ConfigError as error:
-        print(f"penstock bench trace: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return guarded("trace", lambda: _trace(parser().parse_args(arguments)))
+
+
+def _trace(values: argparse.Namespace) -> int:
+    values.command(values)
+    return OK
 
 
 def parser() -> Parser:

@@ -18,7 +18,7 @@ def sweep_row(result: Result) -> str:
     """One rate."""
     facts, summary = result.facts, result.summary
     marks = [f"{summary.failed} failed"] if summary.failed else []
-    marks += ["saturated"] if result.saturation is not None and result.saturation.detected else []
+    marks += ["saturated"] if result.saturated else []
     marks += ["too few requests to see saturation"] if result.saturation is None else []
     marks += ["generator late"] if result.health.late else []
     return _line(
@@ -54,7 +54,7 @@ def sweep_json(results: Sequence[Result], best: float | None, why_stopped: str, 
             "request_rate": result.facts.request_rate,
             "attainment": result.summary.attainment,
             "request_goodput": result.summary.goodput_per_s,
-            "saturated": result.saturation is not None and result.saturation.detected,
+            "saturated": result.saturated,
             "generator_late": result.health.late,
         }
         for result in results

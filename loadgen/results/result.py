@@ -55,3 +55,13 @@ class Result:
     """None: closed loop, where nothing can pile up, or too few requests to tell."""
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     """95 % intervals of numbers, by their keys in result.json."""
+
+    @property
+    def saturated(self) -> bool:
+        """Work piled up: latencies measure the length of the run."""
+        return self.saturation is not None and self.saturation.detected
+
+    @property
+    def leaked(self) -> bool:
+        """The server held after the run what it did not hold before."""
+        return self.server.leak_check is not None and bool(self.server.leak_check.held)

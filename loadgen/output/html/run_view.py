@@ -50,7 +50,7 @@ class RunView:
     @property
     def saturated(self) -> bool:
         """Work piled up."""
-        return self.result.saturation is not None and self.result.saturation.detected
+        return self.result.saturated
 
     @property
     def late(self) -> bool:
