@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,9 @@ if not torch.cuda.is_available():
 
 
 def _mend_interpreter() -> None:
-    """Triton 3.6 makes loop bounds of arrays of one element, which numpy refuses from 2.4 on."""
+    """Triton 3.6 makes loop bounds of arrays of one element, which numpy refuses from 2.4 on, and it cuts float32 off
+    where a device rounds it to bfloat16.
+    """
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor
@@ -21,6 +24,14 @@ def _mend_interpreter() -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = patch_and_mend
+    convert = interpreter._convert_float
+
+    def convert_and_round(data: Any, from_type: Any, to_type: Any, rounding: Any) -> Any:
+        if from_type.is_fp32() and to_type.is_bf16():
+            return torch.from_numpy(np.array(data)).bfloat16().view(torch.uint16).numpy()
+        return convert(data, from_type, to_type, rounding)
+
+    interpreter._convert_float = convert_and_round
 
 
 if not torch.cuda.is_available():
