@@ -15,7 +15,17 @@ from torch import Tensor
 
 from kernels.checks import require
 from kernels.kv_source import KvSource, PagedKv, check_query
-from kernels.tiles import capped, dot_constants, finished, load_rows, rules, softmax_step, source_constants, token_rows
+from kernels.tiles import (
+    capped,
+    dot_constants,
+    finished,
+    load_rows,
+    look_up,
+    rules,
+    softmax_step,
+    source_constants,
+    token_rows,
+)
 
 _INTERPRETER_PROCESSORS = 2
 _MERGED_AT_ONCE = 16
@@ -174,14 +184,15 @@ def _decode(
     highest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
+    found = look_up((first + begin) * TILE + tl.arange(0, TILE), length, place, PAGED, BLOCK_TOKENS)
     for tile in range(first + begin, first + end):
         tokens = tile * TILE + tl.arange(0, TILE)
         seen = tokens < length
         if WINDOW > 0:
             seen = seen & (tokens >= length - WINDOW)
-        lie = column + token_rows(
-            tokens, seen, place, page_shift, True, PAGED, BLOCK_TOKENS, PAGE_ELEMENTS, TOKEN_ELEMENTS
-        )
+        lie = column + token_rows(found, tokens, page_shift, PAGED, BLOCK_TOKENS, PAGE_ELEMENTS, TOKEN_ELEMENTS)
+        if PAGED:
+            found = look_up(tokens + TILE, length, place, PAGED, BLOCK_TOKENS)
         k = load_rows(keys, lie, dims, seen, HEAD_DIM, BLOCK_DIM, True).to(DOT)
         scores = capped(tl.dot(q, tl.trans(k), input_precision=PRECISION), scaling, SOFT_CAP)
         scores = tl.where(seen[None, :], scores, float("-inf"))

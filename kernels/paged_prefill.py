@@ -15,7 +15,17 @@ from torch import Tensor
 
 from kernels.checks import require
 from kernels.kv_source import KvSource, PagedKv, check_query
-from kernels.tiles import capped, dot_constants, finished, load_rows, rules, softmax_step, source_constants, token_rows
+from kernels.tiles import (
+    capped,
+    dot_constants,
+    finished,
+    load_rows,
+    look_up,
+    rules,
+    softmax_step,
+    source_constants,
+    token_rows,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +127,13 @@ def _over_tiles(
 ) -> tl.tensor:
     """Take the keys begin .. end - 1 in, a tile at a time. Without MASKED every row must see all of them."""
     sums, highest, total = state
+    found = look_up(begin + tl.arange(0, TILE), end, place, PAGED, BLOCK_TOKENS)
     for start in range(begin, end, TILE):
         tokens = start + tl.arange(0, TILE)
         exist = tokens < end
-        lie = column + token_rows(
-            tokens, exist, place, page_shift, MASKED, PAGED, BLOCK_TOKENS, PAGE_ELEMENTS, TOKEN_ELEMENTS
-        )
+        lie = column + token_rows(found, tokens, page_shift, PAGED, BLOCK_TOKENS, PAGE_ELEMENTS, TOKEN_ELEMENTS)
+        if PAGED:
+            found = look_up(tokens + TILE, end, place, PAGED, BLOCK_TOKENS)
         k = load_rows(keys, lie, dims, exist, HEAD_DIM, BLOCK_DIM, MASKED).to(DOT)
         products = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scores = capped(products, scaling, SOFT_CAP)

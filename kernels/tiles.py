@@ -17,27 +17,39 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def token_rows(
+def look_up(
     tokens: tl.tensor,
-    seen: tl.tensor,
+    end: tl.tensor,
     place: tl.tensor,
+    PAGED: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+) -> tl.tensor:
+    """What the table at `place` says of each token before `end`: its page; of a view: the start of the sequence.
+
+    Loops look pages up one tile ahead: an address that waits for a load of its own halves the copies in flight.
+    """
+    if PAGED:
+        found = tl.load(place + tokens // BLOCK_TOKENS, mask=tokens < end, other=0)
+    else:
+        found = tl.multiple_of(tl.load(place), 16)
+    return found
+
+
+@triton.jit
+def token_rows(
+    found: tl.tensor,
+    tokens: tl.tensor,
     page_shift: tl.tensor,
-    MASKED: tl.constexpr,
     PAGED: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     PAGE_ELEMENTS: tl.constexpr,
     TOKEN_ELEMENTS: tl.constexpr,
 ) -> tl.tensor:
-    """Offset of the row of each token, elements. `place` points at the sequence's table row, or at its start."""
+    """Offset of the row of each token, elements, from what `look_up` found."""
     if PAGED:
-        if MASKED:
-            page = tl.load(place + tokens // BLOCK_TOKENS, mask=seen, other=0)
-        else:
-            page = tl.load(place + tokens // BLOCK_TOKENS)
-        rows = (page.to(tl.int64) + page_shift) * PAGE_ELEMENTS + (tokens % BLOCK_TOKENS) * TOKEN_ELEMENTS
+        rows = (found.to(tl.int64) + page_shift) * PAGE_ELEMENTS + (tokens % BLOCK_TOKENS) * TOKEN_ELEMENTS
     else:
-        start = tl.multiple_of(tl.load(place), 16)
-        rows = start + tokens.to(tl.int64) * TOKEN_ELEMENTS
+        rows = found + tokens.to(tl.int64) * TOKEN_ELEMENTS
     return rows
 
 
