@@ -217,7 +217,7 @@ ENGINE = FakeEngine(layers=2, block_tokens=4)
 
 def parts(pages: int = 400, *, keep: Keep = Keep.PROMPTS) -> tuple[Scheduler, SharedPrefixes]:
     pool = BlockPool(Ledger(pages), LAYOUT.layers, Lru())
-    scheduler = Scheduler(PrefixReuse(pool, keep, 4), LAYOUT, DecodeFirst(16, 4), max_running=8)
+    scheduler = Scheduler(PrefixReuse(pool, keep, 4), LAYOUT, DecodeFirst(16, 4), max_running=8, context_tokens=1_000)
     return scheduler, SharedPrefixes(pool, scheduler, 4, keeps=keep is not Keep.NOTHING)
 
 
