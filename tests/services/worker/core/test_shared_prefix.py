@@ -324,6 +324,7 @@ def test_bursts_of_siblings_end_rightly_whatever_happens_to_them(seed: int) -> N
         caching=rng.randrange(4),
         max_running=rng.choice([1, 2, 5]),
         spill=rng.choice(["write-through", "write-back", "selective"]),
+        ahead=seed % 2 == 1,
     )
     target.greet()
     prefixes = [[rng.randrange(3, 900) for _ in range(n)] for n in (8, 16, 23, 30)]
