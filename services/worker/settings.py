@@ -36,6 +36,11 @@ class WorkerSettings:
 
     max_running: int = setting(64, help="Sequences in one step at the most.")
     max_step_tokens: int = setting(512, help="Rows of one step at the most; longer prompts are computed in chunks.")
+    plan_ahead: str = setting(
+        "auto",
+        choices=("auto", "on", "off"),
+        help="Whether the next step is planned while one runs; auto: on a GPU, which would stand idle meanwhile.",
+    )
     max_queued: int = setting(1024, help="Requests waiting at the most; one more is refused as busy.")
 
     caching: int = setting(

@@ -89,3 +89,4 @@ class StepResult:
     number: int
     sampled: tuple[Sampled, ...]
     compute_ms: float
+    """Of this step alone: counted from the end of the step before, if it was launched earlier."""
