@@ -1,11 +1,14 @@
 """Kernels written in Triton run in its interpreter where there is no CUDA device; the flag is read at Triton's import."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+_HERE = Path(__file__).parent
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -63,6 +66,14 @@ def _quicken_interpreter() -> None:
 if not torch.cuda.is_available():
     _mend_interpreter()
     _quicken_interpreter()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():  # what the interpreter runs elsewhere is a test of the device here
+        for item in items:
+            if item.path.parent == _HERE and "device" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.gpu)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -9,6 +9,13 @@ from torch import Tensor
 from kernels.kv_source import PagedKv, ViewKv
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+ON_DEVICE = [
+    *(("paged", torch.bfloat16, head_dim) for head_dim in (64, 80, 96, 128, 256)),
+    *(("paged", torch.float32, head_dim) for head_dim in (64, 128, 256)),
+    ("paged", torch.float16, 128),
+    ("view", torch.bfloat16, 128),
+]
+"""Each costs a compilation."""
 BLOCK_TOKENS = 16
 PAGE_SHIFT = 2
 

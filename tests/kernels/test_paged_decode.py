@@ -9,7 +9,7 @@ from torch import Tensor
 from kernels import reference
 from kernels.kv_source import KvSource
 from kernels.paged_decode import DecodeShape, paged_decode
-from tests.kernels.scattered import TOLERANCE, Scattered, scatter
+from tests.kernels.scattered import ON_DEVICE, TOLERANCE, Scattered, scatter
 
 TINY = DecodeShape(16, 4, 2, programs_per_processor=1, longest_split_tokens=64)
 
@@ -100,9 +100,7 @@ def test_decode_captured_in_a_graph_follows_the_lengths_of_each_replay() -> None
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("source", ["paged", "view"])
+@pytest.mark.parametrize(("source", "dtype", "head_dim"), ON_DEVICE)
 def test_decode_with_its_own_shape_equals_the_reference_on_the_device(
     source: str, dtype: torch.dtype, head_dim: int
 ) -> None:

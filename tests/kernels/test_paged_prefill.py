@@ -7,7 +7,7 @@ import torch
 
 from kernels import reference
 from kernels.paged_prefill import PrefillShape, paged_prefill
-from tests.kernels.scattered import TOLERANCE, scatter
+from tests.kernels.scattered import ON_DEVICE, TOLERANCE, scatter
 
 TINY = PrefillShape(rows=16, tile_tokens=16, warps=4, stages=2)
 
@@ -84,9 +84,7 @@ def test_prefill_equals_the_reference_of_each_sequence(name: str, source: str, d
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("source", ["paged", "view"])
+@pytest.mark.parametrize(("source", "dtype", "head_dim"), ON_DEVICE)
 def test_prefill_with_its_own_shape_equals_the_reference_on_the_device(
     source: str, dtype: torch.dtype, head_dim: int
 ) -> None:
