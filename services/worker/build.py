@@ -142,7 +142,7 @@ class Worker:
 
     def _starting_fit(self, profile: StepProfile | None, model: LoadedModel, threads: int) -> StepFit:
         """What is known of the engine's cost before its first step."""
-        chunk_tokens = self._settings.max_step_tokens
+        chunk_tokens = self._settings.step_tokens_limit
         if profile is None:
             return StepFit(chunk_tokens)
         processor = processor_name(model.device)

@@ -28,6 +28,8 @@ class Segment:
     sampling: Sampling
     sample: bool
     """True if start + count == len(tokens): the next token is drawn from the last row."""
+    pending: bool = False
+    """True if its last token is the one that the step before draws for this request: not in `tokens` yet."""
     streamed: bool = False
     """True if the shell wants to hear of every layer as soon as its K and V are written."""
 

@@ -56,7 +56,7 @@ class PrefillRun:
 def build_batch(plan: StepPlan, block_tokens: int, device: torch.device) -> FlatBatch:
     """Everything about a step that does not depend on a layer's window. The plan must have at least one segment."""
     segments = plan.segments
-    n_decodes = next((i for i, segment in enumerate(segments) if segment.count != 1), len(segments))
+    n_decodes = count_decodes(segments)
     ids: list[int] = []
     sample_rows: list[int] = []
     for segment in segments:
@@ -74,6 +74,11 @@ def build_batch(plan: StepPlan, block_tokens: int, device: torch.device) -> Flat
         prefills=segments[n_decodes:],
         sample_rows=torch.tensor(sample_rows, dtype=torch.int64, device=device),
     )
+
+
+def count_decodes(segments: Sequence[Segment]) -> int:
+    """How many leading segments compute one token; those behind are prefill, also a chunk of one token."""
+    return next((i for i, segment in enumerate(segments) if segment.count != 1), len(segments))
 
 
 def _write_rows(segments: Sequence[Segment], block_tokens: int) -> tuple[NDArray[np.int64], int]:

@@ -32,6 +32,11 @@ def sample(segments: Sequence[Segment], logits: Tensor) -> tuple[Sampled, ...]:
     )
 
 
+def draws_on_host(segment: Segment) -> bool:
+    """Whether the token depends on more than the logits and numbers known before the step, or more is asked for."""
+    return segment.sample and (segment.sampling.logprobs is not None or has_penalties(segment.sampling))
+
+
 def _usable(logits: Tensor) -> Tensor:
     largest = torch.finfo(logits.dtype).max
     return torch.nan_to_num(logits, nan=-torch.inf, posinf=largest, neginf=-torch.inf)
