@@ -144,8 +144,15 @@ class PageMemory:
         """Make a stretch of scratch read as zeros."""
         self._scratch.discard(offset_bytes - self.probe_offset_bytes, length_bytes)
 
+    def chunks_for(self, n_pages: int) -> int:
+        """The fewest chunks that hold pages 0 to n_pages - 1."""
+        return -(-n_pages * self.plan.page_bytes // self.plan.chunk_bytes)
+
     def resize(self, n_chunks: int) -> int:
         """Grow or shrink to `n_chunks` at the end; returns how many pages there are then.
+
+        Which pages nobody uses, the block pool's own `resize` tells: to shrink, call that first, and this with
+        `chunks_for` what it returns; to grow, call this first.
 
         Growing is all or nothing: raises OutOfChunks for more than the device or the address range has. Before it
         shrinks, the caller guarantees that nobody uses the pages that go, kernels and peers included; peers must map
@@ -192,6 +199,14 @@ def open_page_memory(budget_bytes: int, layout: KvLayout, device: torch.device) 
     if device.type == "cuda":
         return _open_device(budget_bytes, layout, device, free.n_bytes)
     return _open_host(budget_bytes, layout, free.n_bytes)
+
+
+def whole_memory_bytes(device: torch.device) -> int:
+    """What a MemoryShare is a share of: all memory of a CUDA device; on the host, what is available now."""
+    if device.type != "cuda":
+        return available_memory().n_bytes
+    _, total_bytes = torch.cuda.mem_get_info(device)
+    return total_bytes
 
 
 def _free_memory(device: torch.device) -> Available:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from common.errors import ConfigError
 from common.kv_layout import KvLayout
-from common.units import MIB, format_bytes
+from common.units import MIB, MemoryShare, format_bytes
 
 HOST_CHUNK_BYTES = 2 * MIB
 _DEVICE_CHUNK_BYTES = 64 * MIB
@@ -33,6 +33,23 @@ class MemoryPlan:
             f"{format_bytes(self.budget_bytes)}: {self.chunks} chunks of {format_bytes(self.chunk_bytes)}, "
             f"{self.pages} pages of {format_bytes(self.page_bytes)}, KV of {self.tokens} tokens"
         )
+
+
+def kv_budget(total_bytes: int, share: MemoryShare, weights_bytes: int, workspace_bytes: int) -> int:
+    """What a share of all memory leaves for KV once the model and the largest step's workspace have theirs.
+
+    `weights_bytes`: what of `total_bytes` is taken already. Raises ConfigError, with the numbers, if nothing is left.
+    """
+    left_bytes = share.of(total_bytes) - weights_bytes - workspace_bytes
+    if left_bytes <= 0:
+        needed = 100 * (weights_bytes + workspace_bytes) / max(1, total_bytes)
+        way_out = f"give more than {needed:.0f}%" if needed < 100 else "take a smaller model or a larger device"
+        raise ConfigError(
+            f"--device-memory={share} is {format_bytes(share.of(total_bytes))} of {format_bytes(total_bytes)}; weights "
+            f"take {format_bytes(weights_bytes)} and a step {format_bytes(workspace_bytes)}, so nothing is left for KV: "
+            f"{way_out}"
+        )
+    return left_bytes
 
 
 def device_chunk_bytes(budget_bytes: int) -> int:

@@ -7,7 +7,11 @@ import pytest
 import torch
 
 from common.errors import ConfigError, OutOfChunks
+from common.ids import Owner
 from common.kv_layout import KvLayout
+from common.policy.eviction import Lru
+from kvstore.index.block_pool import BlockPool
+from kvstore.index.ledger import Ledger, PageState
 from kvstore.memory import cuda_driver, page_memory
 from kvstore.memory.available import Available
 from kvstore.memory.cuda_vmm import CudaVmmBackend
@@ -124,6 +128,22 @@ def test_resizing_keeps_the_pages_that_stay(memory: PageMemory) -> None:
     assert bool((memory.pages.tensor[(chunks - 2) * per_chunk :] == 0).all())
     assert memory.chunks.free_chunks == 0
     memory.chunks.check()
+
+
+def test_ledger_and_memory_shrink_to_what_is_held_and_grow_again(memory: PageMemory) -> None:
+    pool = BlockPool(Ledger(memory.pages.n_pages), LAYOUT.layers, Lru())
+    total_blocks = memory.pages.n_pages // LAYOUT.layers
+    pool.alloc(Owner("early"), total_blocks // 4, PageState.ACTIVE)
+    held = pool.alloc(Owner("late"), total_blocks // 4, PageState.ACTIVE)
+    memory.pages.tensor[int(held.max())].fill_(4.0)
+    n_pages = memory.resize(memory.chunks_for(pool.resize(1)))
+    assert int(held.max()) < n_pages < memory.plan.pages
+    assert float(memory.pages.tensor[int(held.max())].mean()) == 4.0
+    pool.release(Owner("late"))
+    assert memory.resize(memory.chunks_for(pool.resize(1))) < n_pages
+    pool.resize(memory.resize(memory.plan.chunks))
+    assert pool.available_pages == (total_blocks - total_blocks // 4) * LAYOUT.layers
+    pool.check()
 
 
 def test_only_chunks_that_leave_start_a_new_generation(memory: PageMemory) -> None:
