@@ -53,7 +53,8 @@ class StepsInFlight:
     def __init__(self) -> None:
         self._plans: deque[StepPlan] = deque()
         self._youngest: dict[RequestId, Segment] = {}  # of the youngest plan
-        self.begun_total = 0
+        self.begun_total = self.ahead_total = 0
+        """Plans so far; those of them that began while another was in flight."""
 
     def __len__(self) -> int:
         return len(self._plans)
@@ -80,6 +81,7 @@ class StepsInFlight:
         assert len(self._plans) < MAX_STEPS, "a third step would draw from tokens that nobody knows"
         for sequence in sequences:
             sequence.in_steps += 1
+        self.ahead_total += bool(self._plans)
         self._plans.append(plan)
         self._youngest = {segment.request: segment for segment in plan.segments}
         self.begun_total = plan.number

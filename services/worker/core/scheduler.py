@@ -246,6 +246,11 @@ class Scheduler:
         return self._flight.begun_total
 
     @property
+    def steps_ahead_total(self) -> int:
+        """Those of them that were planned while another was in flight."""
+        return self._flight.ahead_total
+
+    @property
     def n_waiting(self) -> int:
         """Sequences without pages."""
         return len(self._waiting)
