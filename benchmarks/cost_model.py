@@ -36,6 +36,7 @@ from services.worker.core.prefix import Keep, PrefixReuse
 from services.worker.core.scheduler import Scheduler
 from services.worker.core.sequence import NewPrompt
 from services.worker.engine.engine import TorchEngine
+from services.worker.engine.make import EngineLimits
 from services.worker.engine.torch_options import configure_torch
 from services.worker.model.load import LoadedModel, load_model
 from services.worker.model.make import PRESETS, make_model
@@ -97,7 +98,8 @@ class MixedRun:
         pool = BlockPool(Ledger(pages.shape[0]), layout.layers, Lru())
         reuse = PrefixReuse(pool, Keep.ALL, layout.block_tokens)
         policy = DecodeFirst(CHUNK_TOKENS, layout.block_tokens)
-        self._scheduler = Scheduler(reuse, layout, policy, max_running=MAX_RUNNING)
+        context_tokens = model.identity.context_tokens
+        self._scheduler = Scheduler(reuse, layout, policy, max_running=MAX_RUNNING, context_tokens=context_tokens)
         self._engine, self._layout = TorchEngine(model, pages, layout), layout
         self._rng, self._vocab_tokens = random.Random(seed), model.identity.vocab_tokens
         self._longest_tokens = min(model.identity.context_tokens - 128, 1800)
@@ -210,7 +212,8 @@ def main(argv: Sequence[str]) -> int:
     shape = (layout.pages_for(POOL_TOKENS), 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
     run = MixedRun(model, torch.full(shape, 0.5, dtype=model.dtype), options.seed)
     run.run(options.steps, learn=True)
-    results = check(run, StepTimer(model, torch.full(shape, 0.5, dtype=model.dtype)), options.rounds)
+    limits = EngineLimits(max_running=64, max_step_tokens=512, context_tokens=model.identity.context_tokens)
+    results = check(run, StepTimer(model, torch.full(shape, 0.5, dtype=model.dtype), limits), options.rounds)
     cost = run.fit.cost
     assert cost is not None, "the run had a step"
     print(f"{model.identity.name}, {threads} threads, learned from {cost.n_samples} steps: {cost}")

@@ -92,12 +92,15 @@ class Host:
             probe_offset_bytes=self._slot_bytes(guest),
             probe_bytes=PROBE_SLOT_BYTES,
         )
-        frame = encode_frame(Offer(description=description))
+        frame, fds = encode_frame(Offer(description=description)), self._memory.export_fds()
         try:
-            sent = socket.send_fds(guest.connection, [frame], [self._memory.export_fd()])
+            sent = socket.send_fds(guest.connection, [frame], fds)
             guest.connection.sendall(frame[sent:])
         except OSError as error:
             raise PeerFailed(f"{guest.peer} did not take the offer: {error}") from error
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def _refuse(self, guest: Guest, text: str) -> None:
         try:
@@ -107,7 +110,7 @@ class Host:
 
     def _confirm(self, guest: Guest, n_bytes: int) -> None:
         slot_bytes = self._slot_bytes(guest)
-        seen = os.pread(self._memory.export_fd(), n_bytes, slot_bytes)
+        seen = self._memory.read_scratch(slot_bytes, n_bytes)
         self._memory.discard(slot_bytes, PROBE_SLOT_BYTES)
         try:
             guest.connection.sendall(encode_frame(ProbeSeen(crc32=zlib.crc32(seen))))

@@ -109,7 +109,9 @@ class Worker:
         core = build_core(mine, settings, memory.pages.n_pages, inspected.layout, context_tokens, fit)
         events = CacheEventPublisher(settings.redis, settings.cluster, mine)
         self._cleanup.callback(events.close)
-        self._service = WorkerService(core, Ports(exchange, inbox, engine, links, events), self._log)
+        ahead = settings.plan_ahead == "on" or (settings.plan_ahead == "auto" and settings.device != "cpu")
+        ports = Ports(exchange, inbox, engine, links, events)
+        self._service = WorkerService(core, ports, self._log, plan_ahead=ahead)
         membership = Membership(settings.redis, settings.cluster, mine, lambda members: inbox.put(MembersRead(members)))
         membership.join()
         self._cleanup.callback(membership.stop)
@@ -142,7 +144,7 @@ class Worker:
 
     def _starting_fit(self, profile: StepProfile | None, model: LoadedModel, threads: int) -> StepFit:
         """What is known of the engine's cost before its first step."""
-        chunk_tokens = self._settings.max_step_tokens
+        chunk_tokens = self._settings.step_tokens_limit
         if profile is None:
             return StepFit(chunk_tokens)
         processor = processor_name(model.device)
