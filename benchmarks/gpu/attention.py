@@ -65,7 +65,7 @@ def run(quick: bool) -> list[Row]:
     for queries, before in QUICK_PREFILLS if quick else PREFILLS:
         rows += prefill_rows(pool, queries, before)
     rows += batch_rows(pool)
-    return rows + plan_rows(pool)
+    return rows + ragged_rows(pool) + plan_rows(pool)  # what torch does not promise comes last
 
 
 def decode_rows(pool: Pool, case: Decode) -> list[Row]:
@@ -137,7 +137,6 @@ def prefill_rows(pool: Pool, queries: int, before: int) -> list[Row]:
         "gather, then torch flash": lambda: _flash(query, *gather_pages(paged, 0, keys), runs),
         "cuDNN, contiguous": lambda: attention_over_copy(query, key, value, scaling=_SCALING),
         "gather, then cuDNN": lambda: attention_over_copy(query, *gather_pages(paged, 0, keys), scaling=_SCALING),
-        "cuDNN ragged, contiguous": lambda: _ragged(query, key, value),
         "as served": lambda: prefill_runs(
             query, paged, runs.query_starts, runs.lengths, [(queries, keys)], scaling=_SCALING
         ),
@@ -177,6 +176,24 @@ def batch_rows(pool: Pool) -> list[Row]:
             return _flash(query, key, value, runs)
 
         rows.append(_against(f"prefill {name}, torch flash, contiguous", lambda: graph_s([flash]), flop / rate))
+    return rows
+
+
+def ragged_rows(pool: Pool) -> list[Row]:
+    """cuDNN by way of its lengths on the device."""
+    rows: list[Row] = []
+    for queries, before in ((4096, 0), (2048, 30720)):
+        key, value = (one[0] for one in pool.contiguous(1, queries + before, HEADS // 4, 1)[0])
+        query = torch.randn(queries, HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
+        name = f"prefill {queries} after {before}, cuDNN ragged, contiguous"
+        flop = 4 * HEADS * HEAD_DIM * queries * (before + (queries + 1) / 2)
+        try:
+            _same(_ragged(query, key, value), attention_over_copy(query, key, value, scaling=_SCALING))
+            rate = flop / eager_s(lambda query=query, key=key, value=value: _ragged(query, key, value))
+        except (RuntimeError, AssertionError) as error:
+            rows.append(_refused(name, error))
+            continue
+        rows.append(Row(name, rate / 1e12, "TFLOP/s", rate / matmul_flop_per_s(), "bf16 product"))
     return rows
 
 
@@ -269,7 +286,6 @@ def _against(name: str, measure: Callable[[], float], ours_s: float) -> Row:
 
 
 def _refused(name: str, error: BaseException) -> Row:
-    torch.cuda.synchronize()
     reason = str(error).strip().splitlines()[0][:90].replace("|", "/")
     return Row(name, float("nan"), "", None, f"{type(error).__name__}: {reason}")
 
