@@ -16,12 +16,12 @@ from torch import Tensor
 from kernels.checks import require
 from kernels.kv_source import KvSource, PagedKv, check_query
 from kernels.tiles import (
-    capped,
     dot_constants,
     finished,
     load_rows,
     look_up,
     rule_constants,
+    scored,
     softmax_step,
     source_constants,
     token_rows,
@@ -194,9 +194,9 @@ def _decode(
         if PAGED:
             found = look_up(tokens + TILE, length, place, PAGED, BLOCK_TOKENS)
         k = load_rows(keys, lie, dims, seen, HEAD_DIM, BLOCK_DIM, True).to(DOT)
-        scores = capped(tl.dot(q, tl.trans(k), input_precision=PRECISION), scaling, SOFT_CAP)
+        scores, factor = scored(tl.dot(q, tl.trans(k), input_precision=PRECISION), scaling, SOFT_CAP)
         scores = tl.where(seen[None, :], scores, float("-inf"))
-        weights, shrink, highest, total = softmax_step(scores, highest, total)
+        weights, shrink, highest, total = softmax_step(scores, factor, highest, total)
         v = load_rows(values, lie, dims, seen, HEAD_DIM, BLOCK_DIM, True).to(DOT)
         sums = sums * shrink[:, None] + tl.dot(weights.to(DOT), v, input_precision=PRECISION)
     out, lse = finished(sums, highest, total)
