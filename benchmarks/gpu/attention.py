@@ -33,6 +33,8 @@ class Decode:
     group: int
     compared: bool = False
     ragged: bool = False
+    bound: int | None = None
+    """What the lengths stay below, as a graph for all contexts knows it."""
 
     @property
     def kv_heads(self) -> int:
@@ -41,7 +43,8 @@ class Decode:
     @property
     def name(self) -> str:
         lengths = "mixed lengths up to" if self.ragged else "length"
-        return f"decode batch {self.batch}, {lengths} {self.length}, {self.group} heads per kv head"
+        bound = f" of at most {self.bound}" if self.bound else ""
+        return f"decode batch {self.batch}, {lengths} {self.length}{bound}, {self.group} heads per kv head"
 
     @property
     def kv_bytes(self) -> int:
@@ -51,6 +54,7 @@ class Decode:
 DECODES = [Decode(batch, length, 4, compared=True) for batch in (1, 8, 32, 128) for length in (512, 4096, 32768)]
 DECODES += [Decode(batch, length, group) for group in (1, 8) for batch, length in ((1, 32768), (32, 4096), (128, 512))]
 DECODES += [Decode(128, 32768, 8), Decode(32, 32768, 4, ragged=True), Decode(128, 8192, 4, ragged=True)]
+DECODES += [Decode(batch, length, 4, bound=131072) for batch, length in ((1, 4096), (32, 512), (128, 4096))]
 QUICK_DECODES = [Decode(1, 4096, 4), Decode(32, 4096, 4, compared=True), Decode(128, 512, 1), Decode(128, 4096, 4)]
 PREFILLS = [(1024, 0), (4096, 0), (16384, 0), (32768, 0), (512, 4096), (2048, 30720), (4096, 28672)]
 QUICK_PREFILLS = [(4096, 0), (16384, 0), (2048, 30720)]
@@ -78,7 +82,7 @@ def decode_rows(pool: Pool, case: Decode) -> list[Row]:
     query = torch.randn(case.batch, HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
 
     def ours(kv: PagedKv | ViewKv) -> Callable[[], tuple[Tensor, Tensor]]:
-        return lambda: paged_decode(query, kv, lengths, scaling=_SCALING, max_length=case.length)
+        return lambda: paged_decode(query, kv, lengths, scaling=_SCALING, max_length=case.bound or case.length)
 
     paged = pool.paged(case.batch, case.length, case.kv_heads, sets)
     views = pool.views(case.batch, case.length, case.kv_heads, sets)
