@@ -49,7 +49,7 @@ class DecodeShape:
 def decode_shape(head_dim: int, dtype: torch.dtype) -> DecodeShape:
     """The shape that `paged_decode` takes by itself."""
     if dtype == torch.float32:
-        return DecodeShape(tile_tokens=32, warps=4, stages=2, programs_per_processor=4)
+        return DecodeShape(tile_tokens=32, warps=8, stages=2, programs_per_processor=4)
     if head_dim > 128:
         return DecodeShape(tile_tokens=32, warps=4, stages=3, programs_per_processor=4)
     return DecodeShape(tile_tokens=64, warps=4, stages=3, programs_per_processor=4)

@@ -60,7 +60,7 @@ class Rules:
 def prefill_shape(head_dim: int, dtype: torch.dtype) -> PrefillShape:
     """The shape that `paged_prefill` takes by itself."""
     if dtype == torch.float32:
-        return PrefillShape(rows=32, tile_tokens=32, warps=4, stages=1)
+        return PrefillShape(rows=32 if head_dim <= 128 else 16, tile_tokens=32, warps=8, stages=1)
     if head_dim > 128:
         return PrefillShape(rows=128, tile_tokens=32, warps=8, stages=2)
     return PrefillShape(rows=128, tile_tokens=64, warps=8, stages=3)
