@@ -15,12 +15,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.gpu._attention_inputs import DTYPE, HEAD_DIM, HEADS, Pool, cold_sets, eager_s, graph_s
 from benchmarks.gpu.limits import copy_bytes_per_s, matmul_flop_per_s
 from benchmarks.gpu.table import Row, run_and_write
-from kernels.fused_attention import gather_pages
+from kernels.fused_attention import cudnn_attention, gather_pages
 from kernels.kv_source import PagedKv, ViewKv
 from kernels.merge import merge_partials
 from kernels.paged_decode import paged_decode
 from kernels.paged_prefill import Runs, paged_prefill
-from kernels.prefill_choice import attention_over_copy, prefill_runs
+from kernels.prefill_choice import prefill_runs
 
 _POOL_BYTES = 16 * 2**30
 _SCALING = HEAD_DIM**-0.5
@@ -139,8 +139,8 @@ def prefill_rows(pool: Pool, queries: int, before: int) -> list[Row]:
         "views": lambda: _paged_prefill(query, view, runs),
         "torch flash, contiguous": lambda: _flash(query, key, value, runs),
         "gather, then torch flash": lambda: _flash(query, *gather_pages(paged, 0, keys), runs),
-        "cuDNN, contiguous": lambda: attention_over_copy(query, key, value, scaling=_SCALING),
-        "gather, then cuDNN": lambda: attention_over_copy(query, *gather_pages(paged, 0, keys), scaling=_SCALING),
+        "cuDNN, contiguous": lambda: _cudnn(query, key, value),
+        "gather, then cuDNN": lambda: _cudnn(query, *gather_pages(paged, 0, keys)),
         "as served": lambda: prefill_runs(
             query, paged, runs.query_starts, runs.lengths, [(queries, keys)], scaling=_SCALING
         ),
@@ -192,7 +192,7 @@ def ragged_rows(pool: Pool) -> list[Row]:
         name = f"prefill {queries} after {before}, cuDNN ragged, contiguous"
         flop = 4 * HEADS * HEAD_DIM * queries * (before + (queries + 1) / 2)
         try:
-            _same(_ragged(query, key, value), attention_over_copy(query, key, value, scaling=_SCALING))
+            _same(_ragged(query, key, value), _cudnn(query, key, value))
             rate = flop / eager_s(lambda query=query, key=key, value=value: _ragged(query, key, value))
         except (RuntimeError, AssertionError) as error:
             rows.append(_refused(name, error))
@@ -210,7 +210,7 @@ def plan_rows(pool: Pool) -> list[Row]:
         return query[:n], key[:n], value[:n]
 
     ways: dict[str, Callable[[int], Tensor]] = {
-        "cuDNN": lambda n: attention_over_copy(*cut(n), scaling=_SCALING),
+        "cuDNN": lambda n: _cudnn(*cut(n)),
         "cuDNN ragged below one bound": lambda n: _ragged(*cut(n), longest=4096),
     }
     rows: list[Row] = []
@@ -254,8 +254,18 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, runs: Runs) -> Tensor:
     return out
 
 
+def _cudnn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    before = key.shape[0] - query.shape[0]
+    own = cudnn_attention(query, key[before:], value[before:], scaling=_SCALING, causal=True)
+    if before == 0:
+        return own[0]
+    return merge_partials(*cudnn_attention(query, key[:before], value[:before], scaling=_SCALING, causal=False), *own)[
+        0
+    ]
+
+
 def _ragged(query: Tensor, key: Tensor, value: Tensor, longest: int | None = None) -> Tensor:
-    """As `attention_over_copy`, but a plan is made for the bound `longest` alone, not for each length."""
+    """As `_cudnn`, but a plan is made for the bound `longest` alone, not for each length."""
     tokens, heads = query.shape[:2]
     before = key.shape[0] - tokens
 
