@@ -18,7 +18,8 @@ from kvstore.transport import block_mover
 from kvstore.transport.block_jobs import BlockEvent, BlockJobDone, FetchJob, LayerFetched, StoreJob
 from kvstore.transport.block_mover import BlockMover
 from kvstore.transport.load_gate import LoadGate
-from kvstore.transport.shared_pages import PoolDescription, SharedPages
+from kvstore.transport.descriptions import PoolDescription
+from kvstore.transport.shared_pages import SharedPages
 
 MIB, WAIT_S = 2**20, 30
 LAYOUT = KvLayout(layers=3, kv_heads=8, head_dim=128, dtype="bfloat16")  # pages so long that no two layers go together

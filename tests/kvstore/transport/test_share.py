@@ -18,11 +18,12 @@ from common.messages.handover import KvSpan, Probed
 from common.messages.liveness import Member, TransportReport
 from kvstore.memory.host import HostMemory, open_host_memory
 from kvstore.transport import share as share_module
-from kvstore.transport.guest import visit
+from kvstore.transport.guest import ChunkMapper, Visited, visit
 from kvstore.transport.probe import TcpProbe, answer_probe, open_channel
 from kvstore.transport.share import Share
 from kvstore.transport.share_wire import Introduce, ProbeWritten, encode_frame
-from kvstore.transport.shared_pages import PoolDescription, SharedPages
+from kvstore.transport.descriptions import MappedPages, PoolDescription
+from kvstore.transport.shared_pages import SharedPages
 from kvstore.transport.socket_path import short_name
 
 LAYOUT = KvLayout(layers=2, kv_heads=2, head_dim=32, dtype="float32")
@@ -149,9 +150,9 @@ def test_of_two_overlapping_connections_to_one_host_one_is_left(
     parties: Callable[[PeerId], Party], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host, guest = parties(HOST), parties(GUEST)
-    mapped: list[SharedPages] = []
+    mapped: list[MappedPages] = []
 
-    def visit_twice(self_id: PeerId, peer: PeerId, path: str) -> tuple[socket.socket, SharedPages]:
+    def visit_twice(self_id: PeerId, peer: PeerId, path: str, mapper: ChunkMapper | None) -> Visited:
         """While the outer connection is being made, another one comes about."""
         monkeypatch.setattr(share_module, "visit", visit)
         visited = visit(self_id, peer, path)
@@ -181,11 +182,11 @@ def test_hanging_up_one_mapping_leaves_the_one_that_replaced_it(parties: Callabl
 
 def test_a_closed_share_maps_nothing(parties: Callable[[PeerId], Party], monkeypatch: pytest.MonkeyPatch) -> None:
     host, guest = parties(HOST), parties(GUEST)
-    mapped: list[SharedPages] = []
+    mapped: list[MappedPages] = []
 
-    def visit_late(self_id: PeerId, peer: PeerId, path: str) -> tuple[socket.socket, SharedPages]:
+    def visit_late(self_id: PeerId, peer: PeerId, path: str, mapper: ChunkMapper | None) -> Visited:
         visited = visit(self_id, peer, path)
-        mapped.append(visited[1])
+        mapped.append(visited.pages)
         guest.share.close()
         return visited
 

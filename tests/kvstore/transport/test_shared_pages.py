@@ -11,7 +11,8 @@ from common.errors import PeerFailed
 from common.ids import PeerId
 from common.kv_layout import KvLayout
 from kvstore.memory.host import HostMemory, open_host_memory
-from kvstore.transport.shared_pages import PoolDescription, SharedPages
+from kvstore.transport.descriptions import PoolDescription
+from kvstore.transport.shared_pages import SharedPages
 
 MIB, WAIT_S = 2**20, 30
 LAYOUT = KvLayout(layers=2, kv_heads=2, head_dim=64, dtype="bfloat16")
