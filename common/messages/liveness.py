@@ -56,10 +56,14 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     """Equal for processes of one running kernel, which may be able to share memory."""
     pid: int
     share_path: str | None = None
-    """Unix socket that hands out the file descriptor of the page memory; None: no shared memory."""
+    """Unix socket that hands out descriptors of the page memory; None: no shared memory."""
     model: ModelIdentity | None = None
     model_path: str | None = None
     joined_unix_ms: int = 0
+    share_kind: str = "file"
+    """What `share_path` hands out: `file` (in host memory) or `cuda` (chunks of a device's memory)."""
+    device_uuid: str = ""
+    """Of the device that the pages lie on; empty on the host."""
 
 
 class Hello(Message, frozen=True, kw_only=True):
@@ -126,7 +130,7 @@ class TransportReport(msgspec.Struct, frozen=True, kw_only=True):
 
     peer: PeerId
     kind: str
-    """shm or tcp."""
+    """cuda_ipc, shm or tcp."""
     gib_per_s: float
     reason: str = ""
     """Why not the faster one; empty if it is the fastest this build has."""

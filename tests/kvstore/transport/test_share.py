@@ -19,7 +19,8 @@ from common.messages.liveness import Member, TransportReport
 from kvstore.memory.host import HostMemory, open_host_memory
 from kvstore.transport import share as share_module
 from kvstore.transport.guest import ChunkMapper, Visited, visit
-from kvstore.transport.probe import TcpProbe, answer_probe, open_channel
+from kvstore.transport.own_pages import HostPages
+from kvstore.transport.probe import TcpProbe, Ways, answer_probe, open_channel
 from kvstore.transport.share import Share
 from kvstore.transport.share_wire import Introduce, ProbeWritten, encode_frame
 from kvstore.transport.descriptions import MappedPages, PoolDescription
@@ -64,6 +65,9 @@ class Party:
     def close(self) -> None:
         self.share.close()
         self.memory.close()
+
+    def ways(self, wanted: str = "auto") -> Ways:
+        return Ways(HostPages(self.memory.pages), self.share, wanted)
 
     def member(self, worker: str, incarnation: int, host: str = "here") -> Member:
         return Member(
@@ -289,7 +293,7 @@ def test_a_description_that_does_not_fit_its_file_is_refused() -> None:
 def test_where_shared_memory_works_it_is_taken_and_copies_arrive(parties: Callable[[PeerId], Party]) -> None:
     host, guest = parties(HOST), parties(GUEST)
     mine, theirs = guest.member("prefill-0", 2), host.member("decode-0", 1)
-    opened = open_channel(mine, theirs, guest.memory.pages, guest.share)
+    opened = open_channel(mine, theirs, guest.ways())
     assert (opened.report.kind, opened.report.reason, opened.report.peer) == ("shm", "", HOST)
     guest.memory.pages.rows[[3, 9]] = np.array([[33], [99]], np.uint8)
     assert opened.channel.copy(KvSpan(0, 0, 2), (3, 9), (100, 7)).payload is None
@@ -308,11 +312,11 @@ def test_elsewhere_tcp_is_taken_and_says_why(parties: Callable[[PeerId], Party])
         (host.member("decode-0", 1, host="there"), "auto", r"another host \(there, not here\)"),
         (host.member("decode-0", 7), "auto", "listens where"),
     ):
-        opened = open_channel(mine, theirs, guest.memory.pages, guest.share, wanted)
+        opened = open_channel(mine, theirs, guest.ways(wanted))
         assert (opened.channel.kind, opened.report.kind) == ("tcp", "tcp")
         assert re.search(why, opened.report.reason)
     with pytest.raises(PeerFailed, match="--transport=shm does not work"):
-        open_channel(mine, host.member("decode-0", 7), guest.memory.pages, guest.share, "shm")
+        open_channel(mine, host.member("decode-0", 7), guest.ways("shm"))
 
 
 def test_the_tcp_probe_measures_only_what_arrived_whole() -> None:
