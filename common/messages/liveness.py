@@ -60,8 +60,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelIdentity | None = None
     model_path: str | None = None
     joined_unix_ms: int = 0
-    share_kind: str = "file"
-    """What `share_path` hands out: `file` (in host memory) or `cuda` (chunks of a device's memory)."""
+    share_kind: str = "memfd"
+    """What `share_path` hands out: `memfd` (a file in host memory) or `cuda` (chunks of a device's memory)."""
     device_uuid: str = ""
     """Of the device that the pages lie on; empty on the host."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from common.errors import ConfigError
 from common.kv_layout import KvLayout
 from common.units import format_bytes
-from kvstore.memory.plan import MemoryPlan, memory_plan
+from kvstore.memory.plan import HOST_CHUNK_BYTES, MemoryPlan, memory_plan
 
 _GRANULARITY_BYTES = 2 * 2**20  # what CUDA maps at a time
 
@@ -77,5 +77,5 @@ class DeviceMemory:
 
 def open_device_memory(budget_bytes: int, layout: KvLayout, device: torch.device) -> DeviceMemory:
     """A page pool that fills its whole budget on `device` now. Raises ConfigError."""
-    plan = memory_plan(budget_bytes, layout, _GRANULARITY_BYTES)
+    plan = memory_plan(budget_bytes, layout, _GRANULARITY_BYTES, HOST_CHUNK_BYTES)
     return DeviceMemory(DevicePages(plan.pages, layout, device), plan)

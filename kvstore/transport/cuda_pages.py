@@ -174,8 +174,11 @@ class CudaSharedPages:
         ):
             raise PeerFailed(f"{old.peer} describes another kind of memory than before")
         require_consistent(description)
+        # One step down leaves the first chunks what they were. Of several steps only the last may have been told.
+        steps = description.generation - old.generation
+        stays = steps == 0 or (steps == 1 and description.n_chunks < old.n_chunks)
         with self._uses.alone():
-            self._pages.cut(description.n_chunks * description.chunk_bytes)
+            self._pages.cut(description.n_chunks * description.chunk_bytes if stays else 0)
             self._description = description
 
     @contextmanager

@@ -47,6 +47,8 @@ class ChunksDescription(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     n_chunks: int
     capacity_chunks: int
     """As many as the pool can ever have: addresses to reserve."""
+    generation: int = 0
+    """Grows whenever chunks left: then others may have come back in their places."""
     scratch_bytes: int
     """Length of the scratch, which belongs to no page."""
     probe_offset_bytes: int

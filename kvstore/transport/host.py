@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common.errors import ConfigError, PeerFailed
 from common.ids import PeerId
+from kvstore.memory.shareable import Shareable
 from kvstore.transport.offering import Offering
 from kvstore.transport.share_wire import (
     MAX_FDS,
@@ -58,8 +59,8 @@ class _Change:
 class Host:
     """Owns the listening socket, and what its guests were told. Used by the share's thread alone, but for `open`."""
 
-    def __init__(self, self_id: PeerId, memory: Offering, listener: socket.socket, path: Path) -> None:
-        self._self_id, self._memory = self_id, memory
+    def __init__(self, self_id: PeerId, memory: Shareable, listener: socket.socket, path: Path) -> None:
+        self._self_id, self._memory = self_id, Offering(memory)
         self.listener, self.path = listener, path
         self._accepted = 0
         self._version = 0
@@ -67,7 +68,7 @@ class Host:
         self._changes: list[_Change] = []
 
     @staticmethod
-    def open(self_id: PeerId, memory: Offering, run_dir: Path) -> "Host":
+    def open(self_id: PeerId, memory: Shareable, run_dir: Path) -> "Host":
         """Listen in a new folder of mode 0700 under `run_dir`. Raises ConfigError."""
         folder = run_dir / self_id
         path = folder / "pages.sock"
@@ -125,7 +126,7 @@ class Host:
             return
         self._guests[guest] = None
         guest.told_version = self._version
-        self._send(guest, Offer(description=description), [self._memory.export_first()])
+        self._send(guest, Offer(description=description), self._memory.export_first())
 
     def _give(self, guest: Guest, first: int) -> None:
         fds = self._memory.export_chunks(first, MAX_FDS)

@@ -19,7 +19,6 @@ from kvstore.memory.shareable import Shareable
 from kvstore.transport.descriptions import MappedPages
 from kvstore.transport.guest import ChunkMapper, Visited, visit
 from kvstore.transport.host import Guest, Host
-from kvstore.transport.offering import ShareableChunks, offering_of
 
 _INTRODUCE_WITHIN_MS = 5_000.0
 _ADAPT_WITHIN_MS = 5_000.0
@@ -68,9 +67,9 @@ class Share:
         self._thread = threading.Thread(target=self._run, name="share", daemon=True)
         self._thread.start()
 
-    def serve(self, memory: Shareable | ShareableChunks, run_dir: Path) -> str:
+    def serve(self, memory: Shareable, run_dir: Path) -> str:
         """Let others map our pages; returns the socket's path. Raises ConfigError."""
-        host = Host.open(self._self_id, offering_of(memory), run_dir)
+        host = Host.open(self._self_id, memory, run_dir)
         with self._lock:
             self._host = host
             self._selector.register(host.listener, selectors.EVENT_READ, host)

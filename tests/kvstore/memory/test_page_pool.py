@@ -28,7 +28,7 @@ def memory() -> Iterator[HostMemory]:
 
 
 def test_a_page_written_through_the_tensor_lies_where_its_offset_says(memory: HostMemory) -> None:
-    pages, fd = memory.pages, memory.pages.export_fd()
+    pages, fd = memory.pages, memory.backend.fd
     memory.pages.shrink(3)
     pages.grow(3)  # chunks may now lie in another order than the pages
     for page in (0, 1, pages.n_pages // 2, pages.n_pages - 1):
@@ -80,7 +80,7 @@ def test_pages_beyond_the_memory_have_no_offset(memory: HostMemory) -> None:
 @pytest.mark.parametrize("kv_heads", [1, 2, 3, 8])
 def test_no_page_straddles_two_chunks(head_dim: int, kv_heads: int) -> None:
     layout = replace(LAYOUT, head_dim=head_dim, kv_heads=kv_heads, dtype="bfloat16")
-    chunk_bytes = chunk_bytes_for(layout.page_bytes, 4096)
+    chunk_bytes = chunk_bytes_for(layout.page_bytes, 4096, 2 * MIB)
     assert chunk_bytes % layout.page_bytes == 0
     assert chunk_bytes % 4096 == 0
     assert MIB <= chunk_bytes <= 4 * MIB
@@ -93,7 +93,7 @@ def test_chunks_that_cut_pages_are_refused() -> None:
 
 def test_the_plan_says_what_the_pool_then_has(memory: HostMemory) -> None:
     plan = memory.plan
-    assert plan == memory_plan(8 * MIB, LAYOUT, 4096)
+    assert plan == memory_plan(8 * MIB, LAYOUT, 4096, 2 * MIB, limit_bytes=plan.limit_chunks * plan.chunk_bytes)
     assert (plan.pages, plan.page_bytes) == (memory.pages.n_pages, LAYOUT.page_bytes)
     assert plan.tokens == plan.pages // 3 * 16
     assert str(plan) == "8.0 MiB: 4 chunks of 2.0 MiB, 512 pages of 16.0 KiB, KV of 2720 tokens"
@@ -101,7 +101,7 @@ def test_the_plan_says_what_the_pool_then_has(memory: HostMemory) -> None:
 
 def test_a_budget_that_holds_no_token_block_is_refused_with_what_it_needs() -> None:
     with pytest.raises(ConfigError, match=r"give at least 2\.0 MiB"):
-        memory_plan(MIB, LAYOUT, 4096)
+        memory_plan(MIB, LAYOUT, 4096, 2 * MIB)
 
 
 def test_a_budget_above_the_memory_of_the_machine_is_refused() -> None:

@@ -88,7 +88,7 @@ def mapped(memory: HostMemory) -> SharedPages:
         probe_offset_bytes=0,
         probe_bytes=1,
     )
-    return SharedPages(description, memory.pages.export_fd())
+    return SharedPages(description, memory.backend.fd)
 
 
 @pytest.fixture
@@ -312,7 +312,7 @@ def test_a_peer_with_other_pages_is_not_attached(at: Setting) -> None:
         probe_offset_bytes=0,
         probe_bytes=1,
     )
-    pages = SharedPages(description, other.pages.export_fd())
+    pages = SharedPages(description, other.backend.fd)
     with pytest.raises(PeerFailed, match="has pages of 131072 bytes, not 65536"):
         at.mover.attach(STORE, pages)
     pages.close()

@@ -275,7 +275,7 @@ def test_a_description_that_does_not_fit_its_file_is_refused() -> None:
     good = PoolDescription(
         peer=HOST, page_bytes=8192, chunk_bytes=2 * MIB, chunk_offsets=(0, 2 * MIB), probe_offset_bytes=0, probe_bytes=1
     )
-    SharedPages(good, memory.pages.export_fd()).close()
+    SharedPages(good, memory.backend.fd).close()
     for bad in (
         {"chunk_offsets": (0, 2**40)},
         {"chunk_offsets": (-4096,)},
@@ -286,7 +286,7 @@ def test_a_description_that_does_not_fit_its_file_is_refused() -> None:
     ):
         fields = {name: getattr(good, name) for name in good.__struct_fields__} | bad
         with pytest.raises(PeerFailed, match="do not fit"):
-            SharedPages(PoolDescription(**fields), memory.pages.export_fd())
+            SharedPages(PoolDescription(**fields), memory.backend.fd)
     memory.close()
 
 
@@ -337,7 +337,7 @@ class NothingYet:
     pages_in_file = None
     probe_offset_bytes = 0
 
-    def export_fd(self) -> int:
+    def export_fds(self) -> list[int]:
         raise AssertionError("there is nothing to hand out")
 
     def discard(self, offset_bytes: int, length_bytes: int) -> None:

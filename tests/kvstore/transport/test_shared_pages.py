@@ -35,7 +35,7 @@ def mapped(memory: HostMemory, chunk_offsets: tuple[int, ...] | None = None) -> 
         probe_offset_bytes=0,
         probe_bytes=1,
     )
-    return SharedPages(description, memory.pages.export_fd())
+    return SharedPages(description, memory.backend.fd)
 
 
 @pytest.mark.parametrize("ids", [(3, 9, 4), range(5, 9), (5, 7, 9), np.array([300, 2], np.int32)])
