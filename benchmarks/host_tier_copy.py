@@ -32,6 +32,7 @@ from kvstore.server.block_memory import BlockMemory
 from kvstore.transport.block_jobs import BlockEvent, BlockJob, BlockJobDone, FetchJob, StoreJob
 from kvstore.transport.block_mover import BlockMover
 from kvstore.transport.load_gate import LoadGate
+from kvstore.transport.own_pages import HostPages
 from kvstore.transport.share import Share
 
 TARGET_RATIO = 0.6
@@ -116,7 +117,7 @@ class Worker:
         self._share = Share(WORKER, on_joined=lambda peer: None, on_gone=lambda peer: None)
         self._target = self._share.connect(STORE, path)
         self._told: queue.SimpleQueue[BlockEvent] = queue.SimpleQueue()
-        self._mover = BlockMover(self._memory.pages, LoadGate(), self._told.put)
+        self._mover = BlockMover(HostPages(self._memory.pages), LoadGate(), self._told.put)
         self._mover.attach(STORE, self._target)
         self._calls = 0
 

@@ -125,6 +125,10 @@ class QueueCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of KV that running sequences hold: what a decoding step reads."""
 
 
+SHARED_KINDS = frozenset({"shm", "cuda_ipc"})
+"""Transports that map the peer's memory; over any other one its bytes come as payloads."""
+
+
 class TransportReport(msgspec.Struct, frozen=True, kw_only=True):
     """How KV travels to one peer, as found by moving a test page at connection time."""
 

@@ -20,8 +20,8 @@ from kvstore.transport.block_jobs import (
     pieces,
     require_alike,
 )
-from kvstore.transport.load_gate import LoadGate
 from kvstore.transport.descriptions import MappedPages
+from kvstore.transport.load_gate import LoadGate
 from kvstore.transport.own_pages import OwnPages
 
 

@@ -108,7 +108,9 @@ def _failing(doing: str) -> Iterator[None]:
     try:
         yield
     except (ServingError, VmMisuse) as error:
-        raise error if isinstance(error, PeerFailed) else PeerFailed(f"cannot {doing} a peer's memory: {error}") from error
+        raise (
+            error if isinstance(error, PeerFailed) else PeerFailed(f"cannot {doing} a peer's memory: {error}")
+        ) from error
 
 
 class CudaSharedPages:

@@ -110,7 +110,7 @@ class Host:
                     self._give(guest, first)
                 case ProbeWritten(n_bytes=n_bytes) if guest in self._guests:
                     self._confirm(guest, n_bytes)
-                case Adapted(version=version) if 0 <= guest.adapted_version and version <= guest.told_version:
+                case Adapted(version=version) if guest.adapted_version >= 0 and version <= guest.told_version:
                     guest.adapted_version = version
                 case _:
                     raise PeerFailed(f"{guest.peer or 'a guest'} sent {type(frame).__name__} out of turn")
@@ -119,7 +119,9 @@ class Host:
     def _offer(self, guest: Guest, introduced: Introduce) -> None:
         description = self._memory.describe(self._self_id, guest.number, self._version)
         if description is None:
-            self._send(guest, NoOffer(text=f"{self._self_id} has no pages yet: it waits for the first Hello of a worker"))
+            self._send(
+                guest, NoOffer(text=f"{self._self_id} has no pages yet: it waits for the first Hello of a worker")
+            )
             return
         if self._memory.needs_mapper and not introduced.maps_chunks:
             self._send(guest, NoOffer(text=f"the pages of {self._self_id} lie on a device, and the guest uses none"))

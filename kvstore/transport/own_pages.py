@@ -39,9 +39,7 @@ class OwnPages(Protocol):
         """Where the pages lie."""
         ...
 
-    def copy_out(
-        self, own_pages: Ids, peer: MappedPages, peer_pages: Ids, layers: Iterable[int] | None = None
-    ) -> int:
+    def copy_out(self, own_pages: Ids, peer: MappedPages, peer_pages: Ids, layers: Iterable[int] | None = None) -> int:
         """Ours into the peer's; returns how many contiguous pieces those were. Raises PeerFailed.
 
         `layers`: those that `own_pages` are of, which may still be being computed; None: any.
@@ -84,9 +82,7 @@ class HostPages:
         """All pages as bytes."""
         return self._pool.rows
 
-    def copy_out(
-        self, own_pages: Ids, peer: MappedPages, peer_pages: Ids, layers: Iterable[int] | None = None
-    ) -> int:
+    def copy_out(self, own_pages: Ids, peer: MappedPages, peer_pages: Ids, layers: Iterable[int] | None = None) -> int:
         """Ours into the peer's; returns how many contiguous pieces those were. Raises PeerFailed."""
         return _in_file(peer).write(peer_pages, self._pool.rows, own_pages)
 
@@ -130,9 +126,7 @@ class AcceleratorPages:
         """Where the pages lie."""
         return self._mover.device
 
-    def copy_out(
-        self, own_pages: Ids, peer: MappedPages, peer_pages: Ids, layers: Iterable[int] | None = None
-    ) -> int:
+    def copy_out(self, own_pages: Ids, peer: MappedPages, peer_pages: Ids, layers: Iterable[int] | None = None) -> int:
         """Ours into the peer's; returns how many contiguous pieces those were. Raises PeerFailed."""
         own, there = self._own_ids(own_pages), as_ids(peer_pages)
         _require_as_many(own, there)

@@ -58,7 +58,9 @@ class PageMover:
             both = both.pin_memory().to(self._device, non_blocking=True)
         copy_rows(source, both[0], target, both[1])
 
-    def move_out(self, source: Tensor, source_pages: PageNumbers, target: PinnedRows, target_pages: PageNumbers) -> None:
+    def move_out(
+        self, source: Tensor, source_pages: PageNumbers, target: PinnedRows, target_pages: PageNumbers
+    ) -> None:
         """As `move`, from the device to the host."""
         if (runs := long_runs(source_pages, target_pages, source.shape[1])) is None:
             self.move(source, source_pages, target.device, target_pages)
@@ -109,9 +111,7 @@ def long_runs(
         return None
     begins = np.concatenate([[0], breaks])
     counts = np.diff(np.concatenate([begins, [len(source_pages)]]))
-    return list(
-        zip(source_pages[begins].tolist(), target_pages[begins].tolist(), counts.tolist(), strict=True)
-    )
+    return list(zip(source_pages[begins].tolist(), target_pages[begins].tolist(), counts.tolist(), strict=True))
 
 
 def copy_rows(source: Tensor, source_ids: Tensor, target: Tensor, target_ids: Tensor) -> None:

@@ -162,7 +162,9 @@ class Mailbox:
         piece, fds, flags, _ = socket.recv_fds(self._connection, 65536, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
         self._fds += fds
         if flags & socket.MSG_CTRUNC:
-            raise PeerFailed(f"descriptors were lost on the way: more than {MAX_FDS}, or this process has too many open")
+            raise PeerFailed(
+                f"descriptors were lost on the way: more than {MAX_FDS}, or this process has too many open"
+            )
         self._frames += self._reader.feed(piece)
         return bool(piece)
 

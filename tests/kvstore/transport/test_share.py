@@ -18,12 +18,12 @@ from common.messages.handover import KvSpan, Probed
 from common.messages.liveness import Member, TransportReport
 from kvstore.memory.host import HostMemory, open_host_memory
 from kvstore.transport import share as share_module
+from kvstore.transport.descriptions import MappedPages, PoolDescription
 from kvstore.transport.guest import ChunkMapper, Visited, visit
 from kvstore.transport.own_pages import HostPages
 from kvstore.transport.probe import TcpProbe, Ways, answer_probe, open_channel
 from kvstore.transport.share import Share
 from kvstore.transport.share_wire import Introduce, ProbeWritten, encode_frame
-from kvstore.transport.descriptions import MappedPages, PoolDescription
 from kvstore.transport.shared_pages import SharedPages
 from kvstore.transport.socket_path import short_name
 
