@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from benchmarks.gpu.limits import copy_bytes_per_s, matmul_flop_per_s
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.gpu._attention_inputs import DTYPE, HEAD_DIM, HEADS, Pool, cold_sets, eager_s, graph_s
+from benchmarks.gpu.limits import copy_bytes_per_s, matmul_flop_per_s
 from benchmarks.gpu.table import Row, run_and_write
 from kernels.fused_attention import cudnn_attention, gather_pages
 from kernels.kv_source import PagedKv, ViewKv

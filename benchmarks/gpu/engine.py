@@ -9,9 +9,9 @@ import time
 
 import numpy as np
 import torch
-from benchmarks.gpu.limits import copy_bytes_per_s, matmul_flop_per_s
 
 from benchmarks.gpu._shapes import LLAMA_8B, random_llama
+from benchmarks.gpu.limits import copy_bytes_per_s, matmul_flop_per_s
 from benchmarks.gpu.table import Row, run_and_write
 from common.ids import RequestId
 from common.messages.requests import Sampling

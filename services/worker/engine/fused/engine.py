@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from kernels.choose import choose_tokens
 from torch import Tensor
 
 from common.ids import RequestId
+from kernels.choose import choose_tokens
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult, draws_on_host
 from services.worker.engine.attention import LayerHooks
 from services.worker.engine.batch import count_decodes
