@@ -15,11 +15,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.gpu._attention_inputs import DTYPE, HEAD_DIM, HEADS, Pool, cold_sets, eager_s, graph_s
 from benchmarks.gpu.limits import copy_bytes_per_s, matmul_flop_per_s
 from benchmarks.gpu.table import Row, run_and_write
-from kernels.fused_attention import Runs, cudnn_attention, flash_runs, gather_pages
+from kernels.fused_attention import cudnn_attention, gather_pages
 from kernels.kv_source import PagedKv, ViewKv
-from kernels.merge import merge_partials
 from kernels.paged_decode import paged_decode
-from kernels.paged_prefill import paged_prefill
+from kernels.paged_prefill import Runs, paged_prefill
+from kernels.prefill_choice import attention_over_copy, prefill_runs
 
 _POOL_BYTES = 16 * 2**30
 _SCALING = HEAD_DIM**-0.5
@@ -132,10 +132,13 @@ def prefill_rows(pool: Pool, queries: int, before: int) -> list[Row]:
     ways: dict[str, Callable[[], Tensor]] = {
         "pages": lambda: _paged_prefill(query, paged, runs),
         "views": lambda: _paged_prefill(query, view, runs),
-        "torch flash, contiguous": lambda: flash_runs(query, key, value, runs, scaling=_SCALING),
-        "gather, then torch flash": lambda: flash_runs(query, *gather_pages(paged, 0, keys), runs, scaling=_SCALING),
-        "cuDNN, contiguous": lambda: _cudnn(query, key, value),
-        "gather, then cuDNN": lambda: _cudnn(query, *gather_pages(paged, 0, keys)),
+        "torch flash, contiguous": lambda: _flash(query, key, value, runs),
+        "gather, then torch flash": lambda: _flash(query, *gather_pages(paged, 0, keys), runs),
+        "cuDNN, contiguous": lambda: attention_over_copy(query, key, value, scaling=_SCALING),
+        "gather, then cuDNN": lambda: attention_over_copy(query, *gather_pages(paged, 0, keys), scaling=_SCALING),
+        "as served": lambda: prefill_runs(
+            query, paged, runs.query_starts, runs.lengths, [(queries, keys)], scaling=_SCALING
+        ),
     }
     name = f"prefill {queries} after {before}"
     meant = ways["pages"]()
@@ -160,7 +163,7 @@ def batch_rows(pool: Pool) -> list[Row]:
         ("64 runs of 32 after 1024", [(32, 1056)] * 64),
     ):
         runs = _runs(counts)
-        paged = pool.paged(len(counts), runs.max_keys, HEADS // 4, 1)[0]
+        paged = pool.paged(len(counts), max(keys for _, keys in counts), HEADS // 4, 1)[0]
         query = torch.randn(sum(queries for queries, _ in counts), HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
         flop = sum(4 * HEADS * HEAD_DIM * queries * (keys - (queries - 1) / 2) for queries, keys in counts)
         rate = flop / graph_s([lambda query=query, paged=paged, runs=runs: _paged_prefill(query, paged, runs)])
@@ -169,7 +172,7 @@ def batch_rows(pool: Pool) -> list[Row]:
         key, value = (torch.cat([pair[side] for pair in per_run]) for side in (0, 1))
 
         def flash(query: Tensor = query, key: Tensor = key, value: Tensor = value, runs: Runs = runs) -> Tensor:
-            return flash_runs(query, key, value, runs, scaling=_SCALING)
+            return _flash(query, key, value, runs)
 
         rows.append(_against(f"prefill {name}, torch flash, contiguous", lambda: graph_s([flash]), flop / rate))
     return rows
@@ -198,21 +201,21 @@ def cudnn_plan_row(pool: Pool) -> Row:
 def _runs(counts: list[tuple[int, int]]) -> Runs:
     lengths = torch.tensor([keys for _, keys in counts], dtype=torch.int32, device="cuda")
     starts = torch.tensor([0, *(queries for queries, _ in counts)], device="cuda").cumsum(0, dtype=torch.int32)
-    return Runs(starts, lengths, tuple(counts))
+    return Runs(starts, lengths, max(queries for queries, _ in counts))
 
 
 def _paged_prefill(query: Tensor, kv: PagedKv | ViewKv, runs: Runs) -> Tensor:
     return paged_prefill(query, kv, runs.query_starts, runs.lengths, scaling=_SCALING, max_queries=runs.max_queries)[0]
 
 
-def _cudnn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    before = key.shape[0] - query.shape[0]
-    own = cudnn_attention(query, key[before:], value[before:], scaling=_SCALING, causal=True)
-    if before == 0:
-        return own[0]
-    return merge_partials(*cudnn_attention(query, key[:before], value[:before], scaling=_SCALING, causal=False), *own)[
+def _flash(query: Tensor, key: Tensor, value: Tensor, runs: Runs) -> Tensor:
+    key_starts = torch.nn.functional.pad(runs.lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    longest = (runs.max_queries, key.shape[0] // runs.lengths.shape[0])  # runs of one benchmark are equal
+    kernel = torch.ops.aten._flash_attention_forward
+    out: Tensor = kernel(query, key, value, runs.query_starts, key_starts, *longest, 0.0, True, False, scale=_SCALING)[
         0
     ]
+    return out
 
 
 def _same(found: Tensor, meant: Tensor) -> None:

@@ -12,7 +12,7 @@ from kernels.choose import choose_tokens
 from torch import Tensor
 
 from common.ids import RequestId
-from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
+from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult, draws_on_host
 from services.worker.engine.attention import LayerHooks
 from services.worker.engine.batch import count_decodes
 from services.worker.engine.engine import require_fitting
@@ -22,7 +22,7 @@ from services.worker.engine.fused.inputs import StepBuffers, fill_rows, fill_sam
 from services.worker.engine.fused.lane import Mark, open_lane
 from services.worker.engine.fused.tables import BlockTables, layer_slots, layer_tables
 from services.worker.engine.make import EngineLimits
-from services.worker.engine.sampling import draws_on_host, sample
+from services.worker.engine.sampling import sample
 from services.worker.model.fused import FusedDecoder
 from services.worker.model.load import LoadedModel
 
@@ -39,6 +39,11 @@ class Launched:
     tokens: Tensor | None
     """On the host once `ended` was waited for; None: the host draws them from `logits`."""
     logits: Tensor | None
+
+    @property
+    def done(self) -> bool:
+        """Whether `collect` would return at once."""
+        return self.ended.passed
 
 
 class FusedEngine:
@@ -139,7 +144,7 @@ class FusedEngine:
     def _queue(self, plan: StepPlan, hooks: LayerHooks) -> Tensor | None:
         """Queue the step. The logits, if the host must draw from them; else the tokens are drawn on the device."""
         segments = plan.segments
-        on_host = any(draws_on_host(segment) for segment in segments)
+        on_host = any(segment.sample and draws_on_host(segment.sampling) for segment in segments)
         whole = all(segment.table.whole for segment in segments)
         rows = None
         if hooks == _NO_HOOKS and whole and not on_host and all(one.count == 1 and one.sample for one in segments):
