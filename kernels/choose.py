@@ -19,7 +19,18 @@ import triton
 from torch import Tensor
 
 from kernels.checks import require, require_same_device
-from kernels.choose_passes import ROW_WORDS, count_tied, fill_coarse, narrow, take_tied
+from kernels.choose_passes import (
+    BY_CHANCE,
+    BY_COUNT,
+    BY_TOP_P,
+    LEVELS,
+    ROW_WORDS,
+    begin,
+    count_tied,
+    fill_coarse,
+    narrow,
+    take_tied,
+)
 from kernels.choose_scores import part_likeliest, take_likeliest
 
 _TILE = 2048
@@ -28,7 +39,6 @@ _PROGRAMS = 1024
 _MOST_TILES = 256
 _LONGEST_ROW = _TILE * _MOST_TILES
 """Masses of more tokens could exceed 63 bits."""
-_SEARCHES = _PASSES = 3
 
 
 def choose_tokens(
@@ -70,9 +80,11 @@ def choose_tokens(
     row = (logits, scratch, temperatures, vocab, logits.stride(0), cut.tiles_each)
     grid = (cut.parts, rows)
     fill_coarse[grid](*row, top_k, min_p, best, best_at, tokens, cut.parts, PARTS=_MOST_TILES, TILE=_TILE, num_warps=8)
-    for search in range(_SEARCHES):
-        for level in range(_PASSES):
-            narrow[grid](*row, top_k, top_p, min_p, chances, SEARCH=search, LEVEL=level, TILE=_TILE, num_warps=8)
+    for search in (BY_COUNT.value, BY_TOP_P.value, BY_CHANCE.value):
+        begin[grid](*row, top_k, top_p, min_p, chances, SEARCH=search, TILE=_TILE, num_warps=8)
+        first = search * LEVELS.value
+        for pass_at in range(first + 1, first + LEVELS.value):
+            narrow[grid](*row, pass_at, COUNTED=search == BY_COUNT.value, TILE=_TILE, num_warps=8)
     count_tied[grid](*row, TILE=_TILE, num_warps=8)
     take_tied[(rows,)](*row[:-1], tokens, num_warps=4)
     return tokens

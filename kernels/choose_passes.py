@@ -26,6 +26,9 @@ WITHIN_MIN_P = tl.constexpr(4096 + 13 * 1024 + 80)
 LIKELIEST = tl.constexpr(4096 + 13 * 1024 + 81)
 ROW_WORDS = tl.constexpr(4096 + 13 * 1024 + 96)
 
+STATE_WORDS = tl.constexpr(8)
+LEVELS = tl.constexpr(3)  # passes of a search after the coarse one
+
 BY_COUNT = tl.constexpr(0)
 BY_TOP_P = tl.constexpr(1)
 BY_CHANCE = tl.constexpr(2)
@@ -46,7 +49,7 @@ def _add_to_bins(bins: tl.tensor, bin_: tl.tensor, amount: tl.tensor, counted: t
         tl.atomic_add(bins + bin_, amount, mask=counted, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles_each", "parts"])
 def fill_coarse(
     logits: tl.tensor,
     scratch: tl.tensor,
@@ -108,19 +111,18 @@ def _sum_before(bins: tl.tensor, bin_: tl.tensor, BINS: tl.constexpr) -> tl.tens
 
 
 @triton.jit
-def _descend(kept: tl.tensor, SEARCH: tl.constexpr, LEVEL: tl.constexpr) -> tuple[tl.tensor, ...]:
-    """The state after the pass LEVEL of a search: (step, low, high, shift, left, mass before).
+def _descend(kept: tl.tensor, pass_at: int, COUNTED: tl.constexpr) -> tuple[tl.tensor, ...]:
+    """The state after a pass: (step, low, high, shift, left, mass before).
 
     The place lies among keys low <= key < high, and is where `left` more, in the measure of the search (tokens or
     mass), are reached. FOUND: it is among the tokens whose key is `low`.
     """
-    PASS: tl.constexpr = SEARCH * 3 + LEVEL
-    state = kept + STATES + PASS * 8
+    state = kept + STATES + pass_at * STATE_WORDS
     step, low, high = tl.load(state), tl.load(state + 1), tl.load(state + 2)
     shift, left, before = tl.load(state + 3), tl.load(state + 4), tl.load(state + 5)
-    masses = kept + FINE_MASS + PASS * FINE_BINS
-    if SEARCH == BY_COUNT:
-        bin_, skipped = _first_reaching(kept + FINE_COUNT + LEVEL * FINE_BINS, left, FINE_BINS)
+    masses = kept + FINE_MASS + pass_at * FINE_BINS
+    if COUNTED:
+        bin_, skipped = _first_reaching(kept + FINE_COUNT + pass_at * FINE_BINS, left, FINE_BINS)
         skipped_mass = _sum_before(masses, bin_, FINE_BINS)
     else:
         bin_, skipped = _first_reaching(masses, left, FINE_BINS)
@@ -137,7 +139,7 @@ def _descend(kept: tl.tensor, SEARCH: tl.constexpr, LEVEL: tl.constexpr) -> tupl
 @triton.jit
 def _end(kept: tl.tensor, SEARCH: tl.constexpr) -> tuple[tl.tensor, ...]:
     """What a search came to: (step, key, which of the tokens of that key, mass up to there)."""
-    step, key, _, _, left, before = _descend(kept, SEARCH, 2)
+    step, key, _, _, left, before = _descend(kept, SEARCH * LEVELS + LEVELS - 1, SEARCH == BY_COUNT)
     each = tl.maximum(mass_of(key.to(tl.int32).to(tl.float32, bitcast=True)), 1)
     rank = left
     if SEARCH != BY_COUNT:
@@ -177,7 +179,7 @@ def _target(
 
 
 @triton.jit
-def _begin(
+def _coarse_state(
     kept: tl.tensor, needed: tl.tensor, target: tl.tensor, mass: tl.tensor, SEARCH: tl.constexpr
 ) -> tuple[tl.tensor, ...]:
     """The state of a search after the coarse pass; shaped as `_descend` returns it."""
@@ -195,8 +197,8 @@ def _begin(
     return step, low, high, shift, target - skipped, tl.where(needed, skipped_mass, mass)
 
 
-@triton.jit
-def narrow(
+@triton.jit(do_not_specialize=["tiles_each"])
+def begin(
     logits: tl.tensor,
     scratch: tl.tensor,
     temperatures: tl.tensor,
@@ -208,49 +210,103 @@ def narrow(
     min_p: tl.tensor,
     chances: tl.tensor,
     SEARCH: tl.constexpr,
-    LEVEL: tl.constexpr,
     TILE: tl.constexpr,
 ) -> None:
-    """One pass of a search: settles the last pass's bin and fills the bins within it."""
-    part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    """The first pass of a search: ends the search before, finds the coarse bin and fills the fine bins within it."""
+    row = tl.program_id(1).to(tl.int64)
     temperature = tl.load(temperatures + row)
     if temperature < GREEDY_BELOW:
         return
     kept = scratch + row * ROW_WORDS
-    if LEVEL == 0:
-        needed, target, total = _target(kept, row, vocab, top_k, top_p, min_p, chances, SEARCH)
-        step, low, high, shift, left, before = _begin(kept, needed, target, total, SEARCH)
-    else:
-        step, low, high, shift, left, before = _descend(kept, SEARCH, LEVEL - 1)
-    PASS: tl.constexpr = SEARCH * 3 + LEVEL
-    if part == 0:
-        state = kept + STATES + PASS * 8
+    needed, target, total = _target(kept, row, vocab, top_k, top_p, min_p, chances, SEARCH)
+    step, low, high, shift, left, before = _coarse_state(kept, needed, target, total, SEARCH)
+    PASS: tl.constexpr = SEARCH * LEVELS
+    _keep_state(kept, PASS, step, low, high, shift, left, before)
+    if step == SEARCHING:
+        _fill_fine(kept, logits + row * stride, vocab, tiles_each, temperature, low, high, shift,
+                   PASS, SEARCH == BY_COUNT, TILE)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["tiles_each", "pass_at"])
+def narrow(
+    logits: tl.tensor,
+    scratch: tl.tensor,
+    temperatures: tl.tensor,
+    vocab: int,
+    stride: int,
+    tiles_each: int,
+    pass_at: int,
+    COUNTED: tl.constexpr,
+    TILE: tl.constexpr,
+) -> None:
+    """A later pass of a search: finds the fine bin of the pass before and fills the finer ones within it."""
+    row = tl.program_id(1).to(tl.int64)
+    temperature = tl.load(temperatures + row)
+    if temperature < GREEDY_BELOW:
+        return
+    kept = scratch + row * ROW_WORDS
+    step, low, high, shift, left, before = _descend(kept, pass_at - 1, COUNTED)
+    _keep_state(kept, pass_at, step, low, high, shift, left, before)
+    if step == SEARCHING:
+        _fill_fine(kept, logits + row * stride, vocab, tiles_each, temperature, low, high, shift,
+                   pass_at, COUNTED, TILE)  # fmt: skip
+
+
+@triton.jit
+def _keep_state(
+    kept: tl.tensor,
+    pass_at: int,
+    step: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+    shift: tl.tensor,
+    left: tl.tensor,
+    before: tl.tensor,
+) -> None:
+    """All programs of a row come to the same state; its first one writes it down."""
+    state = kept + STATES + pass_at * STATE_WORDS
+    if tl.program_id(0) == 0:
         tl.store(state, step)
         tl.store(state + 1, low)
         tl.store(state + 2, high)
         tl.store(state + 3, shift)
         tl.store(state + 4, left)
         tl.store(state + 5, before)
-    if step != SEARCHING:
-        return
-    likeliest = tl.load(kept + LIKELIEST).to(tl.int32).to(tl.float32, bitcast=True)
-    at = part * tiles_each * TILE + tl.arange(0, TILE)
-    low, high, shift = low.to(tl.int32), high.to(tl.int32), shift.to(tl.int32)
-    for _ in range(tiles_each):
-        distance = distances(logits + row * stride, at, vocab, likeliest, temperature)
-        key = distance.to(tl.int32, bitcast=True)
-        mass = mass_of(distance)
-        sought = (key >= low) & (key < high) & (mass > 0)
-        if tl.sum(sought.to(tl.int32), axis=0) > 0:
-            bin_ = tl.where(sought, (key - low) >> shift, 0)
-            _add_to_bins(kept + FINE_MASS + PASS * FINE_BINS, bin_, mass, sought)
-            if SEARCH == BY_COUNT:
-                ones = tl.full([TILE], 1, tl.int64)
-                _add_to_bins(kept + FINE_COUNT + LEVEL * FINE_BINS, bin_, ones, sought)
-        at += TILE
 
 
 @triton.jit
+def _fill_fine(
+    kept: tl.tensor,
+    logits: tl.tensor,
+    vocab: int,
+    tiles_each: int,
+    temperature: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+    shift: tl.tensor,
+    pass_at: int,
+    COUNTED: tl.constexpr,
+    TILE: tl.constexpr,
+) -> None:
+    """Mass, and if COUNTED number, of this part's tokens with low <= key < high, in bins of 2^shift keys."""
+    likeliest = tl.load(kept + LIKELIEST).to(tl.int32).to(tl.float32, bitcast=True)
+    at = tl.program_id(0) * tiles_each * TILE + tl.arange(0, TILE)
+    first, end, width = low.to(tl.int32), high.to(tl.int32), shift.to(tl.int32)
+    for _ in range(tiles_each):
+        distance = distances(logits, at, vocab, likeliest, temperature)
+        key = distance.to(tl.int32, bitcast=True)
+        mass = mass_of(distance)
+        sought = (key >= first) & (key < end) & (mass > 0)
+        if tl.sum(sought.to(tl.int32), axis=0) > 0:
+            bin_ = tl.where(sought, (key - first) >> width, 0)
+            _add_to_bins(kept + FINE_MASS + pass_at * FINE_BINS, bin_, mass, sought)
+            if COUNTED:
+                ones = tl.full([TILE], 1, tl.int64)
+                _add_to_bins(kept + FINE_COUNT + pass_at * FINE_BINS, bin_, ones, sought)
+        at += TILE
+
+
+@triton.jit(do_not_specialize=["tiles_each"])
 def count_tied(
     logits: tl.tensor,
     scratch: tl.tensor,
@@ -268,7 +324,7 @@ def count_tied(
     kept = scratch + row * ROW_WORDS
     step, key, rank, _ = _end(kept, BY_CHANCE)
     if part == 0:
-        state = kept + STATES + 9 * 8
+        state = kept + STATES + 9 * STATE_WORDS
         tl.store(state, step)
         tl.store(state + 1, key)
         tl.store(state + 2, rank)
@@ -295,7 +351,7 @@ def take_tied(
     if temperature < GREEDY_BELOW:
         return
     kept = scratch + row * ROW_WORDS
-    state = kept + STATES + 9 * 8
+    state = kept + STATES + 9 * STATE_WORDS
     step, key, rank = tl.load(state), tl.load(state + 1).to(tl.int32), tl.load(state + 2)
     likeliest = tl.load(kept + LIKELIEST).to(tl.int32).to(tl.float32, bitcast=True)
     equals = _sum_before(kept + TIED, ID_BINS, ID_BINS)

@@ -27,7 +27,7 @@ def mass_of(distance: tl.tensor) -> tl.tensor:
     return (tl.exp(-distance) * UNITS).to(tl.int64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles_each"])
 def part_likeliest(
     logits: tl.tensor,
     best: tl.tensor,
@@ -64,7 +64,7 @@ def row_likeliest(best: tl.tensor, best_at: tl.tensor, parts: int, PARTS: tl.con
     return largest, tl.min(tl.where(values == largest, ids, 2147483647), axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def take_likeliest(best: tl.tensor, best_at: tl.tensor, tokens: tl.tensor, parts: int, PARTS: tl.constexpr) -> None:
     """The likeliest token of one row."""
     row = tl.program_id(0).to(tl.int64)
