@@ -5,7 +5,6 @@ holds all query heads of one kv head, so that each key is read once.
 Source: Flash-Decoding (https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
 """
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +19,7 @@ from kernels.tiles import (
     finished,
     load_rows,
     look_up,
+    processors,
     rule_constants,
     scored,
     softmax_step,
@@ -27,7 +27,6 @@ from kernels.tiles import (
     token_rows,
 )
 
-_INTERPRETER_PROCESSORS = 2
 _MERGED_AT_ONCE = 16
 _MOST_PROGRAMS = 4096
 _LEAST_TILES = tl.constexpr(2)
@@ -124,17 +123,10 @@ class Splits:
 
 def count_splits(programs: int, reach_tokens: int, shape: DecodeShape, device: torch.device) -> Splits:
     """For `programs` pairs of a sequence and a kv head, none of which reads more than `reach_tokens` keys."""
-    to_fill = triton.cdiv(shape.programs_per_processor * _processors(device), programs)
+    to_fill = triton.cdiv(shape.programs_per_processor * processors(device), programs)
     to_share = min(triton.cdiv(reach_tokens, shape.longest_split_tokens), triton.cdiv(_MOST_PROGRAMS, programs))
     worthwhile = max(1, triton.cdiv(reach_tokens, _LEAST_TILES.value * shape.tile_tokens))
     return Splits(to_fill, min(max(to_fill, to_share), worthwhile))
-
-
-@functools.cache
-def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return _INTERPRETER_PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @triton.jit

@@ -4,6 +4,7 @@ Scores are held in units of log2 (exp2 is the hardware's own), results leave as 
 Sources: online softmax (arXiv 1805.02867), FlashAttention-2 (arXiv 2307.08691).
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from kernels.kv_source import KvSource, PagedKv
 
+_INTERPRETER_PROCESSORS = 2
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
@@ -112,6 +114,14 @@ def finished(sums: tl.tensor, highest: tl.tensor, total: tl.tensor) -> tl.tensor
     out = sums / tl.where(some, total, 1.0)[:, None]
     lse = tl.where(some, (highest + tl.log2(tl.where(some, total, 1.0))) * 0.6931471805599453, float("-inf"))
     return out, lse
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors; programs that many times over keep the device busy."""
+    if device.type != "cuda":
+        return _INTERPRETER_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def source_constants(kv: KvSource) -> dict[str, int | bool]:
