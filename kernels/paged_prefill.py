@@ -17,6 +17,7 @@ from kernels.checks import require
 from kernels.kv_source import KvSource, PagedKv, check_query
 from kernels.merge_kernel import merge_parts
 from kernels.tiles import (
+    ceiling,
     dot_constants,
     finished,
     load_rows,
@@ -132,14 +133,14 @@ def _launch(
     (tokens, heads, head_dim), splits = query.shape, parts[0].shape[0]
     sequences = runs.lengths.shape[0]
     check_query(query, kv, sequences, lengths=runs.lengths, query_starts=runs.query_starts)
-    starts = tuple(runs.query_starts.shape)
-    require(starts == (sequences + 1,), "query_starts", starts, f"[{sequences + 1}]")
+    starts = runs.query_starts.shape
+    require(starts[0] == sequences + 1, "query_starts", starts, "one more than lengths")
     require(rules.scaling > 0.0, "scaling", rules.scaling, "above 0")
     if runs.max_queries == 0 or sequences == 0:
         return
     shape = shape or prefill_shape(head_dim, query.dtype)
     group = heads // kv.kv_heads
-    _prefill[(triton.cdiv(runs.max_queries * group, shape.rows), kv.kv_heads, sequences * splits)](
+    _prefill[(ceiling(runs.max_queries * group, shape.rows), kv.kv_heads, sequences * splits)](
         query, kv.keys, kv.values, kv.places, runs.query_starts, runs.lengths, *parts,
         kv.page_shift if isinstance(kv, PagedKv) else 0, kv.places.stride(0),
         query.stride(0), query.stride(1), rules.scaling, splits, tokens,

@@ -20,7 +20,7 @@ from kernels.fused_attention import cudnn_attention, gather_pages
 from kernels.kv_source import PagedKv
 from kernels.merge import merge_partials
 from kernels.paged_prefill import Rules, Runs, prefill_in_splits, prefill_into
-from kernels.tiles import processors
+from kernels.tiles import ceiling, processors
 
 _LIBRARY_DTYPES = (torch.bfloat16, torch.float16)
 _LIBRARY_HEAD_DIMS = (64, 128)
@@ -52,17 +52,10 @@ def prefill_runs(
     counts  (queries, keys) of each sequence, as query_starts and lengths say on the device
     Returns out [tokens, heads, head_dim]. No synchronisation.
     """
-    plain = window_tokens is None and soft_cap is None and _GRAIN_TOKENS % kv.block_tokens == 0
     rules = Rules(scaling=scaling, window_tokens=window_tokens, soft_cap=soft_cap)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
-
-    def way(count: tuple[int, int]) -> _Way:
-        if plain and pays_to_copy(query, *count):
-            return _Way.COPY
-        return _Way.SPLIT if _parts(query, kv, (count,), window_tokens) > 1 else _Way.PAGES
-
-    for stretch in _stretches(counts, [way(count) for count in counts]):
+    for stretch in _stretches(query, kv, counts, rules):
         first, last = stretch.sequences.start, stretch.sequences.stop
         own = PagedKv(kv.pages, kv.table[first:last], kv.page_shift)
         runs = Runs(query_starts[first : last + 1], lengths[first:last], max(queries for queries, _ in stretch.counts))
@@ -80,7 +73,7 @@ def _parts(query: Tensor, kv: PagedKv, counts: Sequence[tuple[int, int]], window
     """Into how many the keys of these runs are best split, so that their programs fill the device."""
     longest = max(keys if window_tokens is None else min(keys, window_tokens + queries) for queries, keys in counts)
     group = query.shape[1] // kv.kv_heads
-    programs = kv.kv_heads * sum(-(-queries * group // _BLOCK_ROWS) for queries, _ in counts)
+    programs = kv.kv_heads * sum(ceiling(queries * group, _BLOCK_ROWS) for queries, _ in counts)
     return min(processors(query.device) // max(programs, 1), longest // _LEAST_PART_TOKENS, _MOST_PARTS)
 
 
@@ -114,14 +107,20 @@ class _Stretch:
     way: _Way
 
 
-def _stretches(counts: Sequence[tuple[int, int]], ways: Sequence[_Way]) -> Iterator[_Stretch]:
+def _stretches(query: Tensor, kv: PagedKv, counts: Sequence[tuple[int, int]], rules: Rules) -> Iterator[_Stretch]:
+    plain = rules.window_tokens is None and rules.soft_cap is None and _GRAIN_TOKENS % kv.block_tokens == 0
+
+    def way(count: tuple[int, int]) -> _Way:
+        if plain and pays_to_copy(query, *count):
+            return _Way.COPY
+        return _Way.SPLIT if _parts(query, kv, (count,), rules.window_tokens) > 1 else _Way.PAGES
+
     first = row = 0
-    for way, group in itertools.groupby(range(len(counts)), ways.__getitem__):
+    for found, group in itertools.groupby(counts, way):
         members = list(group)
-        for some in ([one] for one in members) if way is _Way.COPY else (members,):
-            own = tuple(counts[one] for one in some)
-            end = row + sum(queries for queries, _ in own)
-            yield _Stretch(slice(first, first + len(some)), slice(row, end), own, way)
+        for some in ([one] for one in members) if found is _Way.COPY else (members,):
+            end = row + sum(queries for queries, _ in some)
+            yield _Stretch(slice(first, first + len(some)), slice(row, end), tuple(some), found)
             first, row = first + len(some), end
 
 
@@ -153,7 +152,7 @@ def _whole_grains(tokens: int) -> int:
 
 
 def _filled_up(tokens: int) -> int:
-    return -(-tokens // _GRAIN_TOKENS) * _GRAIN_TOKENS
+    return ceiling(tokens, _GRAIN_TOKENS) * _GRAIN_TOKENS
 
 
 def _pieces(tokens: int) -> Iterator[slice]:
