@@ -16,12 +16,12 @@ from torch import Tensor
 from kernels.checks import require
 from kernels.kv_source import KvSource, PagedKv, check_query
 from kernels.tiles import (
-    capped,
     dot_constants,
     finished,
     load_rows,
     look_up,
     rule_constants,
+    scored,
     softmax_step,
     source_constants,
     token_rows,
@@ -60,7 +60,7 @@ class Rules:
 def prefill_shape(head_dim: int, dtype: torch.dtype) -> PrefillShape:
     """The shape that `paged_prefill` takes by itself."""
     if dtype == torch.float32:
-        return PrefillShape(rows=32, tile_tokens=32, warps=4, stages=1)
+        return PrefillShape(rows=32 if head_dim <= 128 else 16, tile_tokens=32, warps=8, stages=1)
     if head_dim > 128:
         return PrefillShape(rows=128, tile_tokens=32, warps=8, stages=2)
     return PrefillShape(rows=128, tile_tokens=64, warps=8, stages=3)
@@ -169,14 +169,13 @@ def _over_tiles(
         if PAGED:
             found = look_up(tokens + TILE, end, place, PAGED, BLOCK_TOKENS)
         k = load_rows(keys, lie, dims, exist, HEAD_DIM, BLOCK_DIM, MASKED).to(DOT)
-        products = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        scores = capped(products, scaling, SOFT_CAP)
+        scores, factor = scored(tl.dot(q, tl.trans(k), input_precision=PRECISION), scaling, SOFT_CAP)
         if MASKED:
             seen = tokens[None, :] <= position[:, None] - STRICT
             if WINDOW > 0:
                 seen = seen & (position[:, None] - tokens[None, :] < WINDOW)
             scores = tl.where(seen, scores, float("-inf"))
-        weights, shrink, highest, total = softmax_step(scores, highest, total)
+        weights, shrink, highest, total = softmax_step(scores, factor, highest, total)
         v = load_rows(values, lie, dims, exist, HEAD_DIM, BLOCK_DIM, MASKED).to(DOT)
         sums = tl.dot(weights.to(DOT), v, sums * shrink[:, None], input_precision=PRECISION)
     return sums, highest, total

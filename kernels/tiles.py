@@ -79,22 +79,28 @@ def load_rows(
 
 
 @triton.jit
-def capped(products: tl.tensor, scaling: tl.tensor, SOFT_CAP: tl.constexpr) -> tl.tensor:
-    """Scores in units of log2: scaling * q.k, or soft_cap * tanh(scaling * q.k / soft_cap), times log2(e)."""
+def scored(products: tl.tensor, scaling: tl.tensor, SOFT_CAP: tl.constexpr) -> tl.tensor:
+    """(values, factor): factor * values are the scores in units of log2, and factor > 0.
+
+    A score is scaling * q.k, or soft_cap * tanh(scaling * q.k / soft_cap). Kept apart because value * factor - highest
+    is one instruction, and the highest value needs no product.
+    """
     if SOFT_CAP > 0.0:
         squared = tl.exp2(products * (scaling * (2.0 * 1.4426950408889634 / SOFT_CAP)))  # e^2x; inf gives tanh = 1
-        scores = (1.0 - 2.0 / (1.0 + squared)) * (SOFT_CAP * 1.4426950408889634)
+        values = 1.0 - 2.0 / (1.0 + squared)
+        factor = SOFT_CAP * 1.4426950408889634
     else:
-        scores = products * (scaling * 1.4426950408889634)
-    return scores
+        values = products
+        factor = scaling * 1.4426950408889634
+    return values, factor
 
 
 @triton.jit
-def softmax_step(scores: tl.tensor, highest: tl.tensor, total: tl.tensor) -> tl.tensor:
+def softmax_step(values: tl.tensor, factor: tl.tensor, highest: tl.tensor, total: tl.tensor) -> tl.tensor:
     """Take one tile of scores in; returns (weights, what the sums so far shrink by, highest, total)."""
-    raised = tl.maximum(highest, tl.max(scores, 1))
+    raised = tl.maximum(highest, tl.max(values, 1) * factor)
     shift = tl.where(raised == float("-inf"), 0.0, raised)  # a row without a seen key so far: -inf - -inf is NaN
-    weights = tl.exp2(scores - shift[:, None])
+    weights = tl.exp2(values * factor - shift[:, None])
     shrink = tl.exp2(highest - shift)
     return weights, shrink, raised, total * shrink + tl.sum(weights, 1)
 
