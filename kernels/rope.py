@@ -80,6 +80,7 @@ def _check(qkv: Tensor, cos: Tensor, sin: Tensor, pages: Tensor, slots: Tensor) 
         require(angle.shape == expected and angle.is_contiguous(), name, tuple(angle.shape), f"contiguous {expected}")
     require(slots.shape == qkv.shape[:1], "slots", tuple(slots.shape), f"[{qkv.shape[0]}]")
     require(slots.dtype == torch.int64, "slots", slots.dtype, "int64")
+    require(slots.is_contiguous(), "slots", f"strides {slots.stride()}", "contiguous")
     require_same_device(qkv, cos=cos, sin=sin, pages=pages, slots=slots)
 
 

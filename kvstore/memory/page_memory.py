@@ -17,14 +17,16 @@ from kvstore.memory.page_pool import PagePool
 from kvstore.memory.plan import HOST_CHUNK_BYTES, MemoryPlan, device_chunk_bytes, memory_plan
 from kvstore.memory.shareable import PROBE_SLOT_BYTES, PROBE_SLOTS, MemoryKind, PagesInFile
 
+HOST = torch.device("cpu")
 _SCRATCH_BYTES = PROBE_SLOTS * PROBE_SLOT_BYTES
 
 
 class Scratch(Protocol):
     """Memory beside the pages in which peers prove that they share it. Offsets count from its beginning."""
 
-    def export_fds(self) -> list[int]:
-        """Descriptors besides those of the pages, which the caller closes."""
+    @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """What is to be exported besides the chunks of pages."""
         ...
 
     def read(self, offset_bytes: int, n_bytes: int) -> bytes:
@@ -46,9 +48,10 @@ class FileScratch:
     def __init__(self, backend: MemfdBackend, begin_bytes: int) -> None:
         self._backend, self._begin_bytes = backend, begin_bytes
 
-    def export_fds(self) -> list[int]:
+    @property
+    def chunks(self) -> tuple[Chunk, ...]:
         """The pages' descriptor shows it already."""
-        return []
+        return ()
 
     def read(self, offset_bytes: int, n_bytes: int) -> bytes:
         """What lies there."""
@@ -74,9 +77,10 @@ class ChunkScratch:
         backend.map_run(self._range, 0, [self._chunk])
         self._bytes = backend.bytes_at(self._range, length_bytes)
 
-    def export_fds(self) -> list[int]:
-        """The chunk's."""
-        return self._backend.export_fds([self._chunk])
+    @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """Its own."""
+        return (self._chunk,)
 
     def read(self, offset_bytes: int, n_bytes: int) -> bytes:
         """A copy. Waits for the device, so that what a peer wrote before it told us is there."""
@@ -130,11 +134,13 @@ class PageMemory:
         offsets = self.pages.chunk_offsets
         if self.kind == "cuda":  # descriptors come in page order, so each chunk lies behind the one before it
             offsets = tuple(place * self.plan.chunk_bytes for place in range(len(offsets)))
-        return PagesInFile(self.pages.layout.page_bytes, self.plan.chunk_bytes, offsets, self._generation)
+        page_bytes, plan = self.pages.layout.page_bytes, self.plan
+        return PagesInFile(page_bytes, plan.chunk_bytes, offsets, self._generation, plan.limit_chunks)
 
-    def export_fds(self) -> list[int]:
+    def export_fds(self, first: int = 0, n_fds: int | None = None) -> list[int]:
         """New descriptors, which the caller closes: the one file, or each chunk in page order and then scratch."""
-        return self.backend.export_fds(self.pages.chunks) + self._scratch.export_fds()
+        everything = (*self.pages.chunks, *self._scratch.chunks)
+        return self.backend.export_fds(everything[first:][:n_fds])
 
     def read_scratch(self, offset_bytes: int, n_bytes: int) -> bytes:
         """What lies in a stretch of scratch now."""
@@ -154,9 +160,9 @@ class PageMemory:
         Which pages nobody uses, the block pool's own `resize` tells: to shrink, call that first, and this with
         `chunks_for` what it returns; to grow, call this first.
 
-        Growing is all or nothing: raises OutOfChunks for more than the device or the address range has. Before it
-        shrinks, the caller guarantees that nobody uses the pages that go, kernels and peers included; peers must map
-        anew before they use pages that came back later (`PagesInFile.generation`).
+        Growing is all or nothing: raises OutOfChunks for more than the device or the address range has. Shrinking waits
+        for what runs on the device; the caller guarantees that nothing is started meanwhile that uses the pages that go.
+        Peers must map anew before they use pages that came back later (`PagesInFile.generation`).
         """
         change = n_chunks - len(self.pages.chunks)
         if change > 0:
@@ -169,6 +175,7 @@ class PageMemory:
                 raise
         elif change < 0:
             self._generation += 1  # first: a peer that reads it between maps anew once more than it must
+            self._wait()
             self.pages.shrink(-change)
             self.chunks.set_budget(self.chunks.budget_chunks + change)
         return self.pages.n_pages
@@ -182,14 +189,20 @@ class PageMemory:
                 f"{format_bytes(needed_bytes)} more asked for; {format_bytes(free.n_bytes)} are available ({free.limit})"
             )
 
+    def _wait(self) -> None:
+        """A kernel that meets an address without memory takes the whole process's device with it."""
+        if isinstance(self.backend, CudaVmmBackend):
+            self.backend.wait()
+
     def close(self) -> None:
-        """Give back all memory. Every view taken of the pages is invalid afterwards."""
+        """Give back all memory, after what runs on the device. Every view taken of the pages is invalid afterwards."""
+        self._wait()
         self.pages.close()
         self._scratch.close()
         self.chunks.close()
 
 
-def open_page_memory(budget_bytes: int, layout: KvLayout, device: torch.device) -> PageMemory:
+def open_page_memory(budget_bytes: int, layout: KvLayout, device: torch.device = HOST) -> PageMemory:
     """A page pool that fills its whole budget now, and may be resized up to what is available now.
 
     Raises ConfigError if the budget exceeds the memory available, or does not hold one token block.

@@ -18,6 +18,8 @@ class PagesInFile:
     """Where each chunk begins, in page order; all multiples of `page_bytes`."""
     generation: int = 0
     """Grows whenever chunks left. Who mapped an earlier generation may see other memory at pages that came back."""
+    limit_chunks: int = 0
+    """As many as there can ever be; 0: as many as there are."""
 
 
 class Shareable(Protocol):
@@ -47,8 +49,11 @@ class Shareable(Protocol):
         """Where PROBE_SLOTS slots of PROBE_SLOT_BYTES begin."""
         ...
 
-    def export_fds(self) -> list[int]:
-        """New descriptors, which the caller closes. memfd: the one file. cuda: each chunk in page order, then scratch."""
+    def export_fds(self, first: int = 0, n_fds: int | None = None) -> list[int]:
+        """New descriptors, which the caller closes. memfd: the one file. cuda: each chunk in page order, then scratch.
+
+        Of those `n_fds` from `first` on, as far as there are so many; as a slice, -1 being the last. None: all.
+        """
         ...
 
     def read_scratch(self, offset_bytes: int, n_bytes: int) -> bytes:

@@ -68,7 +68,7 @@ class BlockMemory:
         """Host memory is of no device."""
         return ""
 
-    def export_fds(self) -> list[int]:
+    def export_fds(self, first: int = 0, n_fds: int | None = None) -> list[int]:
         """A new descriptor of the memfd, which the caller closes."""
         return self._backend.export_fds()
 

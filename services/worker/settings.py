@@ -89,8 +89,9 @@ class WorkerSettings:
 
     transport: str = setting(
         "auto",
-        choices=("auto", "shm", "tcp"),
-        help="How KV travels; auto takes shared memory where the probe succeeds.",
+        choices=("auto", "cuda_ipc", "shm", "tcp"),
+        help="How KV travels; auto takes memory that both sides map where the probe succeeds, and tcp elsewhere. "
+        "cuda_ipc (between devices) and shm (in host memory): the connection is refused where that does not work.",
     )
     lease_ms: int = setting(30_000, help="How long a prefill worker may fill granted pages without renewing.")
     drain_s: float = setting(

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from kernels import reference
+from kernels import prefill_choice, reference
+from kernels.attention import prefill_attention
 from kernels.prefill_choice import pays_to_copy, prefill_runs
 from tests.kernels.scattered import Scattered, scatter
 
@@ -35,6 +36,21 @@ def test_runs_of_any_length_equal_the_reference(window_tokens: int | None, devic
     counts = [(3, 20), (17, 17), (1, 9)]
     stored = scatter([keys for _, keys in counts], [n for n, _ in counts], 2, 2, 32, torch.float32, device)
     check(stored, counts, window_tokens)
+
+
+def test_runs_computed_over_copies_and_over_pages_keep_their_rows(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's kernel needs a GPU; which run it gets and where its result goes does not."""
+    monkeypatch.setattr(prefill_choice, "pays_to_copy", lambda query, queries, keys: queries > 2)
+    monkeypatch.setattr(
+        prefill_choice,
+        "attention_over_copy",
+        lambda query, key, value, *, scaling: prefill_attention(query, key, value, scaling=scaling)[0],
+    )
+    counts = [(1, 20), (2, 2), (4, 17), (3, 3), (2, 9)]
+    stored = scatter([keys for _, keys in counts], [n for n, _ in counts], 2, 2, 16, torch.float32, device)
+    check(stored, counts)
 
 
 @pytest.mark.gpu

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
 import torch
-from kernels.activation import gated
-from kernels.norms import add_rms_norm, rms_norm
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from common.errors import ConfigError
+from kernels.activation import gated
+from kernels.norms import add_rms_norm, rms_norm
 
 Activation = Literal["silu", "gelu_tanh"]
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}

@@ -7,9 +7,7 @@ from typing import TextIO
 
 from common.cost.step_cost import StepCost
 from common.errors import ConfigError
-from common.kv_layout import KvLayout
-from kvstore.memory.device import DeviceMemory, open_device_memory
-from kvstore.memory.host import HostMemory, open_host_memory
+from kvstore.memory.page_memory import open_page_memory
 from services.worker.engine.make import EngineLimits
 from services.worker.engine.torch_options import configure_torch
 from services.worker.model.load import LoadedModel, load_model, require_device
@@ -25,7 +23,7 @@ def run_profile(settings: ProfileSettings, out: Path | None, table: TextIO, prog
     """Measure, fit, print, and write if there is an `out`. Raises ConfigError."""
     threads = configure_torch(settings.threads)
     model = load_model(settings.model, settings.dtype, settings.device)
-    memory = _open_memory(settings, model.layout)
+    memory = open_page_memory(settings.device_memory_bytes, model.layout, require_device(settings.device))
     try:
         points = _grid(settings, model, memory.pages.n_pages)
         measured = _measure(settings, StepTimer(model, memory.pages.tensor, _limits(settings, model)), points, progress)
@@ -42,13 +40,6 @@ def run_profile(settings: ProfileSettings, out: Path | None, table: TextIO, prog
         write_profile(out, profile)
         table.write(f"\nwritten to {out}; start workers with --cost-profile {out}\n")
     return profile
-
-
-def _open_memory(settings: ProfileSettings, layout: KvLayout) -> HostMemory | DeviceMemory:
-    """As a worker would have it."""
-    if settings.device == "cpu":
-        return open_host_memory(settings.device_memory_bytes, layout)
-    return open_device_memory(settings.device_memory_bytes, layout, require_device(settings.device))
 
 
 def _limits(settings: ProfileSettings, model: LoadedModel) -> EngineLimits:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from kernels.choose import choose_tokens
 from torch import Tensor
 
 from common.ids import RequestId
+from kernels.choose import choose_tokens
+from kvstore.transport.layer_events import LayerEvents
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult, draws_on_host
 from services.worker.engine.attention import LayerHooks
 from services.worker.engine.batch import count_decodes
@@ -52,12 +53,13 @@ class FusedEngine:
     `pages` [pages, 2, block_tokens, kv_heads, head_dim] may grow and shrink at its end between steps, in place.
     """
 
-    def __init__(self, model: LoadedModel, pages: Tensor, limits: EngineLimits) -> None:
-        """Raises ConfigError if the pages do not fit the model."""
+    def __init__(self, model: LoadedModel, pages: Tensor, limits: EngineLimits, marks: LayerEvents) -> None:
+        """`marks` get one mark for each layer of a streamed step. Raises ConfigError if the pages do not fit the model."""
         layout = model.layout
         require_fitting(model, pages, layout)
         assert isinstance(model.runner, FusedDecoder), "a model loaded for a GPU"
         self._decoder, self._pages, self._block_tokens = model.runner, pages, layout.block_tokens
+        self._marks = marks
         self._device = device = model.device
         self._lane = lane = open_lane(device)
         blocks = layout.blocks_for(limits.context_tokens)
@@ -138,8 +140,14 @@ class FusedEngine:
     def _hooks(
         self, plan: StepPlan, on_layer: Callable[[int], None] | None, await_layer: Callable[[int], None] | None
     ) -> LayerHooks:
-        streamed = any(segment.streamed for segment in plan.segments)
-        return LayerHooks(on_layer if streamed else None, await_layer if plan.loads else None)
+        streamed = on_layer is not None and any(segment.streamed for segment in plan.segments)
+
+        def on_written(layer: int) -> None:
+            assert on_layer is not None
+            self._marks.record(layer)
+            on_layer(layer)
+
+        return LayerHooks(on_written if streamed else None, await_layer if plan.loads else None)
 
     def _queue(self, plan: StepPlan, hooks: LayerHooks) -> Tensor | None:
         """Queue the step. The logits, if the host must draw from them; else the tokens are drawn on the device."""

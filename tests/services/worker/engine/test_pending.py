@@ -23,7 +23,7 @@ from services.worker.model.load import LoadedModel, load_model
 from tests.services.worker.engine.test_parity import generate, prompt_of
 
 PAGES = 26
-LENGTHS = (1, 15, 16, 40, 70)
+LENGTHS, N_TOKENS = (1, 15, 16, 17, 40), 40
 
 
 def answers(model: LoadedModel, prompts: list[list[int]], sampling: Sampling, *, ahead: bool) -> list[list[int]]:
@@ -52,18 +52,18 @@ def answers(model: LoadedModel, prompts: list[list[int]], sampling: Sampling, *,
 def test_greedy_answers_planned_ahead_equal_generate(checkpoint: Callable[[str], Path]) -> None:
     prompts = [prompt_of(tokens, seed=tokens) for tokens in LENGTHS]
     model = load_model(checkpoint("llama"))
-    found = answers(model, prompts, Sampling(max_tokens=24), ahead=True)
-    assert found == generate(checkpoint("llama"), prompts, 24)
+    found = answers(model, prompts, Sampling(max_tokens=N_TOKENS), ahead=True)
+    assert found == generate(checkpoint("llama"), prompts, N_TOKENS)
 
 
 @pytest.mark.parametrize("stop", [False, True])
 def test_drawn_answers_are_the_same_planned_ahead_or_not(stop: bool, checkpoint: Callable[[str], Path]) -> None:
     prompts = [prompt_of(tokens, seed=tokens) for tokens in LENGTHS]
     model = load_model(checkpoint("llama"))
-    sampling = Sampling(max_tokens=24, temperature=0.9, top_p=0.95, seed=7)
+    sampling = Sampling(max_tokens=N_TOKENS, temperature=0.9, top_p=0.95, seed=7)
     right = answers(model, prompts, sampling, ahead=False)
     if stop:
-        ids = tuple(tokens[11] for tokens in right)
-        sampling = Sampling(max_tokens=24, temperature=0.9, top_p=0.95, seed=7, stop_token_ids=ids)
+        ids = tuple(tokens[33] for tokens in right)
+        sampling = Sampling(max_tokens=N_TOKENS, temperature=0.9, top_p=0.95, seed=7, stop_token_ids=ids)
         right = [tokens[: min(tokens.index(one) for one in ids if one in tokens) + 1] for tokens in right]
     assert answers(model, prompts, sampling, ahead=True) == right
