@@ -72,7 +72,7 @@ def test_every_chunk_arrives_and_no_descriptor_or_handle_is_left(pair: Pair, cud
     with pages.using() as rows:
         assert torch.equal(rows, pair.host.rows)
     assert len(cuda.handles) == handles, "a mapping alone keeps the memory"
-    assert open_fds() == fds + 2, "the two ends of the connection"
+    assert open_fds() == fds + 3, "the two ends of the connection, and the host's watch over the guest"
     assert cuda.calls.count("cuMemSetAccess") - accesses == 4, "scratch, and one for each message of descriptors"
 
 
