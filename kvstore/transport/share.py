@@ -163,7 +163,7 @@ class Share:
                     case Host() as host:
                         self._accept(host)
                     case Guest() as guest if key.fd == guest.process_fd:
-                        self._guest_is_gone(guest)
+                        self._guest_is_gone(guest, key.fd)
                     case Guest() as guest:
                         self._hear(guest)
                     case _Visit() as visited:
@@ -225,10 +225,10 @@ class Share:
         if not guest.may_write_still:
             self._farewell(guest)
 
-    def _guest_is_gone(self, guest: Guest) -> None:
+    def _guest_is_gone(self, guest: Guest, process_fd: int) -> None:
         """Its process, with whatever it still did on a device."""
         with self._lock:
-            self._selector.unregister(guest.process_fd)
+            self._selector.unregister(process_fd)
         self._farewell(guest)
 
     def _farewell(self, guest: Guest) -> None:
