@@ -98,7 +98,8 @@ class MixedRun:
         pool = BlockPool(Ledger(pages.shape[0]), layout.layers, Lru())
         reuse = PrefixReuse(pool, Keep.ALL, layout.block_tokens)
         policy = DecodeFirst(CHUNK_TOKENS, layout.block_tokens)
-        self._scheduler = Scheduler(reuse, layout, policy, max_running=MAX_RUNNING)
+        context_tokens = model.identity.context_tokens
+        self._scheduler = Scheduler(reuse, layout, policy, max_running=MAX_RUNNING, context_tokens=context_tokens)
         self._engine, self._layout = TorchEngine(model, pages, layout), layout
         self._rng, self._vocab_tokens = random.Random(seed), model.identity.vocab_tokens
         self._longest_tokens = min(model.identity.context_tokens - 128, 1800)

@@ -21,7 +21,7 @@ from kernels.tiles import (
     finished,
     load_rows,
     look_up,
-    rules,
+    rule_constants,
     softmax_step,
     source_constants,
     token_rows,
@@ -92,7 +92,7 @@ def paged_decode(
         part = torch.empty(sequences, heads, splits, head_dim, dtype=torch.float32, device=query.device)
         part_lse = torch.empty(sequences, heads, splits, dtype=torch.float32, device=query.device)
     group = heads // kv.kv_heads
-    constants = {"TILE": shape.tile_tokens, **rules(window_tokens, soft_cap), **source_constants(kv)}
+    constants = {"TILE": shape.tile_tokens, **rule_constants(window_tokens, soft_cap), **source_constants(kv)}
     _decode[(kv.kv_heads, splits, sequences)](
         query, kv.keys, kv.values, kv.places, lengths, part, part_lse,
         kv.page_shift if isinstance(kv, PagedKv) else 0, kv.places.stride(0),

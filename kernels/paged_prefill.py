@@ -21,7 +21,7 @@ from kernels.tiles import (
     finished,
     load_rows,
     look_up,
-    rules,
+    rule_constants,
     softmax_step,
     source_constants,
     token_rows,
@@ -36,6 +36,25 @@ class PrefillShape:
     tile_tokens: int
     warps: int
     stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Runs of queries, one of each sequence; see `paged_prefill`."""
+
+    query_starts: Tensor
+    lengths: Tensor
+    max_queries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """Which keys a query sees, and what its scores become; see `paged_prefill`."""
+
+    scaling: float
+    strict: bool = False
+    window_tokens: int | None = None
+    soft_cap: float | None = None
 
 
 def prefill_shape(head_dim: int, dtype: torch.dtype) -> PrefillShape:
@@ -75,26 +94,41 @@ def paged_prefill(
     it holds. Tolerance 1e-5 in float32, 1e-2 in bfloat16 and float16. Raises KernelInputError for a wrong shape,
     dtype or device.
     """
-    tokens, heads, head_dim = query.shape
-    sequences = lengths.shape[0]
-    check_query(query, kv, sequences, lengths=lengths, query_starts=query_starts)
-    require(query_starts.shape[0] == sequences + 1, "query_starts", tuple(query_starts.shape), f"[{sequences + 1}]")
-    require(scaling > 0.0, "scaling", scaling, "above 0")
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
+    rules = Rules(scaling=scaling, strict=strict, window_tokens=window_tokens, soft_cap=soft_cap)
+    prefill_into((out, lse), query, kv, Runs(query_starts, lengths, max_queries), rules, shape)
+    return out, lse
+
+
+def prefill_into(
+    results: tuple[Tensor, Tensor],
+    query: Tensor,
+    kv: KvSource,
+    runs: Runs,
+    rules: Rules,
+    shape: PrefillShape | None = None,
+) -> None:
+    """As `paged_prefill` into (out, lse), contiguous and of query's rows; rows that no run names stay as they are."""
+    out, lse = results
+    _, heads, head_dim = query.shape
+    sequences = runs.lengths.shape[0]
+    check_query(query, kv, sequences, lengths=runs.lengths, query_starts=runs.query_starts)
+    starts = tuple(runs.query_starts.shape)
+    require(starts == (sequences + 1,), "query_starts", starts, f"[{sequences + 1}]")
+    require(rules.scaling > 0.0, "scaling", rules.scaling, "above 0")
+    if runs.max_queries == 0 or sequences == 0:
+        return
     shape = shape or prefill_shape(head_dim, query.dtype)
-    out = torch.empty(tokens, heads, head_dim, dtype=query.dtype, device=query.device)
-    lse = torch.empty(tokens, heads, dtype=torch.float32, device=query.device)
-    if tokens == 0:
-        return out, lse
     group = heads // kv.kv_heads
-    _prefill[(triton.cdiv(max_queries * group, shape.rows), kv.kv_heads, sequences)](
-        query, kv.keys, kv.values, kv.places, query_starts, lengths, out, lse,
+    _prefill[(triton.cdiv(runs.max_queries * group, shape.rows), kv.kv_heads, sequences)](
+        query, kv.keys, kv.values, kv.places, runs.query_starts, runs.lengths, out, lse,
         kv.page_shift if isinstance(kv, PagedKv) else 0, kv.places.stride(0),
-        query.stride(0), query.stride(1), scaling,
-        GROUP=group, ROWS=shape.rows, TILE=shape.tile_tokens, STRICT=int(strict),
-        **rules(window_tokens, soft_cap), **source_constants(kv), **dot_constants(query),
+        query.stride(0), query.stride(1), rules.scaling,
+        GROUP=group, ROWS=shape.rows, TILE=shape.tile_tokens, STRICT=int(rules.strict),
+        **rule_constants(rules.window_tokens, rules.soft_cap), **source_constants(kv), **dot_constants(query),
         num_warps=shape.warps, num_stages=shape.stages,
     )  # fmt: skip
-    return out, lse
 
 
 @triton.jit

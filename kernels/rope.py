@@ -63,6 +63,7 @@ def rope_write(
         HEADS=heads, KV_HEADS=kv_heads, BLOCK_TOKENS=block_tokens, HALF=head_dim // 2,
         NORM=query_norm is not None, OFFSET=offset != 0.0, AT_ONCE=at_once, HALF_BLOCK=half_block,
         num_warps=max(1, min(4, at_once * half_block // 256)),
+        enable_fp_fusion=False,  # or 16-bit products are fused with their sum and lose their rounding
     )  # fmt: skip
     return query
 
@@ -79,6 +80,7 @@ def _check(qkv: Tensor, cos: Tensor, sin: Tensor, pages: Tensor, slots: Tensor) 
         require(angle.shape == expected and angle.is_contiguous(), name, tuple(angle.shape), f"contiguous {expected}")
     require(slots.shape == qkv.shape[:1], "slots", tuple(slots.shape), f"[{qkv.shape[0]}]")
     require(slots.dtype == torch.int64, "slots", slots.dtype, "int64")
+    require(slots.is_contiguous(), "slots", f"strides {slots.stride()}", "contiguous")
     require_same_device(qkv, cos=cos, sin=sin, pages=pages, slots=slots)
 
 

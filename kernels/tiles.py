@@ -131,6 +131,6 @@ def dot_constants(query: Tensor) -> dict[str, Any]:
     return {"DOT": tl.float32 if wide else narrow, "PRECISION": "ieee" if wide else "tf32"}
 
 
-def rules(window_tokens: int | None, soft_cap: float | None) -> dict[str, int | float]:
+def rule_constants(window_tokens: int | None, soft_cap: float | None) -> dict[str, int | float]:
     """The compile-time constants of the rules that need none where they are 0."""
     return {"WINDOW": window_tokens or 0, "SOFT_CAP": float(soft_cap or 0.0)}

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.gpu.table import Row, as_markdown, read_rows
@@ -31,9 +32,11 @@ class Part:
     is_test: bool = False
 
 
-def _tests(name: str, limit_s: float, *paths: str) -> Part:
-    arguments = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "gpu", "--timeout", "120", *paths)
-    return Part(f"test-{name}", arguments, limit_s, is_test=True)
+def _tests(name: str, limit_s: float, *paths: str, processes: int = 1) -> Part:
+    """Most of a kernel test is compiling, which several processes do side by side."""
+    side_by_side = ("-n", str(processes)) if processes > 1 and find_spec("xdist") else ()
+    always = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "--timeout", "120")
+    return Part(f"test-{name}", (*always, *side_by_side, *paths), limit_s, is_test=True)
 
 
 def _benchmark(name: str, limit_s: float) -> Part:
@@ -41,9 +44,9 @@ def _benchmark(name: str, limit_s: float) -> Part:
 
 
 PARTS = (
-    _tests("kernels", 150, "tests/kernels"),
+    _tests("kernels", 150, "tests/kernels", processes=6),
     _tests("memory", 60, "tests/kvstore"),
-    _tests("engine", 120, "tests/services"),
+    _tests("engine", 120, "tests/services", processes=4),
     _tests("system", 180, "tests/gpu"),
     _benchmark("vmm", 60),
     _benchmark("attention", 75),

@@ -9,17 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from benchmarks.gpu.limits import copy_bytes_per_s, matmul_flop_per_s
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.gpu._attention_inputs import DTYPE, HEAD_DIM, HEADS, Pool, cold_sets, eager_s, graph_s
+from benchmarks.gpu.limits import copy_bytes_per_s, matmul_flop_per_s
 from benchmarks.gpu.table import Row, run_and_write
-from kernels.fused_attention import Runs, cudnn_attention, flash_runs, gather_pages
+from kernels.fused_attention import gather_pages
 from kernels.kv_source import PagedKv, ViewKv
 from kernels.merge import merge_partials
 from kernels.paged_decode import paged_decode
-from kernels.paged_prefill import paged_prefill
+from kernels.paged_prefill import Runs, paged_prefill
+from kernels.prefill_choice import attention_over_copy, prefill_runs
 
 _POOL_BYTES = 16 * 2**30
 _SCALING = HEAD_DIM**-0.5
@@ -64,7 +65,7 @@ def run(quick: bool) -> list[Row]:
     for queries, before in QUICK_PREFILLS if quick else PREFILLS:
         rows += prefill_rows(pool, queries, before)
     rows += batch_rows(pool)
-    return rows + ([] if quick else [cudnn_plan_row(pool)])
+    return rows + ragged_rows(pool) + plan_rows(pool)  # what torch does not promise comes last
 
 
 def decode_rows(pool: Pool, case: Decode) -> list[Row]:
@@ -132,10 +133,13 @@ def prefill_rows(pool: Pool, queries: int, before: int) -> list[Row]:
     ways: dict[str, Callable[[], Tensor]] = {
         "pages": lambda: _paged_prefill(query, paged, runs),
         "views": lambda: _paged_prefill(query, view, runs),
-        "torch flash, contiguous": lambda: flash_runs(query, key, value, runs, scaling=_SCALING),
-        "gather, then torch flash": lambda: flash_runs(query, *gather_pages(paged, 0, keys), runs, scaling=_SCALING),
-        "cuDNN, contiguous": lambda: _cudnn(query, key, value),
-        "gather, then cuDNN": lambda: _cudnn(query, *gather_pages(paged, 0, keys)),
+        "torch flash, contiguous": lambda: _flash(query, key, value, runs),
+        "gather, then torch flash": lambda: _flash(query, *gather_pages(paged, 0, keys), runs),
+        "cuDNN, contiguous": lambda: attention_over_copy(query, key, value, scaling=_SCALING),
+        "gather, then cuDNN": lambda: attention_over_copy(query, *gather_pages(paged, 0, keys), scaling=_SCALING),
+        "as served": lambda: prefill_runs(
+            query, paged, runs.query_starts, runs.lengths, [(queries, keys)], scaling=_SCALING
+        ),
     }
     name = f"prefill {queries} after {before}"
     meant = ways["pages"]()
@@ -160,7 +164,7 @@ def batch_rows(pool: Pool) -> list[Row]:
         ("64 runs of 32 after 1024", [(32, 1056)] * 64),
     ):
         runs = _runs(counts)
-        paged = pool.paged(len(counts), runs.max_keys, HEADS // 4, 1)[0]
+        paged = pool.paged(len(counts), max(keys for _, keys in counts), HEADS // 4, 1)[0]
         query = torch.randn(sum(queries for queries, _ in counts), HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
         flop = sum(4 * HEADS * HEAD_DIM * queries * (keys - (queries - 1) / 2) for queries, keys in counts)
         rate = flop / graph_s([lambda query=query, paged=paged, runs=runs: _paged_prefill(query, paged, runs)])
@@ -169,50 +173,98 @@ def batch_rows(pool: Pool) -> list[Row]:
         key, value = (torch.cat([pair[side] for pair in per_run]) for side in (0, 1))
 
         def flash(query: Tensor = query, key: Tensor = key, value: Tensor = value, runs: Runs = runs) -> Tensor:
-            return flash_runs(query, key, value, runs, scaling=_SCALING)
+            return _flash(query, key, value, runs)
 
         rows.append(_against(f"prefill {name}, torch flash, contiguous", lambda: graph_s([flash]), flop / rate))
     return rows
 
 
-def cudnn_plan_row(pool: Pool) -> Row:
-    """What a pair of lengths that cuDNN has not seen costs."""
-    key, value = (one[0] for one in pool.contiguous(1, 3001, HEADS // 4, 1)[0])
-    query = torch.randn(3001, HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
-    seconds: list[float] = []
-    for keys in (3001, 3001, 2977, 2953):
-        torch.cuda.synchronize()
-        began_s = time.perf_counter()
-        cudnn_attention(query[:keys], key[:keys], value[:keys], scaling=_SCALING, causal=True)
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began_s)
-    return Row(
-        "cuDNN, first call of a new length",
-        1e3 * (seconds[2] + seconds[3]) / 2,
-        "ms",
-        seconds[3] / seconds[1],
-        "second call",
-    )
+def ragged_rows(pool: Pool) -> list[Row]:
+    """cuDNN by way of its lengths on the device."""
+    rows: list[Row] = []
+    for queries, before in ((4096, 0), (2048, 30720)):
+        key, value = (one[0] for one in pool.contiguous(1, queries + before, HEADS // 4, 1)[0])
+        query = torch.randn(queries, HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
+        name = f"prefill {queries} after {before}, cuDNN ragged, contiguous"
+        flop = 4 * HEADS * HEAD_DIM * queries * (before + (queries + 1) / 2)
+        try:
+            _same(_ragged(query, key, value), attention_over_copy(query, key, value, scaling=_SCALING))
+            rate = flop / eager_s(lambda query=query, key=key, value=value: _ragged(query, key, value))
+        except (RuntimeError, AssertionError) as error:
+            rows.append(_refused(name, error))
+            continue
+        rows.append(Row(name, rate / 1e12, "TFLOP/s", rate / matmul_flop_per_s(), "bf16 product"))
+    return rows
+
+
+def plan_rows(pool: Pool) -> list[Row]:
+    """What a length that cuDNN has not seen costs the host."""
+    key, value = (one[0] for one in pool.contiguous(1, 4096, HEADS // 4, 1)[0])
+    query = torch.randn(4096, HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
+
+    def cut(n: int) -> tuple[Tensor, Tensor, Tensor]:
+        return query[:n], key[:n], value[:n]
+
+    ways: dict[str, Callable[[int], Tensor]] = {
+        "cuDNN": lambda n: attention_over_copy(*cut(n), scaling=_SCALING),
+        "cuDNN ragged below one bound": lambda n: _ragged(*cut(n), longest=4096),
+    }
+    rows: list[Row] = []
+    for way, call in ways.items():
+        try:
+            _, again_s, first_s, other_s = (_host_s(lambda n=n, call=call: call(n)) for n in (3001, 3001, 2977, 2953))
+        except RuntimeError as error:
+            rows.append(_refused(way, error))
+            continue
+        rows.append(
+            Row(f"{way}, a new length", 500 * (first_s + other_s), "ms", other_s / again_s, "the same length again")
+        )
+    return rows
+
+
+def _host_s(call: Callable[[], object]) -> float:
+    torch.cuda.synchronize()
+    began_s = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return time.perf_counter() - began_s
 
 
 def _runs(counts: list[tuple[int, int]]) -> Runs:
     lengths = torch.tensor([keys for _, keys in counts], dtype=torch.int32, device="cuda")
     starts = torch.tensor([0, *(queries for queries, _ in counts)], device="cuda").cumsum(0, dtype=torch.int32)
-    return Runs(starts, lengths, tuple(counts))
+    return Runs(starts, lengths, max(queries for queries, _ in counts))
 
 
 def _paged_prefill(query: Tensor, kv: PagedKv | ViewKv, runs: Runs) -> Tensor:
     return paged_prefill(query, kv, runs.query_starts, runs.lengths, scaling=_SCALING, max_queries=runs.max_queries)[0]
 
 
-def _cudnn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    before = key.shape[0] - query.shape[0]
-    own = cudnn_attention(query, key[before:], value[before:], scaling=_SCALING, causal=True)
-    if before == 0:
-        return own[0]
-    return merge_partials(*cudnn_attention(query, key[:before], value[:before], scaling=_SCALING, causal=False), *own)[
+def _flash(query: Tensor, key: Tensor, value: Tensor, runs: Runs) -> Tensor:
+    key_starts = torch.nn.functional.pad(runs.lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    longest = (runs.max_queries, key.shape[0] // runs.lengths.shape[0])  # runs of one benchmark are equal
+    kernel = torch.ops.aten._flash_attention_forward
+    out: Tensor = kernel(query, key, value, runs.query_starts, key_starts, *longest, 0.0, True, False, scale=_SCALING)[
         0
     ]
+    return out
+
+
+def _ragged(query: Tensor, key: Tensor, value: Tensor, longest: int | None = None) -> Tensor:
+    """As `attention_over_copy`, but a plan is made for the bound `longest` alone, not for each length."""
+    tokens, heads = query.shape[:2]
+    before = key.shape[0] - tokens
+
+    def part(key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+        starts = [torch.tensor([0, n], dtype=torch.int32, device="cuda") for n in (tokens, key.shape[0])]
+        bounds = (longest or tokens, longest or key.shape[0])
+        out, lse, *_ = torch.ops.aten._cudnn_attention_forward(
+            query, key, value, None, *starts, *bounds, True, 0.0, causal, False, scale=_SCALING
+        )
+        return out, lse.view(tokens, heads)
+
+    own = part(key[before:], value[before:], True)
+    return merge_partials(*part(key[:before], value[:before], False), *own)[0] if before else own[0]
 
 
 def _same(found: Tensor, meant: Tensor) -> None:
@@ -234,7 +286,6 @@ def _against(name: str, measure: Callable[[], float], ours_s: float) -> Row:
 
 
 def _refused(name: str, error: BaseException) -> Row:
-    torch.cuda.synchronize()
     reason = str(error).strip().splitlines()[0][:90].replace("|", "/")
     return Row(name, float("nan"), "", None, f"{type(error).__name__}: {reason}")
 

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable
 
 import torch
-from benchmarks.gpu.limits import copy_bytes_per_s, matmul_flop_per_s
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from benchmarks.gpu._attention_inputs import DTYPE, HEAD_DIM, HEADS, Pool, cold_sets, eager_s, graph_s
+from benchmarks.gpu.limits import copy_bytes_per_s, matmul_flop_per_s
 from benchmarks.gpu.table import Row, run_and_write
 from kernels.kv_source import PagedKv, ViewKv
 from kernels.paged_decode import DecodeShape, paged_decode

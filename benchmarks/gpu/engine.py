@@ -9,13 +9,14 @@ import time
 
 import numpy as np
 import torch
-from benchmarks.gpu.limits import copy_bytes_per_s, matmul_flop_per_s
 
 from benchmarks.gpu._shapes import LLAMA_8B, random_llama
+from benchmarks.gpu.limits import copy_bytes_per_s, matmul_flop_per_s
 from benchmarks.gpu.table import Row, run_and_write
 from common.ids import RequestId
 from common.messages.requests import Sampling
 from kvstore.index.page_table import PageTable
+from kvstore.transport.layer_events import NoLayerEvents
 from services.worker.core.plan import Segment, StepPlan
 from services.worker.engine.fused.engine import FusedEngine
 from services.worker.engine.make import EngineLimits
@@ -129,7 +130,7 @@ def run(quick: bool) -> list[Row]:
         largest, 2, layout.block_tokens, layout.kv_heads, layout.head_dim, dtype=torch.bfloat16, device=device
     ).normal_()
     limits = EngineLimits(max_running=_MAX_RUNNING, max_step_tokens=_PREFILL_TOKENS, context_tokens=_CONTEXT_TOKENS)
-    engine = FusedEngine(model, pages, limits)
+    engine = FusedEngine(model, pages, limits, NoLayerEvents())
     began_s = time.perf_counter()
     graphs = engine.capture()
     rows = [Row(f"capture of {graphs} graphs", time.perf_counter() - began_s, "s", None, "at start, once")]

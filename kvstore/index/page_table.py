@@ -7,7 +7,8 @@ _FIRST_CAPACITY_BLOCKS = 16
 
 
 class PageTable:
-    """[layers, blocks] page ids; grows at its end. The owner appends between engine steps, the engine only reads."""
+    """[layers, blocks] page ids; grows at its end. The owner appends at any time; the engine reads the blocks that its step needs, which stay where
+    they are."""
 
     __slots__ = ("_ids", "n_blocks", "whole")
 

@@ -114,6 +114,10 @@ class CudaDriver:
         """A handle of memory that another process exported. The caller may close `fd` then, and releases the handle."""
         return int(self.enter("cuMemImportFromShareableHandle", fd, self._descriptor_type))
 
+    def wait(self) -> None:
+        """Until every kernel and copy that was started on the device has ended. Raises VmMisuse if one of them failed."""
+        self.enter("cuCtxSynchronize")
+
     def close(self) -> None:
         """Let go of the device's context; torch's own hold on it stays."""
         self.call("cuDevicePrimaryCtxRelease", self._device)

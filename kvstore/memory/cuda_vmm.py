@@ -139,6 +139,10 @@ class CudaVmmBackend:
         storage = torch._C._construct_storage_from_data_pointer(where.address, self._device, n_bytes)
         return empty.set_(storage, 0, (n_bytes,), (1,))
 
+    def wait(self) -> None:
+        """Until nothing that was started on the device runs any more, so that what it used may be unmapped."""
+        self._driver.wait()
+
     def close(self) -> None:
         """Unmap every range, give all memory back, let go of the device. The caller guarantees that no kernel runs."""
         if self._closed:

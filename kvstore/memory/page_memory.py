@@ -160,9 +160,9 @@ class PageMemory:
         Which pages nobody uses, the block pool's own `resize` tells: to shrink, call that first, and this with
         `chunks_for` what it returns; to grow, call this first.
 
-        Growing is all or nothing: raises OutOfChunks for more than the device or the address range has. Before it
-        shrinks, the caller guarantees that nobody uses the pages that go, kernels and peers included; peers must map
-        anew before they use pages that came back later (`PagesInFile.generation`).
+        Growing is all or nothing: raises OutOfChunks for more than the device or the address range has. Shrinking waits
+        for what runs on the device; the caller guarantees that nothing is started meanwhile that uses the pages that go.
+        Peers must map anew before they use pages that came back later (`PagesInFile.generation`).
         """
         change = n_chunks - len(self.pages.chunks)
         if change > 0:
@@ -175,6 +175,7 @@ class PageMemory:
                 raise
         elif change < 0:
             self._generation += 1  # first: a peer that reads it between maps anew once more than it must
+            self._wait()
             self.pages.shrink(-change)
             self.chunks.set_budget(self.chunks.budget_chunks + change)
         return self.pages.n_pages
@@ -188,8 +189,14 @@ class PageMemory:
                 f"{format_bytes(needed_bytes)} more asked for; {format_bytes(free.n_bytes)} are available ({free.limit})"
             )
 
+    def _wait(self) -> None:
+        """A kernel that meets an address without memory takes the whole process's device with it."""
+        if isinstance(self.backend, CudaVmmBackend):
+            self.backend.wait()
+
     def close(self) -> None:
-        """Give back all memory. Every view taken of the pages is invalid afterwards."""
+        """Give back all memory, after what runs on the device. Every view taken of the pages is invalid afterwards."""
+        self._wait()
         self.pages.close()
         self._scratch.close()
         self.chunks.close()

@@ -56,9 +56,7 @@ class VirtualTensor:
             raise VmMisuse(f"{self._owner}: cannot give back {n_chunks} of {len(self._chunks)} chunks")
         kept = len(self._chunks) - n_chunks
         leaving = self._pool.backend.unmap_run(self._range, kept * self._pool.chunk_bytes, n_chunks)
-        self._pool.free(
-            self._owner, leaving[::-1]
-        )  # the last first, so that growing again gives them in their old order
+        self._pool.free(self._owner, leaving)
         del self._chunks[kept:]
 
     def tensor(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any, cast  # Any: what a launch gives is the engine's own
 
 from common.cost.step_fit import StepFit
 from common.errors import ConfigError
@@ -31,9 +32,9 @@ from kvstore.transport.own_pages import own_pages_of
 from kvstore.transport.probe import Ways
 from kvstore.transport.share import Share
 from services.worker.build_core import build_core
-from services.worker.engine.engine import TorchEngine
+from services.worker.engine.make import EngineLimits, make_engine
 from services.worker.engine.torch_options import configure_torch
-from services.worker.engine_thread import EngineThread
+from services.worker.engine_thread import Engine, EngineThread
 from services.worker.inbox import BlocksMoved, CopyEnded, Events, MembersRead, PeerGone, PeerJoined
 from services.worker.links import Links, Movers
 from services.worker.model.identity import inspect_model
@@ -109,13 +110,22 @@ class Worker:
         self._cleanup.callback(links.close)
         threads = configure_torch(settings.threads)
         model = self._load()
-        engine = EngineThread(TorchEngine(model, memory.pages.tensor, inspected.layout), inbox, gate)
+        limits = EngineLimits(
+            max_running=settings.running_limit,
+            max_step_tokens=settings.step_tokens_limit,
+            context_tokens=context_tokens,
+        )
+        computing = make_engine(model, memory.pages.tensor, limits, marks)
+        self._log.event("engine_ready", engine=type(computing).__name__, graphs=computing.capture())
+        engine = EngineThread(cast(Engine[Any], computing), inbox, gate)
         self._cleanup.callback(engine.stop, _STEP_END_S)
         fit = self._starting_fit(profile, model, threads)
         core = build_core(mine, settings, memory.pages.n_pages, inspected.layout, context_tokens, fit)
         events = CacheEventPublisher(settings.redis, settings.cluster, mine)
         self._cleanup.callback(events.close)
-        self._service = WorkerService(core, Ports(exchange, inbox, engine, links, events), self._log)
+        ahead = settings.plan_ahead == "on" or (settings.plan_ahead == "auto" and settings.device != "cpu")
+        ports = Ports(exchange, inbox, engine, links, events)
+        self._service = WorkerService(core, ports, self._log, plan_ahead=ahead)
         membership = Membership(settings.redis, settings.cluster, mine, lambda members: inbox.put(MembersRead(members)))
         membership.join()
         self._cleanup.callback(membership.stop)

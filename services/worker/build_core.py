@@ -57,7 +57,7 @@ def build_core(
 ) -> WorkerRole:
     """A core of `mine.role` over a pool of `n_pages`. `fit`: what is known of the engine's cost; None: nothing."""
     keep = kept(mine.role, settings.caching)
-    parts = _parts(mine, settings, n_pages, layout, keep, fit or StepFit(settings.step_tokens_limit))
+    parts = _parts(mine, settings, n_pages, layout, context_tokens, fit or StepFit(settings.step_tokens_limit))
     fail_lost_loads = settings.on_load_failure == "fail"
     if mine.role == "prefill":
         terms = PrefillTerms(
@@ -71,7 +71,7 @@ def build_core(
         )
     model = mine.model
     assert model is not None, "a worker serves a model"
-    generation = Generation(parts.scheduler, context_tokens=context_tokens)
+    generation = Generation(parts.scheduler)
     grants = GrantTerms(
         layout=layout,
         keeps_blocks=keep is not Keep.NOTHING,
@@ -91,7 +91,10 @@ def build_core(
     return DecodeCore(mine, parts, generation, incoming, decode)
 
 
-def _parts(mine: Member, settings: WorkerSettings, n_pages: int, layout: KvLayout, keep: Keep, fit: StepFit) -> Parts:
+def _parts(
+    mine: Member, settings: WorkerSettings, n_pages: int, layout: KvLayout, context_tokens: int, fit: StepFit
+) -> Parts:
+    keep = kept(mine.role, settings.caching)
     block_bytes = layout.layers * layout.page_bytes
     use_store = settings.kvstore == "auto" and keep is not Keep.NOTHING
     dialled = {"decode"} if mine.role == "prefill" else set[str]()
@@ -106,7 +109,7 @@ def _parts(mine: Member, settings: WorkerSettings, n_pages: int, layout: KvLayou
     pool = BlockPool(Ledger(n_pages), layout.layers, EVICTION_POLICIES[settings.eviction]())
     reuse = PrefixReuse(pool, keep, layout.block_tokens)
     policy = DecodeFirst(settings.step_tokens_limit, layout.block_tokens)
-    scheduler = Scheduler(reuse, layout, policy, max_running=settings.running_limit)
+    scheduler = Scheduler(reuse, layout, policy, max_running=settings.running_limit, context_tokens=context_tokens)
     calls = Calls()
     costs = FetchCosts(lambda: fit.cost, layout.block_tokens, always=settings.fetch == "always")
     cache_parts = CacheParts(

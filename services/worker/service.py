@@ -32,6 +32,7 @@ from services.worker.core.actions import (
 )
 from services.worker.core.role import WorkerRole
 from services.worker.engine_thread import EngineThread
+from services.worker.feed import EngineFeed
 from services.worker.inbox import (
     BlocksMoved,
     ChannelFailed,
@@ -69,9 +70,11 @@ class Ports:
 class WorkerService:
     """Runs a core over real sockets, threads and memory."""
 
-    def __init__(self, core: WorkerRole, ports: Ports, log: Log) -> None:
+    def __init__(self, core: WorkerRole, ports: Ports, log: Log, *, plan_ahead: bool) -> None:
+        """`plan_ahead`: plan the engine's next step while it computes."""
         self._core, self._exchange, self._inbox = core, ports.exchange, ports.inbox
-        self._engine, self._links, self._events = ports.engine, ports.links, ports.events
+        self._links, self._events = ports.links, ports.events
+        self._feed = EngineFeed(core, ports.engine, ahead=plan_ahead)
         self._clock = MonotonicClock()
         self._log = log
         self._checked_ms, self._unchecked = 0.0, False
@@ -99,12 +102,12 @@ class WorkerService:
                 self._core.note(self._events.counters())
                 self._act(self._core.on_tick(now_ms), ())
                 self._check_when_idle(now_ms)
-            plan = self._core.plan()
-            self._act(self._core.loads(self._clock.now_ms()), ())  # before the engine: it waits only for what has begun
-            self._events.publish(self._core.take_events())
-            if plan is not None:
-                self._unchecked = True
-                self._engine.submit(plan)
+            self._unchecked |= self._feed.feed(self._before_step)
+
+    def _before_step(self) -> None:
+        """The engine waits only for loads that have begun."""
+        self._act(self._core.loads(self._clock.now_ms()), ())
+        self._events.publish(self._core.take_events())
 
     def _may_end(self, now_ms: float, drain_ms: float) -> bool:
         """From the first call on, the worker drains. Callers get a moment to see it, and requests time to finish."""
@@ -143,6 +146,7 @@ class WorkerService:
             case LayerDone(layer=layer):
                 return self._core.on_layer(layer, now_ms)
             case StepDone(result=result):
+                self._feed.ended()
                 return self._core.on_step(result, now_ms)
             case CopyEnded(done=done):
                 if not done.ok:

@@ -48,6 +48,11 @@ class WorkerSettings:
     max_step_tokens: int | None = setting(
         None, help="Rows of one step at the most; longer prompts are computed in chunks. Unset: 512, on a GPU 8192."
     )
+    plan_ahead: str = setting(
+        "auto",
+        choices=("auto", "on", "off"),
+        help="Whether the next step is planned while one runs; auto: on a GPU, which would stand idle meanwhile.",
+    )
     max_queued: int = setting(1024, help="Requests waiting at the most; one more is refused as busy.")
 
     caching: int = setting(

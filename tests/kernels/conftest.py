@@ -37,8 +37,35 @@ def _mend_interpreter() -> None:
     interpreter._convert_float = convert_and_round
 
 
+def _quicken_interpreter() -> None:
+    """Triton 3.6 puts its language in place anew for every call within a kernel; once a launch is enough."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+    in_place: set[frozenset[str]] = set()
+
+    def patch_once(function: Any) -> Any:
+        languages = frozenset(one.__name__ for one in function.__globals__.values() if one is tl or one is tl.core)
+        if languages in in_place:
+            return None  # a call within a kernel: nobody takes this back
+        scope = patch(function)
+        in_place.add(languages)
+        restore = scope.restore
+
+        def restore_and_forget() -> None:
+            restore()
+            in_place.clear()
+
+        scope.restore = restore_and_forget
+        return scope
+
+    interpreter._patch_lang = patch_once
+
+
 if not torch.cuda.is_available():
     _mend_interpreter()
+    _quicken_interpreter()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -30,7 +30,7 @@ from services.worker.core.actions import (
     StoreBlocks,
 )
 from services.worker.core.decode import DecodeCore
-from services.worker.core.plan import StepPlan
+from services.worker.core.plan import StepPlan, StepResult
 from services.worker.core.prefill import PrefillCore
 from services.worker.settings import WorkerSettings
 from tests.support.world_memory import Memory, MemoryEngine, Page
@@ -61,14 +61,22 @@ class Process:
     core: PrefillCore | DecodeCore
     ledger: Ledger
     memory: Memory
-    step: StepPlan | None = None
+    steps: deque[StepPlan] = field(default_factory=deque)
+    """Planned and not computed."""
+    results: deque[StepResult] = field(default_factory=deque)
+    """Computed, and not told yet: only when steps are planned ahead."""
     layer: int = 0
-    """Of the step, to be computed next."""
+    """Of the first step, to be computed next."""
     wrong: set[str] = field(default_factory=set)
     copies: deque[Copy] = field(default_factory=deque)
     payloads: dict[tuple[object, object], list[Page]] = field(default_factory=dict)
     moves: deque["Move"] = field(default_factory=deque)
     alive: bool = True
+
+    @property
+    def step(self) -> StepPlan | None:
+        """What is computed now."""
+        return self.steps[0] if self.steps else None
 
 
 @dataclass
@@ -110,13 +118,15 @@ class World:
         transport: str = "shm",
         store_blocks: int = 0,
         flaky: float = 0.0,
+        ahead: bool = False,
         more: tuple[str, ...] = (),
         **settings: object,
     ) -> None:
         """`store_blocks`: host memory of a KV store, 0 for none. `flaky`: part of the block moves that fail. `more`:
-        workers beside `decode` and `prefill`, such as `prefill-1`. `settings`: of WorkerSettings."""
+        workers beside `decode` and `prefill`, such as `prefill-1`. `ahead`: plan the next step while one runs, and hear of
+        the end of a step some time after it. `settings`: of WorkerSettings."""
         self.rng, self.transport, self.flaky, self.settings = rng, transport, flaky, settings
-        self.now_ms = 0.0
+        self.ahead, self.now_ms = ahead, 0.0
         self.links: dict[tuple[PeerId, PeerId], deque] = {}
         self.lost: list[tuple[PeerId, object]] = []
         self.answers: dict[RequestId, Answer] = {}
@@ -266,11 +276,12 @@ class World:
     def perform(self, process: Process, actions: list[Action], payloads: list[list[Page]] | None = None) -> None:
         for action in actions:
             self.do(process, action, payloads or [])
-        if process.step is None:
-            process.step = process.core.plan()
+        for following in (process.core.plan, process.core.plan_ahead) if self.ahead else (process.core.plan,):
+            plan = following()
             for action in process.core.loads(self.now_ms):
                 self.do(process, action, [])
-            process.layer, process.wrong = 0, set()
+            if plan is not None:
+                process.steps.append(plan)
 
     def do(self, process: Process, action: Action, payloads: list[list[Page]]) -> None:
         match action:
@@ -306,6 +317,8 @@ class World:
         for process in self.processes.values():
             if process.alive and process.step is not None and not self.waits_for_load(process):
                 choices.append(("step", process))
+            if process.alive and process.results:
+                choices.append(("result", process))
             if process.alive and process.copies:
                 choices.append(("copy", process))
             if process.alive and process.moves:
@@ -318,6 +331,8 @@ class World:
             self.carry(what)
         elif kind == "step":
             self.compute(what)
+        elif kind == "result":
+            self.perform(what, what.core.on_step(what.results.popleft(), self.now_ms))
         elif kind == "move":
             self.move(what)
         else:
@@ -338,8 +353,12 @@ class World:
             if any(segment.streamed for segment in step.segments):
                 self.perform(process, process.core.on_layer(layer, self.now_ms))
             return
-        process.step = None
-        self.perform(process, process.core.on_step(self.engine.finish(step, process.wrong), self.now_ms))
+        result = self.engine.finish(process.steps.popleft(), process.memory, process.wrong)
+        process.layer, process.wrong = 0, set()
+        if self.ahead:
+            process.results.append(result)
+        else:
+            self.perform(process, process.core.on_step(result, self.now_ms))
 
     def copy(self, process: Process) -> None:
         """The copier: one span."""

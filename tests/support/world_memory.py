@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from common.messages.requests import TokenLogprob
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
-from tests.support.fake_engine import FakeEngine, next_token
+from tests.support.fake_engine import FakeEngine, computed_tokens, next_token
 
 GARBAGE = -1
 WRONG_TOKEN = 1
@@ -20,6 +20,8 @@ class Memory:
 
     block_tokens: int
     pages: dict[int, Page] = field(default_factory=dict)
+    drawn: dict[str, int] = field(default_factory=dict)
+    """What the last step drew, by request: the engine remembers it as long as its pages."""
 
     def read(self, page: int) -> Page:
         return self.pages.get(page, (GARBAGE,) * self.block_tokens)
@@ -50,22 +52,26 @@ class MemoryEngine:
             if not self._compute(segment, layer, memory, written=segment.request not in wrong):
                 wrong.add(segment.request)
 
-    def finish(self, plan: StepPlan, wrong: set[str]) -> StepResult:
+    def finish(self, plan: StepPlan, memory: Memory, wrong: set[str]) -> StepResult:
         """Draw the tokens."""
+        self._rules.drawn = memory.drawn
         self._rules.step(plan, None)
-        sampled = []
-        for segment in plan.segments:
-            if segment.sample:
-                token = WRONG_TOKEN if segment.request in wrong else next_token(segment.tokens)
-                sampled.append(Sampled(segment.request, token, TokenLogprob(token, -1.0)))
+        memory.drawn = {
+            segment.request: WRONG_TOKEN
+            if segment.request in wrong
+            else next_token(computed_tokens(segment, memory.drawn))
+            for segment in plan.segments
+            if segment.sample
+        }
+        sampled = (Sampled(request, token, TokenLogprob(token, -1.0)) for request, token in memory.drawn.items())
         return StepResult(plan.number, tuple(sampled), 1.0)
 
     def _compute(self, segment: Segment, layer: int, memory: Memory, *, written: bool) -> bool:
-        right = written
+        right, tokens = written, computed_tokens(segment, memory.drawn)
         for position in range(segment.start + segment.count):
             block, slot = divmod(position, self._block_tokens)
             page = int(segment.table.ids[layer, block])
-            value = hash((layer, tuple(segment.tokens[: position + 1])))
+            value = hash((layer, tuple(tokens[: position + 1])))
             if position < segment.start:
                 right = right and memory.read(page)[slot] == value
             else:

@@ -65,8 +65,8 @@ class Finished:
 class Generation:
     """Draws answers: local requests from their prompt on, handed-over ones from their second token on."""
 
-    def __init__(self, scheduler: Scheduler, *, context_tokens: int) -> None:
-        self._scheduler, self._context_tokens = scheduler, context_tokens
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
         self._answers: dict[RequestId, _Answer] = {}
         self._outbox = Outbox()
         self._finished: list[Finished] = []
@@ -113,7 +113,7 @@ class Generation:
 
     def _emit(self, answer: _Answer, new: NewToken) -> None:
         sequence = new.sequence
-        finish = finish_of(sequence, self._context_tokens)
+        finish = finish_of(sequence)
         first = not answer.started
         answer.started = True
         self.generated_tokens_total += 1

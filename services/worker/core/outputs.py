@@ -6,13 +6,11 @@ from common.messages.requests import TokenDelta, Tokens
 from services.worker.core.sequence import Sequence
 
 
-def finish_of(sequence: Sequence, context_tokens: int) -> str | None:
+def finish_of(sequence: Sequence) -> str | None:
     """Why the sequence ends with its last token: `stop`, `length`, or None if it goes on."""
     if sequence.tokens[-1] in sequence.sampling.stop_token_ids:
         return "stop"
-    if sequence.generated_tokens >= sequence.sampling.max_tokens or len(sequence.tokens) >= context_tokens:
-        return "length"
-    return None
+    return "length" if len(sequence.tokens) >= sequence.limit_tokens else None
 
 
 class Outbox:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from common.block_hash import extend_hashes
+from common.errors import OutOfPages
 from kvstore.index.block_pool import BlockPool
 from kvstore.index.ledger import PageState
+from kvstore.index.page_table import PageTable
 from services.worker.core.found import Load
 from services.worker.core.sequence import Sequence
 from services.worker.core.wire import PEER_TIER, TIERS
@@ -81,6 +83,23 @@ class PrefixReuse:
             sequence.hit_tokens[tier] = sequence.hit_tokens.get(tier, 0) + self._block_tokens
         sequence.loading = found.call
         return Load(sequence.request, found, hits, sequence.table.blocks(hits, end))
+
+    def extend(self, sequence: Sequence, n_blocks: int) -> bool:
+        """Give a sequence that has pages that many blocks more; False, and nothing, if there is no room."""
+        state = PageState.RESERVED if sequence.reserved else PageState.ACTIVE
+        try:
+            pages = self.pool.alloc(sequence.owner, n_blocks, state)
+        except OutOfPages:
+            return False
+        sequence.table.append(pages)
+        return True
+
+    def give_up(self, sequence: Sequence) -> None:
+        """Take all its pages from a sequence; it will `begin` again."""
+        self.pool.release(sequence.owner)
+        sequence.table = PageTable(sequence.table.layers)
+        sequence.computed_tokens = sequence.cached_blocks = sequence.published_blocks = 0
+        sequence.reserved = False
 
     def restart(self, sequence: Sequence) -> None:
         """What was to be loaded did not come: compute everything behind the blocks that were cached here."""

@@ -153,8 +153,12 @@ class WorkerRole(ABC):
         """The next step to compute, if the engine is free and there is work."""
         return self._scheduler.plan()
 
+    def plan_ahead(self) -> StepPlan | None:
+        """The step that follows the one being computed, if it can be known already."""
+        return self._scheduler.plan_ahead()
+
     def loads(self, now_ms: float) -> list[Action]:
-        """What sequences that have started wait for: to be carried out before the step of the next `plan` begins."""
+        """What sequences that have started wait for: to be carried out before the step of the last plan begins."""
         return [action for started in self._scheduler.take_started() for action in self._on_started(started, now_ms)]
 
     def _on_started(self, started: Started, now_ms: float) -> list[Action]:

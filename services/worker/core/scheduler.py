@@ -8,7 +8,6 @@ that computes it and after `unhold`.
 from collections import deque
 from dataclasses import dataclass
 
-from common.errors import OutOfPages
 from common.ids import RequestId
 from common.kv_layout import KvLayout
 from common.messages.liveness import QueueCounts
@@ -17,6 +16,7 @@ from common.policy.batching import Candidate, DecodeFirst
 from kvstore.index.ledger import PageState
 from kvstore.index.page_table import PageTable
 from services.worker.core.found import Started
+from services.worker.core.in_flight import Standing, StepsInFlight, counts
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
 from services.worker.core.prefix import PrefixReuse
 from services.worker.core.sequence import NewPrompt, Sequence
@@ -39,15 +39,17 @@ class Scheduler:
     up its pages and is computed again later, so that the oldest always moves on.
     """
 
-    def __init__(self, reuse: PrefixReuse, layout: KvLayout, policy: DecodeFirst, *, max_running: int) -> None:
+    def __init__(
+        self, reuse: PrefixReuse, layout: KvLayout, policy: DecodeFirst, *, max_running: int, context_tokens: int
+    ) -> None:
+        """`max_running`: sequences with pages at the most. `context_tokens`: of one sequence at the most."""
         self._reuse, self._pool, self._layout, self._policy = reuse, reuse.pool, layout, policy
         self._max_running = max_running
-        self.sequences = Sequences(self._pool, layout.layers)
+        self.sequences = Sequences(self._pool, layout.layers, context_tokens)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # by `order`
-        self._step: StepPlan | None = None
+        self._flight = StepsInFlight()
         self._started: list[Started] = []
-        self._steps = 0
         self.preemptions_total = self.computed_tokens_total = 0
 
     # -- arrivals and departures
@@ -98,7 +100,7 @@ class Scheduler:
         """A part of the sequence's load is worthless. What is computed with it will be computed again."""
         sequence = self.sequences[request]
         sequence.lost = True
-        if not sequence.in_step:
+        if not sequence.in_steps:
             self._restart(sequence)
 
     def loaded(self, request: RequestId) -> None:
@@ -132,37 +134,39 @@ class Scheduler:
     # -- steps
 
     def plan(self) -> StepPlan | None:
-        """The next step, or None while one is being computed or when there is nothing to do."""
-        if self._step is not None:
+        """The next step, or None while one is in flight or when there is nothing to do."""
+        if len(self._flight):
             return None
         starved = self._grow()
         self._admit()
-        ready = [s for s in self._running if not s.awaits_load and s not in starved]
-        candidates = [Candidate(s.computed_tokens, len(s.tokens)) for s in ready]
-        chosen = [
-            (sequence, count) for sequence, count in zip(ready, self._policy.choose(candidates), strict=True) if count
-        ]
-        if not chosen:
-            return None
-        chosen.sort(key=lambda pair: pair[0].uncomputed_tokens > 1)  # decoding rows first; stable
-        self._steps += 1
-        loads = tuple(sequence.loading for sequence, _ in chosen if sequence.loading is not None)
-        self._step = StepPlan(self._steps, tuple(self._segment(sequence, count) for sequence, count in chosen), loads)
-        return self._step
+        return self._begin([s for s in self._running if s not in starved], follows=False)
 
-    def _segment(self, sequence: Sequence, count: int) -> Segment:
-        sequence.in_step = True
-        return Segment(
-            request=sequence.request,
-            tokens=sequence.tokens,
-            prompt_tokens=sequence.prompt_tokens,
-            start=sequence.computed_tokens,
-            count=count,
-            table=sequence.table,
-            sampling=sequence.sampling,
-            sample=sequence.computed_tokens + count == len(sequence.tokens),
-            streamed=sequence.streamed,
-        )
+    def plan_ahead(self) -> StepPlan | None:
+        """The step after the one in flight, or None if that has to end first, or if there is nothing to do.
+
+        It draws on with tokens that the step in flight will only draw. Who is certain to end with such a token has no part
+        in it; who turns out to have ended has, and what is computed for it is thrown away. Nobody gives way for it, and it
+        leaves out nobody whom `plan` would take: whatever only `plan` can do waits for no more than one step.
+        """
+        step = self._flight.oldest
+        if step is None or len(self._flight) > 1 or not step.may_overlap:
+            return None
+        if not all(self._reach(self._flight.standing(sequence)) for sequence in self._running):
+            return None
+        self._admit()
+        return self._begin(self._running, follows=True)
+
+    def _begin(self, sequences: list[Sequence], *, follows: bool) -> StepPlan | None:
+        standings = [self._flight.standing(s) for s in sequences if not (s.awaits_load or s.lost)]
+        ready = [one for one in standings if not one.ends]
+        counts = self._policy.choose([Candidate(one.computed_tokens, one.known_tokens) for one in ready])
+        chosen = [(one, count) for one, count in zip(ready, counts, strict=True) if count]
+        chosen.sort(key=lambda pair: pair[0].known_tokens - pair[0].computed_tokens > 1)  # decoding rows first; stable
+        plan = self._flight.draft(chosen)
+        if not chosen or (follows and not plan.may_overlap):
+            return None
+        self._flight.begin(plan, [one.sequence for one, _ in chosen])
+        return plan
 
     def _grow(self) -> list[Sequence]:
         """Give every running sequence the pages for its next token, oldest first, at the cost of the youngest.
@@ -171,10 +175,7 @@ class Scheduler:
         """
         starved: list[Sequence] = []
         for sequence in list(self._running):
-            while sequence in self._running:
-                missing = self._layout.blocks_for(len(sequence.tokens)) - sequence.table.n_blocks
-                if missing <= 0 or self._extend(sequence, missing):
-                    break
+            while sequence in self._running and not self._reach(self._flight.standing(sequence)):
                 victim = next((s for s in reversed(self._running) if s.loading is None), None)
                 if victim is None:
                     starved.append(sequence)
@@ -182,20 +183,14 @@ class Scheduler:
                 self._preempt(victim)
         return starved
 
-    def _extend(self, sequence: Sequence, blocks: int) -> bool:
-        try:
-            pages = self._pool.alloc(sequence.owner, blocks, PageState.ACTIVE)
-        except OutOfPages:
-            return False
-        sequence.table.append(pages)
-        return True
+    def _reach(self, standing: Standing) -> bool:
+        """Whether the sequence has, or now gets, pages for all tokens that are known there."""
+        missing = self._layout.blocks_for(standing.known_tokens) - standing.sequence.table.n_blocks
+        return missing <= 0 or standing.ends or self._reuse.extend(standing.sequence, missing)
 
     def _preempt(self, victim: Sequence) -> None:
         self._running.remove(victim)
-        self._pool.release(victim.owner)
-        victim.table = PageTable(self._layout.layers)
-        victim.computed_tokens = victim.cached_blocks = victim.published_blocks = 0
-        victim.reserved = False
+        self._reuse.give_up(victim)
         self.preemptions_total += 1
         self._waiting.appendleft(victim)
 
@@ -210,19 +205,17 @@ class Scheduler:
             self._running.sort(key=lambda s: s.order)
 
     def complete(self, result: StepResult) -> list[NewToken]:
-        """Take in a finished step. Tokens of sequences dropped meanwhile are not reported."""
-        step, self._step = self._step, None
-        if step is None or step.number != result.number:
-            raise ValueError(f"step {result.number} finished, but {step and step.number} was running")
+        """Take in the oldest step, which is finished. Tokens of sequences dropped meanwhile are not reported."""
+        step = self._flight.end(result)
         drawn = {one.request: one for one in result.sampled}
         new_tokens: list[NewToken] = []
         for segment in step.segments:
             sequence = self.sequences[segment.request]
-            sequence.in_step = False
+            sequence.in_steps -= 1
             self.computed_tokens_total += segment.count
             if sequence.lost:
                 self._restart(sequence)
-            elif not sequence.dropped:
+            elif counts(segment, sequence):
                 new_tokens += self._advance(sequence, segment, drawn.get(segment.request))
             self.sequences.free_if_idle(sequence)
         return new_tokens
@@ -244,13 +237,18 @@ class Scheduler:
 
     @property
     def step(self) -> StepPlan | None:
-        """The step being computed now."""
-        return self._step
+        """The oldest step in flight: what the engine computes now."""
+        return self._flight.oldest
 
     @property
     def steps_total(self) -> int:
         """Steps planned so far."""
-        return self._steps
+        return self._flight.begun_total
+
+    @property
+    def steps_ahead_total(self) -> int:
+        """Those of them that were planned while another was in flight."""
+        return self._flight.ahead_total
 
     @property
     def n_waiting(self) -> int:

@@ -27,6 +27,8 @@ class Sequence:
     """What the client sent. Tokens behind it are output: of this worker, or `emitted` by one that failed."""
     known_tokens: int
     """What came with the request: the prompt and the emitted tokens, computed together as one prompt."""
+    limit_tokens: int
+    """It ends when it has so many tokens, if not before: by what the client asked for, or by the model's context."""
     sampling: Sampling
     table: PageTable
     root: BlockHash
@@ -53,12 +55,12 @@ class Sequence:
     computed_tokens: int = 0
     reserved: bool = False
     """Its pages are RESERVED in the ledger, because its first token is not drawn yet."""
-    in_step: bool = False
-    """The engine is computing it now: its pages must stay."""
+    in_steps: int = 0
+    """Steps in flight that compute it: its pages must stay."""
     held: bool = False
     """Somebody outside the scheduler (a copy in flight) still reads its pages."""
     dropped: bool = False
-    """Over for its owner; pages go as soon as neither `in_step` nor `held` nor `loading`."""
+    """Over for its owner; pages go as soon as neither `in_steps` nor `held` nor `loading`."""
 
     @property
     def owner(self) -> Owner:

@@ -9,8 +9,9 @@ from services.worker.core.sequence import NewPrompt, Sequence
 class Sequences:
     """Owns the records. One leaves when it is dropped and neither a step, nor a copy, nor a load uses its pages."""
 
-    def __init__(self, pool: BlockPool, layers: int) -> None:
-        self._pool, self._layers = pool, layers
+    def __init__(self, pool: BlockPool, layers: int, context_tokens: int) -> None:
+        """`context_tokens`: no sequence grows longer."""
+        self._pool, self._layers, self._context_tokens = pool, layers, context_tokens
         self._sequences: dict[RequestId, Sequence] = {}
         self._arrivals = 0
 
@@ -30,12 +31,14 @@ class Sequences:
         if prompt.request in self._sequences:
             raise ValueError(f"request {prompt.request} is here already")
         self._arrivals += 1
+        prompt_tokens = len(prompt.tokens) - prompt.emitted_tokens
         sequence = Sequence(
             request=prompt.request,
             order=self._arrivals,
             tokens=list(prompt.tokens),
-            prompt_tokens=len(prompt.tokens) - prompt.emitted_tokens,
+            prompt_tokens=prompt_tokens,
             known_tokens=len(prompt.tokens),
+            limit_tokens=min(prompt_tokens + prompt.sampling.max_tokens, self._context_tokens),
             sampling=prompt.sampling,
             table=PageTable(self._layers),
             root=prompt.root,
@@ -63,7 +66,7 @@ class Sequences:
 
     def free_if_idle(self, sequence: Sequence) -> None:
         """Forget a dropped sequence, and free its pages, once nobody uses them."""
-        busy = sequence.in_step or sequence.held or sequence.loading is not None
+        busy = sequence.in_steps > 0 or sequence.held or sequence.loading is not None
         if sequence.dropped and not busy:
             self._pool.release(sequence.owner)
             del self._sequences[sequence.request]

@@ -1,13 +1,15 @@
 """From a step's plan to the arrays of one forward pass: ids, positions, where to write, where to read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.ids import RequestId
 from services.worker.core.plan import Segment, StepPlan
 
 
@@ -53,14 +55,22 @@ class PrefillRun:
     """Keys to read from the first block on; the last `rows` of them are the run's own."""
 
 
-def build_batch(plan: StepPlan, block_tokens: int, device: torch.device) -> FlatBatch:
-    """Everything about a step that does not depend on a layer's window. The plan must have at least one segment."""
+def build_batch(
+    plan: StepPlan, block_tokens: int, device: torch.device, drawn: Mapping[RequestId, int] = MappingProxyType({})
+) -> FlatBatch:
+    """Everything about a step that does not depend on a layer's window. The plan must have at least one segment.
+
+    `drawn`: tokens of the pending segments.
+    """
     segments = plan.segments
     n_decodes = count_decodes(segments)
     ids: list[int] = []
     sample_rows: list[int] = []
     for segment in segments:
-        ids += segment.tokens[segment.start : segment.start + segment.count]
+        if segment.pending:
+            ids.append(drawn[segment.request])
+        else:
+            ids += segment.tokens[segment.start : segment.start + segment.count]
         if segment.sample:
             sample_rows.append(len(ids) - 1)
     positions = np.concatenate([np.arange(one.start, one.start + one.count) for one in segments])

@@ -33,8 +33,7 @@ def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> NDArray[np.float
         golden = np.uint64(_GOLDEN)
         streams = _mixed_all(np.array([seed & _MASK for seed in seeds], np.uint64) + golden)
         places = np.array(positions, np.int64).astype(np.uint64) + np.uint64(1)
-        drawn: NDArray[np.float64] = (_mixed_all(streams + places * golden) >> np.uint64(11)) * 2.0**-53
-        return drawn
+        return (_mixed_all(streams + places * golden) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _mixed_all(states: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from common.errors import ConfigError
+from common.ids import RequestId
 from common.kv_layout import KvLayout
 from kernels.pages import PageViews
 from services.worker.core.plan import StepPlan, StepResult
@@ -29,8 +31,16 @@ def require_fitting(model: LoadedModel, pages: Tensor, layout: KvLayout) -> None
         raise ConfigError(f"pages lie on {pages.device}, the model on {model.device}")
 
 
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A step that was computed while it was launched."""
+
+    result: StepResult
+    done: bool = True
+
+
 class TorchEngine:
-    """Runs plans on a model and a pool of pages. Keeps nothing between steps; one thread may call it.
+    """Runs plans on a model and a pool of pages. Of a step it keeps the tokens it drew; one thread may call it.
 
     `pages` [pages, 2, block_tokens, kv_heads, head_dim] belongs to the caller; the engine writes the pages that a
     plan's tables name for the tokens it computes, and reads those before them.
@@ -43,18 +53,32 @@ class TorchEngine:
         self._model = model
         self._views = PageViews(pages)
         self._block_tokens = layout.block_tokens
+        self._drawn: dict[RequestId, int] = {}
 
     def capture(self) -> int:
         """Nothing is prepared ahead of steps on a CPU: 0 graphs."""
         return 0
 
-    @torch.inference_mode()
     def step(
         self,
         plan: StepPlan,
         on_layer: Callable[[int], None] | None = None,
         await_layer: Callable[[int], None] | None = None,
     ) -> StepResult:
+        """Launch and collect in one."""
+        return self.collect(self.launch(plan, on_layer, await_layer))
+
+    def collect(self, launched: Computed) -> StepResult:
+        """What came of a launch."""
+        return launched.result
+
+    @torch.inference_mode()
+    def launch(
+        self,
+        plan: StepPlan,
+        on_layer: Callable[[int], None] | None,
+        await_layer: Callable[[int], None] | None,
+    ) -> Computed:
         """Compute every segment and draw the tokens asked for.
 
         `await_layer(l)` is called before layer l reads any page, if the plan has loads: it returns when theirs are there.
@@ -64,26 +88,14 @@ class TorchEngine:
         """
         started_s = time.perf_counter()
         model = self._model
-        batch = build_batch(plan, self._block_tokens, model.device)
+        batch = build_batch(plan, self._block_tokens, model.device, self._drawn)
         streamed = any(segment.streamed for segment in plan.segments)
-        announce = self._after_device(on_layer) if on_layer is not None and streamed else None
+        announce = on_layer if streamed else None
         hooks = LayerHooks(announce, await_layer if plan.loads else None)
         attention = PagedAttention(batch, self._views, model.compute_dtype, hooks)
         hidden = self._runner.run(batch.ids, batch.positions, attention)
         sampling = [segment for segment in plan.segments if segment.sample]
         rows = hidden.index_select(0, batch.sample_rows)
         sampled = sample(sampling, self._runner.logits(rows)) if sampling else ()
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
-        return StepResult(plan.number, sampled, (time.perf_counter() - started_s) * 1e3)
-
-    def _after_device(self, on_layer: Callable[[int], None]) -> Callable[[int], None]:
-        """On a GPU the writes are only queued when the call returns; the listener must find them done."""
-        if self._model.device.type != "cuda":
-            return on_layer
-
-        def synchronised(layer: int) -> None:
-            torch.cuda.current_stream(self._model.device).synchronize()
-            on_layer(layer)
-
-        return synchronised
+        self._drawn = {one.request: one.token for one in sampled}
+        return Computed(StepResult(plan.number, sampled, (time.perf_counter() - started_s) * 1e3))

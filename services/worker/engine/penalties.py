@@ -11,11 +11,6 @@ _LEAST, _MOST = 0.01, 100.0
 """Repetition penalties beyond these act as these."""
 
 
-def has_penalties(sampling: Sampling) -> bool:
-    """False if `penalise_into` would change nothing."""
-    return sampling.repetition_penalty != 1.0 or sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
-
-
 def penalise_into(logits: Tensor, tokens: Sequence[int], prompt_tokens: int, sampling: Sampling) -> None:
     """Change `logits` [vocab], float32 on the CPU, in place.
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from common.messages.requests import Sampling, TokenLogprob
-from services.worker.core.plan import Sampled, Segment
+from services.worker.core.plan import Sampled, Segment, has_penalties
 from services.worker.engine.chance import uniform
 from services.worker.engine.drawing import draw_rows
-from services.worker.engine.penalties import has_penalties, penalise_into
+from services.worker.engine.penalties import penalise_into
 
 _GREEDY_BELOW = 1e-5
 """Temperatures under this are 0: a token would have to be within 0.0001 of the likeliest to be drawn at all."""
@@ -30,11 +30,6 @@ def sample(segments: Sequence[Segment], logits: Tensor) -> tuple[Sampled, ...]:
         Sampled(segment.request, tokens[row], _logprob(segment.sampling, usable[row], tokens[row]))
         for row, segment in enumerate(segments)
     )
-
-
-def draws_on_host(segment: Segment) -> bool:
-    """Whether the token depends on more than the logits and numbers known before the step, or more is asked for."""
-    return segment.sample and (segment.sampling.logprobs is not None or has_penalties(segment.sampling))
 
 
 def _usable(logits: Tensor) -> Tensor:

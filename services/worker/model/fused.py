@@ -11,7 +11,7 @@ dtype is rounded here too, so that only the order of additions inside a product 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ from common.errors import ConfigError
 from kernels.activation import gated
 from kernels.norms import add_rms_norm, rms_norm
 
-_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+Activation = Literal["silu", "gelu_tanh"]
+_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +152,7 @@ class FusedDecoder:
         return found
 
 
-def activation_kind(config: PreTrainedConfig) -> str:
+def activation_kind(config: PreTrainedConfig) -> Activation:
     """Name of the MLP's activation in `kernels.activation`. Raises ConfigError for one that is not there."""
     named = getattr(config, "hidden_activation", None) or config.hidden_act
     if named not in _ACTIVATIONS:

@@ -189,7 +189,7 @@ def _fuse(layer: nn.Module, model: PreTrainedModel) -> "FusedLayer":
 
 
 def _fused_decoder(model: PreTrainedModel, layers: "list[FusedLayer]", head: Tensor) -> "FusedDecoder":
-    from services.worker.model.fused import FusedDecoder, norm_terms
+    from services.worker.model.fused import FusedDecoder, norm_terms  # needs triton, as above
 
     return FusedDecoder(model, layers, head, norm_terms(model.config))
 

@@ -88,6 +88,9 @@ class PretendedCuda:
     def cuCtxSetCurrent(self, context: str) -> tuple[Status]:
         return (_OK,)
 
+    def cuCtxSynchronize(self) -> tuple[Status]:
+        return (_OK,)
+
     def cuMemGetAllocationGranularity(self, properties: SimpleNamespace, kind: str) -> tuple[Status, int]:
         return _OK, UNIT
 

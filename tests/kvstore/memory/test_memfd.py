@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from common.errors import OutOfChunks
 from kvstore.memory.memfd import MemfdBackend
 
 UNIT = mmap.PAGESIZE
@@ -29,6 +30,25 @@ def test_a_reused_chunk_reads_as_zeros() -> None:
     backend.release(*backend.unmap_run(where, 0, 1))
     backend.map_run(where, 0, [backend.create(UNIT)])
     assert ctypes.string_at(where.address, UNIT) == bytes(UNIT)
+    backend.close()
+
+
+def test_a_run_that_the_system_cannot_map_leaves_nothing_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = MemfdBackend(4 * UNIT)
+    where, chunks = backend.reserve(4 * UNIT), [backend.create(UNIT) for _ in range(3)]
+    map_one, places = backend._map_fixed, list[int]()
+
+    def map_two(address: int, *rest: object) -> None:
+        places.append(address)
+        if len(places) == 3:
+            raise OSError("no more mappings")
+        map_one(address, *rest)
+
+    monkeypatch.setattr(backend, "_map_fixed", map_two)
+    with pytest.raises(OutOfChunks, match="no more mappings"):
+        backend.map_run(where, 0, chunks)
+    assert places[3:] == [where.address]  # emptied as one piece
+    backend.map_run(where, 0, chunks)
     backend.close()
 
 

@@ -164,6 +164,18 @@ def test_growth_beyond_what_there_is_changes_nothing(memory: PageMemory, monkeyp
     assert (memory.pages.n_pages, memory.chunks.free_chunks) == (before, 0)
 
 
+def test_nothing_is_unmapped_while_the_device_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, memory = pretended(monkeypatch)
+    begin = len(cuda.calls)
+    memory.resize(memory.plan.chunks - 2)
+    made = cuda.calls[begin:]
+    assert made.index("cuCtxSynchronize") < made.index("cuMemUnmap")
+    begin = len(cuda.calls)
+    memory.close()
+    made = cuda.calls[begin:]
+    assert made.index("cuCtxSynchronize") < made.index("cuMemUnmap")
+
+
 def test_growth_that_the_driver_refuses_halfway_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, memory = pretended(monkeypatch)
     handles, before = set(cuda.handles), memory.pages.n_pages

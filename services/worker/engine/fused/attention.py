@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from kernels.prefill_choice import prefill_runs
 from torch import Tensor
 
 from kernels.kv_source import PagedKv
 from kernels.paged_decode import paged_decode
+from kernels.prefill_choice import prefill_runs
 from kernels.rope import rope_write
 from services.worker.core.plan import Segment
 from services.worker.engine.attention import LayerHooks

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from kernels.choose import choose_tokens
 from torch import Tensor
 
 from common.ids import RequestId
-from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
+from kernels.choose import choose_tokens
+from kvstore.transport.layer_events import LayerEvents
+from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult, draws_on_host
 from services.worker.engine.attention import LayerHooks
 from services.worker.engine.batch import count_decodes
 from services.worker.engine.engine import require_fitting
@@ -22,7 +23,7 @@ from services.worker.engine.fused.inputs import StepBuffers, fill_rows, fill_sam
 from services.worker.engine.fused.lane import Mark, open_lane
 from services.worker.engine.fused.tables import BlockTables, layer_slots, layer_tables
 from services.worker.engine.make import EngineLimits
-from services.worker.engine.sampling import draws_on_host, sample
+from services.worker.engine.sampling import sample
 from services.worker.model.fused import FusedDecoder
 from services.worker.model.load import LoadedModel
 
@@ -40,6 +41,11 @@ class Launched:
     """On the host once `ended` was waited for; None: the host draws them from `logits`."""
     logits: Tensor | None
 
+    @property
+    def done(self) -> bool:
+        """Whether `collect` would return at once."""
+        return self.ended.passed
+
 
 class FusedEngine:
     """Runs plans on a fused model and a pool of pages. One thread calls it; at most two steps are on their way.
@@ -47,12 +53,13 @@ class FusedEngine:
     `pages` [pages, 2, block_tokens, kv_heads, head_dim] may grow and shrink at its end between steps, in place.
     """
 
-    def __init__(self, model: LoadedModel, pages: Tensor, limits: EngineLimits) -> None:
-        """Raises ConfigError if the pages do not fit the model."""
+    def __init__(self, model: LoadedModel, pages: Tensor, limits: EngineLimits, marks: LayerEvents) -> None:
+        """`marks` get one mark for each layer of a streamed step. Raises ConfigError if the pages do not fit the model."""
         layout = model.layout
         require_fitting(model, pages, layout)
         assert isinstance(model.runner, FusedDecoder), "a model loaded for a GPU"
         self._decoder, self._pages, self._block_tokens = model.runner, pages, layout.block_tokens
+        self._marks = marks
         self._device = device = model.device
         self._lane = lane = open_lane(device)
         blocks = layout.blocks_for(limits.context_tokens)
@@ -133,13 +140,19 @@ class FusedEngine:
     def _hooks(
         self, plan: StepPlan, on_layer: Callable[[int], None] | None, await_layer: Callable[[int], None] | None
     ) -> LayerHooks:
-        streamed = any(segment.streamed for segment in plan.segments)
-        return LayerHooks(on_layer if streamed else None, await_layer if plan.loads else None)
+        streamed = on_layer is not None and any(segment.streamed for segment in plan.segments)
+
+        def on_written(layer: int) -> None:
+            assert on_layer is not None
+            self._marks.record(layer)
+            on_layer(layer)
+
+        return LayerHooks(on_written if streamed else None, await_layer if plan.loads else None)
 
     def _queue(self, plan: StepPlan, hooks: LayerHooks) -> Tensor | None:
         """Queue the step. The logits, if the host must draw from them; else the tokens are drawn on the device."""
         segments = plan.segments
-        on_host = any(draws_on_host(segment) for segment in segments)
+        on_host = any(segment.sample and draws_on_host(segment.sampling) for segment in segments)
         whole = all(segment.table.whole for segment in segments)
         rows = None
         if hooks == _NO_HOOKS and whole and not on_host and all(one.count == 1 and one.sample for one in segments):

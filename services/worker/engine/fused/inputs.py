@@ -131,7 +131,7 @@ def fill_sampling(fields: Fields, segments: Sequence[Segment]) -> int:
         return count
     asked = [segment.sampling for segment in chosen]
     fields["temperatures"][drawing] = [one.temperature for one in asked]
-    fields["top_k"][drawing] = [one.top_k for one in asked]
+    fields["top_k"][drawing] = [one.top_k or 0 for one in asked]
     fields["top_p"][drawing] = [one.top_p for one in asked]
     fields["min_p"][drawing] = [one.min_p for one in asked]
     fields["chances"][drawing] = uniforms([one.seed for one in asked], [segment.output_position for segment in chosen])

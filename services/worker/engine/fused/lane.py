@@ -10,6 +10,11 @@ from torch import Tensor
 class Mark(Protocol):
     """A place in the order of work."""
 
+    @property
+    def passed(self) -> bool:
+        """Whether everything before it has ended."""
+        ...
+
     def wait(self) -> None:
         """Return when everything before it has ended."""
         ...
@@ -43,6 +48,10 @@ class _CudaMark:
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._event = torch.cuda.Event(enable_timing=True)
         self._event.record(stream)
+
+    @property
+    def passed(self) -> bool:
+        return bool(self._event.query())
 
     def wait(self) -> None:
         self._event.synchronize()
@@ -79,6 +88,8 @@ class CudaLane:
 
 
 class _HostMark:
+    passed = True
+
     def __init__(self) -> None:
         self._at_s = time.perf_counter()
 

@@ -65,4 +65,4 @@ def layer_slots(segments: Sequence[Segment], block_tokens: int, device: torch.de
     for segment in segments:
         at = np.arange(segment.start, segment.start + segment.count)
         places.append(segment.table.ids[:, at // block_tokens].astype(np.int64) * block_tokens + at % block_tokens)
-    return torch.from_numpy(np.concatenate(places, axis=1)).to(device)
+    return torch.from_numpy(np.ascontiguousarray(np.concatenate(places, axis=1))).to(device)

@@ -52,6 +52,7 @@ def test_whatever_is_cached_where_the_tokens_are_those_of_the_prompt(seed: int) 
         spill=rng.choice(SPILLS),
         eviction=rng.choice(["lru", "cost-aware"]),
         transfer=rng.choice(["layer", "request", "aggregated", "auto"]),
+        ahead=seed % 2 == 1,
     )
     world.greet()
     prefixes = [[rng.randrange(3, 900) for _ in range(n)] for n in (4, 8, 17, 24, 30, 33)]

@@ -268,6 +268,7 @@ def test_whatever_the_hints_say_the_tokens_are_those_of_the_prompt(seed: int) ->
         caching=rng.choice([1, 2, 3]),
         spill=rng.choice(SPILLS),
         transfer=rng.choice(["layer", "request", "aggregated", "auto"]),
+        ahead=seed % 2 == 1,
     )
     target.greet()
     prefixes = [[rng.randrange(3, 900) for _ in range(n)] for n in (17, 24, 30, 33)]

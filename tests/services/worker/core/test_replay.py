@@ -159,6 +159,7 @@ def test_replays_at_once_on_little_memory_are_all_right(seed: int, transport: st
         transport=transport,
         store_blocks=100,
         more=("mixed-1",),
+        ahead=seed % 2 == 1,
     )
     target.greet()
     for name, cut in cuts(seed):

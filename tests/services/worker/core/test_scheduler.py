@@ -27,7 +27,8 @@ def scheduler(
 ) -> tuple[Scheduler, Ledger]:
     ledger = Ledger(pages)
     reuse = PrefixReuse(BlockPool(ledger, LAYOUT.layers, Lru()), keep, LAYOUT.block_tokens)
-    return Scheduler(reuse, LAYOUT, DecodeFirst(max_step_tokens, 4), max_running=max_running), ledger
+    policy = DecodeFirst(max_step_tokens, 4)
+    return Scheduler(reuse, LAYOUT, policy, max_running=max_running, context_tokens=1_000), ledger
 
 
 def submit(target: Scheduler, name: str, prompt: int, max_tokens: int = 4) -> RequestId:

@@ -217,7 +217,7 @@ ENGINE = FakeEngine(layers=2, block_tokens=4)
 
 def parts(pages: int = 400, *, keep: Keep = Keep.PROMPTS) -> tuple[Scheduler, SharedPrefixes]:
     pool = BlockPool(Ledger(pages), LAYOUT.layers, Lru())
-    scheduler = Scheduler(PrefixReuse(pool, keep, 4), LAYOUT, DecodeFirst(16, 4), max_running=8)
+    scheduler = Scheduler(PrefixReuse(pool, keep, 4), LAYOUT, DecodeFirst(16, 4), max_running=8, context_tokens=1_000)
     return scheduler, SharedPrefixes(pool, scheduler, 4, keeps=keep is not Keep.NOTHING)
 
 
@@ -324,6 +324,7 @@ def test_bursts_of_siblings_end_rightly_whatever_happens_to_them(seed: int) -> N
         caching=rng.randrange(4),
         max_running=rng.choice([1, 2, 5]),
         spill=rng.choice(["write-through", "write-back", "selective"]),
+        ahead=seed % 2 == 1,
     )
     target.greet()
     prefixes = [[rng.randrange(3, 900) for _ in range(n)] for n in (8, 16, 23, 30)]

@@ -81,7 +81,7 @@ def test_after_any_mix_of_cancels_and_deaths_everybody_is_answered_and_no_page_i
 ) -> None:
     rng = random.Random(seed)
     sizes = {"prefill_pages": rng.randrange(16, 60, 2), "decode_pages": rng.randrange(24, 60, 2)}
-    world = World(rng, transport=transport, **sizes)
+    world = World(rng, transport=transport, ahead=seed % 2 == 1, **sizes)
     world.greet()
     for number in range(14):
         world.send(f"r{number}", prompt(rng, rng.randrange(1, 20)), rng.randrange(1, 10))
