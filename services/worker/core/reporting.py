@@ -75,6 +75,7 @@ class Reporter:
                 "computed_tokens_total": float(scheduler.computed_tokens_total),
                 "preemptions_total": float(scheduler.preemptions_total),
                 "steps_total": float(scheduler.steps_total),
+                "engine_busy_ms_total": scheduler.computed_ms_total,
                 "steps_planned_ahead_total": float(scheduler.steps_ahead_total),
                 "shared_prefix_waits_total": float(parts.shared.waits_total),
                 **parts.cache.counters(parts.reuse.totals),

@@ -51,6 +51,7 @@ class Scheduler:
         self._flight = StepsInFlight()
         self._started: list[Started] = []
         self.preemptions_total = self.computed_tokens_total = 0
+        self.computed_ms_total = 0.0
 
     # -- arrivals and departures
 
@@ -207,6 +208,7 @@ class Scheduler:
     def complete(self, result: StepResult) -> list[NewToken]:
         """Take in the oldest step, which is finished. Tokens of sequences dropped meanwhile are not reported."""
         step = self._flight.end(result)
+        self.computed_ms_total += result.compute_ms
         drawn = {one.request: one for one in result.sampled}
         new_tokens: list[NewToken] = []
         for segment in step.segments:
