@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test check lint format bench clean
+.PHONY: help install up test check lint format bench gpu-check clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' "$(ROOT)/Makefile" | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' "$(ROOT)/Makefile" | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 # torch goes first and in its tested version, so that no later step can choose another build of it.
 $(STAMP): $(ROOT)/pyproject.toml $(ROOT)/requirements.lock
@@ -45,6 +45,10 @@ format: install ## rewrite the files as `make lint` wants them
 
 bench: install ## list the benchmarks, or run one: make bench ARGS=handover_copy
 	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks $(ARGS)
+
+# Not through `install`: a GPU machine brings its own torch, triton and transformers. benchmarks/gpu/README.md.
+gpu-check: ## on a GPU machine: GPU tests, then GPU benchmarks, one table; parts: ARGS="--only kernels,vmm"
+	cd "$(ROOT)" && "$${GPU_PYTHON:-python3}" -m benchmarks.gpu $(ARGS)
 
 clean: ## remove the environment and every cache
 	rm -rf "$(VENV)" "$(ROOT)"/*.egg-info "$(ROOT)"/.mypy_cache "$(ROOT)"/.ruff_cache "$(ROOT)"/.hypothesis

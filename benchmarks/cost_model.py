@@ -36,6 +36,7 @@ from services.worker.core.prefix import Keep, PrefixReuse
 from services.worker.core.scheduler import Scheduler
 from services.worker.core.sequence import NewPrompt
 from services.worker.engine.engine import TorchEngine
+from services.worker.engine.make import EngineLimits
 from services.worker.engine.torch_options import configure_torch
 from services.worker.model.load import LoadedModel, load_model
 from services.worker.model.make import PRESETS, make_model
@@ -211,7 +212,8 @@ def main(argv: Sequence[str]) -> int:
     shape = (layout.pages_for(POOL_TOKENS), 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
     run = MixedRun(model, torch.full(shape, 0.5, dtype=model.dtype), options.seed)
     run.run(options.steps, learn=True)
-    results = check(run, StepTimer(model, torch.full(shape, 0.5, dtype=model.dtype)), options.rounds)
+    limits = EngineLimits(max_running=64, max_step_tokens=512, context_tokens=model.identity.context_tokens)
+    results = check(run, StepTimer(model, torch.full(shape, 0.5, dtype=model.dtype), limits), options.rounds)
     cost = run.fit.cost
     assert cost is not None, "the run had a step"
     print(f"{model.identity.name}, {threads} threads, learned from {cost.n_samples} steps: {cost}")

@@ -28,7 +28,7 @@ import numpy as np
 from common.ids import PeerId, TransferId
 from common.kv_layout import KvLayout
 from common.messages.handover import KvSpan
-from kvstore.memory.host import open_host_memory
+from kvstore.memory.page_memory import open_page_memory
 from kvstore.transport.block_jobs import PIECE_BYTES
 from kvstore.transport.copier import Copier, CopyDone, CopyJob
 from kvstore.transport.share import Share
@@ -111,7 +111,7 @@ class Link:
 
     def __init__(self, budget_bytes: int, layout: KvLayout, path: str) -> None:
         self._layout = layout
-        self._memory = open_host_memory(budget_bytes, layout)
+        self._memory = open_page_memory(budget_bytes, layout)
         self._memory.pages.rows[:] = np.arange(self._memory.pages.n_pages, dtype=np.uint32)[:, None] % 251
         self._share = Share(PREFILL, on_joined=lambda peer: None, on_gone=lambda peer: None)
         self._target = self._share.connect(DECODE, path)
@@ -205,7 +205,7 @@ def decode_process(budget_bytes: int, layout: KvLayout, run_dir: str) -> Iterato
 
 def serve(connection: Connection, budget_bytes: int, layout: KvLayout, run_dir: str) -> None:
     """The decode side: does nothing but share its pages."""
-    memory = open_host_memory(budget_bytes, layout)
+    memory = open_page_memory(budget_bytes, layout)
     share = Share(DECODE, on_joined=lambda peer: None, on_gone=lambda peer: None)
     connection.send(share.serve(memory, Path(run_dir)))
     connection.recv()

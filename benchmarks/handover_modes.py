@@ -42,7 +42,7 @@ from kvstore.handover.actions import Asked, GaveUp, HandedOver, PostCopy, Sender
 from kvstore.handover.outgoing import FirstToken
 from kvstore.handover.receiver import Receiver
 from kvstore.handover.sender import Sender
-from kvstore.memory.host import HostMemory, open_host_memory
+from kvstore.memory.page_memory import PageMemory, open_page_memory
 from kvstore.transport.copier import Copier, CopyDone, CopyJob
 from kvstore.transport.share import Share
 from kvstore.transport.shared_pages import SharedPages
@@ -108,7 +108,7 @@ Event = AnyMessage | CopyDone | int
 class PrefillSide:
     """A worker's loop, reduced to hand-overs: one thread that owns the Sender, fed by engine, copier and link."""
 
-    def __init__(self, shape: Shape, memory: HostMemory, target: SharedPages, link: Connection, units: int) -> None:
+    def __init__(self, shape: Shape, memory: PageMemory, target: SharedPages, link: Connection, units: int) -> None:
         self._shape, self._memory, self._target, self._link, self._units = shape, memory, target, link, units
         self._clock = MonotonicClock()
         self._events: SimpleQueue[Event] = SimpleQueue()
@@ -240,7 +240,7 @@ def measure(name: str, shape: Shape, rounds: int, compute_ratio: float) -> list[
     units = work_units(shape, compute_ratio)
     seen: dict[tuple[bool, int, Granularity], list[Round]] = {}
     with tempfile.TemporaryDirectory() as folder, decode_process(name, folder) as (link, path):
-        memory = open_host_memory(shape.budget_bytes, shape.layout)
+        memory = open_page_memory(shape.budget_bytes, shape.layout)
         memory.pages.rows[:] = (np.arange(memory.pages.n_pages) % 251).astype(np.uint8)[:, None]
         share = Share(PREFILL, on_joined=lambda peer: None, on_gone=lambda peer: None)
         side = PrefillSide(shape, memory, share.connect(DECODE, path), link, units)
@@ -305,7 +305,7 @@ def decode_process(name: str, folder: str) -> Iterator[tuple[Connection, str]]:
 def serve(link: Connection, name: str, folder: str) -> None:
     """Answer messages with the real Receiver; a transfer's pages are named by its slot."""
     shape, clock = SHAPES[name], MonotonicClock()
-    memory = open_host_memory(shape.budget_bytes, shape.layout)
+    memory = open_page_memory(shape.budget_bytes, shape.layout)
     share = Share(DECODE, on_joined=lambda peer: None, on_gone=lambda peer: None)
     link.send(share.serve(memory, Path(folder)))
     receiver = Receiver(EPOCH, shape.layout.layers)

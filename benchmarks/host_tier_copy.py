@@ -27,11 +27,12 @@ from common.ids import PeerId
 from common.kv_layout import KvLayout
 from kvstore.index.ledger import PageIds
 from kvstore.memory.available import available_memory
-from kvstore.memory.host import open_host_memory
+from kvstore.memory.page_memory import open_page_memory
 from kvstore.server.block_memory import BlockMemory
 from kvstore.transport.block_jobs import BlockEvent, BlockJob, BlockJobDone, FetchJob, StoreJob
 from kvstore.transport.block_mover import BlockMover
 from kvstore.transport.load_gate import LoadGate
+from kvstore.transport.own_pages import HostPages
 from kvstore.transport.share import Share
 
 TARGET_RATIO = 0.6
@@ -111,12 +112,12 @@ class Worker:
 
     def __init__(self, budget_bytes: int, layout: KvLayout, path: str) -> None:
         self._layout = layout
-        self._memory = open_host_memory(budget_bytes, layout)
+        self._memory = open_page_memory(budget_bytes, layout)
         self._memory.pages.rows[:] = np.arange(self._memory.pages.n_pages, dtype=np.uint32)[:, None] % 251
         self._share = Share(WORKER, on_joined=lambda peer: None, on_gone=lambda peer: None)
         self._target = self._share.connect(STORE, path)
         self._told: queue.SimpleQueue[BlockEvent] = queue.SimpleQueue()
-        self._mover = BlockMover(self._memory.pages, LoadGate(), self._told.put)
+        self._mover = BlockMover(HostPages(self._memory.pages), LoadGate(), self._told.put)
         self._mover.attach(STORE, self._target)
         self._calls = 0
 

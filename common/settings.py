@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar  # Any: a setting's value has the type its field says
 
 from common.errors import ConfigError
-from common.units import parse_bytes
+from common.units import MemoryShare, parse_bytes, parse_memory
 
 T = TypeVar("T")
 PREFIX = "PENSTOCK_"
@@ -58,6 +58,13 @@ def bytes_setting(default: int | None, *, help: str, flag: str) -> Any:
     """A size in bytes, written like 512MiB; `flag` drops the `_bytes` of the field's name."""
     show = "unset" if default is None else f"{default // 2**20}MiB"
     return setting(default, help=help, flag=flag, parse=parse_bytes, allowed="a size such as 512MiB or 2GiB", show=show)
+
+
+def memory_setting(default: MemoryShare | int, *, help: str, flag: str) -> Any:
+    """Memory in bytes, written like 512MiB, or a share of what there is, written like 80%."""
+    show = str(default) if isinstance(default, MemoryShare) else f"{default // 2**20}MiB"
+    allowed = "a size such as 512MiB or 2GiB, or a share such as 80%"
+    return setting(default, help=help, flag=flag, parse=parse_memory, allowed=allowed, show=show)
 
 
 def describe(kind: type) -> dict[str, Setting]:

@@ -27,6 +27,10 @@ def merge_partials(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -
         require(lse.shape == out_a.shape[:2], name, tuple(lse.shape), f"shape {tuple(out_a.shape[:2])}")
         require(lse.dtype == torch.float32, name, lse.dtype, "float32")
     require_same_device(out_a, lse_a=lse_a, out_b=out_b, lse_b=lse_b)
+    if out_a.is_cuda:
+        from kernels.merge_kernel import merge_on_device  # Triton is there where CUDA is
+
+        return merge_on_device(out_a, lse_a, out_b, lse_b)
     highest = torch.maximum(lse_a, lse_b)
     shift = highest.masked_fill(highest == float("-inf"), 0.0)  # -inf - -inf would be NaN
     weight_a = torch.exp(lse_a - shift)

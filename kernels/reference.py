@@ -12,12 +12,15 @@ def attention(
     offset: int,
     scaling: float,
     window_tokens: int | None = None,
+    strict: bool = False,
+    soft_cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Causal attention of a run of queries over a run of keys of one sequence.
 
     query       [tokens, heads, head_dim], at positions offset, offset + 1, ... counted from the first key's
     key, value  [keys, kv_heads, head_dim], at positions 0, 1, ...; heads share kv_heads in order
-    A query at position i sees keys at positions j <= i, and with a window only those with i - j < window_tokens.
+    A query at position i sees keys at positions j <= i, and with a window only those with i - j < window_tokens;
+    `strict` hides j = i as well. soft_cap c turns a scaled score s into c * tanh(s / c).
     Returns out [tokens, heads, head_dim] in the query's dtype and lse [tokens, heads] float32, the natural log of
     the sum of e^(scaled score). A query that sees no key has out = 0 and lse = -inf.
     """
@@ -27,9 +30,11 @@ def attention(
     wide_key = key.double().repeat_interleave(group, dim=1)
     wide_value = value.double().repeat_interleave(group, dim=1)
     scores = torch.einsum("thd,shd->hts", query.double(), wide_key) * scaling
+    if soft_cap is not None:
+        scores = soft_cap * torch.tanh(scores / soft_cap)
     query_at = torch.arange(offset, offset + tokens, device=query.device)[:, None]
     key_at = torch.arange(keys, device=query.device)[None, :]
-    seen = key_at <= query_at
+    seen = key_at < query_at if strict else key_at <= query_at
     if window_tokens is not None:
         seen = seen & (query_at - key_at < window_tokens)
     scores = scores.masked_fill(~seen, float("-inf"))

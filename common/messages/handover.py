@@ -38,7 +38,7 @@ class GrantRequest(Message, frozen=True, kw_only=True):
     timeout_ms: int
     """Time the request still has, counted on the receiver's clock from receipt."""
     transport: str = "shm"
-    """`shm` (the sender writes into our memory) or `tcp` (payloads come with KvSent)."""
+    """`shm` and `cuda_ipc` (the sender writes into our memory) or `tcp` (payloads come with KvSent)."""
     cache_salt: str = ""
     """As in Generate: under which names the decode worker finds and keeps this request's blocks."""
     emitted: tuple[int, ...] = ()

@@ -56,10 +56,14 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     """Equal for processes of one running kernel, which may be able to share memory."""
     pid: int
     share_path: str | None = None
-    """Unix socket that hands out the file descriptor of the page memory; None: no shared memory."""
+    """Unix socket that hands out descriptors of the page memory; None: no shared memory."""
     model: ModelIdentity | None = None
     model_path: str | None = None
     joined_unix_ms: int = 0
+    share_kind: str = "memfd"
+    """What `share_path` hands out: `memfd` (a file in host memory) or `cuda` (chunks of a device's memory)."""
+    device_uuid: str = ""
+    """Of the device that the pages lie on; empty on the host."""
 
 
 class Hello(Message, frozen=True, kw_only=True):
@@ -121,12 +125,16 @@ class QueueCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of KV that running sequences hold: what a decoding step reads."""
 
 
+SHARED_KINDS = frozenset({"shm", "cuda_ipc"})
+"""Transports that map the peer's memory; over any other one its bytes come as payloads."""
+
+
 class TransportReport(msgspec.Struct, frozen=True, kw_only=True):
     """How KV travels to one peer, as found by moving a test page at connection time."""
 
     peer: PeerId
     kind: str
-    """shm or tcp."""
+    """cuda_ipc, shm or tcp."""
     gib_per_s: float
     reason: str = ""
     """Why not the faster one; empty if it is the fastest this build has."""

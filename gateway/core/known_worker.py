@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from common.cost.link_cost import LinkCost
 from common.cost.step_cost import UNKNOWN_COST, StepCost
 from common.ids import PeerId
-from common.messages.liveness import Member, Report
+from common.messages.liveness import SHARED_KINDS, Member, Report
 from common.policy.estimates import WorkerView
 from gateway.core.breaker import Breaker
 from gateway.core.charges import Charges
@@ -77,7 +77,7 @@ class KnownWorker:
     def store_among(self, stores: list[PeerId]) -> PeerId | None:
         """The KV store it reads from: one whose memory it shares if there is one, else the first. As workers choose."""
         mine = [peer for peer in stores if peer in self.transports]
-        return min(mine, key=lambda peer: (self.transports[peer] != "shm", peer), default=None)
+        return min(mine, key=lambda peer: (self.transports[peer] not in SHARED_KINDS, peer), default=None)
 
     def view(self, *, accepting: bool, store: PeerId | None, guess: StepCost, now_ms: float) -> WorkerView:
         """As the routing policy sees it. `guess`: what its steps cost, unless it knows itself."""

@@ -53,6 +53,8 @@ class BlockPool:
     """
 
     def __init__(self, ledger: Ledger, pages_per_block: int, policy: EvictionPolicy) -> None:
+        """Takes over a ledger in which nobody holds pages; pages that make no whole block are left out."""
+        ledger.resize(ledger.total_pages - ledger.total_pages % pages_per_block)
         self.ledger = ledger
         """To read: counts and states."""
         self.cache: BlockCache[PageIds] = BlockCache(policy)
@@ -104,6 +106,26 @@ class BlockPool:
             self._tell_removed(block)
         self.evicted_blocks_total += len(victims)
         return len(victims)
+
+    def resize(self, n_pages: int) -> int:
+        """Have `n_pages` pages, rounded down to whole blocks; returns how many must keep their memory.
+
+        To grow, first give the pages memory. To shrink, take memory only from the pages behind what this returns, and
+        once nobody reads there any more: cached blocks beyond the new end are evicted, pages that owners hold stay theirs
+        and are gone when these release them. So a second call with the same number gets further.
+        """
+        n_pages -= n_pages % self._pages_per_block
+        self.ledger.resize(n_pages)
+        self._drop_leaving([block.name for block in self.cache])
+        return self.ledger.resize(n_pages)
+
+    def _drop_leaving(self, names: Sequence[BlockHash]) -> None:
+        """Of these blocks, evict those that nobody pins and whose pages are to go: they would never make room."""
+        if self.ledger.overhang_pages:
+            end = self.ledger.total_pages
+            blocks = (self.cache.get(name) for name in names)
+            leaving = [block.name for block in blocks if block is not None and int(block.place.max()) >= end]
+            self.evicted_blocks_total += self.forget(leaving)
 
     # -- finished blocks
 
@@ -168,6 +190,7 @@ class BlockPool:
             for listener in self._listeners:
                 for block in blocks:
                     listener.on_stored(block)
+        self._drop_leaving(published)
         return len(new)
 
     def forget(self, names: Sequence[BlockHash]) -> int:
@@ -220,6 +243,7 @@ class BlockPool:
         pins = self._pins.pop(owner, None)
         if pins:
             self.cache.unpin(pins)
+            self._drop_leaving(pins)
         if self.ledger.state_of(owner) is not None:
             self.ledger.free(owner)
 
@@ -246,6 +270,10 @@ class BlockPool:
         seen = {block.name: block.pins for block in self.cache if block.pins}
         if pins != seen:
             raise LedgerMisuse(f"pins do not add up: owners hold {_hex(pins)}, the cache counts {_hex(seen)}")
+        end = self.ledger.total_pages
+        stuck = [block.name.hex() for block in self.cache if not block.pins and int(block.place.max()) >= end]
+        if stuck:
+            raise LedgerMisuse(f"blocks without pins lie behind the last page {end}: {stuck}")
         placed, listed = np.sort(_pages_of(list(self.cache))), np.sort(self.ledger.page_ids(CACHE))
         if not np.array_equal(placed, listed):
             raise LedgerMisuse(f"cached blocks name {placed.size} pages, the ledger lists {listed.size} others")

@@ -13,6 +13,7 @@ from common.messages.liveness import PageCounts
 PageIds = NDArray[np.int32]
 _NOBODY = -1
 _FREE = -2
+_GONE = -3
 _SPARE_ENTRIES = 1024
 
 
@@ -45,7 +46,8 @@ class _Holding:
 class Ledger:
     """The only writer of page states of one pool.
 
-    Law: free + reserved + granted + active + cached + quarantined == total; every page is in exactly one place.
+    Law: free + reserved + granted + active + cached + quarantined == total + overhang; every page is in exactly one
+    place. The overhang is of pages from `total` on, which are gone as soon as their owners free them: `resize` leaves it.
     Pages freed last are allocated first, in rising order, so that one call tends to give neighbours.
     """
 
@@ -59,10 +61,12 @@ class Ledger:
         self._numbers = 0
         self._pages_in = dict.fromkeys(PageState, 0)
         self._pages_in[PageState.FREE] = n_pages
+        self.overhang_pages = 0
+        """Pages from `total_pages` on that somebody holds still."""
 
     @property
     def total_pages(self) -> int:
-        """Pages of the pool."""
+        """Pages of the pool, without the overhang."""
         return self._total_pages
 
     @property
@@ -142,10 +146,40 @@ class Ledger:
         self._push(freed)
         self._count(holding.state, PageState.FREE, freed.size)
 
+    def resize(self, n_pages: int) -> int:
+        """Have pages 0 to n_pages - 1; returns how many must keep their memory: more, while there is an overhang.
+
+        Nobody loses a page: those from `n_pages` on that are free are gone at once, the others when they are freed. New
+        pages are free, and given after all that are free already.
+        """
+        if n_pages < 0:
+            raise LedgerMisuse(f"a pool of {n_pages} pages")
+        self._extend(n_pages)
+        free = self._free[: self._n_free]
+        leaving = free[free >= n_pages]
+        self._owner_of[leaving] = _GONE
+        first_new = min(self._total_pages, n_pages)
+        new = first_new + np.flatnonzero(self._owner_of[first_new:n_pages] == _GONE).astype(np.int32)
+        self._owner_of[new] = _FREE
+        kept = np.concatenate([new[::-1], free[free < n_pages]])
+        self._free[: kept.size], self._n_free = kept, kept.size
+        self._pages_in[PageState.FREE] = kept.size
+        held = np.flatnonzero(self._owner_of[n_pages:] != _GONE)
+        self._total_pages, self.overhang_pages = n_pages, held.size
+        return n_pages + int(held[-1]) + 1 if held.size else n_pages
+
+    def _extend(self, n_pages: int) -> None:
+        """Room for pages up to `n_pages`. It never goes back: a holding may list pages that left."""
+        more = n_pages - self._owner_of.size
+        if more > 0:
+            self._owner_of = np.concatenate([self._owner_of, np.full(more, _GONE, np.int64)])
+            self._scratch = np.concatenate([self._scratch, np.zeros(more, np.int64)])
+            self._free = np.concatenate([self._free, np.zeros(more, np.int32)])
+
     def counts(self) -> PageCounts:
-        """Pages by state, for reports."""
+        """Pages by state, for reports; `total` is their sum."""
         by_name = {state.value: count for state, count in self._pages_in.items()}
-        return PageCounts(total=self._total_pages, **by_name)
+        return PageCounts(total=self._total_pages + self.overhang_pages, **by_name)
 
     def check(self) -> None:
         """Raise LedgerMisuse with the full table if a page is lost, held twice, or miscounted. O(pages)."""
@@ -159,7 +193,9 @@ class Ledger:
             whole &= bool(np.all(self._owner_of[listed] == holding.number))
         free = self._free[: self._n_free]
         whole &= np.unique(free).size == free.size and bool(np.all(self._owner_of[free] == _FREE))
-        if seen != self._pages_in or not whole or sum(seen.values()) != self._total_pages:
+        whole &= bool(np.all(free < self._total_pages))
+        whole &= np.count_nonzero(self._owner_of[self._total_pages :] != _GONE) == self.overhang_pages
+        if seen != self._pages_in or not whole or sum(seen.values()) != self._total_pages + self.overhang_pages:
             raise LedgerMisuse(f"pages do not add up: {self._table(seen)}")
 
     def _joinable(self, owner: Owner, state: PageState) -> _Holding:
@@ -180,7 +216,7 @@ class Ledger:
         holding.n_listed += pages.size
 
     def _take(self, owner: Owner, holding: _Holding, pages: PageIds) -> None:
-        in_range = pages.size == 0 or (int(pages.min()) >= 0 and int(pages.max()) < self._total_pages)
+        in_range = pages.size == 0 or (int(pages.min()) >= 0 and int(pages.max()) < self._owner_of.size)
         if not in_range or not self._are_of(holding, pages):
             raise LedgerMisuse(f"{owner!r} does not hold each of pages {pages.tolist()} once")
         self._owner_of[pages] = _NOBODY
@@ -209,6 +245,13 @@ class Ledger:
         return once
 
     def _push(self, pages: PageIds) -> None:
+        if self.overhang_pages:
+            leaving = pages >= self._total_pages
+            self._owner_of[pages[leaving]] = _GONE
+            n_gone = int(np.count_nonzero(leaving))
+            self.overhang_pages -= n_gone
+            self._pages_in[PageState.FREE] -= n_gone  # the caller counts them as freed
+            pages = pages[~leaving]
         self._owner_of[pages] = _FREE
         self._free[self._n_free : self._n_free + pages.size] = pages[::-1]
         self._n_free += pages.size
@@ -217,7 +260,7 @@ class Ledger:
         counted = {state.value: (self._pages_in[state], seen[state]) for state in PageState}
         held = {owner: (holding.state.value, self._pages(holding).tolist()) for owner, holding in self._held.items()}
         free = self._free[: self._n_free].tolist()
-        return f"total {self._total_pages}; state (counted, seen) {counted}; free {free}; held {held}"
+        return f"total {self._total_pages} + {self.overhang_pages}; state (counted, seen) {counted}; free {free}; held {held}"
 
     def _count(self, source: PageState, target: PageState, n_pages: int) -> None:
         self._pages_in[source] -= n_pages

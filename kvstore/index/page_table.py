@@ -10,11 +10,13 @@ class PageTable:
     """[layers, blocks] page ids; grows at its end. The owner appends at any time; the engine reads the blocks that its step needs, which stay where
     they are."""
 
-    __slots__ = ("_ids", "n_blocks")
+    __slots__ = ("_ids", "n_blocks", "whole")
 
     def __init__(self, layers: int) -> None:
         self._ids = np.zeros((layers, _FIRST_CAPACITY_BLOCKS), dtype=np.int32)
         self.n_blocks = 0
+        self.whole = True
+        """Whether the pages of every block are neighbours, layer by layer: its first page then tells all of them."""
 
     @property
     def layers(self) -> int:
@@ -30,11 +32,16 @@ class PageTable:
         """View [layers, n_blocks]; later appends do not show in it."""
         return self._ids[:, : self.n_blocks]
 
+    def first_page(self, block: int) -> int:
+        """The page of layer 0 of a block."""
+        return int(self._ids[0, block])
+
     def append(self, pages: NDArray[np.int32]) -> None:
         """Add whole token blocks: `pages` [blocks, layers]. Raises ValueError for another number of layers."""
         if pages.ndim != 2 or pages.shape[1] != self.layers:
             raise ValueError(f"pages {pages.shape} do not name {self.layers} layers for each block")
         needed = self.n_blocks + pages.shape[0]
+        self.whole = self.whole and bool((pages[:, 1:] - pages[:, :-1] == 1).all())
         if needed > self._ids.shape[1]:
             wider = np.zeros((self.layers, max(needed, 2 * self._ids.shape[1])), dtype=np.int32)
             wider[:, : self.n_blocks] = self.ids

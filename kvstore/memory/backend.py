@@ -1,7 +1,11 @@
 """What the pool needs of virtual memory: address ranges without memory, physical chunks, and mappings between them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:  # a KV store shares host memory and runs without torch
+    import torch
 
 
 class VmMisuse(RuntimeError):
@@ -18,7 +22,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Physical memory, named by its place in the file that `export_fd` shares."""
+    """Physical memory. Where all chunks share one file, `offset_bytes` is its place there; else it is only a name."""
 
     offset_bytes: int
     length_bytes: int
@@ -27,8 +31,13 @@ class Chunk:
 class VmBackend(Protocol):
     """One kind of memory. All lengths and offsets are multiples of `granularity_bytes`, else VmMisuse.
 
-    Used by one thread. Every implementation passes the same tests.
+    Used by one thread; `export_fds` by any. Every implementation passes the same tests.
     """
+
+    @property
+    def device(self) -> "torch.device":
+        """Whose memory it is."""
+        ...
 
     @property
     def granularity_bytes(self) -> int:
@@ -51,16 +60,33 @@ class VmBackend(Protocol):
         """Give physical memory back to the system. Raises VmMisuse while it is mapped."""
         ...
 
-    def map(self, where: Range, offset_bytes: int, chunk: Chunk) -> None:
-        """Make `chunk` readable and writable at `offset_bytes` of the range. Its contents stay."""
+    def map_run(self, where: Range, offset_bytes: int, chunks: Sequence[Chunk]) -> None:
+        """Make chunks readable and writable one behind the other from `offset_bytes` on: all of them, or none.
+
+        Their contents stay; what a new chunk holds is the back end's affair. Raises OutOfChunks if the system has no
+        room for so many mappings.
+        """
         ...
 
-    def unmap(self, where: Range, offset_bytes: int) -> Chunk:
-        """Undo one `map` and return its chunk. The caller guarantees that nothing uses those addresses any more."""
+    def unmap_run(self, where: Range, offset_bytes: int, n_chunks: int) -> list[Chunk]:
+        """Undo the mappings of `n_chunks` chunks from `offset_bytes` on and return the chunks.
+
+        The caller guarantees that nothing uses those addresses any more.
+        """
         ...
 
-    def export_fd(self) -> int:
-        """Descriptor of the file that chunks are parts of; stays open as long as the backend."""
+    def export_fds(self, chunks: Sequence[Chunk]) -> list[int]:
+        """New descriptors through which another process can map these chunks; the caller closes them.
+
+        One for each chunk, or a single one if all memory is one file.
+        """
+        ...
+
+    def bytes_at(self, where: Range, n_bytes: int) -> "torch.Tensor":
+        """The beginning of a range as uint8 on `device`, not copied.
+
+        It may reach over parts that are not mapped yet; those must not be touched.
+        """
         ...
 
     def close(self) -> None:

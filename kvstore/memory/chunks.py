@@ -46,6 +46,12 @@ class ChunkPool:
         """Chunks that may still be allocated."""
         return self._budget_chunks - self._used_chunks
 
+    def set_budget(self, budget_chunks: int) -> None:
+        """Allow more chunks, or fewer, but no fewer than exist: else VmMisuse."""
+        if budget_chunks < self._used_chunks:
+            raise VmMisuse(f"a budget of {budget_chunks} chunks, of which {self._used_chunks} exist: {self._counts()}")
+        self._budget_chunks = budget_chunks
+
     def used_by(self, owner: str) -> int:
         """Chunks of one owner; 0 if it has none."""
         return len(self._owned.get(owner, ()))

@@ -1,20 +1,63 @@
 """Memory that is only counted: for tests of accounting, and for simulations of pools larger than this machine."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from common.errors import OutOfChunks
 from kvstore.memory.backend import Chunk, Range, VmMisuse
 from kvstore.memory.mappings import MappingTable
 
+if TYPE_CHECKING:
+    import torch
+
 _FIRST_ADDRESS = 1 << 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmCosts:
+    """What calls cost where memory is mapped by a driver: microseconds per chunk, or per call on a run of chunks."""
+
+    create_us: float = 0.0
+    release_us: float = 0.0
+    map_us: float = 0.0
+    access_call_us: float = 0.0
+    access_chunk_us: float = 0.0
+    unmap_call_us: float = 0.0
+    unmap_chunk_us: float = 0.0
+
+
+FREE = VmCosts()
+REPORTED_GPU = VmCosts(create_us=193.0, release_us=23.0, map_us=1.45, access_chunk_us=36.0, unmap_chunk_us=25.6)
+"""As published for 2 MiB chunks on an A100, each chunk by itself; kvcached's benchmark, the release of vAttention's."""
 
 
 class FakeBackend:
     """Follows every rule of VmBackend; its addresses must not be touched."""
 
-    def __init__(self, capacity_bytes: int, granularity_bytes: int = 4096) -> None:
+    def __init__(
+        self,
+        capacity_bytes: int,
+        granularity_bytes: int = 4096,
+        *,
+        costs: VmCosts = FREE,
+        advance_ms: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        """`advance_ms` moves the caller's clock on by what a call costs; nothing sleeps."""
+        self._costs, self._advance_ms = costs, advance_ms
+        self.spent_us = 0.0
+        """What all calls have cost."""
         self._capacity_bytes, self._granularity_bytes = capacity_bytes, granularity_bytes
         self._table = MappingTable(granularity_bytes)
         self._next_address, self._next_offset_bytes = _FIRST_ADDRESS, 0
         self.created_bytes = 0
+
+    @property
+    def device(self) -> "torch.device":
+        """A device whose tensors have shapes and no memory."""
+        import torch  # here: simulations count memory without torch
+
+        return torch.device("meta")
 
     @property
     def granularity_bytes(self) -> int:
@@ -44,24 +87,42 @@ class FakeBackend:
         self._next_offset_bytes += length_bytes
         self.created_bytes += length_bytes
         self._table.add_chunk(chunk)
+        self._spend(self._costs.create_us)
         return chunk
 
     def release(self, chunk: Chunk) -> None:
         """Uncount a chunk."""
         self._table.drop_chunk(chunk)
         self.created_bytes -= chunk.length_bytes
+        self._spend(self._costs.release_us)
 
-    def map(self, where: Range, offset_bytes: int, chunk: Chunk) -> None:
-        """Note the mapping."""
-        self._table.add(where, offset_bytes, chunk)
+    def map_run(self, where: Range, offset_bytes: int, chunks: Sequence[Chunk]) -> None:
+        """Note the mappings."""
+        self._table.add_run(where, offset_bytes, chunks)
+        costs, n = self._costs, len(chunks)
+        self._spend(n * (costs.map_us + costs.access_chunk_us) + costs.access_call_us)
 
-    def unmap(self, where: Range, offset_bytes: int) -> Chunk:
-        """Forget the mapping."""
-        return self._table.remove(where, offset_bytes)
+    def unmap_run(self, where: Range, offset_bytes: int, n_chunks: int) -> list[Chunk]:
+        """Forget the mappings."""
+        chunks = self._table.remove_run(where, offset_bytes, n_chunks)
+        self._spend(n_chunks * self._costs.unmap_chunk_us + self._costs.unmap_call_us)
+        return chunks
 
-    def export_fd(self) -> int:
+    def export_fds(self, chunks: Sequence[Chunk]) -> list[int]:
         """There is no memory to share: raises VmMisuse."""
         raise VmMisuse("counted memory cannot be shared with another process")
+
+    def bytes_at(self, where: Range, n_bytes: int) -> "torch.Tensor":
+        """A tensor with a shape and no memory."""
+        import torch  # here: simulations count memory without torch
+
+        del where
+        return torch.empty(n_bytes, dtype=torch.uint8, device=self.device)
+
+    def _spend(self, cost_us: float) -> None:
+        self.spent_us += cost_us
+        if cost_us:
+            self._advance_ms(cost_us / 1000)
 
     def close(self) -> None:
         """Nothing is held."""

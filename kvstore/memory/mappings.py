@@ -1,6 +1,7 @@
 """Accounting of mappings, without memory: the rules that every VmBackend enforces."""
 
 import bisect
+from collections.abc import Sequence
 
 from kvstore.memory.backend import Chunk, Range, VmMisuse
 
@@ -13,6 +14,8 @@ class MappingTable:
         self._ranges: dict[Range, dict[int, Chunk]] = {}
         self._starts: dict[Range, list[int]] = {}  # the offsets of each range, ascending
         self._times_mapped: dict[Chunk, int] = {}
+        self.live = 0
+        """Mappings that exist."""
 
     @property
     def ranges(self) -> list[Range]:
@@ -52,8 +55,38 @@ class MappingTable:
             raise VmMisuse(f"{chunk} is still mapped {self._times_mapped[chunk]} times")
         del self._times_mapped[chunk]
 
-    def add(self, where: Range, offset_bytes: int, chunk: Chunk) -> None:
-        """A chunk is about to be mapped."""
+    def mapped(self, where: Range) -> dict[int, Chunk]:
+        """The chunks of a range by offset, in no order."""
+        return self._at(where)
+
+    def add_run(self, where: Range, offset_bytes: int, chunks: Sequence[Chunk]) -> None:
+        """Chunks are about to be mapped one behind the other: all of them, or VmMisuse and none."""
+        at_bytes = offset_bytes
+        for place, chunk in enumerate(chunks):
+            try:
+                self._add(where, at_bytes, chunk)
+            except VmMisuse:
+                self.remove_run(where, offset_bytes, place)
+                raise
+            at_bytes += chunk.length_bytes
+
+    def remove_run(self, where: Range, offset_bytes: int, n_chunks: int) -> list[Chunk]:
+        """`n_chunks` chunks that lie one behind the other are about to be unmapped: all of them, or VmMisuse and none."""
+        mapped, found, at_bytes = self._at(where), list[Chunk](), offset_bytes
+        for _ in range(n_chunks):
+            chunk = mapped.get(at_bytes)
+            if chunk is None:
+                raise VmMisuse(f"nothing is mapped at offset {at_bytes} of range {where.address:#x}")
+            found.append(chunk)
+            at_bytes += chunk.length_bytes
+        first = bisect.bisect_left(self._starts[where], offset_bytes)
+        for start in self._starts[where][first : first + n_chunks]:
+            self._times_mapped[mapped.pop(start)] -= 1
+        del self._starts[where][first : first + n_chunks]
+        self.live -= n_chunks
+        return found
+
+    def _add(self, where: Range, offset_bytes: int, chunk: Chunk) -> None:
         self.require_aligned("offset", offset_bytes)
         mapped, end_bytes = self._at(where), offset_bytes + chunk.length_bytes
         if chunk not in self._times_mapped:
@@ -69,15 +102,7 @@ class MappingTable:
         starts.insert(place, offset_bytes)
         mapped[offset_bytes] = chunk
         self._times_mapped[chunk] += 1
-
-    def remove(self, where: Range, offset_bytes: int) -> Chunk:
-        """A chunk is about to be unmapped."""
-        chunk = self._at(where).pop(offset_bytes, None)
-        if chunk is None:
-            raise VmMisuse(f"nothing is mapped at offset {offset_bytes} of range {where.address:#x}")
-        self._starts[where].remove(offset_bytes)
-        self._times_mapped[chunk] -= 1
-        return chunk
+        self.live += 1
 
     def _at(self, where: Range) -> dict[int, Chunk]:
         try:

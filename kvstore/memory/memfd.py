@@ -11,13 +11,19 @@ import fcntl
 import heapq
 import mmap
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from common.errors import ConfigError, OutOfChunks
 from common.units import format_bytes
 from kvstore.memory.backend import Chunk, Range, VmMisuse
 from kvstore.memory.mappings import MappingTable
 
+if TYPE_CHECKING:
+    import torch
+
 _PROT_NONE = 0
+_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -47,6 +53,18 @@ class MemfdBackend:
     def granularity_bytes(self) -> int:
         """Smallest mappable unit."""
         return mmap.PAGESIZE
+
+    @property
+    def device(self) -> "torch.device":
+        """The host."""
+        import torch  # here: a KV store has this memory too, and no torch
+
+        return torch.device("cpu")
+
+    @property
+    def fd(self) -> int:
+        """Our descriptor of the file; stays ours. `export_fds` gives others theirs."""
+        return self._fd
 
     @property
     def resident_bytes(self) -> int:
@@ -102,32 +120,49 @@ class MemfdBackend:
         """Give back the memory of a stretch of the file; it reads as zeros afterwards."""
         self._check(self._libc.fallocate(self._fd, _PUNCH_HOLE_KEEP_SIZE, offset_bytes, length_bytes), "fallocate")
 
-    def map(self, where: Range, offset_bytes: int, chunk: Chunk) -> None:
-        """Make `chunk` readable and writable there."""
-        self._table.add(where, offset_bytes, chunk)
-        self._map_fixed(
-            where.address + offset_bytes,
-            chunk.length_bytes,
-            mmap.PROT_READ | mmap.PROT_WRITE,
-            mmap.MAP_SHARED,
-            chunk.offset_bytes,
-        )
+    def map_run(self, where: Range, offset_bytes: int, chunks: Sequence[Chunk]) -> None:
+        """Make the chunks readable and writable there."""
+        self._table.add_run(where, offset_bytes, chunks)
+        at_bytes = offset_bytes
+        for chunk in chunks:
+            try:
+                self._map_fixed(where.address + at_bytes, chunk.length_bytes, _READ_WRITE, mmap.MAP_SHARED, chunk)
+            except OSError as error:
+                self._table.remove_run(where, offset_bytes, len(chunks))
+                self._empty(where.address + offset_bytes, at_bytes - offset_bytes)
+                raise OutOfChunks(
+                    f"{self._table.live} mappings are live and the system has no more: {error}"
+                ) from error
+            at_bytes += chunk.length_bytes
 
-    def unmap(self, where: Range, offset_bytes: int) -> Chunk:
-        """Undo one `map`; the addresses stay reserved."""
-        chunk = self._table.remove(where, offset_bytes)
-        self._map_fixed(where.address + offset_bytes, chunk.length_bytes, _PROT_NONE, _EMPTY, None)
-        return chunk
+    def unmap_run(self, where: Range, offset_bytes: int, n_chunks: int) -> list[Chunk]:
+        """Undo the mappings of a run; the addresses stay reserved."""
+        chunks = self._table.remove_run(where, offset_bytes, n_chunks)
+        self._empty(where.address + offset_bytes, sum(chunk.length_bytes for chunk in chunks))
+        return chunks
 
-    def _map_fixed(self, address: int, length_bytes: int, access: int, kind: int, file_bytes: int | None) -> None:
-        fd, file_bytes = (-1, 0) if file_bytes is None else (self._fd, file_bytes)
+    def _empty(self, address: int, length_bytes: int) -> None:
+        if length_bytes:
+            self._map_fixed(address, length_bytes, _PROT_NONE, _EMPTY, None)
+
+    def _map_fixed(self, address: int, length_bytes: int, access: int, kind: int, chunk: Chunk | None) -> None:
+        fd, file_bytes = (-1, 0) if chunk is None else (self._fd, chunk.offset_bytes)
         found = self._libc.mmap(address, length_bytes, access, kind | _MAP_FIXED, fd, file_bytes)
         if found != address:
             raise OSError(ctypes.get_errno(), f"mmap of {length_bytes} bytes: {_last_error()}")
 
-    def export_fd(self) -> int:
-        """Descriptor of the memfd; stays ours."""
-        return self._fd
+    def export_fds(self, chunks: Sequence[Chunk] = ()) -> list[int]:
+        """One new descriptor of the memfd, whatever the chunks; the caller closes it."""
+        del chunks
+        return [os.dup(self._fd)]
+
+    def bytes_at(self, where: Range, n_bytes: int) -> "torch.Tensor":
+        """The beginning of a range, not copied."""
+        import torch  # here: a KV store has this memory too, and no torch
+
+        if n_bytes == 0:
+            return torch.empty(0, dtype=torch.uint8)
+        return torch.frombuffer((ctypes.c_ubyte * n_bytes).from_address(where.address), dtype=torch.uint8)
 
     def close(self) -> None:
         """Unmap every range and close the file; memory goes once no peer maps it."""

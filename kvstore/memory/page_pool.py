@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.kv_layout import KvLayout
-from kvstore.memory.backend import VmMisuse
+from kvstore.memory.backend import Chunk, VmMisuse
 from kvstore.memory.chunks import ChunkPool
 from kvstore.memory.vtensor import VirtualTensor
 
@@ -18,14 +18,17 @@ class PagePool:
     and written by others as long as their pages are there.
     """
 
-    def __init__(self, chunks: ChunkPool, layout: KvLayout, *, owner: str = "kv") -> None:
-        """Starts empty, with addresses for the whole budget. Raises ConfigError."""
+    def __init__(
+        self, chunks: ChunkPool, layout: KvLayout, *, owner: str = "kv", capacity_chunks: int | None = None
+    ) -> None:
+        """Starts empty, with addresses for `capacity_chunks`; None: for the whole budget. Raises ConfigError."""
         pages_per_chunk, rest = divmod(chunks.chunk_bytes, layout.page_bytes)
         if rest:
             raise VmMisuse(f"chunks of {chunks.chunk_bytes} bytes do not hold whole pages of {layout.page_bytes}")
         self._chunks, self._layout = chunks, layout
         self._pages_per_chunk = pages_per_chunk
-        self._memory = VirtualTensor(chunks, chunks.budget_chunks * chunks.chunk_bytes, owner=owner)
+        capacity_bytes = (capacity_chunks or chunks.budget_chunks) * chunks.chunk_bytes
+        self._memory = VirtualTensor(chunks, capacity_bytes, owner=owner)
         self._refresh()
 
     def _refresh(self) -> None:
@@ -33,8 +36,9 @@ class PagePool:
         self._n_pages = self._memory.mapped_bytes // layout.page_bytes
         shape = (self._n_pages, 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
         self._tensor = self._memory.tensor(getattr(torch, layout.dtype), shape)
-        rows: NDArray[np.uint8] = self._memory.tensor(torch.uint8, (self._n_pages, layout.page_bytes)).numpy()
-        self._rows = rows
+        self._rows: NDArray[np.uint8] | None = None
+        if self._tensor.device.type == "cpu":
+            self._rows = self._memory.tensor(torch.uint8, (self._n_pages, layout.page_bytes)).numpy()
         self._chunk_offsets = tuple(chunk.offset_bytes for chunk in self._memory.chunks)
 
     @property
@@ -49,13 +53,20 @@ class PagePool:
 
     @property
     def tensor(self) -> Tensor:
-        """All pages, no copy. A view taken before `grow` stays valid and does not show the new pages."""
+        """All pages, no copy, on the memory's device. A view taken before `grow` stays valid without the new pages."""
         return self._tensor
 
     @property
     def rows(self) -> NDArray[np.uint8]:
-        """The same memory as bytes [page, page_bytes]."""
+        """The same memory as bytes [page, page_bytes]; of host memory only, else VmMisuse."""
+        if self._rows is None:
+            raise VmMisuse(f"rows are of host memory; these pages are on {self.device}: use `tensor`")
         return self._rows
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pages are."""
+        return self._chunks.backend.device
 
     @property
     def address(self) -> int:
@@ -69,8 +80,13 @@ class PagePool:
 
     @property
     def chunk_offsets(self) -> tuple[int, ...]:
-        """Where each chunk begins in the shared file, in page order."""
+        """Where each chunk begins in the shared file, in page order; on a device, what it is named."""
         return self._chunk_offsets
+
+    @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """What holds the pages, in page order."""
+        return self._memory.chunks
 
     def page_offset_bytes(self, page: int) -> int:
         """Where a page begins in the shared file."""
@@ -79,18 +95,20 @@ class PagePool:
         chunk, within = divmod(page, self._pages_per_chunk)
         return self._chunk_offsets[chunk] + within * self._layout.page_bytes
 
-    def export_fd(self) -> int:
-        """Descriptor of the shared file; stays the pool's."""
-        return self._chunks.backend.export_fd()
-
     def grow(self, n_chunks: int) -> int:
-        """Add memory at the end, all or nothing; returns how many pages it brought. Raises OutOfChunks."""
+        """Add memory of zeros at the end, all or nothing; returns how many pages it brought. Raises OutOfChunks."""
+        first_new = self._n_pages
         self._memory.grow(n_chunks)
         self._refresh()
+        if self._tensor.device.type == "cuda":
+            _clear(self._tensor[first_new:])
         return n_chunks * self._pages_per_chunk
 
     def shrink(self, n_chunks: int) -> int:
-        """Give memory back from the end; returns how many pages went. The caller guarantees that nobody uses them."""
+        """Give memory back from the end; returns how many pages went.
+
+        The caller guarantees that nobody uses them, kernels that were started included.
+        """
         self._memory.shrink(n_chunks)
         self._refresh()
         return n_chunks * self._pages_per_chunk
@@ -99,3 +117,12 @@ class PagePool:
         """Give back all memory. Every view taken is invalid afterwards."""
         self._tensor, self._rows, self._n_pages = torch.empty(0), np.empty((0, 0), np.uint8), 0
         self._memory.release()
+
+
+def _clear(pages: Tensor) -> None:
+    """Zeros, before anybody uses the pages: a driver's new memory may hold anything, also what reads as not a number."""
+    # A stream of its own: nothing that runs elsewhere is waited for.
+    stream = torch.cuda.Stream(pages.device)  # type: ignore[no-untyped-call]  # torch has no types here
+    with torch.cuda.stream(stream):
+        pages.zero_()
+    stream.synchronize()

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 from common.errors import ConfigError
 from common.kv_layout import KvLayout
-from common.units import MIB, format_bytes
+from common.units import MIB, MemoryShare, format_bytes
 
-_NEAR_CHUNK_BYTES = 2 * MIB
+HOST_CHUNK_BYTES = 2 * MIB
+_DEVICE_CHUNK_BYTES = 64 * MIB
+_MIN_DEVICE_CHUNKS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +20,8 @@ class MemoryPlan:
     """As asked for; what exceeds whole chunks is never taken."""
     chunk_bytes: int
     chunks: int
+    limit_chunks: int
+    """To how many the memory may be resized: it has addresses for so many."""
     page_bytes: int
     pages: int
     tokens: int
@@ -31,7 +35,29 @@ class MemoryPlan:
         )
 
 
-def chunk_bytes_for(page_bytes: int, granularity_bytes: int, near_bytes: int = _NEAR_CHUNK_BYTES) -> int:
+def kv_budget(total_bytes: int, share: MemoryShare, weights_bytes: int, workspace_bytes: int) -> int:
+    """What a share of all memory leaves for KV once the model and the largest step's workspace have theirs.
+
+    `weights_bytes`: what of `total_bytes` is taken already. Raises ConfigError, with the numbers, if nothing is left.
+    """
+    left_bytes = share.of(total_bytes) - weights_bytes - workspace_bytes
+    if left_bytes <= 0:
+        needed = 100 * (weights_bytes + workspace_bytes) / max(1, total_bytes)
+        way_out = f"give more than {needed:.0f}%" if needed < 100 else "take a smaller model or a larger device"
+        raise ConfigError(
+            f"--device-memory={share} is {format_bytes(share.of(total_bytes))} of {format_bytes(total_bytes)}; weights "
+            f"take {format_bytes(weights_bytes)} and a step {format_bytes(workspace_bytes)}, so nothing is left for KV: "
+            f"{way_out}"
+        )
+    return left_bytes
+
+
+def device_chunk_bytes(budget_bytes: int) -> int:
+    """About how long chunks of an accelerator are: each is a descriptor of its own, so few; but enough to resize by."""
+    return min(_DEVICE_CHUNK_BYTES, budget_bytes // _MIN_DEVICE_CHUNKS)
+
+
+def chunk_bytes_for(page_bytes: int, granularity_bytes: int, near_bytes: int) -> int:
     """Chunk length nearest to `near_bytes` that whole pages and whole mappable units fill exactly.
 
     So a page never lies across two chunks, which need not be neighbours in the file.
@@ -40,9 +66,14 @@ def chunk_bytes_for(page_bytes: int, granularity_bytes: int, near_bytes: int = _
     return max(1, round(near_bytes / unit_bytes)) * unit_bytes
 
 
-def memory_plan(budget_bytes: int, layout: KvLayout, granularity_bytes: int) -> MemoryPlan:
-    """Divide the budget. Raises ConfigError if not even one token block fits."""
-    chunk_bytes = chunk_bytes_for(layout.page_bytes, granularity_bytes)
+def memory_plan(
+    budget_bytes: int, layout: KvLayout, granularity_bytes: int, near_bytes: int, *, limit_bytes: int = 0
+) -> MemoryPlan:
+    """Divide the budget into chunks of about `near_bytes`. Raises ConfigError if not even one token block fits.
+
+    `limit_bytes`: what it may be resized to; less than the budget means the budget.
+    """
+    chunk_bytes = chunk_bytes_for(layout.page_bytes, granularity_bytes, near_bytes)
     chunks = budget_bytes // chunk_bytes
     pages = chunks * (chunk_bytes // layout.page_bytes)
     tokens = pages // layout.layers * layout.block_tokens
@@ -57,6 +88,7 @@ def memory_plan(budget_bytes: int, layout: KvLayout, granularity_bytes: int) -> 
         budget_bytes=budget_bytes,
         chunk_bytes=chunk_bytes,
         chunks=chunks,
+        limit_chunks=max(chunks, limit_bytes // chunk_bytes),
         page_bytes=layout.page_bytes,
         pages=pages,
         tokens=tokens,

@@ -1,10 +1,9 @@
 """One contiguous address range whose memory comes and goes in chunks at its end."""
 
-import ctypes
-
 import torch
 from torch import Tensor
 
+from common.errors import OutOfChunks
 from kvstore.memory.backend import Chunk, VmMisuse
 from kvstore.memory.chunks import ChunkPool
 
@@ -43,18 +42,22 @@ class VirtualTensor:
         """Add memory at the end, all or nothing. Raises OutOfChunks; VmMisuse beyond the capacity."""
         if self._released or len(self._chunks) + n_chunks > self._capacity_chunks:
             raise VmMisuse(f"{self._owner}: {len(self._chunks)} + {n_chunks} of {self._capacity_chunks} chunks")
-        for chunk in self._pool.alloc(self._owner, n_chunks):
-            self._pool.backend.map(self._range, self.mapped_bytes, chunk)
-            self._chunks.append(chunk)
+        fresh = self._pool.alloc(self._owner, n_chunks)
+        try:
+            self._pool.backend.map_run(self._range, self.mapped_bytes, fresh)
+        except OutOfChunks:
+            self._pool.free(self._owner, fresh)
+            raise
+        self._chunks += fresh
 
     def shrink(self, n_chunks: int) -> None:
         """Give memory back from the end. The caller guarantees that nothing uses those addresses any more."""
         if not 0 <= n_chunks <= len(self._chunks):
             raise VmMisuse(f"{self._owner}: cannot give back {n_chunks} of {len(self._chunks)} chunks")
-        for _ in range(n_chunks):
-            last_bytes = self.mapped_bytes - self._pool.chunk_bytes
-            self._pool.free(self._owner, [self._pool.backend.unmap(self._range, last_bytes)])
-            self._chunks.pop()
+        kept = len(self._chunks) - n_chunks
+        leaving = self._pool.backend.unmap_run(self._range, kept * self._pool.chunk_bytes, n_chunks)
+        self._pool.free(self._owner, leaving)
+        del self._chunks[kept:]
 
     def tensor(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """A view of the beginning of the range, without copying. It must not outlive the memory beneath it."""
@@ -64,10 +67,7 @@ class VirtualTensor:
         needed_bytes = count * dtype.itemsize
         if needed_bytes > self.mapped_bytes:
             raise VmMisuse(f"{self._owner}: a view of {needed_bytes} bytes over {self.mapped_bytes} mapped ones")
-        if count == 0:
-            return torch.empty(shape, dtype=dtype)
-        memory = (ctypes.c_ubyte * needed_bytes).from_address(self.address)
-        return torch.frombuffer(memory, dtype=dtype).view(shape)
+        return self._pool.backend.bytes_at(self._range, needed_bytes).view(dtype).view(shape)
 
     def release(self) -> None:
         """Give everything back, addresses included. A second call changes nothing."""

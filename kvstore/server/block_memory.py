@@ -2,13 +2,14 @@
 
 import ctypes
 import mmap
+import os
 from collections.abc import Sequence
 
 from common.errors import ConfigError, OutOfChunks
 from common.units import MIB, format_bytes
 from kvstore.memory.available import Available
 from kvstore.memory.memfd import MemfdBackend
-from kvstore.memory.shareable import PROBE_SLOT_BYTES, PROBE_SLOTS, PagesInFile
+from kvstore.memory.shareable import PROBE_SLOT_BYTES, PROBE_SLOTS, MemoryKind, PagesInFile
 
 MIN_BYTES = 2 * MIB
 
@@ -36,7 +37,7 @@ class BlockMemory:
         except OutOfChunks as error:
             self._backend.close()
             raise ConfigError(f"--host-memory={format_bytes(budget_bytes)}: {error}") from error
-        self._backend.map(self._range, 0, self._chunk)
+        self._backend.map_run(self._range, 0, [self._chunk])
         self._view = memoryview((ctypes.c_ubyte * self.capacity_bytes).from_address(self._range.address)).cast("B")
         self._pages_in_file: PagesInFile | None = None
 
@@ -57,9 +58,23 @@ class BlockMemory:
         """Where scratch begins."""
         return self.capacity_bytes
 
-    def export_fd(self) -> int:
-        """Descriptor of the memfd; stays ours."""
-        return self._backend.export_fd()
+    @property
+    def kind(self) -> MemoryKind:
+        """One file."""
+        return "memfd"
+
+    @property
+    def device_uuid(self) -> str:
+        """Host memory is of no device."""
+        return ""
+
+    def export_fds(self, first: int = 0, n_fds: int | None = None) -> list[int]:
+        """A new descriptor of the memfd, which the caller closes."""
+        return self._backend.export_fds()
+
+    def read_scratch(self, offset_bytes: int, n_bytes: int) -> bytes:
+        """What lies in a stretch of scratch now."""
+        return os.pread(self._backend.fd, n_bytes, offset_bytes)
 
     def discard(self, offset_bytes: int, length_bytes: int) -> None:
         """Give back the memory of a stretch of scratch."""
@@ -97,7 +112,7 @@ class BlockMemory:
     def close(self) -> None:
         """Give all memory back; what others have mapped goes when they let go. Views must not be touched any more."""
         self._view.release()
-        self._backend.unmap(self._range, 0)
+        self._backend.unmap_run(self._range, 0, 1)
         self._backend.release(self._chunk)
         self._backend.unreserve(self._range)
         self._backend.close()

@@ -20,16 +20,16 @@ from kvstore.transport.block_jobs import (
     pieces,
     require_alike,
 )
+from kvstore.transport.descriptions import MappedPages
 from kvstore.transport.load_gate import LoadGate
-from kvstore.transport.own_pages import OwnPages, copy_in, copy_out
-from kvstore.transport.shared_pages import SharedPages
+from kvstore.transport.own_pages import OwnPages
 
 
 @dataclass(slots=True, eq=False)
 class _Attached:
     """One mapping from `attach` to `detach`."""
 
-    pages: SharedPages
+    pages: MappedPages
     detached: bool = False
 
 
@@ -69,7 +69,7 @@ class BlockMover:
         self._thread = threading.Thread(target=self._run, name="block mover", daemon=True)
         self._thread.start()
 
-    def attach(self, peer: PeerId, pages: SharedPages) -> None:
+    def attach(self, peer: PeerId, pages: MappedPages) -> None:
         """Use this mapping for jobs posted from now on; an earlier one is detached. Closing it is the share's.
 
         Raises PeerFailed if the peer's pages are of another length than ours.
@@ -152,8 +152,8 @@ class BlockMover:
         began_ms = self._clock.now_ms()
         if isinstance(job, FetchJob) and began_ms > job.deadline_ms:
             raise PeerFailed(f"the lease of {job.peer} was over {began_ms - job.deadline_ms:.1f} ms ago")
-        copy = copy_in if isinstance(job, FetchJob) else copy_out
-        n_copies = copy(self._own, piece.own_pages, attached.pages, piece.peer_pages)
+        copy = self._own.copy_in if isinstance(job, FetchJob) else self._own.copy_out
+        n_copies = copy(piece.own_pages, attached.pages, piece.peer_pages)
         ended_ms = self._clock.now_ms()
         work.elapsed_ms += ended_ms - began_ms
         work.n_copies += n_copies

@@ -24,7 +24,7 @@ class Channel(Protocol):
 
     @property
     def kind(self) -> str:
-        """`shm` or `tcp`."""
+        """`cuda_ipc`, `shm` or `tcp`."""
         ...
 
     def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Copied:

@@ -1,71 +1,184 @@
-"""The guest's side of a share connection: dial, map, prove that both see the same memory."""
+"""The guest's side of a share connection: dial, map, prove that both see the same memory, follow its changes."""
 
-import os
 import secrets
 import socket
-import time
+import threading
 import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from common.errors import PeerFailed
 from common.ids import PeerId
-from kvstore.transport.share_wire import Introduce, NoOffer, Offer, ProbeSeen, ProbeWritten, encode_frame, receive_frame
+from kvstore.transport.descriptions import ChunksDescription, Description, MappedPages
+from kvstore.transport.share_wire import (
+    Adapted,
+    Chunks,
+    Introduce,
+    Mailbox,
+    NoOffer,
+    Offer,
+    ProbeSeen,
+    ProbeWritten,
+    Resized,
+    Take,
+    close_all,
+    send_frame,
+)
 from kvstore.transport.shared_pages import SharedPages
 from kvstore.transport.socket_path import short_name
 
-_TIMEOUT_S = 2.0
-_ROUNDS = 8
+_ANSWER_WITHIN_S = 2.0
 
 
-def visit(self_id: PeerId, host: PeerId, path: str) -> tuple[socket.socket, SharedPages]:
+class ChunkMapper(Protocol):
+    """Maps device memory of other processes; None stands for a process without a device."""
+
+    def open(self, description: ChunksDescription, scratch_fd: int) -> MappedPages:
+        """Map the scratch, and reserve addresses for the chunks. `scratch_fd` stays the caller's. Raises PeerFailed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Visited:
+    """A mapped peer: probed, and connected for life. One thread hears it; any may close it."""
+
+    connection: socket.socket
+    mailbox: Mailbox
+    pages: MappedPages
+    _open: threading.Lock = field(default_factory=threading.Lock)
+    """Nothing is closed under somebody who is adapting to a change."""
+
+    def close(self) -> None:
+        """Unmap, then let the host know."""
+        with self._open:
+            self.pages.close()
+            self.mailbox.close()
+            self.connection.close()
+
+    def hear(self) -> bool:
+        """Answer what a readable connection says; False if it is at its end. Raises PeerFailed."""
+        with self._open:
+            return self._hear()
+
+    def _hear(self) -> bool:
+        try:
+            alive = self.mailbox.pull()
+            while (frame := self.mailbox.next()) is not None:
+                match frame:
+                    case Resized(description=description):
+                        _require_host(description, self.pages.description.peer)
+                        self.pages.redescribe(description)
+                        self._follow()
+                    case Chunks():
+                        if _map_chunks(self.mailbox, self.pages, frame):
+                            self._follow()
+                    case _:
+                        raise PeerFailed(f"{self.pages.description.peer} sent {type(frame).__name__} out of turn")
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False  # a reset is an end as well
+        return alive
+
+    def _follow(self) -> None:
+        """Ask for the chunks that are missing, or tell the host that none is."""
+        missing = self.pages.missing_chunks
+        description = self.pages.description
+        if missing and isinstance(description, ChunksDescription):
+            send_frame(self.connection, Take(first=description.n_chunks - missing))
+        else:
+            send_frame(self.connection, Adapted(version=description.version))
+
+
+def visit(self_id: PeerId, host: PeerId, path: str, mapper: ChunkMapper | None = None) -> Visited:
     """Connect to `host` at `path` and map its pages. Raises PeerFailed, with nothing left open."""
-    deadline_s = time.monotonic() + _TIMEOUT_S
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mailbox = Mailbox(connection)
     try:
-        connection.settimeout(_TIMEOUT_S)
+        connection.settimeout(_ANSWER_WITHIN_S)
         with short_name(Path(path)) as name:
             connection.connect(name)
-        pages = _map(connection, self_id, host, deadline_s)
+        pages = _map(connection, mailbox, Introduce(peer=self_id, maps_chunks=mapper is not None), host, mapper)
         try:
-            _probe(connection, pages, deadline_s)
+            _complete(connection, mailbox, pages)
+            _probe(connection, mailbox, pages)
         except BaseException:
             pages.close()
             raise
     except OSError as error:
+        mailbox.close()
         connection.close()
         raise PeerFailed(f"cannot reach the memory of {host} at {path}: {error}") from error
     except BaseException:
+        mailbox.close()
         connection.close()
         raise
-    return connection, pages
+    return Visited(connection, mailbox, pages)
 
 
-def _map(connection: socket.socket, self_id: PeerId, host: PeerId, deadline_s: float) -> SharedPages:
-    connection.sendall(encode_frame(Introduce(peer=self_id)))
-    frame, fds = receive_frame(connection, deadline_s)
+def _map(
+    connection: socket.socket, mailbox: Mailbox, introduce: Introduce, host: PeerId, mapper: ChunkMapper | None
+) -> MappedPages:
+    send_frame(connection, introduce)
+    frame = mailbox.wait(_ANSWER_WITHIN_S)
+    if isinstance(frame, NoOffer):
+        raise PeerFailed(f"{host} shares no memory: {frame.text}")
+    if not isinstance(frame, Offer):
+        raise PeerFailed(f"{host} answered {type(frame).__name__}, not an offer")
+    fds = mailbox.take_fds(1)
     try:
-        if isinstance(frame, NoOffer):
-            raise PeerFailed(f"{host} shares no memory: {frame.text}")
-        if not isinstance(frame, Offer) or len(fds) != 1:
-            raise PeerFailed(f"{host} answered {type(frame).__name__} with {len(fds)} descriptors, not an offer")
-        if frame.description.peer != host:
-            raise PeerFailed(f"{frame.description.peer} listens where {host} was expected")
-        return SharedPages(frame.description, fds[0])
+        _require_host(frame.description, host)
+        if not isinstance(frame.description, ChunksDescription):
+            return SharedPages(frame.description, fds[0])
+        if mapper is None:
+            raise PeerFailed(f"the pages of {host} lie on a device, which this process does not use")
+        return mapper.open(frame.description, fds[0])
     finally:
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
 
 
-def _probe(connection: socket.socket, pages: SharedPages, deadline_s: float) -> None:
-    """Write random bytes, let the host tell their checksum, and measure how fast writing goes."""
+def _require_host(description: Description, host: PeerId) -> None:
+    if description.peer != host:
+        raise PeerFailed(f"{description.peer} listens where {host} was expected")
+
+
+def _complete(connection: socket.socket, mailbox: Mailbox, pages: MappedPages) -> None:
+    """Take the chunks, batch by batch; fewer than were described if the pool shrank, which the host will tell of."""
+    description = pages.description
+    while (missing := pages.missing_chunks) and isinstance(description, ChunksDescription):
+        send_frame(connection, Take(first=description.n_chunks - missing))
+        frame = mailbox.wait(_ANSWER_WITHIN_S)
+        if not isinstance(frame, Chunks):
+            raise PeerFailed(f"{description.peer} answered {type(frame).__name__}, not chunks")
+        if not _map_chunks(mailbox, pages, frame):
+            return
+
+
+def _map_chunks(mailbox: Mailbox, pages: MappedPages, frame: Chunks) -> bool:
+    """Map the chunks that came with `frame`; False if they are none, or not the next ones any more. Raises PeerFailed.
+
+    An answer crosses with the news of a change, after which other chunks may be the next ones.
+    """
+    description, missing = pages.description, pages.missing_chunks
+    fds = mailbox.take_fds(frame.n_chunks)
+    try:
+        if not isinstance(description, ChunksDescription) or frame.first != description.n_chunks - missing:
+            return False
+        wanted = fds[:missing]
+        if wanted:
+            pages.add_chunks(wanted)
+        return bool(wanted)
+    finally:
+        close_all(fds)
+
+
+def _probe(connection: socket.socket, mailbox: Mailbox, pages: MappedPages) -> None:
+    """Measure, write random bytes, and let the host tell their checksum."""
+    pages.gib_per_s = pages.measure_gib_per_s()
     pattern = secrets.token_bytes(pages.description.probe_bytes)
     pages.write_probe(pattern)
-    began_s = time.perf_counter()
-    for _ in range(_ROUNDS):
-        pages.write_probe(pattern)
-    elapsed_s = time.perf_counter() - began_s
-    connection.sendall(encode_frame(ProbeWritten(n_bytes=len(pattern))))
-    frame, _ = receive_frame(connection, deadline_s)
+    send_frame(connection, ProbeWritten(n_bytes=len(pattern)))
+    frame = mailbox.wait(_ANSWER_WITHIN_S)
     if frame != ProbeSeen(crc32=zlib.crc32(pattern)):
         raise PeerFailed(f"{pages.description.peer} does not see what was written into its memory")
-    pages.gib_per_s = _ROUNDS * len(pattern) / max(elapsed_s, 1e-9) / 2**30

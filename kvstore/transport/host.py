@@ -1,17 +1,32 @@
-"""The host's side of share connections: hand out the memory, confirm the probe, notice the end."""
+"""The host's side of share connections: hand out the memory, confirm the probe, tell of changes, notice the end."""
 
-import os
 import shutil
 import socket
 import stat
-import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ConfigError, PeerFailed
 from common.ids import PeerId
-from kvstore.memory.shareable import PROBE_SLOT_BYTES, PROBE_SLOTS, Shareable
-from kvstore.transport.share_wire import FrameReader, Introduce, NoOffer, Offer, ProbeSeen, ProbeWritten, encode_frame
-from kvstore.transport.shared_pages import PoolDescription
+from kvstore.memory.shareable import Shareable
+from kvstore.transport.offering import Offering
+from kvstore.transport.share_wire import (
+    MAX_FDS,
+    Adapted,
+    Chunks,
+    FrameReader,
+    Introduce,
+    NoOffer,
+    Offer,
+    ProbeSeen,
+    ProbeWritten,
+    Resized,
+    ShareFrame,
+    Take,
+    close_all,
+    send_frame,
+)
 from kvstore.transport.socket_path import short_name
 
 _SEND_TIMEOUT_S = 1.0
@@ -24,15 +39,33 @@ class Guest:
         self.connection, self.number = connection, number
         self.reader = FrameReader()
         self.peer: PeerId | None = None
+        self.told_version = -1
+        """Of the last description that it was sent; -1: none."""
+        self.adapted_version = -1
+        """Of the last one that it confirmed to map; -1: it is still mapping the first."""
+        self.dismissed = False
+        """Whether our side is closed: it hears the end, unmaps, and closes its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """Waits until no guest maps what was before `version`, or `until_ms`."""
+
+    version: int
+    until_ms: float
+    on_settled: Callable[[], None]
 
 
 class Host:
-    """Owns the listening socket and the guests' connections. Used by the share's thread alone, but for `open`."""
+    """Owns the listening socket, and what its guests were told. Used by the share's thread alone, but for `open`."""
 
     def __init__(self, self_id: PeerId, memory: Shareable, listener: socket.socket, path: Path) -> None:
-        self._self_id, self._memory = self_id, memory
+        self._self_id, self._memory = self_id, Offering(memory)
         self.listener, self.path = listener, path
         self._accepted = 0
+        self._version = 0
+        self._guests: dict[Guest, None] = {}  # those that were made an offer
+        self._changes: list[_Change] = []
 
     @staticmethod
     def open(self_id: PeerId, memory: Shareable, run_dir: Path) -> "Host":
@@ -72,51 +105,94 @@ class Host:
             match frame:
                 case Introduce(peer=peer) if guest.peer is None:
                     guest.peer = peer
-                    self._offer(guest)
-                case ProbeWritten(n_bytes=n_bytes) if guest.peer is not None and 0 <= n_bytes <= PROBE_SLOT_BYTES:
+                    self._offer(guest, frame)
+                case Take(first=first) if guest in self._guests:
+                    self._give(guest, first)
+                case ProbeWritten(n_bytes=n_bytes) if guest in self._guests:
                     self._confirm(guest, n_bytes)
+                case Adapted(version=version) if guest.adapted_version >= 0 and version <= guest.told_version:
+                    guest.adapted_version = version
                 case _:
                     raise PeerFailed(f"{guest.peer or 'a guest'} sent {type(frame).__name__} out of turn")
         return bool(piece)
 
-    def _offer(self, guest: Guest) -> None:
-        pages = self._memory.pages_in_file
-        if pages is None:
-            self._refuse(guest, f"{self._self_id} has no pages yet: it waits for the first Hello of a worker")
+    def _offer(self, guest: Guest, introduced: Introduce) -> None:
+        description = self._memory.describe(self._self_id, guest.number, self._version)
+        if description is None:
+            self._send(
+                guest, NoOffer(text=f"{self._self_id} has no pages yet: it waits for the first Hello of a worker")
+            )
             return
-        description = PoolDescription(
-            peer=self._self_id,
-            page_bytes=pages.page_bytes,
-            chunk_bytes=pages.chunk_bytes,
-            chunk_offsets=pages.chunk_offsets,
-            probe_offset_bytes=self._slot_bytes(guest),
-            probe_bytes=PROBE_SLOT_BYTES,
-        )
-        frame = encode_frame(Offer(description=description))
-        try:
-            sent = socket.send_fds(guest.connection, [frame], [self._memory.export_fd()])
-            guest.connection.sendall(frame[sent:])
-        except OSError as error:
-            raise PeerFailed(f"{guest.peer} did not take the offer: {error}") from error
+        if self._memory.needs_mapper and not introduced.maps_chunks:
+            self._send(guest, NoOffer(text=f"the pages of {self._self_id} lie on a device, and the guest uses none"))
+            return
+        self._guests[guest] = None
+        guest.told_version = self._version
+        self._send(guest, Offer(description=description), self._memory.export_first())
 
-    def _refuse(self, guest: Guest, text: str) -> None:
-        try:
-            guest.connection.sendall(encode_frame(NoOffer(text=text)))
-        except OSError as error:
-            raise PeerFailed(f"{guest.peer} did not wait for an answer: {error}") from error
+    def _give(self, guest: Guest, first: int) -> None:
+        fds = self._memory.export_chunks(first, MAX_FDS)
+        self._send(guest, Chunks(first=first, n_chunks=len(fds)), fds)
 
     def _confirm(self, guest: Guest, n_bytes: int) -> None:
-        slot_bytes = self._slot_bytes(guest)
-        seen = os.pread(self._memory.export_fd(), n_bytes, slot_bytes)
-        self._memory.discard(slot_bytes, PROBE_SLOT_BYTES)
-        try:
-            guest.connection.sendall(encode_frame(ProbeSeen(crc32=zlib.crc32(seen))))
-        except OSError as error:
-            raise PeerFailed(f"{guest.peer} did not wait for the probe: {error}") from error
+        self._send(guest, ProbeSeen(crc32=self._memory.checksum(guest.number, n_bytes)))
+        guest.adapted_version = max(guest.adapted_version, guest.told_version)
+        self._tell(guest)  # of a change that came while it was mapping
 
-    def _slot_bytes(self, guest: Guest) -> int:
-        """Scratch of one connection; shared only by guests whose probes are PROBE_SLOTS connections apart."""
-        return self._memory.probe_offset_bytes + guest.number % PROBE_SLOTS * PROBE_SLOT_BYTES
+    def _tell(self, guest: Guest) -> None:
+        """Of the last change, unless it knows. Raises PeerFailed."""
+        if guest.adapted_version < 0 or guest.told_version == self._version:
+            return
+        description = self._memory.describe(self._self_id, guest.number, self._version)
+        if description is not None:
+            guest.told_version = self._version
+            self._send(guest, Resized(description=description))
+
+    def _send(self, guest: Guest, frame: ShareFrame, fds: list[int] | None = None) -> None:
+        """Raises PeerFailed. Closes `fds`."""
+        try:
+            send_frame(guest.connection, frame, fds or ())
+        except OSError as error:
+            raise PeerFailed(f"{guest.peer} did not take {type(frame).__name__}: {error}") from error
+        finally:
+            close_all(fds or ())
+
+    def changed(self, on_settled: Callable[[], None], until_ms: float) -> None:
+        """Tell every guest of the memory as it is now; `settle` calls `on_settled` when all have adapted."""
+        self._version += 1
+        self._changes.append(_Change(self._version, until_ms, on_settled))
+        for guest in self._guests:
+            try:
+                self._tell(guest)
+            except PeerFailed:
+                self._dismiss(guest)
+
+    def settle(self, now_ms: float) -> None:
+        """End the changes that all guests have adapted to; who is late is dismissed, and waited for no more."""
+        for change in list(self._changes):
+            late = [g for g in self._guests if not g.dismissed and g.adapted_version < change.version]
+            if late and now_ms < change.until_ms:
+                continue
+            for guest in late:
+                self._dismiss(guest)
+            self._changes.remove(change)
+            change.on_settled()
+
+    def settle_by_ms(self) -> float | None:
+        """When the next change ends at the latest; None without any."""
+        return min((change.until_ms for change in self._changes), default=None)
+
+    def _dismiss(self, guest: Guest) -> None:
+        """Let the guest hear the end. The news of its own end comes when it has really unmapped, not before."""
+        guest.dismissed = True
+        try:
+            guest.connection.shutdown(socket.SHUT_WR)
+        except OSError:
+            return  # it is gone already, which its connection tells
+
+    def forget(self, guest: Guest) -> None:
+        """Its connection has ended."""
+        self._guests.pop(guest, None)
 
     def close(self) -> None:
         """Stop listening and remove the folder."""

@@ -9,9 +9,11 @@ from common.ids import PeerId, peer_id
 from common.messages.handover import Probe, Probed
 from common.messages.liveness import Member, TransportReport
 from common.net.sockets import Payload
-from kvstore.memory.device import DevicePages
-from kvstore.memory.page_pool import PagePool
 from kvstore.transport.channel import Channel
+from kvstore.transport.descriptions import MappedPages
+from kvstore.transport.device_channel import DeviceChannel
+from kvstore.transport.own_pages import HostPages, OwnPages
+from kvstore.transport.pinned_mapping import PinDriver, PinnedMapping
 from kvstore.transport.share import Share
 from kvstore.transport.shared_pages import SharedPages
 from kvstore.transport.shm import ShmChannel
@@ -27,46 +29,79 @@ class OpenedChannel:
 
     channel: Channel
     report: TransportReport
-    mapping: SharedPages | None = None
-    """shm: what `Share.hang_up` ends if the channel is not wanted after all."""
+    mapping: MappedPages | None = None
+    """What `Share.hang_up` ends if the channel is not wanted after all; None over tcp."""
 
 
-def open_channel(
-    mine: Member, theirs: Member, pages: PagePool | DevicePages, share: Share, wanted: str = "auto"
-) -> OpenedChannel:
-    """Shared memory where a test write arrives, else tcp. `wanted`: auto, shm or tcp.
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """What this process has to reach others with. `own` is the copier thread's."""
 
-    Raises PeerFailed if `wanted` is shm and shared memory does not work.
+    own: OwnPages
+    share: Share
+    wanted: str = "auto"
+    """auto, cuda_ipc, shm or tcp."""
+    pin_driver: PinDriver | None = None
+    """Pins mapped files for our device; None: on a CPU."""
+
+
+def open_channel(mine: Member, theirs: Member, ways: Ways) -> OpenedChannel:
+    """Memory that both sides map where a test write arrives, else tcp, with the reason.
+
+    Raises PeerFailed if a way was asked for by name and does not work. A KV store's memory is a file: where cuda_ipc is
+    asked for, which is between devices, a store is reached as it can be.
     """
     peer = peer_id(theirs.id, theirs.incarnation)
-    if isinstance(pages, DevicePages):
-        return _open_staged(peer, pages, wanted)
-    reason = "chosen by --transport=tcp"
-    if wanted != "tcp":
-        try:
-            return _open_shm(mine, theirs, peer, pages, share)
-        except PeerFailed as error:
-            reason = str(error)
-            if wanted == "shm":
-                raise PeerFailed(f"--transport=shm does not work with {peer}: {reason}") from error
-    report = TransportReport(peer=peer, kind="tcp", gib_per_s=0.0, reason=reason)
-    return OpenedChannel(TcpChannel(pages.rows), report)
+    kind = "cuda_ipc" if theirs.share_kind == "cuda" else "shm"
+    wanted = "auto" if ways.wanted == "cuda_ipc" and theirs.role == "kvstore" else ways.wanted
+    if wanted == "tcp":
+        return _open_tcp(peer, ways.own, "chosen by --transport=tcp")
+    try:
+        if wanted not in ("auto", kind):
+            raise PeerFailed(f"it shares {'device memory' if kind == 'cuda_ipc' else 'a file in host memory'}")
+        return _open_mapped(mine, theirs, ways)
+    except PeerFailed as error:
+        if wanted != "auto":
+            raise PeerFailed(f"--transport={wanted} does not work with {peer}: {error}") from error
+        return _open_tcp(peer, ways.own, str(error))
 
 
-def _open_staged(peer: PeerId, pages: DevicePages, wanted: str) -> OpenedChannel:
-    reason = f"our pages lie on {pages.tensor.device}"
-    if wanted == "shm":
-        raise PeerFailed(f"--transport=shm does not work with {peer}: {reason}")
-    return OpenedChannel(StagedChannel(pages), TransportReport(peer=peer, kind="tcp", gib_per_s=0.0, reason=reason))
+def _open_tcp(peer: PeerId, own: OwnPages, reason: str) -> OpenedChannel:
+    channel = TcpChannel(own.rows) if isinstance(own, HostPages) else StagedChannel(own)
+    return OpenedChannel(channel, TransportReport(peer=peer, kind="tcp", gib_per_s=0.0, reason=reason))
 
 
-def _open_shm(mine: Member, theirs: Member, peer: PeerId, pages: PagePool, share: Share) -> OpenedChannel:
-    target = map_pages(mine, theirs, pages.layout.page_bytes, share)
-    report = TransportReport(peer=peer, kind="shm", gib_per_s=round(target.gib_per_s, 3))
-    return OpenedChannel(ShmChannel(pages.rows, target), report, target)
+def _open_mapped(mine: Member, theirs: Member, ways: Ways) -> OpenedChannel:
+    """Raises PeerFailed, with nothing left mapped."""
+    own, peer = ways.own, peer_id(theirs.id, theirs.incarnation)
+    if theirs.share_kind == "cuda" and isinstance(own, HostPages):
+        raise PeerFailed(f"the pages of {peer} lie on a device, ours on the host")
+    target = map_pages(mine, theirs, own.layout.page_bytes, ways.share)
+    reason = ""
+    if isinstance(own, HostPages):
+        if not isinstance(target, SharedPages):
+            ways.share.hang_up(peer, target)
+            raise PeerFailed(f"{peer} shares another kind of memory than it says")
+        channel: Channel = ShmChannel(own.rows, target)
+    else:
+        reason = _pin(target, ways)
+        channel = DeviceChannel(own, target)
+    report = TransportReport(peer=peer, kind=target.kind, gib_per_s=round(target.gib_per_s, 3), reason=reason)
+    return OpenedChannel(channel, report, target)
 
 
-def map_pages(mine: Member, theirs: Member, page_bytes: int, share: Share) -> SharedPages:
+def _pin(target: MappedPages, ways: Ways) -> str:
+    """Let our device reach a mapped file, if the system allows it; else why copies go through buffers of ours."""
+    if not isinstance(target, SharedPages) or ways.pin_driver is None:
+        return ""
+    try:
+        target.pin(PinnedMapping(ways.pin_driver, target, ways.own.device))
+    except PeerFailed as error:
+        return f"through pinned buffers, because the mapping could not be pinned: {error}"
+    return ""
+
+
+def map_pages(mine: Member, theirs: Member, page_bytes: int, share: Share) -> MappedPages:
     """A peer's pages, mapped and probed. Raises PeerFailed: it shares none, is elsewhere, or has other pages."""
     peer = peer_id(theirs.id, theirs.incarnation)
     if theirs.share_path is None:

@@ -7,7 +7,6 @@ up unmaps first and the kernel unmaps a dying process before it closes its socke
 
 import os
 import selectors
-import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +16,12 @@ from common.clock import Clock, MonotonicClock
 from common.errors import PeerFailed
 from common.ids import PeerId
 from kvstore.memory.shareable import Shareable
-from kvstore.transport.guest import visit
+from kvstore.transport.descriptions import MappedPages
+from kvstore.transport.guest import ChunkMapper, Visited, visit
 from kvstore.transport.host import Guest, Host
-from kvstore.transport.shared_pages import SharedPages
 
 _INTRODUCE_WITHIN_MS = 5_000.0
+_ADAPT_WITHIN_MS = 5_000.0
 
 
 @dataclass(eq=False, slots=True)
@@ -29,14 +29,9 @@ class _Visit:
     """One mapped peer. Leaves by hanging up, by being replaced, or by the host's end; each unmaps and closes."""
 
     peer: PeerId
-    connection: socket.socket
-    pages: SharedPages
+    at: Visited
     watched: bool = True
     """Whether the selector knows the connection."""
-
-    def close(self) -> None:
-        self.pages.close()  # first unmap, then let the host know
-        self.connection.close()
 
 
 class Share:
@@ -54,10 +49,13 @@ class Share:
         on_joined: Callable[[PeerId], None],
         on_gone: Callable[[PeerId], None],
         clock: Clock | None = None,
+        mapper: ChunkMapper | None = None,
     ) -> None:
+        """`mapper`: how device memory of others is mapped; None: it is not."""
         self._self_id, self._on_joined, self._on_gone = self_id, on_joined, on_gone
-        self._clock = clock or MonotonicClock()
-        self._lock = threading.Lock()  # guards _visited, that it agrees with the selector, and _stopping
+        self._clock, self._mapper = clock or MonotonicClock(), mapper
+        self._lock = threading.Lock()  # guards _visited, that it agrees with the selector, _settled and _stopping
+        self._settled: list[Callable[[], None]] = []  # of changes that the share's thread has not told of yet
         self._visited: dict[PeerId, _Visit] = {}
         self._host: Host | None = None
         self._guests: dict[PeerId, int] = {}  # open connections; the share's thread alone
@@ -78,41 +76,53 @@ class Share:
         self._wake()
         return os.fspath(host.path)
 
-    def connect(self, peer: PeerId, path: str) -> SharedPages:
+    def resized(self, on_settled: Callable[[], None]) -> None:
+        """The memory that we serve has changed: tell every guest what it is now.
+
+        `on_settled` runs in the share's thread when all of them map exactly that, or have died, or were hung up on
+        because they did not answer in time. After growing, hand out new pages only then: who was hung up on refuses
+        them anyway. What was shrunk is back at the system then, but for a guest that hangs, which keeps it until it
+        ends. After `close` it never runs.
+        """
+        with self._lock:
+            self._settled.append(on_settled)
+        self._wake()
+
+    def connect(self, peer: PeerId, path: str) -> MappedPages:
         """Map a peer's pages and prove that both see the same memory; takes milliseconds. Raises PeerFailed.
 
         An earlier mapping of that peer is unmapped, also one that came about meanwhile.
         """
         self.hang_up(peer)
-        connection, pages = visit(self._self_id, peer, path)
-        connection.setblocking(False)
-        new = _Visit(peer, connection, pages)
+        visited = visit(self._self_id, peer, path, self._mapper)
+        visited.connection.setblocking(False)
+        new = _Visit(peer, visited)
         with self._lock:
             replaced, stopping = self._visited.get(peer), self._stopping
             if replaced is not None:
                 self._forget(replaced)
             if not stopping:
                 self._visited[peer] = new
-                self._selector.register(connection, selectors.EVENT_READ, new)
+                self._selector.register(visited.connection, selectors.EVENT_READ, new)
                 self._wake()
         if replaced is not None:
-            replaced.close()
+            replaced.at.close()
         if stopping:
-            new.close()
+            visited.close()
             raise PeerFailed(f"this process is closing and maps nothing of {peer} any more")
-        return pages
+        return visited.pages
 
-    def hang_up(self, peer: PeerId, pages: SharedPages | None = None) -> None:
+    def hang_up(self, peer: PeerId, pages: MappedPages | None = None) -> None:
         """Unmap a peer's pages, after the copy in progress, and end the connection. Unknown peers are ignored.
 
         `pages`: only if it is these that are mapped still, and not others that replaced them.
         """
         with self._lock:
             visited = self._visited.get(peer)
-            if visited is None or (pages is not None and visited.pages is not pages):
+            if visited is None or (pages is not None and visited.at.pages is not pages):
                 return
             self._forget(visited)
-        visited.close()
+        visited.at.close()
 
     def _forget(self, visited: _Visit) -> None:
         """Watch a visit no more; under the lock. The caller closes it."""
@@ -120,7 +130,7 @@ class Share:
             del self._visited[visited.peer]
         if visited.watched:
             visited.watched = False
-            self._selector.unregister(visited.connection)
+            self._selector.unregister(visited.at.connection)
 
     def close(self) -> None:
         """Stop serving, hang up everywhere, end the thread. Guests learn of it by end of file. Once is enough."""
@@ -155,12 +165,26 @@ class Share:
                         self._hear(guest)
                     case _Visit() as visited:
                         self._hear_host(visited)
+            self._tell_changes()
             self._end_strangers()
 
     def _patience_s(self) -> float | None:
-        """How long the next stranger may still be silent; None without strangers."""
-        until_ms = min(self._strangers.values(), default=None)
+        """How long the next stranger, or guest that must adapt, may still be silent; None without any."""
+        settle_ms = None if self._host is None else self._host.settle_by_ms()
+        until_ms = min([*self._strangers.values(), *([] if settle_ms is None else [settle_ms])], default=None)
         return None if until_ms is None else max(0.0, until_ms - self._clock.now_ms()) / 1000
+
+    def _tell_changes(self) -> None:
+        with self._lock:
+            settled, self._settled = self._settled, []
+        now_ms = self._clock.now_ms()
+        for on_settled in settled:
+            if self._host is None:
+                on_settled()  # nobody maps anything
+            else:
+                self._host.changed(on_settled, now_ms + _ADAPT_WITHIN_MS)
+        if self._host is not None:
+            self._host.settle(now_ms)
 
     def _end_strangers(self) -> None:
         now_ms = self._clock.now_ms()
@@ -191,6 +215,8 @@ class Share:
     def _guest_ended(self, guest: Guest) -> None:
         with self._lock:
             self._selector.unregister(guest.connection)
+        if self._host is not None:
+            self._host.forget(guest)
         guest.connection.close()
         self._strangers.pop(guest, None)
         if guest.peer is None:
@@ -202,17 +228,16 @@ class Share:
 
     def _hear_host(self, visited: _Visit) -> None:
         with self._lock:
-            if not visited.watched or not _at_end(visited.connection):
-                return  # hung up by this process meanwhile, or only chatter
+            if not visited.watched:
+                return  # hung up by this process meanwhile
+        try:
+            if visited.at.hear():
+                return
+        except PeerFailed:
+            pass  # it broke the rules, or this process cannot follow it: its memory is of no more use
+        with self._lock:
+            if not visited.watched:
+                return
             self._forget(visited)
-        visited.close()
+        visited.at.close()
         self._on_gone(visited.peer)
-
-
-def _at_end(connection: socket.socket) -> bool:
-    try:
-        return not connection.recv(65536)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a reset is an end as well

@@ -2,36 +2,29 @@
 
 import mmap
 import os
-import threading
-from collections.abc import Iterator
+import secrets
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import PeerFailed
-from common.ids import PeerId
+from kvstore.transport.descriptions import Description, PoolDescription
 from kvstore.transport.pages import Ids, Rows, as_ids, as_range, copy_pages
+from kvstore.transport.uses import Uses
+
+_ROUNDS = 8
 
 
-class PoolDescription(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Where pages lie in a shared file, told with its descriptor. A pool that changes is described anew."""
+class Pinning(Protocol):
+    """A stretch of the mapping that a device's copy engines may use, until `end`."""
 
-    peer: PeerId
-    """Whose memory this is; carries the incarnation."""
-    page_bytes: int
-    chunk_bytes: int
-    chunk_offsets: tuple[int, ...]
-    """Where each chunk begins, in page order; all multiples of `page_bytes`."""
-    probe_offset_bytes: int
-    probe_bytes: int
-    """Scratch for the probe of this connection."""
-
-    @property
-    def n_pages(self) -> int:
-        """Pages that can be written."""
-        return len(self.chunk_offsets) * (self.chunk_bytes // self.page_bytes)
+    def end(self) -> None:
+        """Let go of the stretch, which stays mapped. No copy is in progress."""
+        ...
 
 
 class SharedPages:
@@ -42,58 +35,63 @@ class SharedPages:
     The peer's death does not touch the mapping: the kernel keeps the memory while anybody maps it.
     """
 
+    kind = "shm"
+    missing_chunks = 0
+    """All of the file is mapped from the beginning."""
+
     def __init__(self, description: PoolDescription, fd: int) -> None:
         """Maps the file and leaves `fd` to the caller. Raises PeerFailed if file and description disagree."""
         file_bytes = os.fstat(fd).st_size
         _require_consistent(description, file_bytes)
-        self._description = description
-        self._lock = threading.Lock()  # guards what says who is inside
-        self._users = 0
-        self._unused = threading.Event()  # closed, and nobody is inside
+        self._uses = Uses(f"the memory of {description.peer}")
+        self._file_bytes = file_bytes
         mapping = mmap.mmap(fd, file_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         page_bytes = description.page_bytes
         # The array keeps the mapping alive, so the memory is unmapped when the last view of it goes, never before.
         self._bytes: NDArray[np.uint8] = np.frombuffer(mapping, np.uint8)
         self._rows: Rows = self._bytes[: file_bytes - file_bytes % page_bytes].reshape(-1, page_bytes)
-        self._row_of_page = _row_of_page(description)
-        self._n_pages = description.n_pages
-        self._shift = _shift(self._row_of_page)
-        self.closed = False
+        self._pinning: Pinning | None = None
+        self._describe(description)
         self.gib_per_s = 0.0
         """As measured by the probe."""
 
+    def _describe(self, description: PoolDescription) -> None:
+        self._description = description
+        self._row_of_page = _row_of_page(description)
+        self._n_pages = description.n_pages
+        self._shift = _shift(self._row_of_page)
+
     @property
     def description(self) -> PoolDescription:
-        """What the peer said of its memory."""
+        """What the peer said of its memory, last."""
         return self._description
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is unmapped, or about to be."""
+        return self._uses.closed
 
     def write(self, target_pages: Ids, source: Rows, source_pages: Ids) -> int:
         """Copy local pages into the peer's; returns how many contiguous pieces those were.
 
         Raises PeerFailed once closed, and for pages that do not exist.
         """
-        places = self._rows_for(target_pages)
-        rows = self._enter()
-        try:
-            return copy_pages(source, source_pages, rows, places)
-        except IndexError as error:
-            raise PeerFailed(str(error)) from error
-        finally:
-            self._leave()
+        with self.using() as rows:
+            try:
+                return copy_pages(source, source_pages, rows, self.rows_for(target_pages))
+            except IndexError as error:
+                raise PeerFailed(str(error)) from error
 
     def read_into(self, target: Rows, target_pages: Ids, pages: Ids) -> int:
         """Copy the peer's `pages` into local ones; returns how many contiguous pieces those were.
 
         Raises PeerFailed once closed, and for pages that do not exist.
         """
-        places = self._rows_for(pages)
-        rows = self._enter()
-        try:
-            return copy_pages(rows, places, target, target_pages)
-        except IndexError as error:
-            raise PeerFailed(str(error)) from error
-        finally:
-            self._leave()
+        with self.using() as rows:
+            try:
+                return copy_pages(rows, self.rows_for(pages), target, target_pages)
+            except IndexError as error:
+                raise PeerFailed(str(error)) from error
 
     def read(self, pages: Ids) -> Rows:
         """A copy of these pages as they are now. Raises PeerFailed once closed, and for pages that do not exist."""
@@ -101,8 +99,8 @@ class SharedPages:
         self.read_into(copied, range(len(pages)), pages)
         return copied
 
-    def _rows_for(self, pages: Ids) -> Ids:
-        """Where the peer's pages lie in the mapping. Raises PeerFailed for pages that do not exist."""
+    def rows_for(self, pages: Ids) -> Ids:
+        """Where the peer's pages lie in the mapping; good inside of one use. Raises PeerFailed for pages not there."""
         found = as_range(pages)
         if found is not None:
             self._require(found[0], found[-1])
@@ -124,42 +122,61 @@ class SharedPages:
 
     @contextmanager
     def using(self) -> Iterator[Rows]:
-        """The mapped rows, which stay mapped inside. Several threads may be inside at once."""
-        rows = self._enter()
-        try:
-            yield rows
-        finally:
-            self._leave()
+        """The mapped rows, which stay mapped inside. Several threads may be inside at once; not to be nested.
 
-    def _enter(self) -> Rows:
-        with self._lock:
-            if self.closed:
-                raise PeerFailed(f"the memory of {self._description.peer} is not mapped any more")
-            self._users += 1
-            return self._rows
+        Raises PeerFailed once closed.
+        """
+        with self._uses.inside():
+            yield self._rows
 
-    def _leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if self.closed and self._users == 0:
-                self._unused.set()
+    @property
+    def pinning(self) -> Pinning | None:
+        """What `pin` was given, if that is in force still; good inside of one use."""
+        return self._pinning
+
+    def pin(self, pinning: Pinning) -> None:
+        """Keep `pinning` until the mapping changes or is closed. Once at most. Raises PeerFailed once closed."""
+        with self._uses.alone():
+            self._pinning = pinning
+
+    def _unpin(self) -> None:
+        if self._pinning is not None:
+            self._pinning.end()
+            self._pinning = None
+
+    def add_chunks(self, fds: Sequence[int]) -> None:
+        """There is only the file. Raises PeerFailed."""
+        raise PeerFailed(f"{self._description.peer} sent {len(fds)} chunks although its pages lie in a file")
+
+    def redescribe(self, description: Description) -> None:
+        """The pool has changed. Pages are found by the new description; a pinning ends. Raises PeerFailed."""
+        if not isinstance(description, PoolDescription) or description.page_bytes != self._description.page_bytes:
+            raise PeerFailed(f"{self._description.peer} describes another kind of memory than before")
+        _require_consistent(description, self._file_bytes)
+        with self._uses.alone():
+            self._unpin()  # the kernel keeps pinned memory, also if the host gave it back
+            self._describe(description)
 
     def write_probe(self, pattern: bytes) -> None:
         """Write into this connection's scratch. Raises PeerFailed once closed."""
-        with self.using():
+        with self._uses.inside():
             first = self._description.probe_offset_bytes
             self._bytes[first : first + len(pattern)] = np.frombuffer(pattern, np.uint8)
 
+    def measure_gib_per_s(self) -> float:
+        """How fast its scratch is written. Raises PeerFailed once closed."""
+        pattern = secrets.token_bytes(self._description.probe_bytes)
+        began_s = time.perf_counter()
+        for _ in range(_ROUNDS):
+            self.write_probe(pattern)
+        return _ROUNDS * len(pattern) / max(time.perf_counter() - began_s, 1e-9) / 2**30
+
     def close(self) -> None:
         """Unmap, after the uses in progress. Nothing is written through this object afterwards."""
-        with self._lock:
-            self.closed = True
-            if self._users == 0:
-                self._unused.set()
-        self._unused.wait()
-        with self._lock:
-            self._bytes = np.empty(0, np.uint8)
-            self._rows = self._bytes.reshape(0, self._description.page_bytes)
+        self._uses.close()
+        self._unpin()
+        self._bytes = np.empty(0, np.uint8)
+        self._rows = self._bytes.reshape(0, self._description.page_bytes)
 
 
 def _require_consistent(description: PoolDescription, file_bytes: int) -> None:

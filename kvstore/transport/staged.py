@@ -1,13 +1,12 @@
-"""From an accelerator's pages to any host: the span goes through host memory and travels as a payload."""
+"""From an accelerator's pages to any host: the span goes through pinned host memory and travels as a payload."""
 
 from collections.abc import Sequence
 
-import torch
-
 from common.errors import PeerFailed
 from common.messages.handover import KvSpan
-from kvstore.memory.device import DevicePages
 from kvstore.transport.channel import Copied
+from kvstore.transport.device_channel import layers_of
+from kvstore.transport.own_pages import OwnPages
 from kvstore.transport.pages import count_pieces
 
 
@@ -16,17 +15,14 @@ class StagedChannel:
 
     kind = "tcp"
 
-    def __init__(self, source: DevicePages) -> None:
+    def __init__(self, source: OwnPages) -> None:
         self._source = source
 
     def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Copied:
         """The span's pages, one after the other. Raises PeerFailed, also if there is no memory for the copy now."""
         if len(source_pages) != len(target_pages):
             raise PeerFailed(f"{span}: {len(source_pages)} pages for {len(target_pages)} granted ones")
-        try:
-            payload = self._source.read(source_pages)
-        except (torch.OutOfMemoryError, MemoryError) as error:  # a full device fails one copy, not the process
-            raise PeerFailed(f"no memory to copy {len(source_pages)} pages of {span}: {error}") from error
+        payload = self._source.read(source_pages, layers_of(span))
         return Copied(count_pieces(source_pages, range(len(source_pages))), len(payload), payload)
 
     def close(self) -> None:

@@ -50,7 +50,7 @@ class UpSettings:
     )
     transport: str = setting(
         "auto",
-        choices=("auto", "shm", "tcp"),
+        choices=("auto", "cuda_ipc", "shm", "tcp"),
         help="How KV travels; auto takes shared memory where the probe succeeds.",
     )
     transfer: str = setting(

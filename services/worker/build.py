@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any, cast  # Any: what a launch gives is the engine's own
 
 from common.cost.step_fit import StepFit
 from common.errors import ConfigError
@@ -20,16 +21,20 @@ from common.net.cache_events import CacheEventPublisher
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
-from kvstore.memory.device import DeviceMemory, open_device_memory
-from kvstore.memory.host import HostMemory, open_host_memory
+from kvstore.memory.cuda_driver import CudaDriver
+from kvstore.memory.page_memory import PageMemory, open_page_memory
 from kvstore.transport.block_mover import BlockMover
 from kvstore.transport.copier import Copier
+from kvstore.transport.cuda_pages import CudaMapper
+from kvstore.transport.layer_events import layer_events
 from kvstore.transport.load_gate import LoadGate
+from kvstore.transport.own_pages import own_pages_of
+from kvstore.transport.probe import Ways
 from kvstore.transport.share import Share
 from services.worker.build_core import build_core
-from services.worker.engine.engine import TorchEngine
+from services.worker.engine.make import EngineLimits, make_engine
 from services.worker.engine.torch_options import configure_torch
-from services.worker.engine_thread import EngineThread
+from services.worker.engine_thread import Engine, EngineThread
 from services.worker.inbox import BlocksMoved, CopyEnded, Events, MembersRead, PeerGone, PeerJoined
 from services.worker.links import Links, Movers
 from services.worker.model.identity import inspect_model
@@ -84,26 +89,35 @@ class Worker:
         self._cleanup.callback(memory.close)
         self._log.event("memory_planned", plan=str(memory.plan))
         inbox = Events(exchange.wake)
+        driver = self._open_driver(memory)
         share = Share(
             peer,
             on_joined=lambda joined: inbox.put(PeerJoined(joined)),
             on_gone=lambda gone: inbox.put(PeerGone(gone)),
+            mapper=None if driver is None else CudaMapper(driver, memory.backend.device),
         )
         gate = LoadGate()
+        marks = layer_events(inspected.layout.layers, memory.backend.device)
+        loop_pages, copier_pages, mover_pages = (own_pages_of(memory.pages, marks) for _ in range(3))
         movers = Movers(
             share,
             Copier(lambda done: inbox.put(CopyEnded(done))),
-            BlockMover(memory.pages, gate, lambda event: inbox.put(BlocksMoved(event))),
+            BlockMover(mover_pages, gate, lambda event: inbox.put(BlocksMoved(event))),
         )
-        share_path = None
-        if isinstance(memory, HostMemory):
-            share_path = share.serve(memory, self._run_dir())
-        mine = self._member(exchange.endpoint, inspected.identity, str(inspected.folder), share_path)
-        links = Links(mine, memory.pages, movers, inbox, settings.transport)
+        share_path = share.serve(memory, self._run_dir())
+        mine = self._member(exchange.endpoint, inspected.identity, str(inspected.folder), share_path, memory)
+        links = Links(mine, loop_pages, movers, inbox, Ways(copier_pages, share, settings.transport, driver))
         self._cleanup.callback(links.close)
         threads = configure_torch(settings.threads)
         model = self._load()
-        engine = EngineThread(TorchEngine(model, memory.pages.tensor, inspected.layout), inbox, gate)
+        limits = EngineLimits(
+            max_running=settings.running_limit,
+            max_step_tokens=settings.step_tokens_limit,
+            context_tokens=context_tokens,
+        )
+        computing = make_engine(model, memory.pages.tensor, limits, marks)
+        self._log.event("engine_ready", engine=type(computing).__name__, graphs=computing.capture())
+        engine = EngineThread(cast(Engine[Any], computing), inbox, gate)
         self._cleanup.callback(engine.stop, _STEP_END_S)
         fit = self._starting_fit(profile, model, threads)
         core = build_core(mine, settings, memory.pages.n_pages, inspected.layout, context_tokens, fit)
@@ -119,11 +133,17 @@ class Worker:
             "ready", role=self._role, endpoint=exchange.endpoint, threads=threads, weight_bytes=model.weight_bytes
         )
 
-    def _open_memory(self, layout: KvLayout) -> HostMemory | DeviceMemory:
+    def _open_memory(self, layout: KvLayout) -> PageMemory:
         settings = self._settings
-        if settings.device == "cpu":
-            return open_host_memory(settings.device_memory_bytes, layout)
-        return open_device_memory(settings.device_memory_bytes, layout, require_device(settings.device))
+        return open_page_memory(settings.device_memory_bytes, layout, require_device(settings.device))
+
+    def _open_driver(self, memory: PageMemory) -> CudaDriver | None:
+        """For what belongs to others: their memory is mapped by it, and the host's is pinned by it."""
+        if memory.backend.device.index is None:
+            return None
+        driver = CudaDriver(memory.backend.device.index)
+        self._cleanup.callback(driver.close)
+        return driver
 
     def _context_tokens(self, identity: ModelIdentity) -> int:
         asked = self._settings.max_context_tokens
@@ -144,7 +164,7 @@ class Worker:
 
     def _starting_fit(self, profile: StepProfile | None, model: LoadedModel, threads: int) -> StepFit:
         """What is known of the engine's cost before its first step."""
-        chunk_tokens = self._settings.max_step_tokens
+        chunk_tokens = self._settings.step_tokens_limit
         if profile is None:
             return StepFit(chunk_tokens)
         processor = processor_name(model.device)
@@ -163,7 +183,7 @@ class Worker:
             return folder
         return Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="penstock-")))
 
-    def _member(self, endpoint: str, model: ModelIdentity, path: str, share_path: str | None) -> Member:
+    def _member(self, endpoint: str, model: ModelIdentity, path: str, share_path: str, memory: PageMemory) -> Member:
         host = self._settings.advertise_host
         if host is not None:
             endpoint = f"tcp://{host}:{endpoint.rsplit(':', maxsplit=1)[-1]}"
@@ -177,6 +197,8 @@ class Worker:
             host=kernel_identity(),
             pid=os.getpid(),
             share_path=share_path,
+            share_kind=memory.kind,
+            device_uuid=memory.device_uuid,
             model=model,
             model_path=path,
             joined_unix_ms=time.time_ns() // 1_000_000,

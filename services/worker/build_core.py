@@ -57,7 +57,7 @@ def build_core(
 ) -> WorkerRole:
     """A core of `mine.role` over a pool of `n_pages`. `fit`: what is known of the engine's cost; None: nothing."""
     keep = kept(mine.role, settings.caching)
-    parts = _parts(mine, settings, n_pages, layout, context_tokens, fit or StepFit(settings.max_step_tokens))
+    parts = _parts(mine, settings, n_pages, layout, context_tokens, fit or StepFit(settings.step_tokens_limit))
     fail_lost_loads = settings.on_load_failure == "fail"
     if mine.role == "prefill":
         terms = PrefillTerms(
@@ -108,8 +108,8 @@ def _parts(
     )
     pool = BlockPool(Ledger(n_pages), layout.layers, EVICTION_POLICIES[settings.eviction]())
     reuse = PrefixReuse(pool, keep, layout.block_tokens)
-    policy = DecodeFirst(settings.max_step_tokens, layout.block_tokens)
-    scheduler = Scheduler(reuse, layout, policy, max_running=settings.max_running, context_tokens=context_tokens)
+    policy = DecodeFirst(settings.step_tokens_limit, layout.block_tokens)
+    scheduler = Scheduler(reuse, layout, policy, max_running=settings.running_limit, context_tokens=context_tokens)
     calls = Calls()
     costs = FetchCosts(lambda: fit.cost, layout.block_tokens, always=settings.fetch == "always")
     cache_parts = CacheParts(

@@ -18,14 +18,12 @@ from common.messages.handover import KvSent, KvSpan, Probed
 from common.messages.liveness import Member, TransportReport
 from common.net.sockets import Exchange, Payload
 from kvstore.index.ledger import PageIds
-from kvstore.memory.device import DevicePages
-from kvstore.memory.page_pool import PagePool
 from kvstore.transport.block_jobs import BlockJob, FetchJob, StoreJob
 from kvstore.transport.block_mover import BlockMover
 from kvstore.transport.copier import Copier, CopyDone, CopyJob
-from kvstore.transport.probe import OpenedChannel, TcpProbe, open_channel
+from kvstore.transport.own_pages import OwnPages
+from kvstore.transport.probe import OpenedChannel, TcpProbe, Ways, open_channel
 from kvstore.transport.share import Share
-from kvstore.transport.tcp import read_payload, write_payload
 from services.worker.core.actions import Copy, FetchBlocks, StoreBlocks
 from services.worker.inbox import ChannelFailed, ChannelOpened, ChannelTried, Events
 
@@ -60,10 +58,9 @@ class Links:
     asked for, and those whose answer is awaited, for `_MEASURE_WITHIN_MS`. `close_channel` ends all of it.
     """
 
-    def __init__(
-        self, mine: Member, pages: PagePool | DevicePages, movers: Movers, inbox: Events, transport: str
-    ) -> None:
-        self._mine, self._pages, self._inbox, self._transport = mine, pages, inbox, transport
+    def __init__(self, mine: Member, pages: OwnPages, movers: Movers, inbox: Events, ways: Ways) -> None:
+        """`pages`: the loop thread's. `ways`: how channels are opened, with the pages of the copier's thread."""
+        self._mine, self._pages, self._inbox, self._ways = mine, pages, inbox, ways
         self._share, self._copier, self._mover = movers.share, movers.copier, movers.blocks
         self._log = Log(process=mine.id)
         self._payloads: dict[tuple[TransferId, KvSpan], Payload] = {}
@@ -97,7 +94,7 @@ class Links:
 
     def _open(self, peer: PeerId, member: Member) -> None:
         try:
-            opened = open_channel(self._mine, member, self._pages, self._share, self._transport)
+            opened = open_channel(self._mine, member, self._ways)
         except PeerFailed as error:
             self._inbox.put(ChannelTried(peer, str(error)))
             return
@@ -193,9 +190,7 @@ class Links:
 
     def read_blocks(self, own_pages: PageIds) -> list[Payload]:
         """One payload per block of our own pages [blocks, layers]."""
-        if isinstance(self._pages, DevicePages):
-            return [self._pages.read(pages) for pages in own_pages.tolist()]
-        return [read_payload(self._pages.rows, pages) for pages in own_pages.tolist()]
+        return [self._pages.read(pages) for pages in own_pages.tolist()]
 
     def keep_payload(self, done: CopyDone) -> None:
         """Keep what must travel with the KvSent that the core is about to send."""
@@ -215,10 +210,7 @@ class Links:
 
     def fill(self, pages: Sequence[int], payload: Payload) -> None:
         """Write a received payload into our own pages."""
-        if isinstance(self._pages, DevicePages):
-            self._pages.write(pages, payload)
-        else:
-            write_payload(self._pages.rows, pages, payload)
+        self._pages.write(pages, payload)
 
     def close(self) -> None:
         """End the movers and every mapping."""

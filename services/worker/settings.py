@@ -8,6 +8,16 @@ from common.settings import bytes_setting, setting
 from common.units import GIB
 
 
+def running_limit(asked: int | None, device: str) -> int:
+    """Sequences in one step at the most."""
+    return asked or (64 if device == "cpu" else 256)
+
+
+def step_tokens_limit(asked: int | None, device: str) -> int:
+    """Rows of one step at the most: a GPU needs many to be busy."""
+    return asked or (512 if device == "cpu" else 8192)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
     """One field per flag; see `penstock decode --help`."""
@@ -34,8 +44,10 @@ class WorkerSettings:
         help="File of `penstock profile` to start the cost model from; unset: it learns from this worker's steps alone.",
     )
 
-    max_running: int = setting(64, help="Sequences in one step at the most.")
-    max_step_tokens: int = setting(512, help="Rows of one step at the most; longer prompts are computed in chunks.")
+    max_running: int | None = setting(None, help="Sequences in one step at the most; unset: 64, on a GPU 256.")
+    max_step_tokens: int | None = setting(
+        None, help="Rows of one step at the most; longer prompts are computed in chunks. Unset: 512, on a GPU 8192."
+    )
     plan_ahead: str = setting(
         "auto",
         choices=("auto", "on", "off"),
@@ -77,8 +89,9 @@ class WorkerSettings:
 
     transport: str = setting(
         "auto",
-        choices=("auto", "shm", "tcp"),
-        help="How KV travels; auto takes shared memory where the probe succeeds.",
+        choices=("auto", "cuda_ipc", "shm", "tcp"),
+        help="How KV travels; auto takes memory that both sides map where the probe succeeds, and tcp elsewhere. "
+        "cuda_ipc (between devices) and shm (in host memory): the connection is refused where that does not work.",
     )
     lease_ms: int = setting(30_000, help="How long a prefill worker may fill granted pages without renewing.")
     drain_s: float = setting(
@@ -86,16 +99,27 @@ class WorkerSettings:
     )
     silent_peer_ms: int = setting(3_000, help="A gateway or peer silent for so long is taken for dead.")
 
+    @property
+    def running_limit(self) -> int:
+        """`max_running`, or what suits the device."""
+        return running_limit(self.max_running, self.device)
+
+    @property
+    def step_tokens_limit(self) -> int:
+        """`max_step_tokens`, or what suits the device."""
+        return step_tokens_limit(self.max_step_tokens, self.device)
+
     def __post_init__(self) -> None:
         """Refuse values that cannot work. Raises ValueError."""
         for name in ("max_running", "max_step_tokens", "max_queued", "lease_ms", "silent_peer_ms"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')}={getattr(self, name)}: must be 1 or more")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')}={value}: must be 1 or more")
         if self.drain_s < 0:
             raise ValueError(f"--drain-s={self.drain_s}: must be 0 or more")
         if self.caching not in range(4):
             raise ValueError(f"--caching={self.caching}: must be 0, 1, 2 or 3")
-        if self.max_step_tokens < 16:
+        if self.max_step_tokens is not None and self.max_step_tokens < 16:
             raise ValueError(f"--max-step-tokens={self.max_step_tokens}: must be 16 (one token block) or more")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"--threads={self.threads}: must be 1 or more")

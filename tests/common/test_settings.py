@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import pytest
 
 from common.errors import ConfigError
-from common.settings import bytes_setting, describe, load, setting, usage
-from common.units import MIB
+from common.settings import bytes_setting, describe, load, memory_setting, setting, usage
+from common.units import MIB, MemoryShare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +17,7 @@ class Example:
     quiet: bool = setting(False, help="Hush.")
     colour: str = setting("red", choices=("red", "blue"), help="Which.")
     memory_bytes: int = bytes_setting(MIB, flag="memory", help="Budget.")
+    room: MemoryShare | int = memory_setting(MemoryShare(80), flag="room", help="Room.")
     note: str | None = setting(None, help="Remark.")
 
     def __post_init__(self) -> None:
@@ -39,6 +40,11 @@ def test_equals_sign_and_space_mean_the_same() -> None:
     assert load(Example, ["--name=a=b"], {}) == load(Example, ["--name", "a=b"], {})
 
 
+@pytest.mark.parametrize(("text", "meant"), [("2MiB", 2 * MIB), ("62.5%", MemoryShare(62.5))])
+def test_memory_is_a_size_or_a_share(text: str, meant: MemoryShare | int) -> None:
+    assert load(Example, ["--name", "a", "--room", text], {}).room == meant
+
+
 @pytest.mark.parametrize("arguments", [["--quiet"], ["--quiet", "true"], ["--quiet=1"], ["--quiet", "--port", "1"]])
 def test_a_switch_may_stand_alone(arguments: list[str]) -> None:
     assert load(Example, ["--name", "a", *arguments], {}).quiet is True
@@ -54,6 +60,7 @@ def test_a_switch_may_stand_alone(arguments: list[str]) -> None:
         (["--port", "13"], {}, ["bad luck"]),
         (["--colour", "green"], {}, ["--colour='green'", "red or blue"]),
         (["--memory", "1XB"], {}, ["--memory='1XB'", "512MiB"]),
+        (["--room", "180%"], {}, ["--room='180%'", "80%"]),
         (["--quiet", "maybe"], {}, ["--quiet='maybe'", "true or false"]),
         ([], {"PENSTOCK_PROT": "1"}, ["PENSTOCK_PROT", "PENSTOCK_PORT"]),
         ([], {"PENSTOCK_RATIO": "half"}, ["PENSTOCK_RATIO='half'", "a number"]),

@@ -11,6 +11,7 @@ from common.ids import PeerId, RequestId
 from common.messages import AnyMessage
 from common.messages.actions import Send
 from common.messages.blocks import Declined, Find, Found, Offered, Release, Reserved, Stored
+from common.messages.liveness import SHARED_KINDS
 from kvstore.index.block_pool import BlockPool
 from kvstore.index.event_log import EventLog
 from services.worker.core.actions import Action, Moved
@@ -168,7 +169,7 @@ class KvCache:
                 return self.pump(now_ms)
             case Offered():
                 spare = self._pool.available_pages - wanted_pages
-                shared = self._neighbours.transport(peer) == "shm"
+                shared = self._neighbours.transport(peer) in SHARED_KINDS
                 return self._returns.on_offered(peer, message, shared=shared, spare_pages=spare, now_ms=now_ms)
             case Declined(call=call):
                 self._spiller.enqueue([n for n in self._offers.on_declined(peer, call) if n in self._pool.cache])

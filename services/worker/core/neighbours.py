@@ -19,7 +19,7 @@ from enum import Enum, auto
 
 from common.ids import PeerId, WorkerId, peer_id
 from common.messages.actions import Dial, HangUp, Send
-from common.messages.liveness import Hello, Member, Ping, Refused, Report, TransportReport, Welcome
+from common.messages.liveness import SHARED_KINDS, Hello, Member, Ping, Refused, Report, TransportReport, Welcome
 from services.worker.core.actions import Action, OpenChannel
 
 PING_MS = 500.0
@@ -147,14 +147,14 @@ class Neighbours:
             return None
         rate = neighbour.transport.gib_per_s * 2**30
         is_store = neighbour.member.role == "kvstore"
-        return BlockLink(peer, neighbour.transport.kind == "shm", self.block_bytes, is_store, rate)
+        return BlockLink(peer, neighbour.transport.kind in SHARED_KINDS, self.block_bytes, is_store, rate)
 
     def store(self) -> BlockLink | None:
         """The KV store to use: one that shares memory with us if there is one, else the first by name."""
         ready = [n for n in self._by_peer.values() if n.member.role == "kvstore" and n.link is Link.READY]
         if not ready:
             return None
-        best = min(ready, key=lambda n: (self.transport(n.peer) != "shm", n.member.id))
+        best = min(ready, key=lambda n: (self.transport(n.peer) not in SHARED_KINDS, n.member.id))
         return self.link(best.peer)
 
     def why_not(self, worker: WorkerId) -> str:

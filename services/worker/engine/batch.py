@@ -63,7 +63,7 @@ def build_batch(
     `drawn`: tokens of the pending segments.
     """
     segments = plan.segments
-    n_decodes = next((i for i, segment in enumerate(segments) if segment.count != 1), len(segments))
+    n_decodes = count_decodes(segments)
     ids: list[int] = []
     sample_rows: list[int] = []
     for segment in segments:
@@ -84,6 +84,11 @@ def build_batch(
         prefills=segments[n_decodes:],
         sample_rows=torch.tensor(sample_rows, dtype=torch.int64, device=device),
     )
+
+
+def count_decodes(segments: Sequence[Segment]) -> int:
+    """How many leading segments compute one token; those behind are prefill, also a chunk of one token."""
+    return next((i for i, segment in enumerate(segments) if segment.count != 1), len(segments))
 
 
 def _write_rows(segments: Sequence[Segment], block_tokens: int) -> tuple[NDArray[np.int64], int]:

@@ -16,6 +16,19 @@ from services.worker.engine.attention import LayerHooks, PagedAttention
 from services.worker.engine.batch import build_batch
 from services.worker.engine.sampling import sample
 from services.worker.model.load import LoadedModel
+from services.worker.model.runner import LayerRunner
+
+
+def require_fitting(model: LoadedModel, pages: Tensor, layout: KvLayout) -> None:
+    """Raise ConfigError unless the pages are of the model's shape, dtype and device."""
+    expected = (2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+    if layout != model.layout or pages.shape[1:] != expected or pages.dtype != model.dtype:
+        raise ConfigError(
+            f"pages {list(pages.shape)} {pages.dtype} with {layout} do not fit {model.identity.name}, "
+            f"which needs {model.layout}"
+        )
+    if pages.device.type != model.device.type:
+        raise ConfigError(f"pages lie on {pages.device}, the model on {model.device}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +47,17 @@ class TorchEngine:
     """
 
     def __init__(self, model: LoadedModel, pages: Tensor, layout: KvLayout) -> None:
-        expected = (2, layout.block_tokens, layout.kv_heads, layout.head_dim)
-        if layout != model.layout or pages.shape[1:] != expected or pages.dtype != model.dtype:
-            raise ConfigError(
-                f"pages {list(pages.shape)} {pages.dtype} with {layout} do not fit {model.identity.name}, "
-                f"which needs {model.layout}"
-            )
-        if pages.device.type != model.device.type:
-            raise ConfigError(f"pages lie on {pages.device}, the model on {model.device}")
+        require_fitting(model, pages, layout)
+        assert isinstance(model.runner, LayerRunner), "a model loaded for this engine"
+        self._runner = model.runner
         self._model = model
         self._views = PageViews(pages)
         self._block_tokens = layout.block_tokens
         self._drawn: dict[RequestId, int] = {}
+
+    def capture(self) -> int:
+        """Nothing is prepared ahead of steps on a CPU: 0 graphs."""
+        return 0
 
     def step(
         self,
@@ -78,25 +90,12 @@ class TorchEngine:
         model = self._model
         batch = build_batch(plan, self._block_tokens, model.device, self._drawn)
         streamed = any(segment.streamed for segment in plan.segments)
-        announce = self._after_device(on_layer) if on_layer is not None and streamed else None
+        announce = on_layer if streamed else None
         hooks = LayerHooks(announce, await_layer if plan.loads else None)
         attention = PagedAttention(batch, self._views, model.compute_dtype, hooks)
-        hidden = model.runner.run(batch.ids, batch.positions, attention)
+        hidden = self._runner.run(batch.ids, batch.positions, attention)
         sampling = [segment for segment in plan.segments if segment.sample]
         rows = hidden.index_select(0, batch.sample_rows)
-        sampled = sample(sampling, model.runner.logits(rows)) if sampling else ()
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
+        sampled = sample(sampling, self._runner.logits(rows)) if sampling else ()
         self._drawn = {one.request: one.token for one in sampled}
         return Computed(StepResult(plan.number, sampled, (time.perf_counter() - started_s) * 1e3))
-
-    def _after_device(self, on_layer: Callable[[int], None]) -> Callable[[int], None]:
-        """On a GPU the writes are only queued when the call returns; the listener must find them done."""
-        if self._model.device.type != "cuda":
-            return on_layer
-
-        def synchronised(layer: int) -> None:
-            torch.cuda.current_stream(self._model.device).synchronize()
-            on_layer(layer)
-
-        return synchronised

@@ -6,6 +6,7 @@ At the peak a load needs the finished model plus the plain weights of one layer.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +30,9 @@ from services.worker.model.packing import (
 )
 from services.worker.model.runner import LayerRunner
 
+if TYPE_CHECKING:
+    from services.worker.model.fused import FusedDecoder, FusedLayer
+
 _TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _LAYERS, _EMBEDDING, _NORM, _HEAD = "model.layers.", "model.embed_tokens.weight", "model.norm.weight", "lm_head."
 _NAMES_SHOWN = 5
@@ -40,7 +44,7 @@ class LoadedModel:
 
     identity: ModelIdentity
     layout: KvLayout
-    runner: LayerRunner
+    runner: "LayerRunner | FusedDecoder"
     device: torch.device
     dtype: torch.dtype
     """Of pages; the identity's dtype."""
@@ -51,32 +55,37 @@ class LoadedModel:
 
 
 def load_model(
-    path_or_hub_id: str | Path, dtype: str = "auto", device: str = "cpu", *, name: str | None = None
+    path_or_hub_id: str | Path,
+    dtype: str = "auto",
+    device: str = "cpu",
+    *,
+    name: str | None = None,
+    path: LinearPath | None = None,
 ) -> LoadedModel:
     """Load a model for `device`. `dtype` is auto (the checkpoint's own), float32 or bfloat16.
 
-    Raises ConfigError: not found, not servable exactly, tensors missing, unexpected or of another shape.
+    `path` is how its matrices are held; None: what `device` gains by most. Raises ConfigError: not found, not servable
+    exactly, tensors missing, unexpected or of another shape.
     """
     place = require_device(device)
     inspected = inspect_model(path_or_hub_id, dtype, name=name)
     own_dtype = _TORCH_DTYPES[inspected.identity.dtype]
-    computed_in = compute_dtype(place, own_dtype)
+    path = path or choose_path(place)
+    computed_in = own_dtype if path is LinearPath.FUSED else compute_dtype(place, own_dtype)
     register_attention()
     with torch.no_grad():
         model = _build_empty(inspected, computed_in)
         stored = stored_tensors(inspected.folder)
         _require_tensors(model, stored, inspected.folder)
-        _fill(model, stored, place, own_dtype, computed_in)
-        _make_buffers(model, place, own_dtype)
-    _require_complete(model)
+        runner = _fill(model, stored, _Target(place, own_dtype, computed_in, path))
     return LoadedModel(
         identity=inspected.identity,
         layout=inspected.layout,
-        runner=LayerRunner(model, computed_in),
+        runner=runner,
         device=place,
         dtype=own_dtype,
         compute_dtype=computed_in,
-        weight_bytes=weight_bytes(model),
+        weight_bytes=weight_bytes(model) if isinstance(runner, LayerRunner) else runner.weight_bytes,
     )
 
 
@@ -123,35 +132,66 @@ def _shown(names: list[str]) -> str:
     return ", ".join(sorted(names)[:_NAMES_SHOWN]) + more
 
 
-def _fill(
-    model: PreTrainedModel,
-    stored: Mapping[str, StoredTensor],
-    device: torch.device,
-    own_dtype: torch.dtype,
-    computed_in: torch.dtype,
-) -> None:
-    """Load and pack layer after layer, then the embedding, the final norm and the head."""
-    packs = choose_path(device) is LinearPath.PACKED
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where tensors go, and as what."""
+
+    device: torch.device
+    own_dtype: torch.dtype
+    computed_in: torch.dtype
+    path: LinearPath
+
+
+def _fill(model: PreTrainedModel, stored: Mapping[str, StoredTensor], target: _Target) -> "LayerRunner | FusedDecoder":
+    """Load layer after layer and bring each at once into the form it is used in; then what is around them."""
     norm_offset = 1.0 if model.config.model_type == "gemma3_text" else 0.0
-    for index, layer in enumerate(model.get_submodule("model.layers").children()):
+    fused: list[FusedLayer] = []
+    layers = cast(nn.ModuleList, model.get_submodule("model.layers"))
+    for index, layer in enumerate(layers):
         prefix = f"{_LAYERS}{index}."
         names = [name for name in stored if name.startswith(prefix)]
         for name, tensor in _read(stored, names):
-            _assign(layer, name.removeprefix(prefix), tensor.to(device, computed_in))
-        if packs:
+            _assign(layer, name.removeprefix(prefix), tensor.to(target.device, target.computed_in))
+        if target.path is LinearPath.PACKED:
             pack_layer(layer, norm_offset)
-    outer = dict(_read(stored, [name for name in stored if name in (_EMBEDDING, _NORM) or name.startswith(_HEAD)]))
-    # The table only gives rows, so it keeps the model's own dtype whatever the matrices are computed in.
-    embedding = outer[_EMBEDDING].to(device, own_dtype)
-    _assign(model, _EMBEDDING, embedding)
-    _assign(model, _NORM, outer[_NORM].to(device, computed_in))
-    tied = model.config.tie_word_embeddings
-    head = (embedding if tied else outer[f"{_HEAD}weight"].to(device, own_dtype)).to(computed_in)
-    if packs:
+        elif target.path is LinearPath.FUSED:
+            fused.append(_fuse(layer, model))
+            layers[index] = nn.Identity()  # its own matrices go
+    head = _fill_outer(model, stored, target)
+    _make_buffers(model, target.device, target.own_dtype)
+    if target.path is LinearPath.FUSED:
+        return _fused_decoder(model, fused, head)
+    if target.path is LinearPath.PACKED:
         model.set_submodule("model.norm", pack_norm(model.get_submodule("model.norm"), norm_offset))
         model.set_submodule("lm_head", pack_head(head, None))
     else:
         _assign(model, f"{_HEAD}weight", head)
+    _require_complete(model)
+    return LayerRunner(model, target.computed_in)
+
+
+def _fill_outer(model: PreTrainedModel, stored: Mapping[str, StoredTensor], target: _Target) -> Tensor:
+    """Load the embedding and the final norm; returns the head's matrix."""
+    outer = dict(_read(stored, [name for name in stored if name in (_EMBEDDING, _NORM) or name.startswith(_HEAD)]))
+    # The table only gives rows, so it keeps the model's own dtype whatever the matrices are computed in.
+    embedding = outer[_EMBEDDING].to(target.device, target.own_dtype)
+    _assign(model, _EMBEDDING, embedding)
+    _assign(model, _NORM, outer[_NORM].to(target.device, target.computed_in))
+    tied = model.config.tie_word_embeddings
+    head = embedding if tied else outer[f"{_HEAD}weight"].to(target.device, target.own_dtype)
+    return head.to(target.computed_in)
+
+
+def _fuse(layer: nn.Module, model: PreTrainedModel) -> "FusedLayer":
+    from services.worker.model.fused import fuse_layer  # needs triton, which a CPU has no use for
+
+    return fuse_layer(layer, model.config)
+
+
+def _fused_decoder(model: PreTrainedModel, layers: "list[FusedLayer]", head: Tensor) -> "FusedDecoder":
+    from services.worker.model.fused import FusedDecoder, norm_terms  # needs triton, as above
+
+    return FusedDecoder(model, layers, head, norm_terms(model.config))
 
 
 def _read(stored: Mapping[str, StoredTensor], names: Iterable[str]) -> Iterable[tuple[str, Tensor]]:

@@ -3,7 +3,7 @@
 Which way is taken follows from what the device can do, never from a timing, so that two equal machines compute alike:
 
     device and dtype                             weights held as                  computed in
-    cuda                                         plain modules                    the model's dtype
+    cuda                                         joined matrices (fused.py)       the model's dtype
     cpu, float32                                 oneDNN blocks, float32           float32
     cpu, bfloat16, oneDNN multiplies bf16 here   oneDNN blocks, bfloat16          bfloat16
     cpu, bfloat16, oneDNN does not               oneDNN blocks, float32 (2x)      float32
@@ -26,12 +26,14 @@ class LinearPath(Enum):
 
     PLAIN = auto()
     PACKED = auto()
+    FUSED = auto()
 
 
 def choose_path(device: torch.device) -> LinearPath:
-    """PACKED on a CPU whose torch has oneDNN."""
-    packs = device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return LinearPath.PACKED if packs else LinearPath.PLAIN
+    """FUSED on a GPU, PACKED on a CPU whose torch has oneDNN."""
+    if device.type == "cuda":
+        return LinearPath.FUSED
+    return LinearPath.PACKED if torch.backends.mkldnn.is_available() else LinearPath.PLAIN
 
 
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

@@ -11,7 +11,7 @@ from common.ids import RequestId
 from common.messages.requests import Sampling
 from kvstore.index.page_table import PageTable
 from services.worker.core.plan import Segment, StepPlan
-from services.worker.engine.engine import TorchEngine
+from services.worker.engine.make import EngineLimits, make_engine
 from services.worker.model.load import LoadedModel
 from services.worker.profile.file import ProfilePoint
 from services.worker.profile.grid import GridPoint
@@ -23,10 +23,11 @@ _FIRST_TOKEN = 5
 class StepTimer:
     """Owns the engine; the pages belong to the caller, and what they hold is lost."""
 
-    def __init__(self, model: LoadedModel, pages: torch.Tensor) -> None:
+    def __init__(self, model: LoadedModel, pages: torch.Tensor, limits: EngineLimits) -> None:
         self._layout, self._vocab_tokens = model.layout, model.identity.vocab_tokens
         self._pages = pages
-        self._engine = TorchEngine(model, pages, model.layout)
+        self._engine = make_engine(model, pages, limits)
+        self._engine.capture()
         self._steps = 0
 
     def fill(self, points: Sequence[GridPoint]) -> None:

@@ -7,9 +7,8 @@ from typing import TextIO
 
 from common.cost.step_cost import StepCost
 from common.errors import ConfigError
-from common.kv_layout import KvLayout
-from kvstore.memory.device import DeviceMemory, open_device_memory
-from kvstore.memory.host import HostMemory, open_host_memory
+from kvstore.memory.page_memory import open_page_memory
+from services.worker.engine.make import EngineLimits
 from services.worker.engine.torch_options import configure_torch
 from services.worker.model.load import LoadedModel, load_model, require_device
 from services.worker.profile.file import EngineIdentity, ProfilePoint, StepProfile, fit_points, write_profile
@@ -24,13 +23,13 @@ def run_profile(settings: ProfileSettings, out: Path | None, table: TextIO, prog
     """Measure, fit, print, and write if there is an `out`. Raises ConfigError."""
     threads = configure_torch(settings.threads)
     model = load_model(settings.model, settings.dtype, settings.device)
-    memory = _open_memory(settings, model.layout)
+    memory = open_page_memory(settings.device_memory_bytes, model.layout, require_device(settings.device))
     try:
         points = _grid(settings, model, memory.pages.n_pages)
-        measured = _measure(settings, StepTimer(model, memory.pages.tensor), points, progress)
+        measured = _measure(settings, StepTimer(model, memory.pages.tensor, _limits(settings, model)), points, progress)
     finally:
         memory.close()
-    cost = fit_points(measured, settings.max_step_tokens).cost
+    cost = fit_points(measured, settings.step_tokens_limit).cost
     assert cost is not None, "a measured grid has a fit"
     engine = EngineIdentity(
         model=model.identity, device=model.device.type, processor=processor_name(model.device), threads=threads
@@ -43,11 +42,12 @@ def run_profile(settings: ProfileSettings, out: Path | None, table: TextIO, prog
     return profile
 
 
-def _open_memory(settings: ProfileSettings, layout: KvLayout) -> HostMemory | DeviceMemory:
-    """As a worker would have it."""
-    if settings.device == "cpu":
-        return open_host_memory(settings.device_memory_bytes, layout)
-    return open_device_memory(settings.device_memory_bytes, layout, require_device(settings.device))
+def _limits(settings: ProfileSettings, model: LoadedModel) -> EngineLimits:
+    return EngineLimits(
+        max_running=settings.running_limit,
+        max_step_tokens=settings.step_tokens_limit,
+        context_tokens=model.identity.context_tokens,
+    )
 
 
 def _grid(settings: ProfileSettings, model: LoadedModel, n_pages: int) -> list[GridPoint]:
@@ -55,8 +55,8 @@ def _grid(settings: ProfileSettings, model: LoadedModel, n_pages: int) -> list[G
     limits = GridLimits(
         context_tokens=model.identity.context_tokens,
         pool_tokens=n_pages // layout.layers * layout.block_tokens,
-        max_step_tokens=settings.max_step_tokens,
-        max_running=settings.max_running,
+        max_step_tokens=settings.step_tokens_limit,
+        max_running=settings.running_limit,
     )
     points = choose_grid(limits, layout.block_tokens, quick=settings.quick)
     if not points:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from common.settings import bytes_setting, setting
 from common.units import GIB
+from services.worker.settings import running_limit, step_tokens_limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,14 +27,26 @@ class ProfileSettings:
     threads: int | None = setting(
         None, help="Compute threads; unset: all cores. Times are taken as they are only by workers with as many."
     )
-    max_running: int = setting(64, help="Sequences in one step at the most.")
-    max_step_tokens: int = setting(512, help="Rows of one step at the most; longer prompts are computed in chunks.")
+    max_running: int | None = setting(None, help="Sequences in one step at the most; unset: 64, on a GPU 256.")
+    max_step_tokens: int | None = setting(
+        None, help="Rows of one step at the most; longer prompts are computed in chunks. Unset: 512, on a GPU 8192."
+    )
+
+    @property
+    def running_limit(self) -> int:
+        """As a worker's."""
+        return running_limit(self.max_running, self.device)
+
+    @property
+    def step_tokens_limit(self) -> int:
+        """As a worker's."""
+        return step_tokens_limit(self.max_step_tokens, self.device)
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work. Raises ValueError."""
-        if self.max_running < 1:
+        if self.max_running is not None and self.max_running < 1:
             raise ValueError(f"--max-running={self.max_running}: must be 1 or more")
-        if self.max_step_tokens < 16:
+        if self.max_step_tokens is not None and self.max_step_tokens < 16:
             raise ValueError(f"--max-step-tokens={self.max_step_tokens}: must be 16 (one token block) or more")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"--threads={self.threads}: must be 1 or more")

@@ -198,7 +198,7 @@ class World:
         self.pool.listen(self.heard)
         self.pins: dict[Owner, list[BlockHash]] = {}
         self.own: dict[Owner, list[list[int]]] = {}
-        self.number = 0
+        self.number, self.blocks = 0, 16
 
     def step(self) -> None:
         steps = (
@@ -210,6 +210,7 @@ class World:
             self.forget,
             self.withdraw,
             self.evict,
+            self.resize,
         )
         self.rng.choice(steps)()
         self.number += 1
@@ -232,7 +233,9 @@ class World:
     def blocks_available(self) -> int:
         """By the plain model: what nobody's own, and no pinned block, holds."""
         pinned = {name for names in self.pins.values() for name in names}
-        return 16 - sum(map(len, self.own.values())) - len(pinned)
+        places = [block for blocks in self.own.values() for block in blocks]
+        places += [block.place.tolist() for block in self.pool.cache if block.name in pinned]
+        return self.blocks - sum(max(place) < self.blocks * PAGES_PER_BLOCK for place in places)
 
     def finish(self) -> None:
         """Publish some of what an owner has, after a chain of any depth."""
@@ -276,6 +279,12 @@ class World:
         wanted, loose = self.rng.randrange(4), len(self.heard.here - pinned)
         assert self.pool.evict(wanted) == min(wanted, loose)
 
+    def resize(self) -> None:
+        self.blocks = self.rng.choice([16, 16, 24, self.rng.randrange(20)])
+        kept = self.pool.resize(self.blocks * PAGES_PER_BLOCK + self.rng.randrange(PAGES_PER_BLOCK))
+        held = [page for owner in self.own for page in self.pool.pages_of(owner)] + self.pool.pages_of(CACHE)
+        assert kept == max([self.blocks * PAGES_PER_BLOCK - 1, *held]) + 1
+
     def check(self) -> None:
         pool = self.pool
         pool.check()
@@ -306,6 +315,57 @@ def test_any_sequence_of_calls_keeps_the_laws(seed: int, policy: type[EvictionPo
     world.pool.alloc(A, everything, PageState.ACTIVE)
     assert not world.heard.here
     world.pool.check()
+
+
+def test_shrinking_evicts_what_is_cached_at_the_end_and_nothing_else() -> None:
+    pool, names = block_pool(4), [straight(1, first_token) for first_token in range(4)]
+    for place, name in enumerate(names):
+        publish(pool, Owner(f"o{place}"), name)
+        pool.release(Owner(f"o{place}"))
+    assert pool.resize(2 * PAGES_PER_BLOCK) == 2 * PAGES_PER_BLOCK
+    assert [pool.match(name) for name in names] == [1, 1, 0, 0]
+    pool.check()
+
+
+def test_a_pool_shrinks_to_what_is_held_and_further_once_it_is_released() -> None:
+    pool, names = block_pool(8), straight(3)
+    pool.alloc(A, 3, PageState.ACTIVE)
+    publish(pool, B, names)
+    wanted = 2 * PAGES_PER_BLOCK
+    assert pool.resize(wanted) == 6 * PAGES_PER_BLOCK
+    assert (pool.match(names), pool.available_pages) == (3, 0)
+    with pytest.raises(OutOfPages):
+        pool.alloc(Owner("c"), 1, PageState.ACTIVE)
+    pool.release(B)
+    pool.check()
+    assert (pool.match(names), pool.resize(wanted)) == (0, 3 * PAGES_PER_BLOCK)
+    pool.release(A)
+    assert (pool.resize(wanted), pool.available_pages) == (wanted, wanted)
+    pool.check()
+
+
+def test_a_shrink_that_is_taken_back_has_all_pages_again() -> None:
+    pool = block_pool(8)
+    held = pool.alloc(A, 6, PageState.ACTIVE)
+    pool.resize(2 * PAGES_PER_BLOCK)
+    assert pool.resize(8 * PAGES_PER_BLOCK) == 8 * PAGES_PER_BLOCK
+    assert pool.available_pages == 2 * PAGES_PER_BLOCK
+    assert pool.pages_of(A) == held.reshape(-1).tolist()
+    pool.release(A)
+    assert pool.available_pages == 8 * PAGES_PER_BLOCK
+    pool.check()
+
+
+def test_pages_of_a_block_are_neighbours_after_any_resizing() -> None:
+    pool, rng = block_pool(8, pages_per_block=3), random.Random(3)
+    for n_pages in (25, 14, 30, 7, 40):
+        pool.resize(n_pages)
+        owners = [Owner(f"o{n_pages}-{number}") for number in range(n_pages // 3)]
+        for owner in owners:
+            (block,) = pool.alloc(owner, 1, PageState.ACTIVE).tolist()
+            assert block == [block[0], block[0] + 1, block[0] + 2]
+        for owner in rng.sample(owners, len(owners)):
+            pool.release(owner)
 
 
 @pytest.mark.parametrize("damage", ["pins", "places"])

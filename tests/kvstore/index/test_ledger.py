@@ -162,6 +162,11 @@ def test_pages_add_up_after_any_sequence_of_calls(seed: int) -> None:
             state = rng.choice(busy)
             ledger.move(owner, state)
             live[owner] = (state, live[owner][1])
+        elif choice < 0.55:
+            wanted = rng.choice([64, 80, rng.randrange(90)])
+            held = [page for _, pages in live.values() for page in pages]
+            assert ledger.resize(wanted) == max([wanted - 1, *held]) + 1
+            assert ledger.free_pages == wanted - sum(page < wanted for page in held)
         elif choice < 0.6:
             ledger.rename(owner, Owner(f"r{number}"))
             live[Owner(f"r{number}")] = live.pop(owner)
@@ -182,6 +187,26 @@ def test_pages_add_up_after_any_sequence_of_calls(seed: int) -> None:
     counts = ledger.counts()
     for state in busy:
         assert getattr(counts, state.value) == sum(len(pages) for held, pages in live.values() if held is state)
+
+
+def test_pages_behind_the_end_are_not_given_again_once_they_are_freed() -> None:
+    ledger = Ledger(8)
+    pages = ledger.alloc(A, 8, PageState.ACTIVE)
+    assert ledger.resize(4) == 8
+    assert (ledger.counts().total, ledger.counts().active, ledger.total_pages) == (8, 8, 4)
+    ledger.free_some(A, pages[[2, 7]])
+    assert (ledger.free_pages, ledger.overhang_pages, ledger.counts().total, ledger.resize(4)) == (1, 3, 7, 7)
+    ledger.free(A)
+    assert (ledger.free_pages, ledger.resize(4)) == (4, 4)
+    ledger.check()
+
+
+def test_new_pages_are_given_after_all_others() -> None:
+    ledger = Ledger(4)
+    ledger.alloc(A, 1, PageState.ACTIVE)
+    assert ledger.resize(6) == 6
+    assert ledger.alloc(B, 5, PageState.ACTIVE).tolist() == [1, 2, 3, 4, 5]
+    ledger.check()
 
 
 def test_an_owner_that_gives_and_gets_for_ever_does_not_grow() -> None:

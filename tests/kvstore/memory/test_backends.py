@@ -1,86 +1,197 @@
 """Laws that every kind of memory follows."""
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 from common.errors import OutOfChunks
+from kvstore.memory import cuda_driver
 from kvstore.memory.backend import VmBackend, VmMisuse
+from kvstore.memory.cuda_vmm import CudaVmmBackend, open_cuda
 from kvstore.memory.fake import FakeBackend
 from kvstore.memory.memfd import MemfdBackend
+from tests.kvstore.memory.pretended_driver import PretendedCuda
 
-UNIT = 4096
+_CAPACITY_UNITS = 8
+_HOST_UNIT = 4096
 
 
-@pytest.fixture(params=[FakeBackend, MemfdBackend])
+def _pretended(capacity_bytes: int) -> CudaVmmBackend:
+    cuda = PretendedCuda(capacity_bytes)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cuda_driver, "_bindings", lambda: cuda)
+        return CudaVmmBackend(torch.device("cpu"), cuda_driver.CudaDriver(0))
+
+
+def _cuda(capacity_bytes: int) -> CudaVmmBackend:
+    del capacity_bytes  # the device's own
+    return open_cuda(torch.device("cuda", 0))
+
+
+@pytest.fixture(params=[FakeBackend, MemfdBackend, _pretended, pytest.param(_cuda, marks=pytest.mark.gpu)])
 def backend(request: pytest.FixtureRequest) -> Iterator[VmBackend]:
+    if request.param is _cuda and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
     make: Callable[[int], VmBackend] = request.param
-    opened = make(8 * UNIT)
+    opened = make(_CAPACITY_UNITS * _HOST_UNIT)
     yield opened
     opened.close()
 
 
-def test_a_mapped_chunk_cannot_be_released(backend: VmBackend) -> None:
-    where, chunk = backend.reserve(4 * UNIT), backend.create(UNIT)
-    backend.map(where, 0, chunk)
+@pytest.fixture
+def unit(backend: VmBackend) -> int:
+    return backend.granularity_bytes
+
+
+@pytest.fixture
+def touchable(backend: VmBackend) -> VmBackend:
+    if isinstance(backend, FakeBackend):
+        pytest.skip("counted memory holds nothing")
+    return backend
+
+
+def test_a_mapped_chunk_cannot_be_released(backend: VmBackend, unit: int) -> None:
+    where, chunk = backend.reserve(4 * unit), backend.create(unit)
+    backend.map_run(where, 0, [chunk])
     with pytest.raises(VmMisuse, match="still mapped"):
         backend.release(chunk)
-    assert backend.unmap(where, 0) == chunk
+    assert backend.unmap_run(where, 0, 1) == [chunk]
     backend.release(chunk)
 
 
-def test_a_chunk_mapped_twice_needs_two_unmaps(backend: VmBackend) -> None:
-    where, chunk = backend.reserve(4 * UNIT), backend.create(UNIT)
-    backend.map(where, 0, chunk)
-    backend.map(where, 2 * UNIT, chunk)
-    backend.unmap(where, 0)
+def test_a_chunk_mapped_twice_needs_two_unmaps(backend: VmBackend, unit: int) -> None:
+    where, chunk = backend.reserve(4 * unit), backend.create(unit)
+    backend.map_run(where, 0, [chunk])
+    backend.map_run(where, 2 * unit, [chunk])
+    backend.unmap_run(where, 0, 1)
     with pytest.raises(VmMisuse, match="still mapped"):
         backend.release(chunk)
 
 
-def test_a_range_with_chunks_cannot_be_given_back(backend: VmBackend) -> None:
-    where = backend.reserve(4 * UNIT)
-    backend.map(where, UNIT, backend.create(UNIT))
+def test_a_range_with_chunks_cannot_be_given_back(backend: VmBackend, unit: int) -> None:
+    where = backend.reserve(4 * unit)
+    backend.map_run(where, unit, [backend.create(unit)])
     with pytest.raises(VmMisuse, match="still has 1 chunks"):
         backend.unreserve(where)
 
 
-@pytest.mark.parametrize("offset", [0, UNIT, 2 * UNIT])
-def test_mappings_never_overlap(backend: VmBackend, offset: int) -> None:
-    where = backend.reserve(8 * UNIT)
-    backend.map(where, 2 * UNIT, backend.create(UNIT))
-    backend.map(where, 0, backend.create(UNIT))
-    wide = backend.create(3 * UNIT)
+@pytest.mark.parametrize("offset_units", [0, 1, 2])
+def test_mappings_never_overlap(backend: VmBackend, unit: int, offset_units: int) -> None:
+    where = backend.reserve(8 * unit)
+    backend.map_run(where, 2 * unit, [backend.create(unit)])
+    backend.map_run(where, 0, [backend.create(unit)])
+    wide = backend.create(3 * unit)
     with pytest.raises(VmMisuse, match="overlaps"):
-        backend.map(where, offset, wide)
-    backend.map(where, 3 * UNIT, wide)
+        backend.map_run(where, offset_units * unit, [wide])
+    backend.map_run(where, 3 * unit, [wide])
 
 
-def test_odd_lengths_and_places_are_refused(backend: VmBackend) -> None:
-    where, chunk = backend.reserve(2 * UNIT), backend.create(UNIT)
+def test_odd_lengths_and_places_are_refused(backend: VmBackend, unit: int) -> None:
+    where, chunk = backend.reserve(2 * unit), backend.create(unit)
     for call in (
-        lambda: backend.create(UNIT + 1),
+        lambda: backend.create(unit + 1),
         lambda: backend.reserve(100),
-        lambda: backend.map(where, 7, chunk),
-        lambda: backend.map(where, 2 * UNIT, chunk),
-        lambda: backend.unmap(where, 0),
+        lambda: backend.map_run(where, 7, [chunk]),
+        lambda: backend.map_run(where, 2 * unit, [chunk]),
+        lambda: backend.unmap_run(where, 0, 1),
     ):
         with pytest.raises(VmMisuse):
             call()
 
 
-def test_a_chunk_is_released_once(backend: VmBackend) -> None:
-    chunk = backend.create(UNIT)
+def test_a_chunk_is_released_once(backend: VmBackend, unit: int) -> None:
+    chunk = backend.create(unit)
     backend.release(chunk)
     with pytest.raises(VmMisuse, match="released before"):
         backend.release(chunk)
 
 
-def test_creation_stops_at_the_capacity_and_goes_on_after_a_release(backend: VmBackend) -> None:
-    chunks = [backend.create(UNIT) for _ in range(8)]
+def test_creation_stops_at_the_capacity_and_goes_on_after_a_release(backend: VmBackend, unit: int) -> None:
+    if backend.device.type == "cuda":
+        pytest.skip("the device's capacity is not ours to use up")
+    chunks = [backend.create(unit) for _ in range(_CAPACITY_UNITS)]
     with pytest.raises(OutOfChunks):
-        backend.create(UNIT)
+        backend.create(unit)
     backend.release(chunks[3])
-    backend.create(UNIT)
+    backend.create(unit)
     with pytest.raises(OutOfChunks):
-        backend.create(UNIT)
+        backend.create(unit)
+
+
+def test_a_run_is_mapped_whole_or_not_at_all(backend: VmBackend, unit: int) -> None:
+    where, first, second = backend.reserve(4 * unit), backend.create(unit), backend.create(unit)
+    backend.map_run(where, 2 * unit, [first])
+    with pytest.raises(VmMisuse, match="overlaps"):
+        backend.map_run(where, unit, [second, second])
+    backend.release(second)
+    assert backend.unmap_run(where, 2 * unit, 1) == [first]
+
+
+def test_a_run_with_a_gap_is_not_unmapped_in_part(backend: VmBackend, unit: int) -> None:
+    where, chunks = backend.reserve(4 * unit), [backend.create(unit) for _ in range(3)]
+    backend.map_run(where, 0, chunks[:2])
+    backend.map_run(where, 3 * unit, chunks[2:])
+    with pytest.raises(VmMisuse, match="nothing is mapped"):
+        backend.unmap_run(where, 0, 4)
+    assert backend.unmap_run(where, 0, 2) == chunks[:2]
+
+
+def test_a_part_of_a_run_can_be_unmapped(backend: VmBackend, unit: int) -> None:
+    where, chunks = backend.reserve(4 * unit), [backend.create(unit) for _ in range(4)]
+    backend.map_run(where, 0, chunks)
+    assert backend.unmap_run(where, 2 * unit, 2) == chunks[2:]
+    backend.map_run(where, 2 * unit, chunks[2:][::-1])
+    assert backend.unmap_run(where, 0, 4) == [*chunks[:2], chunks[3], chunks[2]]
+
+
+def test_scattered_chunks_read_as_one_array(touchable: VmBackend, unit: int) -> None:
+    where, chunks = touchable.reserve(4 * unit), [touchable.create(unit) for _ in range(4)]
+    touchable.map_run(where, 0, [chunks[2], chunks[0], chunks[3], chunks[1]])
+    seen = touchable.bytes_at(where, 4 * unit)
+    assert (seen.dtype, seen.shape, seen.device) == (torch.uint8, (4 * unit,), touchable.device)
+    seen.view(torch.bfloat16).fill_(1.5)
+    assert bool((seen.view(torch.bfloat16) == 1.5).all())
+
+
+def test_one_chunk_at_two_places_is_one_memory(touchable: VmBackend, unit: int) -> None:
+    where, chunk = touchable.reserve(2 * unit), touchable.create(unit)
+    touchable.map_run(where, 0, [chunk])
+    touchable.map_run(where, unit, [chunk])
+    seen = touchable.bytes_at(where, 2 * unit).view(2, unit)
+    seen[0].fill_(0)
+    seen[0, 5] = 77
+    assert int(seen[1, 5]) == 77
+
+
+def test_a_view_over_a_part_without_memory_shows_it_once_it_is_mapped(touchable: VmBackend, unit: int) -> None:
+    where = touchable.reserve(4 * unit)
+    seen = touchable.bytes_at(where, 4 * unit).view(4, unit)
+    touchable.map_run(where, unit, [touchable.create(unit)])
+    seen[1].fill_(9)
+    assert int(seen[1].max()) == 9
+
+
+def test_a_chunk_keeps_its_bytes_while_it_is_not_mapped(touchable: VmBackend, unit: int) -> None:
+    where, chunk = touchable.reserve(2 * unit), touchable.create(unit)
+    seen = touchable.bytes_at(where, 2 * unit).view(2, unit)
+    touchable.map_run(where, 0, [chunk])
+    seen[0].fill_(5)
+    touchable.map_run(where, unit, touchable.unmap_run(where, 0, 1))
+    assert bool((seen[1] == 5).all())
+
+
+def test_exported_descriptors_are_the_callers(touchable: VmBackend, unit: int) -> None:
+    chunks = [touchable.create(unit) for _ in range(3)]
+    for _ in range(2):
+        fds = touchable.export_fds(chunks)
+        assert len(fds) in (1, 3)
+        for fd in fds:
+            os.close(fd)
+
+
+def test_closing_again_changes_nothing(backend: VmBackend, unit: int) -> None:
+    backend.map_run(backend.reserve(unit), 0, [backend.create(unit)])
+    backend.close()
+    backend.close()

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from common.errors import OutOfChunks
 from kvstore.memory.memfd import MemfdBackend
 
 UNIT = mmap.PAGESIZE
@@ -24,30 +25,39 @@ def test_memory_really_goes_back_when_a_chunk_is_released() -> None:
 def test_a_reused_chunk_reads_as_zeros() -> None:
     backend = MemfdBackend(UNIT)
     where, chunk = backend.reserve(UNIT), backend.create(UNIT)
-    backend.map(where, 0, chunk)
+    backend.map_run(where, 0, [chunk])
     ctypes.memset(where.address, 7, UNIT)
-    backend.release(backend.unmap(where, 0))
-    backend.map(where, 0, backend.create(UNIT))
+    backend.release(*backend.unmap_run(where, 0, 1))
+    backend.map_run(where, 0, [backend.create(UNIT)])
     assert ctypes.string_at(where.address, UNIT) == bytes(UNIT)
     backend.close()
 
 
-def test_one_chunk_mapped_twice_is_one_memory() -> None:
-    backend = MemfdBackend(UNIT)
-    where, chunk = backend.reserve(2 * UNIT), backend.create(UNIT)
-    backend.map(where, 0, chunk)
-    backend.map(where, UNIT, chunk)
-    ctypes.memmove(where.address, b"tide", 4)
-    assert ctypes.string_at(where.address + UNIT, 4) == b"tide"
+def test_a_run_that_the_system_cannot_map_leaves_nothing_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = MemfdBackend(4 * UNIT)
+    where, chunks = backend.reserve(4 * UNIT), [backend.create(UNIT) for _ in range(3)]
+    map_one, places = backend._map_fixed, list[int]()
+
+    def map_two(address: int, *rest: object) -> None:
+        places.append(address)
+        if len(places) == 3:
+            raise OSError("no more mappings")
+        map_one(address, *rest)
+
+    monkeypatch.setattr(backend, "_map_fixed", map_two)
+    with pytest.raises(OutOfChunks, match="no more mappings"):
+        backend.map_run(where, 0, chunks)
+    assert places[3:] == [where.address]  # emptied as one piece
+    backend.map_run(where, 0, chunks)
     backend.close()
 
 
 def test_scratch_takes_no_memory_until_it_is_written() -> None:
     backend = MemfdBackend(UNIT, scratch_bytes=8 * UNIT)
     assert backend.resident_bytes == 0
-    with mmap.mmap(backend.export_fd(), 9 * UNIT) as seen_by_peer:
+    with mmap.mmap(backend.fd, 9 * UNIT) as seen_by_peer:
         seen_by_peer[UNIT : UNIT + 4] = b"tide"
-        assert os.pread(backend.export_fd(), 4, UNIT) == b"tide"
+        assert os.pread(backend.fd, 4, UNIT) == b"tide"
     assert backend.resident_bytes == UNIT
     backend.discard(UNIT, UNIT)
     assert backend.resident_bytes == 0
@@ -57,14 +67,14 @@ def test_scratch_takes_no_memory_until_it_is_written() -> None:
 def test_no_holder_of_the_descriptor_can_cut_the_file_short() -> None:
     backend = MemfdBackend(2 * UNIT)
     with pytest.raises(PermissionError):
-        os.ftruncate(backend.export_fd(), UNIT)
+        os.ftruncate(backend.fd, UNIT)
     backend.close()
 
 
 def test_closing_leaves_no_descriptor_open() -> None:
     backend = MemfdBackend(UNIT)
-    fd = backend.export_fd()
-    backend.map(backend.reserve(UNIT), 0, backend.create(UNIT))
+    fd = backend.fd
+    backend.map_run(backend.reserve(UNIT), 0, [backend.create(UNIT)])
     backend.close()
     with pytest.raises(OSError):
         os.fstat(fd)

@@ -11,8 +11,8 @@ from common.errors import ConfigError, OutOfChunks
 from common.kv_layout import KvLayout
 from kvstore.memory.backend import VmMisuse
 from kvstore.memory.chunks import ChunkPool
-from kvstore.memory.host import HostMemory, open_host_memory
 from kvstore.memory.memfd import MemfdBackend
+from kvstore.memory.page_memory import PageMemory, open_page_memory
 from kvstore.memory.page_pool import PagePool
 from kvstore.memory.plan import chunk_bytes_for, memory_plan
 
@@ -21,14 +21,14 @@ MIB = 2**20
 
 
 @pytest.fixture
-def memory() -> Iterator[HostMemory]:
-    opened = open_host_memory(8 * MIB, LAYOUT)
+def memory() -> Iterator[PageMemory]:
+    opened = open_page_memory(8 * MIB, LAYOUT)
     yield opened
     opened.close()
 
 
-def test_a_page_written_through_the_tensor_lies_where_its_offset_says(memory: HostMemory) -> None:
-    pages, fd = memory.pages, memory.pages.export_fd()
+def test_a_page_written_through_the_tensor_lies_where_its_offset_says(memory: PageMemory) -> None:
+    pages, fd = memory.pages, memory.backend.fd
     memory.pages.shrink(3)
     pages.grow(3)  # chunks may now lie in another order than the pages
     for page in (0, 1, pages.n_pages // 2, pages.n_pages - 1):
@@ -52,7 +52,7 @@ def test_old_views_see_the_same_memory_after_growth() -> None:
     chunks.close()
 
 
-def test_shrinking_gives_memory_back_and_lets_others_have_it(memory: HostMemory) -> None:
+def test_shrinking_gives_memory_back_and_lets_others_have_it(memory: PageMemory) -> None:
     before_bytes = memory.backend.resident_bytes
     memory.pages.shrink(2)
     assert memory.backend.resident_bytes == before_bytes - 2 * memory.plan.chunk_bytes
@@ -64,14 +64,14 @@ def test_shrinking_gives_memory_back_and_lets_others_have_it(memory: HostMemory)
 
 
 def test_closing_gives_every_chunk_back() -> None:
-    memory = open_host_memory(8 * MIB, LAYOUT)
+    memory = open_page_memory(8 * MIB, LAYOUT)
     memory.pages.close()
     assert memory.chunks.used_chunks == 0
     assert memory.backend.resident_bytes == 0
     memory.close()
 
 
-def test_pages_beyond_the_memory_have_no_offset(memory: HostMemory) -> None:
+def test_pages_beyond_the_memory_have_no_offset(memory: PageMemory) -> None:
     with pytest.raises(VmMisuse, match="page"):
         memory.pages.page_offset_bytes(memory.pages.n_pages)
 
@@ -80,7 +80,7 @@ def test_pages_beyond_the_memory_have_no_offset(memory: HostMemory) -> None:
 @pytest.mark.parametrize("kv_heads", [1, 2, 3, 8])
 def test_no_page_straddles_two_chunks(head_dim: int, kv_heads: int) -> None:
     layout = replace(LAYOUT, head_dim=head_dim, kv_heads=kv_heads, dtype="bfloat16")
-    chunk_bytes = chunk_bytes_for(layout.page_bytes, 4096)
+    chunk_bytes = chunk_bytes_for(layout.page_bytes, 4096, 2 * MIB)
     assert chunk_bytes % layout.page_bytes == 0
     assert chunk_bytes % 4096 == 0
     assert MIB <= chunk_bytes <= 4 * MIB
@@ -91,9 +91,9 @@ def test_chunks_that_cut_pages_are_refused() -> None:
         PagePool(ChunkPool(MemfdBackend(8 * MIB), 8 * MIB, 4096), LAYOUT)
 
 
-def test_the_plan_says_what_the_pool_then_has(memory: HostMemory) -> None:
+def test_the_plan_says_what_the_pool_then_has(memory: PageMemory) -> None:
     plan = memory.plan
-    assert plan == memory_plan(8 * MIB, LAYOUT, 4096)
+    assert plan == memory_plan(8 * MIB, LAYOUT, 4096, 2 * MIB, limit_bytes=plan.limit_chunks * plan.chunk_bytes)
     assert (plan.pages, plan.page_bytes) == (memory.pages.n_pages, LAYOUT.page_bytes)
     assert plan.tokens == plan.pages // 3 * 16
     assert str(plan) == "8.0 MiB: 4 chunks of 2.0 MiB, 512 pages of 16.0 KiB, KV of 2720 tokens"
@@ -101,9 +101,9 @@ def test_the_plan_says_what_the_pool_then_has(memory: HostMemory) -> None:
 
 def test_a_budget_that_holds_no_token_block_is_refused_with_what_it_needs() -> None:
     with pytest.raises(ConfigError, match=r"give at least 2\.0 MiB"):
-        memory_plan(MIB, LAYOUT, 4096)
+        memory_plan(MIB, LAYOUT, 4096, 2 * MIB)
 
 
 def test_a_budget_above_the_memory_of_the_machine_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"--device-memory=1024\.0 TiB is more than"):
-        open_host_memory(2**50, LAYOUT)
+        open_page_memory(2**50, LAYOUT)

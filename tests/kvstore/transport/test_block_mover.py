@@ -12,13 +12,16 @@ from common.errors import PeerFailed
 from common.ids import PeerId
 from common.kv_layout import KvLayout
 from kvstore.index.ledger import PageIds
-from kvstore.memory.device import DevicePages
-from kvstore.memory.host import HostMemory, open_host_memory
+from kvstore.memory.page_memory import PageMemory, open_page_memory
 from kvstore.transport import block_mover
 from kvstore.transport.block_jobs import BlockEvent, BlockJobDone, FetchJob, LayerFetched, StoreJob
 from kvstore.transport.block_mover import BlockMover
+from kvstore.transport.descriptions import PoolDescription
+from kvstore.transport.layer_events import NoLayerEvents
 from kvstore.transport.load_gate import LoadGate
-from kvstore.transport.shared_pages import PoolDescription, SharedPages
+from kvstore.transport.own_pages import AcceleratorPages, HostPages
+from kvstore.transport.page_mover import PageMover
+from kvstore.transport.shared_pages import SharedPages
 
 MIB, WAIT_S = 2**20, 30
 LAYOUT = KvLayout(layers=3, kv_heads=8, head_dim=128, dtype="bfloat16")  # pages so long that no two layers go together
@@ -55,14 +58,14 @@ class Setting:
     """A mover with its own pages, a peer's pages, and what was told."""
 
     def __init__(self) -> None:
-        self.own, self.peer = open_host_memory(16 * MIB, LAYOUT), open_host_memory(16 * MIB, LAYOUT)
+        self.own, self.peer = open_page_memory(16 * MIB, LAYOUT), open_page_memory(16 * MIB, LAYOUT)
         for side, memory in enumerate((self.own, self.peer)):
             rows = memory.pages.rows
             rows[:] = np.random.default_rng(side).integers(0, 256, rows.shape, np.uint8)
         self.shared = mapped(self.peer)
         self.clock, self.gate = HandClock(), LoadGate(WAIT_S)
         self.told: queue.SimpleQueue[BlockEvent] = queue.SimpleQueue()
-        self.mover = BlockMover(self.own.pages, self.gate, self.told.put, self.clock)
+        self.mover = BlockMover(HostPages(self.own.pages), self.gate, self.told.put, self.clock)
         self.mover.attach(STORE, self.shared)
 
     def hear(self, n_events: int) -> list[BlockEvent]:
@@ -78,7 +81,7 @@ class Setting:
         self.peer.close()
 
 
-def mapped(memory: HostMemory) -> SharedPages:
+def mapped(memory: PageMemory) -> SharedPages:
     description = PoolDescription(
         peer=STORE,
         page_bytes=PAGE_BYTES,
@@ -87,7 +90,7 @@ def mapped(memory: HostMemory) -> SharedPages:
         probe_offset_bytes=0,
         probe_bytes=1,
     )
-    return SharedPages(description, memory.pages.export_fd())
+    return SharedPages(description, memory.backend.fd)
 
 
 @pytest.fixture
@@ -141,7 +144,7 @@ def test_a_fetched_block_is_in_our_pages_and_nowhere_else(at: Setting, by_layer:
 @pytest.mark.parametrize("by_layer", [True, False])
 def test_pieces_of_one_page_move_the_same(at: Setting, by_layer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_mover, "PIECE_BYTES", PAGE_BYTES)
-    mover = BlockMover(at.own.pages, at.gate, at.told.put)
+    mover = BlockMover(HostPages(at.own.pages), at.gate, at.told.put)
     mover.attach(STORE, at.shared)
     mover.post(fetch(1, by_layer=by_layer))
     done = at.hear(4 if by_layer else 1)[-1]
@@ -194,7 +197,7 @@ def test_a_fetch_goes_before_waiting_stores_and_between_the_pieces_of_a_running_
     at: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(block_mover, "PIECE_BYTES", PAGE_BYTES)  # a store has a piece per block
-    mover = BlockMover(at.own.pages, at.gate, at.told.put, at.clock)
+    mover = BlockMover(HostPages(at.own.pages), at.gate, at.told.put, at.clock)
     mover.attach(STORE, at.shared)
     at.clock.halt()
     mover.post(store(1))
@@ -302,7 +305,7 @@ def test_our_own_mistakes_are_errors(at: Setting) -> None:
 
 
 def test_a_peer_with_other_pages_is_not_attached(at: Setting) -> None:
-    other = open_host_memory(4 * MIB, KvLayout(layers=3, kv_heads=4, head_dim=64, dtype="bfloat16"))
+    other = open_page_memory(4 * MIB, KvLayout(layers=3, kv_heads=4, head_dim=64, dtype="bfloat16"))
     description = PoolDescription(
         peer=STORE,
         page_bytes=2 * PAGE_BYTES,
@@ -311,16 +314,16 @@ def test_a_peer_with_other_pages_is_not_attached(at: Setting) -> None:
         probe_offset_bytes=0,
         probe_bytes=1,
     )
-    pages = SharedPages(description, other.pages.export_fd())
+    pages = SharedPages(description, other.backend.fd)
     with pytest.raises(PeerFailed, match="has pages of 131072 bytes, not 65536"):
         at.mover.attach(STORE, pages)
     pages.close()
     other.close()
 
 
-@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
-def test_a_devices_pages_come_and_go_by_way_of_host_memory(at: Setting, device: str) -> None:
-    own = DevicePages(100, LAYOUT, torch.device(device))
+def test_a_devices_pages_come_and_go_by_way_of_host_memory(at: Setting) -> None:
+    memory = open_page_memory(16 * MIB, LAYOUT)
+    own = AcceleratorPages(memory.pages, NoLayerEvents())
     mover = BlockMover(own, at.gate, at.told.put)
     mover.attach(STORE, at.shared)
     mover.post(fetch(1))
@@ -332,20 +335,21 @@ def test_a_devices_pages_come_and_go_by_way_of_host_memory(at: Setting, device: 
     assert end(at.hear(1)[0]) == (2, True)
     assert np.array_equal(at.peer.pages.rows[elsewhere.reshape(-1)], wanted)
     mover.stop()
+    memory.close()
 
 
 def test_a_device_without_room_for_the_copy_fails_the_job_alone(at: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(self: DevicePages, pages: list[int]) -> bytearray:
+    def move(self: PageMover, *pages: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    mover = BlockMover(DevicePages(100, LAYOUT, torch.device("cpu")), at.gate, at.told.put)
+    mover = BlockMover(AcceleratorPages(at.own.pages, NoLayerEvents()), at.gate, at.told.put)
     mover.attach(STORE, at.shared)
     with monkeypatch.context() as patched:
-        patched.setattr(DevicePages, "read", read)
+        patched.setattr(PageMover, "move", move)
         mover.post(store(1))
         done = at.hear(1)[0]
     assert isinstance(done, BlockJobDone)
-    assert "no memory to copy 9 pages" in done.error_text
+    assert "no memory to copy pages" in done.error_text
     mover.post(store(2))
     assert end(at.hear(1)[0]) == (2, True)
     mover.stop()

@@ -16,13 +16,15 @@ from common.ids import Incarnation, PeerId, WorkerId, peer_id
 from common.kv_layout import KvLayout
 from common.messages.handover import KvSpan, Probed
 from common.messages.liveness import Member, TransportReport
-from kvstore.memory.host import HostMemory, open_host_memory
+from kvstore.memory.page_memory import PageMemory, open_page_memory
 from kvstore.transport import share as share_module
-from kvstore.transport.guest import visit
-from kvstore.transport.probe import TcpProbe, answer_probe, open_channel
+from kvstore.transport.descriptions import MappedPages, PoolDescription
+from kvstore.transport.guest import ChunkMapper, Visited, visit
+from kvstore.transport.own_pages import HostPages
+from kvstore.transport.probe import TcpProbe, Ways, answer_probe, open_channel
 from kvstore.transport.share import Share
 from kvstore.transport.share_wire import Introduce, ProbeWritten, encode_frame
-from kvstore.transport.shared_pages import PoolDescription, SharedPages
+from kvstore.transport.shared_pages import SharedPages
 from kvstore.transport.socket_path import short_name
 
 LAYOUT = KvLayout(layers=2, kv_heads=2, head_dim=32, dtype="float32")
@@ -49,7 +51,7 @@ class Party:
 
     def __init__(self, name: PeerId, run_dir: Path) -> None:
         self.name, self.news = name, News()
-        self.memory: HostMemory = open_host_memory(4 * MIB, LAYOUT)
+        self.memory: PageMemory = open_page_memory(4 * MIB, LAYOUT)
         self.share = Share(
             name,
             on_joined=lambda peer: self.news.put(("joined", peer)),
@@ -63,6 +65,9 @@ class Party:
     def close(self) -> None:
         self.share.close()
         self.memory.close()
+
+    def ways(self, wanted: str = "auto") -> Ways:
+        return Ways(HostPages(self.memory.pages), self.share, wanted)
 
     def member(self, worker: str, incarnation: int, host: str = "here") -> Member:
         return Member(
@@ -149,9 +154,9 @@ def test_of_two_overlapping_connections_to_one_host_one_is_left(
     parties: Callable[[PeerId], Party], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host, guest = parties(HOST), parties(GUEST)
-    mapped: list[SharedPages] = []
+    mapped: list[MappedPages] = []
 
-    def visit_twice(self_id: PeerId, peer: PeerId, path: str) -> tuple[socket.socket, SharedPages]:
+    def visit_twice(self_id: PeerId, peer: PeerId, path: str, mapper: ChunkMapper | None) -> Visited:
         """While the outer connection is being made, another one comes about."""
         monkeypatch.setattr(share_module, "visit", visit)
         visited = visit(self_id, peer, path)
@@ -181,11 +186,11 @@ def test_hanging_up_one_mapping_leaves_the_one_that_replaced_it(parties: Callabl
 
 def test_a_closed_share_maps_nothing(parties: Callable[[PeerId], Party], monkeypatch: pytest.MonkeyPatch) -> None:
     host, guest = parties(HOST), parties(GUEST)
-    mapped: list[SharedPages] = []
+    mapped: list[MappedPages] = []
 
-    def visit_late(self_id: PeerId, peer: PeerId, path: str) -> tuple[socket.socket, SharedPages]:
+    def visit_late(self_id: PeerId, peer: PeerId, path: str, mapper: ChunkMapper | None) -> Visited:
         visited = visit(self_id, peer, path)
-        mapped.append(visited[1])
+        mapped.append(visited.pages)
         guest.share.close()
         return visited
 
@@ -197,7 +202,7 @@ def test_a_closed_share_maps_nothing(parties: Callable[[PeerId], Party], monkeyp
 
 def test_a_guest_that_never_introduces_itself_is_closed_and_the_others_are_not(tmp_path: Path) -> None:
     clock = ManualClock()
-    memory = open_host_memory(4 * MIB, LAYOUT)
+    memory = open_page_memory(4 * MIB, LAYOUT)
     host = Share(HOST, on_joined=lambda peer: None, on_gone=lambda peer: None, clock=clock)
     guest = Share(GUEST, on_joined=lambda peer: None, on_gone=lambda peer: None)
     path = host.serve(memory, tmp_path)
@@ -253,7 +258,7 @@ def test_the_socket_is_private_and_removed_on_close(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_any_length_will_do(tmp_path: Path) -> None:
-    memory = open_host_memory(4 * MIB, LAYOUT)
+    memory = open_page_memory(4 * MIB, LAYOUT)
     long = tmp_path / ("x" * 120)
     host = Share(HOST, on_joined=lambda peer: None, on_gone=lambda peer: None)
     guest = Share(GUEST, on_joined=lambda peer: None, on_gone=lambda peer: None)
@@ -266,11 +271,11 @@ def test_a_folder_of_any_length_will_do(tmp_path: Path) -> None:
 
 
 def test_a_description_that_does_not_fit_its_file_is_refused() -> None:
-    memory = open_host_memory(4 * MIB, LAYOUT)
+    memory = open_page_memory(4 * MIB, LAYOUT)
     good = PoolDescription(
         peer=HOST, page_bytes=8192, chunk_bytes=2 * MIB, chunk_offsets=(0, 2 * MIB), probe_offset_bytes=0, probe_bytes=1
     )
-    SharedPages(good, memory.pages.export_fd()).close()
+    SharedPages(good, memory.backend.fd).close()
     for bad in (
         {"chunk_offsets": (0, 2**40)},
         {"chunk_offsets": (-4096,)},
@@ -281,14 +286,14 @@ def test_a_description_that_does_not_fit_its_file_is_refused() -> None:
     ):
         fields = {name: getattr(good, name) for name in good.__struct_fields__} | bad
         with pytest.raises(PeerFailed, match="do not fit"):
-            SharedPages(PoolDescription(**fields), memory.pages.export_fd())
+            SharedPages(PoolDescription(**fields), memory.backend.fd)
     memory.close()
 
 
 def test_where_shared_memory_works_it_is_taken_and_copies_arrive(parties: Callable[[PeerId], Party]) -> None:
     host, guest = parties(HOST), parties(GUEST)
     mine, theirs = guest.member("prefill-0", 2), host.member("decode-0", 1)
-    opened = open_channel(mine, theirs, guest.memory.pages, guest.share)
+    opened = open_channel(mine, theirs, guest.ways())
     assert (opened.report.kind, opened.report.reason, opened.report.peer) == ("shm", "", HOST)
     guest.memory.pages.rows[[3, 9]] = np.array([[33], [99]], np.uint8)
     assert opened.channel.copy(KvSpan(0, 0, 2), (3, 9), (100, 7)).payload is None
@@ -307,11 +312,11 @@ def test_elsewhere_tcp_is_taken_and_says_why(parties: Callable[[PeerId], Party])
         (host.member("decode-0", 1, host="there"), "auto", r"another host \(there, not here\)"),
         (host.member("decode-0", 7), "auto", "listens where"),
     ):
-        opened = open_channel(mine, theirs, guest.memory.pages, guest.share, wanted)
+        opened = open_channel(mine, theirs, guest.ways(wanted))
         assert (opened.channel.kind, opened.report.kind) == ("tcp", "tcp")
         assert re.search(why, opened.report.reason)
     with pytest.raises(PeerFailed, match="--transport=shm does not work"):
-        open_channel(mine, host.member("decode-0", 7), guest.memory.pages, guest.share, "shm")
+        open_channel(mine, host.member("decode-0", 7), guest.ways("shm"))
 
 
 def test_the_tcp_probe_measures_only_what_arrived_whole() -> None:
@@ -332,7 +337,7 @@ class NothingYet:
     pages_in_file = None
     probe_offset_bytes = 0
 
-    def export_fd(self) -> int:
+    def export_fds(self) -> list[int]:
         raise AssertionError("there is nothing to hand out")
 
     def discard(self, offset_bytes: int, length_bytes: int) -> None:

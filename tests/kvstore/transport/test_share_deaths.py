@@ -16,7 +16,7 @@ from common.errors import PeerFailed
 from common.ids import PeerId
 from common.kv_layout import KvLayout
 from common.messages.handover import KvSpan
-from kvstore.memory.host import open_host_memory
+from kvstore.memory.page_memory import open_page_memory
 from kvstore.transport.share import Share
 from kvstore.transport.shm import ShmChannel
 
@@ -32,7 +32,7 @@ import numpy as np
 from pathlib import Path
 from common.ids import PeerId
 from common.kv_layout import KvLayout
-from kvstore.memory.host import open_host_memory
+from kvstore.memory.page_memory import open_page_memory
 from kvstore.transport.share import Share
 silent = {"on_joined": lambda peer: None, "on_gone": lambda peer: None}
 share = Share(PeerId(sys.argv[1]), **silent)
@@ -40,7 +40,7 @@ share = Share(PeerId(sys.argv[1]), **silent)
 SERVE = (
     COMMON
     + """
-memory = open_host_memory(64 << 20, KvLayout(layers=2, kv_heads=2, head_dim=32, dtype="float32"))
+memory = open_page_memory(64 << 20, KvLayout(layers=2, kv_heads=2, head_dim=32, dtype="float32"))
 memory.pages.rows[:] = 5
 print(share.serve(memory, Path(sys.argv[2])), flush=True)
 time.sleep(600)
@@ -77,7 +77,7 @@ def process(script: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str
 
 def test_after_the_news_of_a_killed_guest_it_writes_no_more(tmp_path: Path) -> None:
     gone: queue.SimpleQueue[PeerId] = queue.SimpleQueue()
-    memory = open_host_memory(4 * MIB, LAYOUT)
+    memory = open_page_memory(4 * MIB, LAYOUT)
     share = Share(HOST, on_joined=lambda peer: None, on_gone=gone.put)
     path = share.serve(memory, tmp_path)
     with process(WRITE, GUEST, path) as (guest, line):
@@ -96,7 +96,7 @@ def test_after_the_news_of_a_killed_guest_it_writes_no_more(tmp_path: Path) -> N
 
 def test_a_killed_hosts_memory_outlives_it_only_until_the_guest_heard(tmp_path: Path) -> None:
     gone: queue.SimpleQueue[PeerId] = queue.SimpleQueue()
-    memory = open_host_memory(4 * MIB, LAYOUT)
+    memory = open_page_memory(4 * MIB, LAYOUT)
     share = Share(GUEST, on_joined=lambda peer: None, on_gone=gone.put)
     before = mapped_files()
     with process(SERVE, HOST, str(tmp_path)) as (host, path):

@@ -10,22 +10,23 @@ import pytest
 from common.errors import PeerFailed
 from common.ids import PeerId
 from common.kv_layout import KvLayout
-from kvstore.memory.host import HostMemory, open_host_memory
-from kvstore.transport.shared_pages import PoolDescription, SharedPages
+from kvstore.memory.page_memory import PageMemory, open_page_memory
+from kvstore.transport.descriptions import PoolDescription
+from kvstore.transport.shared_pages import SharedPages
 
 MIB, WAIT_S = 2**20, 30
 LAYOUT = KvLayout(layers=2, kv_heads=2, head_dim=64, dtype="bfloat16")
 
 
 @pytest.fixture
-def memory() -> Iterator[HostMemory]:
-    made = open_host_memory(8 * MIB, LAYOUT)
+def memory() -> Iterator[PageMemory]:
+    made = open_page_memory(8 * MIB, LAYOUT)
     made.pages.rows[:] = np.random.default_rng(1).integers(0, 256, made.pages.rows.shape, np.uint8)
     yield made
     made.close()
 
 
-def mapped(memory: HostMemory, chunk_offsets: tuple[int, ...] | None = None) -> SharedPages:
+def mapped(memory: PageMemory, chunk_offsets: tuple[int, ...] | None = None) -> SharedPages:
     description = PoolDescription(
         peer=PeerId("decode@1"),
         page_bytes=LAYOUT.page_bytes,
@@ -34,13 +35,13 @@ def mapped(memory: HostMemory, chunk_offsets: tuple[int, ...] | None = None) -> 
         probe_offset_bytes=0,
         probe_bytes=1,
     )
-    return SharedPages(description, memory.pages.export_fd())
+    return SharedPages(description, memory.backend.fd)
 
 
 @pytest.mark.parametrize("ids", [(3, 9, 4), range(5, 9), (5, 7, 9), np.array([300, 2], np.int32)])
 @pytest.mark.parametrize("turned", [False, True])
 def test_pages_are_read_and_written_where_the_description_says(
-    memory: HostMemory, ids: tuple[int, ...], turned: bool
+    memory: PageMemory, ids: tuple[int, ...], turned: bool
 ) -> None:
     offsets = memory.pages.chunk_offsets[::-1] if turned else memory.pages.chunk_offsets
     pages, per_chunk = mapped(memory, offsets), memory.pages.chunk_bytes // LAYOUT.page_bytes
@@ -56,7 +57,7 @@ def test_pages_are_read_and_written_where_the_description_says(
 
 
 @pytest.mark.parametrize("ids", [(-1,), (0, -1), range(10**6), (1, 10**6, 3), np.array([0, 10**6, 2])])
-def test_pages_that_the_peer_does_not_have_are_refused_both_ways(memory: HostMemory, ids: tuple[int, ...]) -> None:
+def test_pages_that_the_peer_does_not_have_are_refused_both_ways(memory: PageMemory, ids: tuple[int, ...]) -> None:
     pages, local = mapped(memory), np.zeros((3, LAYOUT.page_bytes), np.uint8)
     with pytest.raises(PeerFailed, match="were asked for"):
         pages.write(ids, local, range(len(ids)))
@@ -67,7 +68,7 @@ def test_pages_that_the_peer_does_not_have_are_refused_both_ways(memory: HostMem
     pages.close()
 
 
-def test_two_uses_run_side_by_side_and_closing_waits_for_both(memory: HostMemory) -> None:
+def test_two_uses_run_side_by_side_and_closing_waits_for_both(memory: PageMemory) -> None:
     pages, closed = mapped(memory), queue.SimpleQueue[bool]()
     with pages.using():
         with pages.using() as rows:

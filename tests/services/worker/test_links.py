@@ -16,10 +16,10 @@ from common.messages.base import Message
 from common.messages.handover import Probe
 from common.messages.liveness import Member, TransportReport
 from common.net.sockets import Exchange, Payload
-from kvstore.memory.page_pool import PagePool
 from kvstore.transport.block_mover import BlockMover
 from kvstore.transport.copier import Copier
-from kvstore.transport.probe import OpenedChannel, answer_probe
+from kvstore.transport.own_pages import OwnPages
+from kvstore.transport.probe import OpenedChannel, Ways, answer_probe
 from kvstore.transport.share import Share
 from kvstore.transport.shared_pages import SharedPages
 from kvstore.transport.tcp import TcpChannel
@@ -104,12 +104,11 @@ class Bench:
         self.copier = Copier(lambda done: None)
         self.mover = NoBlocks()
         monkeypatch.setattr(links_module, "open_channel", self._open_channel)
-        share, pages = cast("Share", self.share), cast("PagePool", None)
-        self.links = Links(
-            member("prefill-0"), pages, Movers(share, self.copier, cast("BlockMover", self.mover)), self.inbox, "auto"
-        )
+        share, pages = cast("Share", self.share), cast("OwnPages", None)
+        movers = Movers(share, self.copier, cast("BlockMover", self.mover))
+        self.links = Links(member("prefill-0"), pages, movers, self.inbox, Ways(pages, share))
 
-    def _open_channel(self, mine: Member, theirs: Member, *_: object) -> OpenedChannel:
+    def _open_channel(self, mine: Member, theirs: Member, ways: Ways) -> OpenedChannel:
         self.begun.put(theirs.id)
         outcome = self.outcomes.get(timeout=WAIT_S)
         if isinstance(outcome, PeerFailed):

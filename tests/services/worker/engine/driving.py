@@ -9,7 +9,7 @@ from common.ids import RequestId
 from common.messages.requests import Sampling
 from kvstore.index.page_table import PageTable
 from services.worker.core.plan import Sampled, Segment, StepPlan
-from services.worker.engine.engine import TorchEngine
+from services.worker.engine.make import EngineLimits, make_engine
 from services.worker.model.load import LoadedModel
 
 
@@ -33,16 +33,23 @@ class Sequence:
 class Driver:
     """Runs sequences through an engine; every new one joins at the next step, whatever the others are doing."""
 
-    def __init__(self, model: LoadedModel, *, pages: int = 4096, garbage: float | None = None) -> None:
+    def __init__(
+        self, model: LoadedModel, *, pages: int = 4096, garbage: float | None = None, whole_blocks: bool = False
+    ) -> None:
         layout = model.layout
         shape = (pages, 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
-        self.pool = torch.zeros(shape, dtype=model.dtype)
+        self.pool = torch.zeros(shape, dtype=model.dtype, device=model.device)
         if garbage is not None:
             self.pool.fill_(garbage)
-        self.engine = TorchEngine(model, self.pool, layout)
+        limits = EngineLimits(max_running=32, max_step_tokens=2048, context_tokens=model.identity.context_tokens)
+        self.engine = make_engine(model, self.pool, limits)
         self.layout = layout
-        # Scattered on purpose: neighbours in a sequence are not neighbours in memory.
-        self._free = [int(page) for page in np.random.default_rng(0).permutation(pages)]
+        # Scattered on purpose: neighbours in a sequence are not neighbours in memory, nor are the layers of a block
+        # unless `whole_blocks`.
+        order = np.random.default_rng(0).permutation(pages // layout.layers if whole_blocks else pages)
+        if whole_blocks:
+            order = (order[:, None] * layout.layers + np.arange(layout.layers)[::-1]).reshape(-1)
+        self._free = [int(page) for page in order]
         self.sequences: dict[RequestId, Sequence] = {}
         self.steps = 0
 
@@ -72,12 +79,35 @@ class Driver:
     def output(self, request: RequestId) -> list[int]:
         return [one.token for one in self.sequences[request].sampled]
 
-    def _segment(self, request: RequestId, one: Sequence, chunk_tokens: int) -> Segment:
-        count = min(chunk_tokens, len(one.tokens) - one.computed)
-        missing = self.layout.blocks_for(one.computed + count) - one.table.n_blocks
+    def segment(self, request: RequestId, chunk_tokens: int) -> Segment:
+        """The next tokens of a sequence."""
+        return self._segment(request, self.sequences[request], chunk_tokens)
+
+    def pending_segment(self, request: RequestId) -> Segment:
+        """The token that the step before draws."""
+        one = self.sequences[request]
+        self._extend(one, one.computed + 1)
+        return Segment(
+            request=request,
+            tokens=one.tokens,
+            prompt_tokens=one.prompt_tokens,
+            start=one.computed,
+            count=1,
+            table=one.table,
+            sampling=one.sampling,
+            sample=True,
+            pending=True,
+        )
+
+    def _extend(self, one: Sequence, tokens: int) -> None:
+        missing = self.layout.blocks_for(tokens) - one.table.n_blocks
         if missing > 0:
             pages = [self._free.pop() for _ in range(missing * self.layout.layers)]
             one.table.append(np.array(pages, np.int32).reshape(missing, self.layout.layers))
+
+    def _segment(self, request: RequestId, one: Sequence, chunk_tokens: int) -> Segment:
+        count = min(chunk_tokens, len(one.tokens) - one.computed)
+        self._extend(one, one.computed + count)
         return Segment(
             request=request,
             tokens=one.tokens,

@@ -1,0 +1,249 @@
+"""Attention of one new query for each of many sequences over their K and V in pages or in contiguous views (Triton).
+
+Flash-decoding: the keys of a sequence are split over programs, and a second kernel merges what they found. A program
+holds all query heads of one kv head, so that each key is read once.
+Source: Flash-Decoding (https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.checks import require
+from kernels.kv_source import KvSource, PagedKv, check_query
+from kernels.tiles import (
+    capped,
+    dot_constants,
+    finished,
+    load_rows,
+    look_up,
+    rule_constants,
+    softmax_step,
+    source_constants,
+    token_rows,
+)
+
+_INTERPRETER_PROCESSORS = 2
+_MERGED_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeShape:
+    """How the work is cut. The defaults of `decode_shape` come from benchmarks/gpu/attention.py."""
+
+    tile_tokens: int
+    warps: int
+    stages: int
+    programs_per_processor: int
+    """Splits are made until there are about this many programs for each of the device's processors."""
+    longest_split_tokens: int = 8192
+    """One long sequence among many short ones must not keep one program busy while the others have ended."""
+
+
+def decode_shape(head_dim: int, dtype: torch.dtype) -> DecodeShape:
+    """The shape that `paged_decode` takes by itself."""
+    if dtype == torch.float32:
+        return DecodeShape(tile_tokens=32, warps=4, stages=2, programs_per_processor=4)
+    if head_dim > 128:
+        return DecodeShape(tile_tokens=32, warps=4, stages=3, programs_per_processor=4)
+    return DecodeShape(tile_tokens=64, warps=4, stages=3, programs_per_processor=4)
+
+
+def paged_decode(
+    query: Tensor,
+    kv: KvSource,
+    lengths: Tensor,
+    *,
+    scaling: float,
+    max_length: int,
+    window_tokens: int | None = None,
+    soft_cap: float | None = None,
+    shape: DecodeShape | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of the newest token of each sequence over its keys.
+
+    query    [sequences, heads, head_dim], heads a multiple of kv_heads; heads contiguous
+    lengths  int32 [sequences]: keys that lie in `kv`, the newest included; 0: a padding row, out 0 and lse -inf
+    max_length bounds the lengths and picks the number of splits; a longer sequence is served, but slower.
+    With a window only the last `window_tokens` keys count; soft_cap c turns a scaled score s into c * tanh(s / c).
+    Returns out [sequences, heads, head_dim] in the query's dtype, lse [sequences, heads] float32, natural logarithm.
+
+    New tensors, current stream, no synchronisation: may be captured in a CUDA graph. Memory of pages that no length
+    covers is never part of a result, whatever it holds. Tolerance 1e-5 in float32, 1e-2 in bfloat16 and float16.
+    Raises KernelInputError for a wrong shape, dtype or device.
+    """
+    sequences, heads, head_dim = query.shape
+    check_query(query, kv, sequences, lengths=lengths)
+    require(lengths.shape[0] == sequences, "lengths", tuple(lengths.shape), f"[{sequences}]")
+    require(scaling > 0.0, "scaling", scaling, "above 0")
+    shape = shape or decode_shape(head_dim, query.dtype)
+    out = torch.empty(sequences, heads, head_dim, dtype=query.dtype, device=query.device)
+    lse = torch.empty(sequences, heads, dtype=torch.float32, device=query.device)
+    if sequences == 0:
+        return out, lse
+    reach = max_length if window_tokens is None else min(max_length, window_tokens + shape.tile_tokens)
+    splits = count_splits(sequences * kv.kv_heads, reach, shape, query.device)
+    part, part_lse = out, lse
+    if splits > 1:
+        part = torch.empty(sequences, heads, splits, head_dim, dtype=torch.float32, device=query.device)
+        part_lse = torch.empty(sequences, heads, splits, dtype=torch.float32, device=query.device)
+    group = heads // kv.kv_heads
+    constants = {"TILE": shape.tile_tokens, **rule_constants(window_tokens, soft_cap), **source_constants(kv)}
+    _decode[(kv.kv_heads, splits, sequences)](
+        query, kv.keys, kv.values, kv.places, lengths, part, part_lse,
+        kv.page_shift if isinstance(kv, PagedKv) else 0, kv.places.stride(0),
+        query.stride(0), query.stride(1), scaling, splits,
+        GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), SPLIT=splits > 1,
+        **constants, **dot_constants(query), num_warps=shape.warps, num_stages=shape.stages,
+    )  # fmt: skip
+    if splits > 1:
+        _merge_splits[(heads, sequences)](
+            part, part_lse, lengths, out, lse, splits,
+            HEAD_DIM=head_dim, BLOCK_DIM=constants["BLOCK_DIM"], TILE=shape.tile_tokens,
+            WINDOW=constants["WINDOW"], CHUNK=_MERGED_AT_ONCE, num_warps=4,
+        )  # fmt: skip
+    return out, lse
+
+
+def count_splits(programs: int, reach_tokens: int, shape: DecodeShape, device: torch.device) -> int:
+    """Parts that the keys of a sequence are cut into, at most one for each two tiles of the longest."""
+    to_fill = triton.cdiv(shape.programs_per_processor * _processors(device), programs)
+    to_share = triton.cdiv(reach_tokens, shape.longest_split_tokens)
+    return max(1, min(max(to_fill, to_share), reach_tokens // (2 * shape.tile_tokens)))
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _INTERPRETER_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@triton.jit
+def _share(length: tl.tensor, splits: tl.tensor, TILE: tl.constexpr, WINDOW: tl.constexpr) -> tl.tensor:
+    """(first tile that is seen, tiles seen, tiles of each split)."""
+    first = 0
+    if WINDOW > 0:
+        first = tl.maximum(length - WINDOW, 0) // TILE
+    tiles = tl.cdiv(length, TILE) - first
+    return first, tiles, tl.cdiv(tiles, splits)
+
+
+@triton.jit(do_not_specialize=["page_shift", "place_stride", "splits"])
+def _decode(
+    query: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    places: tl.tensor,
+    lengths: tl.tensor,
+    part: tl.tensor,
+    part_lse: tl.tensor,
+    page_shift: tl.tensor,
+    place_stride: tl.tensor,
+    query_stride: tl.tensor,
+    head_stride: tl.tensor,
+    scaling: tl.tensor,
+    splits: tl.tensor,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    TILE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
+    PAGED: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    PAGE_ELEMENTS: tl.constexpr,
+    TOKEN_ELEMENTS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    """One split of one kv head of one sequence."""
+    kv_head, split, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    heads = tl.num_programs(0) * GROUP
+    length = tl.load(lengths + sequence)
+    first, tiles, share = _share(length, splits, TILE, WINDOW)
+    begin = split * share
+    end = tl.minimum(begin + share, tiles)
+    if SPLIT:  # noqa: SIM102 - decided when the kernel is compiled, the next one when it runs
+        if begin >= end:
+            return
+    dims = tl.arange(0, BLOCK_DIM)
+    rows = tl.arange(0, ROWS)
+    head = kv_head * GROUP + rows
+    mine = (rows[:, None] < GROUP) & (dims[None, :] < HEAD_DIM)
+    at = sequence.to(tl.int64) * query_stride + head[:, None] * head_stride + dims[None, :]
+    q = tl.load(query + at, mine, 0.0).to(DOT)
+    place = places + sequence.to(tl.int64) * place_stride
+    column = kv_head * HEAD_DIM
+    highest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    sums = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
+    found = look_up((first + begin) * TILE + tl.arange(0, TILE), length, place, PAGED, BLOCK_TOKENS)
+    for tile in range(first + begin, first + end):
+        tokens = tile * TILE + tl.arange(0, TILE)
+        seen = tokens < length
+        if WINDOW > 0:
+            seen = seen & (tokens >= length - WINDOW)
+        lie = column + token_rows(found, tokens, page_shift, PAGED, BLOCK_TOKENS, PAGE_ELEMENTS, TOKEN_ELEMENTS)
+        if PAGED:
+            found = look_up(tokens + TILE, length, place, PAGED, BLOCK_TOKENS)
+        k = load_rows(keys, lie, dims, seen, HEAD_DIM, BLOCK_DIM, True).to(DOT)
+        scores = capped(tl.dot(q, tl.trans(k), input_precision=PRECISION), scaling, SOFT_CAP)
+        scores = tl.where(seen[None, :], scores, float("-inf"))
+        weights, shrink, highest, total = softmax_step(scores, highest, total)
+        v = load_rows(values, lie, dims, seen, HEAD_DIM, BLOCK_DIM, True).to(DOT)
+        sums = sums * shrink[:, None] + tl.dot(weights.to(DOT), v, input_precision=PRECISION)
+    out, lse = finished(sums, highest, total)
+    slot = sequence.to(tl.int64) * heads + head
+    if SPLIT:
+        slot = slot * splits + split
+    tl.store(part + slot[:, None] * HEAD_DIM + dims[None, :], out.to(part.dtype.element_ty), mine)
+    tl.store(part_lse + slot, lse, rows < GROUP)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _merge_splits(
+    part: tl.tensor,
+    part_lse: tl.tensor,
+    lengths: tl.tensor,
+    out: tl.tensor,
+    out_lse: tl.tensor,
+    splits: tl.tensor,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    TILE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr,
+) -> None:
+    """Merge what the splits of one head of one sequence found; reads only splits that had keys."""
+    head, sequence = tl.program_id(0), tl.program_id(1)
+    slot = sequence.to(tl.int64) * tl.num_programs(0) + head
+    length = tl.load(lengths + sequence)
+    _, tiles, share = _share(length, splits, TILE, WINDOW)
+    used = tl.cdiv(tiles, tl.maximum(share, 1))
+    dims = tl.arange(0, BLOCK_DIM)
+    highest = float("-inf")
+    total = 0.0
+    sums = tl.zeros([BLOCK_DIM], tl.float32)
+    for begin in range(0, used, CHUNK):
+        split = begin + tl.arange(0, CHUNK)
+        here = split < used
+        lse = tl.load(part_lse + slot * splits + split, here, float("-inf")) * 1.4426950408889634
+        at = (slot * splits + split)[:, None] * HEAD_DIM + dims[None, :]
+        found = tl.load(part + at, here[:, None] & (dims[None, :] < HEAD_DIM), 0.0)
+        raised = tl.maximum(highest, tl.max(lse, 0))
+        weight = tl.exp2(lse - raised)
+        shrink = tl.exp2(highest - raised)
+        sums = sums * shrink + tl.sum(found * weight[:, None], 0)
+        total = total * shrink + tl.sum(weight, 0)
+        highest = raised
+    divisor = tl.where(total > 0.0, total, 1.0)
+    tl.store(out + slot * HEAD_DIM + dims, (sums / divisor).to(out.dtype.element_ty), dims < HEAD_DIM)
+    lse = tl.where(total > 0.0, (highest + tl.log2(divisor)) * 0.6931471805599453, float("-inf"))
+    tl.store(out_lse + slot, lse)

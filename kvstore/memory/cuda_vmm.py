@@ -1,0 +1,164 @@
+"""An accelerator's own memory under CUDA's virtual memory management.
+
+A chunk is one driver handle, which other processes map through a descriptor of its own. Creating a handle and making a
+run of chunks accessible are the dear calls, so a run takes one access call, and released handles may
+be kept for the next `create` (`spare_bytes`). No call waits for kernels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from common.errors import OutOfChunks, ServingError
+from common.units import format_bytes
+from kvstore.memory.backend import Chunk, Range, VmMisuse
+from kvstore.memory.cuda_driver import CudaDriver
+from kvstore.memory.mappings import MappingTable
+
+MAX_LIVE_MAPPINGS = 500_000
+"""One context fails with other errors a little above this number."""
+
+
+class CudaVmmBackend:
+    """VmBackend over one device. Owns a handle for each chunk, mapped or spare.
+
+    A chunk's `offset_bytes` is a name that is never given twice. New chunks hold whatever their memory held before.
+    """
+
+    def __init__(self, device: torch.device, driver: CudaDriver, *, spare_bytes: int = 0) -> None:
+        """Takes over `driver`. Released chunks of up to `spare_bytes` keep their memory for the next `create`."""
+        self._device, self._driver, self._spare_bytes = device, driver, spare_bytes
+        self._table = MappingTable(driver.granularity_bytes)
+        self._handles: dict[Chunk, int] = {}
+        self._spare: dict[int, list[Chunk]] = {}  # by length; not in the table
+        self._spared_bytes = self._next_name_bytes = 0
+        self._closed = False
+
+    @property
+    def device(self) -> torch.device:
+        """The device."""
+        return self._device
+
+    @property
+    def device_uuid(self) -> str:
+        """Names the device across processes: 32 hex digits."""
+        return self._driver.device_uuid
+
+    @property
+    def granularity_bytes(self) -> int:
+        """Smallest mappable unit: 2 MiB on data-centre devices."""
+        return self._driver.granularity_bytes
+
+    @property
+    def created_bytes(self) -> int:
+        """Memory that is taken from the device, mapped or not, spare or not."""
+        return sum(chunk.length_bytes for chunk in self._handles)
+
+    @property
+    def live_mappings(self) -> int:
+        """Chunks mapped now, each as often as it is mapped."""
+        return self._table.live
+
+    def reserve(self, length_bytes: int) -> Range:
+        """Take an address range without memory; terabytes are cheap. Raises OutOfChunks if no addresses are left."""
+        self._table.require_aligned("range", length_bytes)
+        where = Range(self._driver.reserve(length_bytes), length_bytes)
+        self._table.add_range(where)
+        return where
+
+    def unreserve(self, where: Range) -> None:
+        """Give the addresses back."""
+        self._table.drop_range(where)
+        self._driver.unreserve(where.address, where.length_bytes)
+
+    def create(self, length_bytes: int) -> Chunk:
+        """Physical memory: a spare chunk, or a new handle. Raises OutOfChunks."""
+        self._table.require_aligned("chunk", length_bytes)
+        spare = self._spare.get(length_bytes)
+        if spare:
+            chunk = spare.pop()
+            self._spared_bytes -= length_bytes
+        else:
+            chunk = Chunk(self._next_name_bytes, length_bytes)
+            self._handles[chunk] = self._driver.create(length_bytes)
+            self._next_name_bytes += length_bytes
+        self._table.add_chunk(chunk)
+        return chunk
+
+    def release(self, chunk: Chunk) -> None:
+        """Give physical memory back to the device, or keep it as a spare. A peer that maps it keeps it alive."""
+        self._table.drop_chunk(chunk)
+        if self._spared_bytes + chunk.length_bytes <= self._spare_bytes:
+            self._spare.setdefault(chunk.length_bytes, []).append(chunk)
+            self._spared_bytes += chunk.length_bytes
+        else:
+            self._driver.release(self._handles.pop(chunk))
+
+    def map_run(self, where: Range, offset_bytes: int, chunks: Sequence[Chunk]) -> None:
+        """Make the chunks readable and writable there, with one access call."""
+        live = self._table.live
+        if live + len(chunks) > MAX_LIVE_MAPPINGS:
+            raise OutOfChunks(
+                f"{len(chunks)} more mappings asked for; {live} are live, and one context bears {MAX_LIVE_MAPPINGS}: "
+                "use larger chunks"
+            )
+        self._table.add_run(where, offset_bytes, chunks)
+        begin = end = where.address + offset_bytes
+        try:
+            for chunk in chunks:
+                self._driver.map(end, chunk.length_bytes, self._handles[chunk])
+                end += chunk.length_bytes
+            if chunks:
+                self._driver.allow(begin, end - begin)
+        except (ServingError, VmMisuse):
+            self._table.remove_run(where, offset_bytes, len(chunks))
+            if end > begin:
+                self._driver.unmap(begin, end - begin)
+            raise
+
+    def unmap_run(self, where: Range, offset_bytes: int, n_chunks: int) -> list[Chunk]:
+        """Undo the mappings of a run, with one call. The caller guarantees that no kernel uses those addresses."""
+        chunks = self._table.remove_run(where, offset_bytes, n_chunks)
+        if chunks:
+            self._driver.unmap(where.address + offset_bytes, sum(chunk.length_bytes for chunk in chunks))
+        return chunks
+
+    def export_fds(self, chunks: Sequence[Chunk]) -> list[int]:
+        """A new descriptor for each chunk, which the caller closes. An open one keeps the memory."""
+        return [self._driver.export_fd(self._handles[chunk]) for chunk in chunks]
+
+    def bytes_at(self, where: Range, n_bytes: int) -> Tensor:
+        """The beginning of a range, not copied, however much of it is mapped."""
+        if n_bytes > where.length_bytes:
+            raise VmMisuse(f"{n_bytes} bytes of a range of {format_bytes(where.length_bytes)}")
+        empty = torch.empty(0, dtype=torch.uint8, device=self._device)
+        if n_bytes == 0:
+            return empty
+        # torch has no public way to wrap addresses that are mapped only in part: this one asks the driver nothing.
+        storage = torch._C._construct_storage_from_data_pointer(where.address, self._device, n_bytes)
+        return empty.set_(storage, 0, (n_bytes,), (1,))
+
+    def wait(self) -> None:
+        """Until nothing that was started on the device runs any more, so that what it used may be unmapped."""
+        self._driver.wait()
+
+    def close(self) -> None:
+        """Unmap every range, give all memory back, let go of the device. The caller guarantees that no kernel runs."""
+        if self._closed:
+            return
+        for where in self._table.ranges:
+            for start, chunk in self._table.mapped(where).items():
+                self._driver.unmap(where.address + start, chunk.length_bytes)
+            self._driver.unreserve(where.address, where.length_bytes)
+        for handle in self._handles.values():
+            self._driver.release(handle)
+        self._handles.clear()
+        self._driver.close()
+        self._closed = True
+
+
+def open_cuda(device: torch.device, *, spare_bytes: int = 0) -> CudaVmmBackend:
+    """The back end of a CUDA device. Raises ConfigError if the driver or the device cannot do it."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return CudaVmmBackend(torch.device("cuda", index), CudaDriver(index), spare_bytes=spare_bytes)

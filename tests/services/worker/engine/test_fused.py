@@ -1,0 +1,130 @@
+"""The engine of a GPU gives transformers' tokens: in Triton's interpreter here, on the device where there is one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.worker.core.plan import StepPlan
+from services.worker.engine.fused.graphs import ladder
+from services.worker.model.load import LoadedModel, load_model
+from services.worker.model.make import FAMILIES
+from services.worker.model.packing import LinearPath
+from tests.services.worker.engine.driving import Driver
+from tests.services.worker.engine.test_parity import generate, prompt_of
+
+on_gpu = pytest.mark.gpu
+
+
+def fused(folder: Path, device: torch.device, dtype: str = "float32") -> LoadedModel:
+    return load_model(folder, dtype, str(device), path=LinearPath.FUSED)
+
+
+def answers(driver: Driver, prompts: list[list[int]], output_tokens: int, **sampling: object) -> list[list[int]]:
+    requests = [driver.add(prompt, output_tokens, **sampling) for prompt in prompts]
+    driver.run()
+    return [driver.output(request) for request in requests]
+
+
+@pytest.mark.parametrize("whole_blocks", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.system  # half a minute in the interpreter
+def test_a_few_tokens_of_every_family_equal_generate(
+    family: str, whole_blocks: bool, checkpoint: Callable[[str], Path], device: torch.device
+) -> None:
+    prompts = [prompt_of(tokens, seed=tokens) for tokens in (1, 17, 36)]
+    driver = Driver(fused(checkpoint(family), device), pages=64, garbage=float("nan"), whole_blocks=whole_blocks)
+    assert answers(driver, prompts, 3) == generate(checkpoint(family), prompts, 3)
+
+
+@pytest.mark.parametrize("whole_blocks", [True, False])
+def test_two_tokens_equal_generate(whole_blocks: bool, checkpoint: Callable[[str], Path], device: torch.device) -> None:
+    prompts = [prompt_of(tokens, seed=tokens) for tokens in (1, 17)]
+    driver = Driver(fused(checkpoint("qwen3"), device), pages=64, garbage=float("nan"), whole_blocks=whole_blocks)
+    assert answers(driver, prompts, 2) == generate(checkpoint("qwen3"), prompts, 2)
+
+
+def test_drawn_tokens_are_those_of_the_processors_engine(
+    checkpoint: Callable[[str], Path], device: torch.device
+) -> None:
+    prompts = [prompt_of(tokens, seed=3) for tokens in (5, 9)]
+    how = {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "seed": 11}
+    expected = answers(Driver(load_model(checkpoint("qwen2"))), prompts, 4, **how)
+    driver = Driver(fused(checkpoint("qwen2"), device), pages=64, whole_blocks=True)
+    assert answers(driver, prompts, 4, **how) == expected
+
+
+def test_penalties_and_logprobs_come_from_the_host(checkpoint: Callable[[str], Path], device: torch.device) -> None:
+    prompts = [prompt_of(12, seed=1)]
+    how = {"repetition_penalty": 1.3, "logprobs": 2}
+    plain, driver = Driver(load_model(checkpoint("qwen2"))), Driver(fused(checkpoint("qwen2"), device), pages=64)
+    assert answers(driver, prompts, 3, **how) == answers(plain, prompts, 3, **how)
+    (one,), (other,) = driver.sequences.values(), plain.sequences.values()
+    for mine, theirs in zip(one.sampled, other.sampled, strict=True):
+        assert mine.logprob is not None and theirs.logprob is not None
+        assert mine.logprob.logprob == pytest.approx(theirs.logprob.logprob, abs=1e-4)
+
+
+def test_a_step_may_go_on_with_tokens_that_the_host_does_not_know(
+    checkpoint: Callable[[str], Path], device: torch.device
+) -> None:
+    prompt = prompt_of(7, seed=5)
+    driver = Driver(fused(checkpoint("qwen2"), device), pages=64, whole_blocks=True)
+    request = driver.add(prompt, 8)
+    sequence = driver.sequences[request]
+    first = driver.engine.launch(StepPlan(1, (driver.segment(request, len(prompt)),)), None, None)
+    sequence.computed = len(prompt)
+    launched = [first]
+    for number in range(2, 5):
+        launched.append(driver.engine.launch(StepPlan(number, (driver.pending_segment(request),)), None, None))
+        sequence.computed += 1
+        drawn = driver.engine.collect(launched[-2]).sampled[0].token
+        sequence.tokens.append(drawn)
+    sequence.tokens.append(driver.engine.collect(launched[-1]).sampled[0].token)
+    assert sequence.tokens[len(prompt) :] == generate(checkpoint("qwen2"), [prompt], 4)[0]
+
+
+def test_the_ladder_rises_to_the_largest_batch() -> None:
+    for most in (1, 3, 8, 17, 64, 100, 256):
+        sizes = ladder(most)
+        assert list(sizes) == sorted(set(sizes)) and sizes[-1] == most and sizes[0] == 1
+
+
+@on_gpu
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_ragged_batch_equals_generate(
+    family: str, captured: bool, checkpoint: Callable[[str], Path], device: torch.device
+) -> None:
+    lengths = [1, 2, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 128, 129, 200]
+    prompts = [prompt_of(tokens, seed=tokens) for tokens in lengths]
+    driver = Driver(fused(checkpoint(family), device), garbage=float("nan"), whole_blocks=True)
+    if captured:
+        assert driver.engine.capture() > 0
+    requests = []
+    for prompt in prompts:
+        requests.append(driver.add(prompt, 24))
+        driver.step()
+    driver.run()
+    assert [driver.output(request) for request in requests] == generate(checkpoint(family), prompts, 24)
+
+
+@on_gpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_bfloat16_a_token_differs_only_where_two_are_alike(
+    family: str, checkpoint: Callable[[str], Path], device: torch.device
+) -> None:
+    """Rounding may decide between two tokens that the float32 model finds almost equally likely, and nothing else."""
+    from transformers import AutoModelForCausalLM
+
+    folder, prompts = checkpoint(family), [prompt_of(tokens, seed=tokens) for tokens in (16, 65, 130)]
+    driver = Driver(fused(folder, device, "bfloat16"), whole_blocks=True)
+    found = answers(driver, prompts, 16)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
+    for prompt, tokens in zip(prompts, found, strict=True):
+        with torch.inference_mode():
+            logits = reference(torch.tensor([prompt + tokens], device=device)).logits[0, len(prompt) - 1 : -1].float()
+        likeliest = logits.amax(dim=-1)
+        chosen = logits[torch.arange(len(tokens)), torch.tensor(tokens)]
+        assert float((likeliest - chosen).max()) <= 0.05 * float(logits.std())
