@@ -3,8 +3,8 @@
     python -m benchmarks.plan_ahead [--rows 8 32 128] [--step-ms 5] [--steps 200] [--rounds 3] [--json FILE]
 
 `device`: a mixed worker's core, feed and engine thread over a device that computes by itself: each step takes `--step-ms`,
-whatever it holds, and begins when it is launched and the one before has ended. Building the batch, drawing up the results
-and encoding the messages is done for real, for a model of 32 layers. Idle is time in which the device has nothing to do.
+whatever it holds, and begins when it is launched and the one before has ended. What a GPU's engine
+does on the host to fill in a step, drawing up the results and encoding the messages is done for real. Idle is time in which the device has nothing to do.
 
 `cpu`: two mixed worker processes over the tiny model, one that plans ahead and one that does not, taking turns. Idle is what
 the wall clock shows and the steps themselves do not account for. There the thread that computes and the one that plans
@@ -38,7 +38,9 @@ from services.worker.build_core import build_core
 from services.worker.core.actions import Action
 from services.worker.core.plan import Sampled, StepPlan, StepResult
 from services.worker.core.role import WorkerRole
-from services.worker.engine.batch import build_batch
+from services.worker.engine.fused.inputs import StepBuffers, fill_rows, fill_sampling
+from services.worker.engine.fused.lane import open_lane
+from services.worker.engine.fused.tables import BlockTables
 from services.worker.engine_thread import EngineThread
 from services.worker.feed import EngineFeed
 from services.worker.inbox import Events, StepDone
@@ -61,7 +63,7 @@ MODEL = ModelIdentity(
     context_tokens=8_192,
 )
 GATEWAY = PeerId("gateway@1")
-PROMPT_TOKENS, TOKEN = 100, 7
+PROMPT_TOKENS, MAX_STEP_TOKENS, TOKEN = 100, 8_192, 7
 WARM_STEPS = 20
 
 
@@ -93,7 +95,11 @@ class Step:
 class Device:
     """Draws the same token for everybody; keeps its own time."""
 
-    def __init__(self, step_s: float) -> None:
+    def __init__(self, step_s: float, rows: int) -> None:
+        host = torch.device("cpu")
+        lane = open_lane(host)
+        self._buffers = StepBuffers(MAX_STEP_TOKENS + rows, host, lane)
+        self._tables = BlockTables(rows, LAYOUT.blocks_for(MODEL.context_tokens), host, lane)
         self._step_s = step_s
         self._free_s = 0.0
         self._drawn: dict[RequestId, int] = {}
@@ -103,8 +109,13 @@ class Device:
         self, plan: StepPlan, on_layer: Callable[[int], None] | None, await_layer: Callable[[int], None] | None
     ) -> Step:
         """Queue a step."""
-        build_batch(plan, LAYOUT.block_tokens, torch.device("cpu"), self._drawn)
-        self._drawn = dict.fromkeys((segment.request for segment in plan.segments if segment.sample), TOKEN)
+        fields = self._buffers.next_host()
+        fill_rows(fields, plan.segments, self._drawn, LAYOUT.block_tokens)
+        fill_sampling(fields, plan.segments)
+        self._tables.update(plan.segments)
+        self._buffers.send()
+        drawn = (segment.request for segment in plan.segments if segment.sample)
+        self._drawn = {request: row for row, request in enumerate(drawn)}
         now_s = time.perf_counter()
         self.idle_s.append(max(0.0, now_s - self._free_s))
         begun_s = max(now_s, self._free_s)
@@ -163,7 +174,7 @@ def device_run(rows: int, step_s: float, steps: int, *, ahead: bool) -> tuple[fl
     mine = Member(
         id=WorkerId("mixed-0"), role="mixed", incarnation=Incarnation(1), endpoint="x", host="h", pid=1, model=MODEL
     )
-    settings = WorkerSettings(model="m", max_running=rows, max_step_tokens=8_192, max_queued=rows)
+    settings = WorkerSettings(model="m", max_running=rows, max_step_tokens=MAX_STEP_TOKENS, max_queued=rows)
     n_tokens = steps + WARM_STEPS + 8
     n_pages = rows * LAYOUT.pages_for(PROMPT_TOKENS + n_tokens + LAYOUT.block_tokens)
     core = build_core(mine, settings, n_pages, LAYOUT, MODEL.context_tokens)
@@ -176,7 +187,7 @@ def device_run(rows: int, step_s: float, steps: int, *, ahead: bool) -> tuple[fl
             request=RequestId(str(number)), prompt=prompt, sampling=Sampling(max_tokens=n_tokens), timeout_ms=10**7
         )
         core.on_message(GATEWAY, generate, time.monotonic() * 1e3)
-    device = Device(step_s)
+    device = Device(step_s, rows)
     desk = Desk(core, device, ahead=ahead)
     desk.run(WARM_STEPS)
     first = len(device.idle_s)
@@ -191,9 +202,13 @@ def device_row(rows: int, options: argparse.Namespace) -> Row:
     for _ in range(options.rounds):
         for ahead in found:
             found[ahead].append(device_run(rows, options.step_ms / 1e3, options.steps, ahead=ahead))
-    idle = {ahead: statistics.median(one for one, _ in runs) for ahead, runs in found.items()}
-    speed = {ahead: statistics.median(one for _, one in runs) for ahead, runs in found.items()}
-    return Row("device", rows, idle[False], idle[True], speed[True] / speed[False])
+    return row_of("device", rows, found[False], found[True])
+
+
+def row_of(engine: str, rows: int, off: Sequence[tuple[float, float]], on: Sequence[tuple[float, float]]) -> Row:
+    """Medians over rounds of (idle ms per step, speed); speeds are compared within a round, since a machine has moods."""
+    speed = statistics.median(ahead / alone for (_, alone), (_, ahead) in zip(off, on, strict=True))
+    return Row(engine, rows, statistics.median(one for one, _ in off), statistics.median(one for one, _ in on), speed)
 
 
 def cpu_run(driver: Driver, worker: str, rows: int, n_tokens: int) -> tuple[float, float]:
@@ -229,8 +244,7 @@ def cpu_rows(options: argparse.Namespace, folder: Path) -> list[Row]:
                     for name, runs in found.items():
                         run = cpu_run(driver, name, n_rows, options.steps)
                         runs += [run] if number else []
-                off, on = ([statistics.median(part) for part in zip(*runs, strict=True)] for runs in found.values())
-                rows.append(Row("cpu", n_rows, off[0], on[0], on[1] / off[1]))
+                rows.append(row_of("cpu", n_rows, found["mixed-off"], found["mixed-on"]))
     return rows
 
 

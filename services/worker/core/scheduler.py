@@ -16,7 +16,7 @@ from common.policy.batching import Candidate, DecodeFirst
 from kvstore.index.ledger import PageState
 from kvstore.index.page_table import PageTable
 from services.worker.core.found import Started
-from services.worker.core.in_flight import Standing, StepsInFlight, counts
+from services.worker.core.in_flight import StepsInFlight, counts
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
 from services.worker.core.prefix import PrefixReuse
 from services.worker.core.sequence import NewPrompt, Sequence
@@ -152,7 +152,7 @@ class Scheduler:
         step = self._flight.oldest
         if step is None or len(self._flight) > 1 or not step.may_overlap:
             return None
-        if not all(self._reach(self._flight.standing(sequence)) for sequence in self._running):
+        if not all(self._reach(sequence) for sequence in self._running):
             return None
         self._admit()
         return self._begin(self._running, follows=True)
@@ -176,7 +176,7 @@ class Scheduler:
         """
         starved: list[Sequence] = []
         for sequence in list(self._running):
-            while sequence in self._running and not self._reach(self._flight.standing(sequence)):
+            while sequence in self._running and not self._reach(sequence):
                 victim = next((s for s in reversed(self._running) if s.loading is None), None)
                 if victim is None:
                     starved.append(sequence)
@@ -184,10 +184,13 @@ class Scheduler:
                 self._preempt(victim)
         return starved
 
-    def _reach(self, standing: Standing) -> bool:
-        """Whether the sequence has, or now gets, pages for all tokens that are known there."""
-        missing = self._layout.blocks_for(standing.known_tokens) - standing.sequence.table.n_blocks
-        return missing <= 0 or standing.ends or self._reuse.extend(standing.sequence, missing)
+    def _reach(self, sequence: Sequence) -> bool:
+        """Whether the sequence has, or now gets, pages for all tokens that it will know after the steps in flight."""
+        if sequence.table.n_blocks * self._layout.block_tokens > len(sequence.tokens):
+            return True  # with a token that is being drawn
+        standing = self._flight.standing(sequence)
+        missing = self._layout.blocks_for(standing.known_tokens) - sequence.table.n_blocks
+        return missing <= 0 or standing.ends or self._reuse.extend(sequence, missing)
 
     def _preempt(self, victim: Sequence) -> None:
         self._running.remove(victim)
