@@ -5,7 +5,6 @@ holds all query heads of one kv head, so that each key is read once.
 Source: Flash-Decoding (https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
 """
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +15,13 @@ from torch import Tensor
 from kernels.checks import require
 from kernels.kv_source import KvSource, PagedKv, check_query
 from kernels.tiles import (
+    ceiling,
     dot_constants,
     finished,
     load_rows,
     look_up,
+    power_of_two,
+    processors,
     rule_constants,
     scored,
     softmax_step,
@@ -27,7 +29,6 @@ from kernels.tiles import (
     token_rows,
 )
 
-_INTERPRETER_PROCESSORS = 2
 _MERGED_AT_ONCE = 16
 _MOST_PROGRAMS = 4096
 _LEAST_TILES = tl.constexpr(2)
@@ -81,7 +82,7 @@ def paged_decode(
     """
     sequences, heads, head_dim = query.shape
     check_query(query, kv, sequences, lengths=lengths)
-    require(lengths.shape[0] == sequences, "lengths", tuple(lengths.shape), f"[{sequences}]")
+    require(lengths.shape[0] == sequences, "lengths", lengths.shape, "one for each query")
     require(scaling > 0.0, "scaling", scaling, "above 0")
     shape = shape or decode_shape(head_dim, query.dtype)
     out = torch.empty(sequences, heads, head_dim, dtype=query.dtype, device=query.device)
@@ -101,7 +102,7 @@ def paged_decode(
         query, kv.keys, kv.values, kv.places, lengths, part, part_lse,
         kv.page_shift if isinstance(kv, PagedKv) else 0, kv.places.stride(0),
         query.stride(0), query.stride(1), scaling, splits.to_fill, splits.most,
-        GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), SPLIT=splits.most > 1, SOFT_CAP=rules["SOFT_CAP"],
+        GROUP=group, ROWS=max(16, power_of_two(group)), SPLIT=splits.most > 1, SOFT_CAP=rules["SOFT_CAP"],
         **cut, **source, **dot_constants(query), num_warps=shape.warps, num_stages=shape.stages,
     )  # fmt: skip
     if splits.most > 1:
@@ -124,17 +125,10 @@ class Splits:
 
 def count_splits(programs: int, reach_tokens: int, shape: DecodeShape, device: torch.device) -> Splits:
     """For `programs` pairs of a sequence and a kv head, none of which reads more than `reach_tokens` keys."""
-    to_fill = triton.cdiv(shape.programs_per_processor * _processors(device), programs)
-    to_share = min(triton.cdiv(reach_tokens, shape.longest_split_tokens), triton.cdiv(_MOST_PROGRAMS, programs))
-    worthwhile = max(1, triton.cdiv(reach_tokens, _LEAST_TILES.value * shape.tile_tokens))
+    to_fill = ceiling(shape.programs_per_processor * processors(device), programs)
+    to_share = min(ceiling(reach_tokens, shape.longest_split_tokens), ceiling(_MOST_PROGRAMS, programs))
+    worthwhile = max(1, ceiling(reach_tokens, _LEAST_TILES.value * shape.tile_tokens))
     return Splits(to_fill, min(max(to_fill, to_share), worthwhile))
-
-
-@functools.cache
-def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return _INTERPRETER_PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @triton.jit

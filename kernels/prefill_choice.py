@@ -1,11 +1,14 @@
 """Which kernel computes a run of new queries: ours over the pages themselves, or cuDNN's over a copy of them.
 
+Few queries after many keys, as after a long cached prefix, would leave most of the device idle: their keys are split.
+
 A copy costs time that grows with the keys, attention time that grows with queries times keys: for long runs the copy is
 lost in it, and cuDNN is the faster of the two there. But it makes a plan for each pair of lengths it has not met, so
 it gets lengths of a coarse grain only: queries filled up with zeros, and a prefix in pieces of few sizes. The rates
 below are from benchmarks/gpu/attention.py.
 """
 
+import enum
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +19,8 @@ from torch import Tensor
 from kernels.fused_attention import cudnn_attention, gather_pages
 from kernels.kv_source import PagedKv
 from kernels.merge import merge_partials
-from kernels.paged_prefill import Rules, Runs, prefill_into
+from kernels.paged_prefill import Rules, Runs, prefill_in_splits, prefill_into
+from kernels.tiles import ceiling, processors
 
 _LIBRARY_DTYPES = (torch.bfloat16, torch.float16)
 _LIBRARY_HEAD_DIMS = (64, 128)
@@ -26,6 +30,10 @@ _LARGEST_PIECE_TOKENS = 32 * _GRAIN_TOKENS
 _LIBRARY_SPEEDUP = 1.3
 """Rate of cuDNN over ours on long runs, less what copies and merging take."""
 _WORTHWHILE = 0.95
+_BLOCK_ROWS = 128
+"""Rows of a program of `paged_prefill`, as it mostly has them."""
+_LEAST_PART_TOKENS = 512
+_MOST_PARTS = 32
 
 
 def prefill_runs(
@@ -44,19 +52,29 @@ def prefill_runs(
     counts  (queries, keys) of each sequence, as query_starts and lengths say on the device
     Returns out [tokens, heads, head_dim]. No synchronisation.
     """
-    plain = window_tokens is None and soft_cap is None and _GRAIN_TOKENS % kv.block_tokens == 0
     rules = Rules(scaling=scaling, window_tokens=window_tokens, soft_cap=soft_cap)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
-    for stretch in _stretches(counts, [plain and pays_to_copy(query, *count) for count in counts]):
+    for stretch in _stretches(query, kv, counts, rules):
         first, last = stretch.sequences.start, stretch.sequences.stop
         own = PagedKv(kv.pages, kv.table[first:last], kv.page_shift)
         runs = Runs(query_starts[first : last + 1], lengths[first:last], max(queries for queries, _ in stretch.counts))
-        if stretch.is_long:
+        if stretch.way is _Way.COPY:
             _run_over_copy((out, lse), query, own, runs, stretch, rules)
+        elif stretch.way is _Way.SPLIT and (parts := _parts(query, kv, stretch.counts, window_tokens)) > 1:
+            relative = Runs(runs.query_starts - stretch.rows.start, runs.lengths, runs.max_queries)
+            out[stretch.rows] = prefill_in_splits(query[stretch.rows], own, relative, rules, parts)[0]
         else:
             prefill_into((out, lse), query, own, runs, rules)
     return out
+
+
+def _parts(query: Tensor, kv: PagedKv, counts: Sequence[tuple[int, int]], window_tokens: int | None) -> int:
+    """Into how many the keys of these runs are best split, so that their programs fill the device."""
+    longest = max(keys if window_tokens is None else min(keys, window_tokens + queries) for queries, keys in counts)
+    group = query.shape[1] // kv.kv_heads
+    programs = kv.kv_heads * sum(ceiling(queries * group, _BLOCK_ROWS) for queries, _ in counts)
+    return min(processors(query.device) // max(programs, 1), longest // _LEAST_PART_TOKENS, _MOST_PARTS)
 
 
 def pays_to_copy(query: Tensor, queries: int, keys: int) -> bool:
@@ -73,24 +91,36 @@ def pays_to_copy(query: Tensor, queries: int, keys: int) -> bool:
     return theirs < _WORTHWHILE * ours
 
 
+class _Way(enum.Enum):
+    COPY = enum.auto()
+    SPLIT = enum.auto()
+    PAGES = enum.auto()
+
+
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """Neighbouring sequences that one way computes; a long one is alone."""
+    """Neighbouring sequences that one way computes; one over a copy is alone."""
 
     sequences: slice
     rows: slice
     counts: tuple[tuple[int, int], ...]
-    is_long: bool
+    way: _Way
 
 
-def _stretches(counts: Sequence[tuple[int, int]], long: Sequence[bool]) -> Iterator[_Stretch]:
+def _stretches(query: Tensor, kv: PagedKv, counts: Sequence[tuple[int, int]], rules: Rules) -> Iterator[_Stretch]:
+    plain = rules.window_tokens is None and rules.soft_cap is None and _GRAIN_TOKENS % kv.block_tokens == 0
+
+    def way(count: tuple[int, int]) -> _Way:
+        if plain and pays_to_copy(query, *count):
+            return _Way.COPY
+        return _Way.SPLIT if _parts(query, kv, (count,), rules.window_tokens) > 1 else _Way.PAGES
+
     first = row = 0
-    for is_long, group in itertools.groupby(range(len(counts)), long.__getitem__):
+    for found, group in itertools.groupby(counts, way):
         members = list(group)
-        for some in ([one] for one in members) if is_long else (members,):
-            own = tuple(counts[one] for one in some)
-            end = row + sum(queries for queries, _ in own)
-            yield _Stretch(slice(first, first + len(some)), slice(row, end), own, is_long)
+        for some in ([one] for one in members) if found is _Way.COPY else (members,):
+            end = row + sum(queries for queries, _ in some)
+            yield _Stretch(slice(first, first + len(some)), slice(row, end), tuple(some), found)
             first, row = first + len(some), end
 
 
@@ -122,7 +152,7 @@ def _whole_grains(tokens: int) -> int:
 
 
 def _filled_up(tokens: int) -> int:
-    return -(-tokens // _GRAIN_TOKENS) * _GRAIN_TOKENS
+    return ceiling(tokens, _GRAIN_TOKENS) * _GRAIN_TOKENS
 
 
 def _pieces(tokens: int) -> Iterator[slice]:

@@ -4,6 +4,7 @@ Scores are held in units of log2 (exp2 is the hardware's own), results leave as 
 Sources: online softmax (arXiv 1805.02867), FlashAttention-2 (arXiv 2307.08691).
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from kernels.kv_source import KvSource, PagedKv
 
+_INTERPRETER_PROCESSORS = 2
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
@@ -114,6 +116,24 @@ def finished(sums: tl.tensor, highest: tl.tensor, total: tl.tensor) -> tl.tensor
     return out, lse
 
 
+def ceiling(dividend: int, divisor: int) -> int:
+    """Quotient rounded up. Triton's own, which kernels may call too, takes the host ten times as long."""
+    return -(-dividend // divisor)
+
+
+def power_of_two(least: int) -> int:
+    """The smallest that is not below `least`."""
+    return 1 << (least - 1).bit_length()
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors; programs that many times over keep the device busy."""
+    if device.type != "cuda":
+        return _INTERPRETER_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def source_constants(kv: KvSource) -> dict[str, int | bool]:
     """The compile-time constants that say how `kv` is laid out."""
     paged = isinstance(kv, PagedKv)
@@ -123,7 +143,7 @@ def source_constants(kv: KvSource) -> dict[str, int | bool]:
         "PAGE_ELEMENTS": kv.page_elements if isinstance(kv, PagedKv) else 0,
         "TOKEN_ELEMENTS": kv.token_elements,
         "HEAD_DIM": kv.head_dim,
-        "BLOCK_DIM": max(16, triton.next_power_of_2(kv.head_dim)),
+        "BLOCK_DIM": max(16, power_of_two(kv.head_dim)),
     }
 
 

@@ -56,7 +56,7 @@ DECODES += [Decode(batch, length, group) for group in (1, 8) for batch, length i
 DECODES += [Decode(128, 32768, 8), Decode(32, 32768, 4, ragged=True), Decode(128, 8192, 4, ragged=True)]
 DECODES += [Decode(batch, length, 4, bound=131072) for batch, length in ((1, 4096), (32, 512), (128, 4096))]
 QUICK_DECODES = [Decode(1, 4096, 4), Decode(32, 4096, 4, compared=True), Decode(128, 512, 1), Decode(128, 4096, 4)]
-PREFILLS = [(1024, 0), (4096, 0), (16384, 0), (32768, 0), (512, 4096), (2048, 30720), (4096, 28672)]
+PREFILLS = [(1024, 0), (4096, 0), (16384, 0), (32768, 0), (512, 4096), (2048, 30720), (8192, 24576), (64, 16384)]
 QUICK_PREFILLS = [(4096, 0), (16384, 0), (2048, 30720)]
 
 

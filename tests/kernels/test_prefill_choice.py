@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from kernels import prefill_choice, reference
+from kernels.paged_prefill import prefill_in_splits
 from kernels.prefill_choice import pays_to_copy, prefill_runs
 from tests.kernels.scattered import Scattered, scatter
 
@@ -36,6 +37,25 @@ def test_runs_of_any_length_equal_the_reference(window_tokens: int | None, devic
     counts = [(3, 20), (17, 17), (1, 9)]
     stored = scatter([keys for _, keys in counts], [n for n, _ in counts], 2, 2, 32, torch.float32, device)
     check(stored, counts, window_tokens)
+
+
+@pytest.mark.parametrize("window_tokens", [None, 50])
+def test_few_queries_after_many_keys_are_computed_in_parts_and_keep_their_rows(
+    window_tokens: int | None, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[int] = []
+
+    def recorded(*arguments: object) -> object:
+        parts.append(arguments[4])
+        return prefill_in_splits(*arguments)
+
+    monkeypatch.setattr(prefill_choice, "_LEAST_PART_TOKENS", 16)
+    monkeypatch.setattr(prefill_choice, "processors", lambda device: 8)
+    monkeypatch.setattr(prefill_choice, "prefill_in_splits", recorded)
+    counts = [(20, 20), (3, 80), (2, 40), (17, 17), (1, 90)]
+    stored = scatter([keys for _, keys in counts], [n for n, _ in counts], 1, 2, 16, torch.float32, device)
+    check(stored, counts, window_tokens)
+    assert parts == ([4, 5] if window_tokens is None else [3, 3])
 
 
 @pytest.mark.parametrize("before", [0, 32, 37, 7 * 32, 100])
