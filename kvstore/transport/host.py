@@ -6,6 +6,7 @@ import socket
 import stat
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,7 +126,9 @@ class Host:
             piece = guest.connection.recv(65536)
         except OSError:
             return False  # a reset is an end as well
-        for frame in guest.reader.feed(piece):
+        frames = guest.reader.feed(piece)
+        guest.left = guest.left or any(isinstance(frame, Left) for frame in frames)  # also if an answer before it fails
+        for frame in frames:
             match frame:
                 case Introduce(peer=peer) if guest.peer is None:
                     guest.peer = peer
@@ -135,7 +138,7 @@ class Host:
                 case ProbeWritten(n_bytes=n_bytes) if guest in self._guests:
                     self._confirm(guest, n_bytes)
                 case Left() if guest.peer is not None:
-                    guest.left = True
+                    pass  # noted above; the end of the connection follows
                 case Adapted(version=version) if guest.adapted_version >= 0 and version <= guest.told_version:
                     guest.adapted_version = version
                 case _:
@@ -223,6 +226,14 @@ class Host:
             guest.connection.shutdown(socket.SHUT_WR)
         except OSError:
             return  # it is gone already, which its connection tells
+
+    def hear_last(self, guest: Guest) -> None:
+        """Its connection ends on our side: read whether it said goodbye before."""
+        guest.connection.setblocking(False)
+        with suppress(OSError, PeerFailed):  # nothing more is there, or nothing that could be read
+            while piece := guest.connection.recv(65536):
+                if any(isinstance(frame, Left) for frame in guest.reader.feed(piece)):
+                    guest.left = True
 
     def forget(self, guest: Guest) -> None:
         """Its connection has ended."""

@@ -208,6 +208,7 @@ class Share:
             alive = host.hear(guest)
         except PeerFailed:
             alive = False  # it broke the rules or left: its connection ends, which it notices
+            host.hear_last(guest)
         if not known and guest.peer is not None:
             del self._strangers[guest]
             self._guests[guest.peer] = self._guests.get(guest.peer, 0) + 1

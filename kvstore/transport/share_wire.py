@@ -112,7 +112,8 @@ def send_frame(connection: socket.socket, frame: ShareFrame, fds: Sequence[int] 
     """Send one frame, its descriptors with its first byte. `fds` stay the caller's. Raises OSError."""
     encoded = encode_frame(frame)
     sent = socket.send_fds(connection, [encoded], fds) if fds else 0
-    connection.sendall(encoded[sent:])
+    if sent < len(encoded):  # sending nothing fails too where the other end has gone
+        connection.sendall(encoded[sent:])
 
 
 class FrameReader:
