@@ -40,8 +40,8 @@ class Introduce(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Opens a share connection."""
 
     peer: PeerId
-    maps_chunks: bool = False
-    """Whether the guest can map chunks of device memory."""
+    has_device: bool = False
+    """Whether the guest can map chunks of device memory, and may let its device write what it maps."""
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -18,6 +18,7 @@ from common.errors import PeerFailed
 from common.ids import PeerId
 from common.kv_layout import KvLayout
 from kvstore.memory.page_memory import PageMemory, open_page_memory
+from kvstore.transport import process_watch
 from kvstore.transport.descriptions import PoolDescription
 from kvstore.transport.share import Share
 from kvstore.transport.share_wire import (
@@ -156,13 +157,13 @@ def test_a_guest_that_dies_is_waited_for_no_longer(at: Setting) -> None:
     assert at.settled.get(timeout=WAIT_S) == 2
 
 
-def test_a_guest_of_device_memory_that_says_no_goodbye_is_not_gone_while_its_process_lives(
+def test_a_guest_with_a_device_that_says_no_goodbye_is_not_gone_while_its_process_lives(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pretend(monkeypatch)
     gone: queue.SimpleQueue[PeerId] = queue.SimpleQueue()
     host = DeviceParty("decode-0", 1, tmp_path, on_gone=gone.put)
-    with guest_by_hand(host.path, Introduce(peer=GUEST, maps_chunks=True)) as (connection, mailbox):
+    with guest_by_hand(host.path, Introduce(peer=GUEST, has_device=True)) as (connection, mailbox):
         send_frame(connection, Take(first=0))
         mailbox.wait(WAIT_S)
         mailbox.close()
@@ -174,12 +175,16 @@ def test_a_guest_of_device_memory_that_says_no_goodbye_is_not_gone_while_its_pro
     host.close()
 
 
+def refuse(pid: int) -> int:
+    raise OSError(f"no descriptor of process {pid}")
+
+
 DYING = """
 import socket, sys
 from pathlib import Path
 from common.ids import PeerId
 from tests.kvstore.transport.test_resized import GUEST, Introduce, guest_by_hand
-with guest_by_hand(sys.argv[1], Introduce(peer=GUEST, maps_chunks=True)) as (connection, mailbox):
+with guest_by_hand(sys.argv[1], Introduce(peer=GUEST, has_device=True)) as (connection, mailbox):
     connection.shutdown(socket.SHUT_RDWR)  # as if the sockets of a dying process were closed first
     print("closed", flush=True)
     sys.stdin.read()
@@ -187,8 +192,14 @@ with guest_by_hand(sys.argv[1], Introduce(peer=GUEST, maps_chunks=True)) as (con
 
 
 @pytest.mark.system
-def test_a_guest_of_device_memory_is_gone_when_its_process_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_descriptor", [True, False])
+def test_a_guest_with_a_device_is_gone_when_its_process_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, with_descriptor: bool
+) -> None:
     pretend(monkeypatch)
+    if not with_descriptor:
+        monkeypatch.setattr(process_watch, "_SO_PEERPIDFD", -1)
+        monkeypatch.setattr(os, "pidfd_open", refuse)
     gone: queue.SimpleQueue[PeerId] = queue.SimpleQueue()
     host = DeviceParty("decode-0", 1, tmp_path, on_gone=gone.put)
     other = DeviceParty("prefill-1", 3, tmp_path, on_gone=lambda peer: None)
