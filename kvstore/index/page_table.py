@@ -7,8 +7,8 @@ _FIRST_CAPACITY_BLOCKS = 16
 
 
 class PageTable:
-    """[layers, blocks] page ids; grows at its end. The owner appends at any time; the engine reads the blocks that its step needs, which stay where
-    they are."""
+    """[layers, blocks] page ids; grows at its end. Its owner appends at any time, also while an engine's thread reads: what
+    was there stays, and `ids` is one look, to be taken once by whoever needs a length and what is there to agree."""
 
     __slots__ = ("_ids", "n_blocks", "whole")
 
@@ -30,7 +30,8 @@ class PageTable:
     @property
     def ids(self) -> NDArray[np.int32]:
         """View [layers, n_blocks]; later appends do not show in it."""
-        return self._ids[:, : self.n_blocks]
+        n_blocks = self.n_blocks  # before the array: one that is replaced meanwhile still holds as many
+        return self._ids[:, :n_blocks]
 
     def first_page(self, block: int) -> int:
         """The page of layer 0 of a block."""

@@ -16,7 +16,7 @@ from common.policy.batching import Candidate, DecodeFirst
 from kvstore.index.ledger import PageState
 from kvstore.index.page_table import PageTable
 from services.worker.core.found import Started
-from services.worker.core.in_flight import Standing, StepsInFlight, counts
+from services.worker.core.in_flight import StepsInFlight, counts
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
 from services.worker.core.prefix import PrefixReuse
 from services.worker.core.sequence import NewPrompt, Sequence
@@ -48,9 +48,11 @@ class Scheduler:
         self.sequences = Sequences(self._pool, layout.layers, context_tokens)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # by `order`
-        self._flight = StepsInFlight()
+        self.flight = StepsInFlight()
+        """To read."""
         self._started: list[Started] = []
         self.preemptions_total = self.computed_tokens_total = 0
+        self.computed_ms_total = 0.0
 
     # -- arrivals and departures
 
@@ -135,7 +137,7 @@ class Scheduler:
 
     def plan(self) -> StepPlan | None:
         """The next step, or None while one is in flight or when there is nothing to do."""
-        if len(self._flight):
+        if len(self.flight):
             return None
         starved = self._grow()
         self._admit()
@@ -148,24 +150,24 @@ class Scheduler:
         in it; who turns out to have ended has, and what is computed for it is thrown away. Nobody gives way for it, and it
         leaves out nobody whom `plan` would take: whatever only `plan` can do waits for no more than one step.
         """
-        step = self._flight.oldest
-        if step is None or len(self._flight) > 1 or not step.may_overlap:
+        step = self.flight.oldest
+        if step is None or len(self.flight) > 1 or not step.may_overlap:
             return None
-        if not all(self._reach(self._flight.standing(sequence)) for sequence in self._running):
+        if not all(self._reach(sequence) for sequence in self._running):
             return None
         self._admit()
         return self._begin(self._running, follows=True)
 
     def _begin(self, sequences: list[Sequence], *, follows: bool) -> StepPlan | None:
-        standings = [self._flight.standing(s) for s in sequences if not (s.awaits_load or s.lost)]
+        standings = [self.flight.standing(s) for s in sequences if not (s.awaits_load or s.lost)]
         ready = [one for one in standings if not one.ends]
         counts = self._policy.choose([Candidate(one.computed_tokens, one.known_tokens) for one in ready])
         chosen = [(one, count) for one, count in zip(ready, counts, strict=True) if count]
         chosen.sort(key=lambda pair: pair[0].known_tokens - pair[0].computed_tokens > 1)  # decoding rows first; stable
-        plan = self._flight.draft(chosen)
+        plan = self.flight.draft(chosen)
         if not chosen or (follows and not plan.may_overlap):
             return None
-        self._flight.begin(plan, [one.sequence for one, _ in chosen])
+        self.flight.begin(plan, [one.sequence for one, _ in chosen])
         return plan
 
     def _grow(self) -> list[Sequence]:
@@ -175,7 +177,7 @@ class Scheduler:
         """
         starved: list[Sequence] = []
         for sequence in list(self._running):
-            while sequence in self._running and not self._reach(self._flight.standing(sequence)):
+            while sequence in self._running and not self._reach(sequence):
                 victim = next((s for s in reversed(self._running) if s.loading is None), None)
                 if victim is None:
                     starved.append(sequence)
@@ -183,10 +185,13 @@ class Scheduler:
                 self._preempt(victim)
         return starved
 
-    def _reach(self, standing: Standing) -> bool:
-        """Whether the sequence has, or now gets, pages for all tokens that are known there."""
-        missing = self._layout.blocks_for(standing.known_tokens) - standing.sequence.table.n_blocks
-        return missing <= 0 or standing.ends or self._reuse.extend(standing.sequence, missing)
+    def _reach(self, sequence: Sequence) -> bool:
+        """Whether the sequence has, or now gets, pages for all tokens that it will know after the steps in flight."""
+        if sequence.table.n_blocks * self._layout.block_tokens > len(sequence.tokens):
+            return True  # with a token that is being drawn
+        standing = self.flight.standing(sequence)
+        missing = self._layout.blocks_for(standing.known_tokens) - sequence.table.n_blocks
+        return missing <= 0 or standing.ends or self._reuse.extend(sequence, missing)
 
     def _preempt(self, victim: Sequence) -> None:
         self._running.remove(victim)
@@ -206,7 +211,8 @@ class Scheduler:
 
     def complete(self, result: StepResult) -> list[NewToken]:
         """Take in the oldest step, which is finished. Tokens of sequences dropped meanwhile are not reported."""
-        step = self._flight.end(result)
+        step = self.flight.end(result)
+        self.computed_ms_total += result.compute_ms
         drawn = {one.request: one for one in result.sampled}
         new_tokens: list[NewToken] = []
         for segment in step.segments:
@@ -238,17 +244,7 @@ class Scheduler:
     @property
     def step(self) -> StepPlan | None:
         """The oldest step in flight: what the engine computes now."""
-        return self._flight.oldest
-
-    @property
-    def steps_total(self) -> int:
-        """Steps planned so far."""
-        return self._flight.begun_total
-
-    @property
-    def steps_ahead_total(self) -> int:
-        """Those of them that were planned while another was in flight."""
-        return self._flight.ahead_total
+        return self.flight.oldest
 
     @property
     def n_waiting(self) -> int:

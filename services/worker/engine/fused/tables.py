@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kvstore.index.page_table import PageTable
@@ -27,23 +28,24 @@ class BlockTables:
 
     def update(self, segments: Sequence[Segment]) -> None:
         """Queue what it takes to make row i the table of segment i."""
-        changed = [
-            row
-            for row, segment in enumerate(segments)
-            if self._rows[row][0] is not segment.table or self._rows[row][1] != segment.table.n_blocks
-        ]
+        changed: list[int] = []
+        pages: list[NDArray[np.int32]] = []
+        for row, segment in enumerate(segments):
+            table, first = segment.table, segment.table.ids[0]  # one look: the table may grow meanwhile
+            if self._rows[row][0] is not table or self._rows[row][1] != first.size:
+                changed.append(row)
+                pages.append(first)
+                self._rows[row] = (table, first.size)
         if not changed:
             return
-        columns = max(segments[row].table.n_blocks for row in changed)
+        columns = max(first.size for first in pages)
         self._turn = 1 - self._turn
         host = self._host[self._turn]
         count, cells = len(changed), len(changed) * columns
         host[:count] = torch.tensor(changed, dtype=torch.int32)
         grid = host[count : count + cells].numpy().reshape(count, columns)
-        for place, row in enumerate(changed):
-            table = segments[row].table
-            grid[place, : table.n_blocks] = table.ids[0]
-            self._rows[row] = (table, table.n_blocks)
+        for place, first in enumerate(pages):
+            grid[place, : first.size] = first
         self._sent[: count + cells].copy_(host[: count + cells], non_blocking=True)
         rows, cells_sent = self._sent[:count], self._sent[count : count + cells]
         self.device[:, :columns].index_copy_(0, rows.long(), cells_sent.view(count, columns))
@@ -51,11 +53,10 @@ class BlockTables:
 
 def layer_tables(segments: Sequence[Segment], device: torch.device) -> Tensor:
     """int32 [layers, sequences, blocks], for sequences with blocks whose pages are not neighbours."""
-    columns = max(segment.table.n_blocks for segment in segments)
-    layers = segments[0].table.layers
-    ids = np.zeros((layers, len(segments), columns), np.int32)
-    for row, segment in enumerate(segments):
-        ids[:, row, : segment.table.n_blocks] = segment.table.ids
+    looks = [segment.table.ids for segment in segments]  # one each: tables may grow meanwhile
+    ids = np.zeros((looks[0].shape[0], len(looks), max(look.shape[1] for look in looks)), np.int32)
+    for row, look in enumerate(looks):
+        ids[:, row, : look.shape[1]] = look
     return torch.from_numpy(ids).to(device)
 
 

@@ -45,7 +45,7 @@ def answers(model: LoadedModel, prompts: list[list[int]], sampling: Sampling, *,
                 found[new.sequence.request] = new.sequence.tokens[new.sequence.prompt_tokens :]
                 scheduler.drop(new.sequence.request)
     assert scheduler.preemptions_total > 0
-    assert (scheduler.steps_ahead_total > 0) is ahead
+    assert (scheduler.flight.ahead_total > 0) is ahead
     return [found[str(number)] for number in range(len(prompts))]
 
 
