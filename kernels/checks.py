@@ -16,4 +16,5 @@ def require(condition: bool, argument: str, found: object, expected: str) -> Non
 def require_same_device(first: Tensor, **others: Tensor) -> None:
     """Raise KernelInputError, naming the argument, unless all tensors lie on the device of `first`."""
     for name, other in others.items():
-        require(other.device == first.device, name, f"on {other.device}", f"the device {first.device}")
+        if other.device != first.device:  # kernels check on every launch: no text is made in vain
+            raise KernelInputError(f"{name}: on {other.device}, expected the device {first.device}")

@@ -1,4 +1,4 @@
-"""Attention by the fused kernels that torch brings for CUDA, over contiguous K and V; `kernels.prefill_choice` calls them.
+"""Attention by cuDNN over contiguous K and V, and the copies of pages that it needs; `kernels.prefill_choice` calls them.
 
 Meaning as `kernels.reference`; tolerance 1e-2; bfloat16 and float16 only. New tensors, no synchronisation.
 """
@@ -9,16 +9,22 @@ from torch import Tensor
 from kernels.kv_source import PagedKv
 
 
-def gather_pages(kv: PagedKv, sequence: int, keys: int) -> tuple[Tensor, Tensor]:
-    """Copies of the first `keys` keys and values of one sequence, [keys, kv_heads, head_dim] each."""
+def gather_pages(kv: PagedKv, sequence: int, keys: int, room: int | None = None) -> tuple[Tensor, Tensor]:
+    """Copies of the first `keys` keys and values of one sequence, [room or keys, kv_heads, head_dim] each.
+
+    Places from `keys` on are 0.
+    """
     blocks = -(-keys // kv.block_tokens)
+    room = keys if room is None else room
+    rows = max(room, blocks * kv.block_tokens)
     halves = kv.pages.view(2 * kv.pages.shape[0], kv.block_tokens * kv.token_elements)
     first = 2 * (kv.table[sequence, :blocks] + kv.page_shift)
-    shape = (blocks * kv.block_tokens, kv.kv_heads, kv.head_dim)
-    return (
-        halves.index_select(0, first).view(shape)[:keys],
-        halves.index_select(0, first + 1).view(shape)[:keys],
-    )
+    key, value = (halves.new_empty(rows, kv.kv_heads, kv.head_dim) for _ in range(2))
+    for side, copy in enumerate((key, value)):
+        written = copy[: blocks * kv.block_tokens].view(blocks, halves.shape[1])
+        torch.index_select(halves, 0, first + side, out=written)
+        copy[keys:].zero_()
+    return key[:room], value[:room]
 
 
 def cudnn_attention(

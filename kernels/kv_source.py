@@ -26,23 +26,27 @@ class PagedKv:
     page_shift: int = 0
 
     def __post_init__(self) -> None:
-        shape = tuple(self.pages.shape)
-        require(self.pages.dim() == 5 and shape[1] == 2, "pages", shape, "[pages, 2, block_tokens, kv_heads, head_dim]")
-        require(self.pages.is_contiguous(), "pages", f"strides {self.pages.stride()}", "a contiguous tensor")
-        require(self.table.dim() == 2, "table", f"{self.table.dim()} dimensions", "[sequences, blocks]")
-        require(self.table.dtype == torch.int32, "table", self.table.dtype, "int32")
-        require(self.table.stride(1) == 1, "table", f"strides {self.table.stride()}", "contiguous rows")
-        require_same_device(self.pages, table=self.table)
+        pages, table = self.pages, self.table
+        require(
+            pages.dim() == 5 and pages.shape[1] == 2,
+            "pages",
+            pages.shape,
+            "[pages, 2, block_tokens, kv_heads, head_dim]",
+        )
+        require(pages.is_contiguous(), "pages", pages.shape, "a contiguous tensor of that shape")
+        require(table.dim() == 2 and table.dtype == torch.int32, "table", table.dtype, "int32 [sequences, blocks]")
+        require(table.stride(1) == 1, "table", table.shape, "contiguous rows")
+        require_same_device(pages, table=table)
 
     @property
     def keys(self) -> Tensor:
-        """A flat view that begins with the first key."""
-        return self.pages.view(-1)
+        """A tensor that begins with the first key."""
+        return self.pages
 
     @property
     def values(self) -> Tensor:
-        """A flat view that begins with the first value."""
-        return self.pages.view(-1)[self.block_tokens * self.token_elements :]
+        """A view that begins with the first value."""
+        return self.pages[:, 1]
 
     @property
     def places(self) -> Tensor:
@@ -115,11 +119,11 @@ KvSource = PagedKv | ViewKv
 
 def check_query(query: Tensor, kv: KvSource, sequences: int, **integers: Tensor) -> None:
     """Raise KernelInputError unless query [rows, heads, head_dim] and the int32 tensors fit `kv` of `sequences`."""
-    require(query.dim() == 3, "query", f"{query.dim()} dimensions", "[rows, heads, head_dim]")
-    require(query.stride(2) == 1, "query", f"strides {query.stride()}", "contiguous heads")
-    require(query.shape[2] == kv.head_dim, "query", f"head_dim {query.shape[2]}", f"the pool's {kv.head_dim}")
-    require(query.shape[1] % kv.kv_heads == 0, "query", f"{query.shape[1]} heads", f"a multiple of {kv.kv_heads}")
-    require(kv.places.shape[0] >= sequences, "kv", f"{kv.places.shape[0]} sequences", f"at least {sequences}")
+    require(query.dim() == 3, "query", query.shape, "[rows, heads, head_dim]")
+    require(query.stride(2) == 1, "query", query.shape, "contiguous heads")
+    require(query.shape[2] == kv.head_dim, "query", query.shape, "the head_dim of the pages")
+    require(query.shape[1] % kv.kv_heads == 0, "query", query.shape, "a multiple of the kv heads as heads")
+    require(kv.places.shape[0] >= sequences, "kv", kv.places.shape, "a row for each sequence")
     for name, one in integers.items():
-        require(one.dtype == torch.int32 and one.dim() == 1, name, f"{one.dtype} {tuple(one.shape)}", "int32 [..]")
+        require(one.dtype == torch.int32 and one.dim() == 1, name, one.dtype, "int32 of one dimension")
     require_same_device(query, keys=kv.keys, places=kv.places, **integers)

@@ -1,4 +1,4 @@
-"""`kernels.merge.merge_partials` on a CUDA device: one kernel that reads both parts once (Triton)."""
+"""`kernels.merge.merge_partials` on a CUDA device, and the same for any number of parts: each is read once (Triton)."""
 
 import torch
 import triton
@@ -23,6 +23,58 @@ def merge_on_device(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) 
         HEADS=heads, HEAD_DIM=head_dim, BLOCK_DIM=triton.next_power_of_2(head_dim), ROWS=_ROWS, num_warps=4,
     )  # fmt: skip
     return out, lse
+
+
+def merge_parts(parts: Tensor, lses: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Attention over disjoint sets of keys: parts [n, tokens, heads, head_dim] float32, lses [n, tokens, heads] float32.
+
+    Both contiguous. Returns out [tokens, heads, head_dim] of `dtype` and lse; an empty part has lse -inf and finite out.
+    """
+    count, tokens, heads, head_dim = parts.shape
+    out = torch.empty(tokens, heads, head_dim, dtype=dtype, device=parts.device)
+    lse = torch.empty(tokens, heads, dtype=torch.float32, device=parts.device)
+    if out.numel() == 0:
+        return out, lse
+    _merge_all[(triton.cdiv(tokens * heads, _ROWS),)](
+        parts, lses, out, lse, tokens * heads, count,
+        HEAD_DIM=head_dim, BLOCK_DIM=triton.next_power_of_2(head_dim), ROWS=_ROWS, num_warps=4,
+    )  # fmt: skip
+    return out, lse
+
+
+@triton.jit(do_not_specialize=["rows", "count"])
+def _merge_all(
+    parts: tl.tensor,
+    lses: tl.tensor,
+    out: tl.tensor,
+    out_lse: tl.tensor,
+    rows: tl.tensor,
+    count: tl.tensor,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+) -> None:
+    """ROWS pairs of a token and a head, over all parts."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    here = row < rows
+    dims = tl.arange(0, BLOCK_DIM)
+    wide = here[:, None] & (dims[None, :] < HEAD_DIM)
+    highest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    sums = tl.zeros([ROWS, BLOCK_DIM], tl.float32)
+    for part in range(count):
+        at = row + tl.cast(part, tl.int64) * rows
+        lse = tl.load(lses + at, here, float("-inf"))
+        found = tl.load(parts + at[:, None] * HEAD_DIM + dims[None, :], wide, 0.0)
+        raised = tl.maximum(highest, lse)
+        shift = tl.where(raised == float("-inf"), 0.0, raised)
+        weight, shrink = tl.exp(lse - shift), tl.exp(highest - shift)
+        sums = sums * shrink[:, None] + found * weight[:, None]
+        total = total * shrink + weight
+        highest = raised
+    divisor = tl.where(total > 0.0, total, 1.0)
+    tl.store(out + row[:, None] * HEAD_DIM + dims[None, :], (sums / divisor[:, None]).to(out.dtype.element_ty), wide)
+    tl.store(out_lse + row, tl.where(total > 0.0, highest + tl.log(divisor), float("-inf")), here)
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -5,7 +5,6 @@ holds all query heads of one kv head, so that each key is read once.
 Source: Flash-Decoding (https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
 """
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -16,19 +15,23 @@ from torch import Tensor
 from kernels.checks import require
 from kernels.kv_source import KvSource, PagedKv, check_query
 from kernels.tiles import (
-    capped,
+    ceiling,
     dot_constants,
     finished,
     load_rows,
     look_up,
+    power_of_two,
+    processors,
     rule_constants,
+    scored,
     softmax_step,
     source_constants,
     token_rows,
 )
 
-_INTERPRETER_PROCESSORS = 2
 _MERGED_AT_ONCE = 16
+_MOST_PROGRAMS = 4096
+_LEAST_TILES = tl.constexpr(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +43,14 @@ class DecodeShape:
     stages: int
     programs_per_processor: int
     """Splits are made until there are about this many programs for each of the device's processors."""
-    longest_split_tokens: int = 8192
-    """One long sequence among many short ones must not keep one program busy while the others have ended."""
+    longest_split_tokens: int = 2048
+    """One long sequence among many short ones must not keep few programs busy when the others have ended."""
 
 
 def decode_shape(head_dim: int, dtype: torch.dtype) -> DecodeShape:
     """The shape that `paged_decode` takes by itself."""
     if dtype == torch.float32:
-        return DecodeShape(tile_tokens=32, warps=4, stages=2, programs_per_processor=4)
+        return DecodeShape(tile_tokens=32, warps=8, stages=2, programs_per_processor=4)
     if head_dim > 128:
         return DecodeShape(tile_tokens=32, warps=4, stages=3, programs_per_processor=4)
     return DecodeShape(tile_tokens=64, warps=4, stages=3, programs_per_processor=4)
@@ -68,7 +71,8 @@ def paged_decode(
 
     query    [sequences, heads, head_dim], heads a multiple of kv_heads; heads contiguous
     lengths  int32 [sequences]: keys that lie in `kv`, the newest included; 0: a padding row, out 0 and lse -inf
-    max_length bounds the lengths and picks the number of splits; a longer sequence is served, but slower.
+    max_length bounds the lengths and with them the number of programs, most of which end at once where sequences are
+    short: a graph captured for the longest context costs the short ones little. A longer sequence is right, but slower.
     With a window only the last `window_tokens` keys count; soft_cap c turns a scaled score s into c * tanh(s / c).
     Returns out [sequences, heads, head_dim] in the query's dtype, lse [sequences, heads] float32, natural logarithm.
 
@@ -78,7 +82,7 @@ def paged_decode(
     """
     sequences, heads, head_dim = query.shape
     check_query(query, kv, sequences, lengths=lengths)
-    require(lengths.shape[0] == sequences, "lengths", tuple(lengths.shape), f"[{sequences}]")
+    require(lengths.shape[0] == sequences, "lengths", lengths.shape, "one for each query")
     require(scaling > 0.0, "scaling", scaling, "above 0")
     shape = shape or decode_shape(head_dim, query.dtype)
     out = torch.empty(sequences, heads, head_dim, dtype=query.dtype, device=query.device)
@@ -88,52 +92,67 @@ def paged_decode(
     reach = max_length if window_tokens is None else min(max_length, window_tokens + shape.tile_tokens)
     splits = count_splits(sequences * kv.kv_heads, reach, shape, query.device)
     part, part_lse = out, lse
-    if splits > 1:
-        part = torch.empty(sequences, heads, splits, head_dim, dtype=torch.float32, device=query.device)
-        part_lse = torch.empty(sequences, heads, splits, dtype=torch.float32, device=query.device)
+    if splits.most > 1:
+        part = torch.empty(sequences, heads, splits.most, head_dim, dtype=torch.float32, device=query.device)
+        part_lse = torch.empty(sequences, heads, splits.most, dtype=torch.float32, device=query.device)
     group = heads // kv.kv_heads
-    constants = {"TILE": shape.tile_tokens, **rule_constants(window_tokens, soft_cap), **source_constants(kv)}
-    _decode[(kv.kv_heads, splits, sequences)](
+    rules, source = rule_constants(window_tokens, soft_cap), source_constants(kv)
+    cut = {"TILE": shape.tile_tokens, "LONGEST": shape.longest_split_tokens, "WINDOW": rules["WINDOW"]}
+    _decode[(kv.kv_heads, splits.most, sequences)](
         query, kv.keys, kv.values, kv.places, lengths, part, part_lse,
         kv.page_shift if isinstance(kv, PagedKv) else 0, kv.places.stride(0),
-        query.stride(0), query.stride(1), scaling, splits,
-        GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), SPLIT=splits > 1,
-        **constants, **dot_constants(query), num_warps=shape.warps, num_stages=shape.stages,
+        query.stride(0), query.stride(1), scaling, splits.to_fill, splits.most,
+        GROUP=group, ROWS=max(16, power_of_two(group)), SPLIT=splits.most > 1, SOFT_CAP=rules["SOFT_CAP"],
+        **cut, **source, **dot_constants(query), num_warps=shape.warps, num_stages=shape.stages,
     )  # fmt: skip
-    if splits > 1:
+    if splits.most > 1:
         _merge_splits[(heads, sequences)](
-            part, part_lse, lengths, out, lse, splits,
-            HEAD_DIM=head_dim, BLOCK_DIM=constants["BLOCK_DIM"], TILE=shape.tile_tokens,
-            WINDOW=constants["WINDOW"], CHUNK=_MERGED_AT_ONCE, num_warps=4,
+            part, part_lse, lengths, out, lse, splits.to_fill, splits.most,
+            HEAD_DIM=head_dim, BLOCK_DIM=source["BLOCK_DIM"], CHUNK=_MERGED_AT_ONCE, **cut, num_warps=4,
         )  # fmt: skip
     return out, lse
 
 
-def count_splits(programs: int, reach_tokens: int, shape: DecodeShape, device: torch.device) -> int:
-    """Parts that the keys of a sequence are cut into, at most one for each two tiles of the longest."""
-    to_fill = triton.cdiv(shape.programs_per_processor * _processors(device), programs)
-    to_share = triton.cdiv(reach_tokens, shape.longest_split_tokens)
-    return max(1, min(max(to_fill, to_share), reach_tokens // (2 * shape.tile_tokens)))
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Into how many parts the keys of a sequence are cut: each program finds it out from the sequence's own length."""
+
+    to_fill: int
+    """Parts of every sequence that keep the device busy."""
+    most: int
+    """Programs for each kv head of a sequence; longer sequences use more of them."""
 
 
-@functools.cache
-def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return _INTERPRETER_PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def count_splits(programs: int, reach_tokens: int, shape: DecodeShape, device: torch.device) -> Splits:
+    """For `programs` pairs of a sequence and a kv head, none of which reads more than `reach_tokens` keys."""
+    to_fill = ceiling(shape.programs_per_processor * processors(device), programs)
+    to_share = min(ceiling(reach_tokens, shape.longest_split_tokens), ceiling(_MOST_PROGRAMS, programs))
+    worthwhile = max(1, ceiling(reach_tokens, _LEAST_TILES.value * shape.tile_tokens))
+    return Splits(to_fill, min(max(to_fill, to_share), worthwhile))
 
 
 @triton.jit
-def _share(length: tl.tensor, splits: tl.tensor, TILE: tl.constexpr, WINDOW: tl.constexpr) -> tl.tensor:
+def _share(
+    length: tl.tensor,
+    to_fill: tl.tensor,
+    splits: tl.tensor,
+    TILE: tl.constexpr,
+    LONGEST: tl.constexpr,
+    WINDOW: tl.constexpr,
+) -> tl.tensor:
     """(first tile that is seen, tiles seen, tiles of each split)."""
     first = 0
     if WINDOW > 0:
         first = tl.maximum(length - WINDOW, 0) // TILE
     tiles = tl.cdiv(length, TILE) - first
-    return first, tiles, tl.cdiv(tiles, splits)
+    parts = tl.minimum(tl.maximum(to_fill, tl.cdiv(tiles * TILE, LONGEST)), splits)
+    share = tl.cdiv(tiles, parts)
+    if parts > 1:
+        share = tl.maximum(share, _LEAST_TILES)
+    return first, tiles, share
 
 
-@triton.jit(do_not_specialize=["page_shift", "place_stride", "splits"])
+@triton.jit(do_not_specialize=["page_shift", "place_stride", "to_fill", "splits"])
 def _decode(
     query: tl.tensor,
     keys: tl.tensor,
@@ -147,11 +166,13 @@ def _decode(
     query_stride: tl.tensor,
     head_stride: tl.tensor,
     scaling: tl.tensor,
+    to_fill: tl.tensor,
     splits: tl.tensor,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     SPLIT: tl.constexpr,
     TILE: tl.constexpr,
+    LONGEST: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     PAGED: tl.constexpr,
@@ -167,7 +188,7 @@ def _decode(
     kv_head, split, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     heads = tl.num_programs(0) * GROUP
     length = tl.load(lengths + sequence)
-    first, tiles, share = _share(length, splits, TILE, WINDOW)
+    first, tiles, share = _share(length, to_fill, splits, TILE, LONGEST, WINDOW)
     begin = split * share
     end = tl.minimum(begin + share, tiles)
     if SPLIT:  # noqa: SIM102 - decided when the kernel is compiled, the next one when it runs
@@ -194,9 +215,9 @@ def _decode(
         if PAGED:
             found = look_up(tokens + TILE, length, place, PAGED, BLOCK_TOKENS)
         k = load_rows(keys, lie, dims, seen, HEAD_DIM, BLOCK_DIM, True).to(DOT)
-        scores = capped(tl.dot(q, tl.trans(k), input_precision=PRECISION), scaling, SOFT_CAP)
+        scores, factor = scored(tl.dot(q, tl.trans(k), input_precision=PRECISION), scaling, SOFT_CAP)
         scores = tl.where(seen[None, :], scores, float("-inf"))
-        weights, shrink, highest, total = softmax_step(scores, highest, total)
+        weights, shrink, highest, total = softmax_step(scores, factor, highest, total)
         v = load_rows(values, lie, dims, seen, HEAD_DIM, BLOCK_DIM, True).to(DOT)
         sums = sums * shrink[:, None] + tl.dot(weights.to(DOT), v, input_precision=PRECISION)
     out, lse = finished(sums, highest, total)
@@ -207,17 +228,19 @@ def _decode(
     tl.store(part_lse + slot, lse, rows < GROUP)
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(do_not_specialize=["to_fill", "splits"])
 def _merge_splits(
     part: tl.tensor,
     part_lse: tl.tensor,
     lengths: tl.tensor,
     out: tl.tensor,
     out_lse: tl.tensor,
+    to_fill: tl.tensor,
     splits: tl.tensor,
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     TILE: tl.constexpr,
+    LONGEST: tl.constexpr,
     WINDOW: tl.constexpr,
     CHUNK: tl.constexpr,
 ) -> None:
@@ -225,7 +248,7 @@ def _merge_splits(
     head, sequence = tl.program_id(0), tl.program_id(1)
     slot = sequence.to(tl.int64) * tl.num_programs(0) + head
     length = tl.load(lengths + sequence)
-    _, tiles, share = _share(length, splits, TILE, WINDOW)
+    _, tiles, share = _share(length, to_fill, splits, TILE, LONGEST, WINDOW)
     used = tl.cdiv(tiles, tl.maximum(share, 1))
     dims = tl.arange(0, BLOCK_DIM)
     highest = float("-inf")

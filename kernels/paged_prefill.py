@@ -15,13 +15,15 @@ from torch import Tensor
 
 from kernels.checks import require
 from kernels.kv_source import KvSource, PagedKv, check_query
+from kernels.merge_kernel import merge_parts
 from kernels.tiles import (
-    capped,
+    ceiling,
     dot_constants,
     finished,
     load_rows,
     look_up,
     rule_constants,
+    scored,
     softmax_step,
     source_constants,
     token_rows,
@@ -60,7 +62,7 @@ class Rules:
 def prefill_shape(head_dim: int, dtype: torch.dtype) -> PrefillShape:
     """The shape that `paged_prefill` takes by itself."""
     if dtype == torch.float32:
-        return PrefillShape(rows=32, tile_tokens=32, warps=4, stages=1)
+        return PrefillShape(rows=32 if head_dim <= 128 else 16, tile_tokens=32, warps=8, stages=1)
     if head_dim > 128:
         return PrefillShape(rows=128, tile_tokens=32, warps=8, stages=2)
     return PrefillShape(rows=128, tile_tokens=64, warps=8, stages=3)
@@ -111,20 +113,37 @@ def prefill_into(
 ) -> None:
     """As `paged_prefill` into (out, lse), contiguous and of query's rows; rows that no run names stay as they are."""
     out, lse = results
-    _, heads, head_dim = query.shape
+    _launch((out[None], lse[None]), query, kv, runs, rules, shape)
+
+
+def prefill_in_splits(
+    query: Tensor, kv: KvSource, runs: Runs, rules: Rules, splits: int, shape: PrefillShape | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `paged_prefill`, each run's keys in `splits` parts: for few queries after many keys. Memory grows with splits."""
+    part = torch.empty(splits, *query.shape, dtype=torch.float32, device=query.device)
+    part_lse = torch.empty(splits, *query.shape[:2], dtype=torch.float32, device=query.device)
+    _launch((part, part_lse), query, kv, runs, rules, shape)
+    return merge_parts(part, part_lse, query.dtype)
+
+
+def _launch(
+    parts: tuple[Tensor, Tensor], query: Tensor, kv: KvSource, runs: Runs, rules: Rules, shape: PrefillShape | None
+) -> None:
+    """Fill parts [splits, tokens, heads, head_dim] and [splits, tokens, heads], one share of the keys in each."""
+    (tokens, heads, head_dim), splits = query.shape, parts[0].shape[0]
     sequences = runs.lengths.shape[0]
     check_query(query, kv, sequences, lengths=runs.lengths, query_starts=runs.query_starts)
-    starts = tuple(runs.query_starts.shape)
-    require(starts == (sequences + 1,), "query_starts", starts, f"[{sequences + 1}]")
+    starts = runs.query_starts.shape
+    require(starts[0] == sequences + 1, "query_starts", starts, "one more than lengths")
     require(rules.scaling > 0.0, "scaling", rules.scaling, "above 0")
     if runs.max_queries == 0 or sequences == 0:
         return
     shape = shape or prefill_shape(head_dim, query.dtype)
     group = heads // kv.kv_heads
-    _prefill[(triton.cdiv(runs.max_queries * group, shape.rows), kv.kv_heads, sequences)](
-        query, kv.keys, kv.values, kv.places, runs.query_starts, runs.lengths, out, lse,
+    _prefill[(ceiling(runs.max_queries * group, shape.rows), kv.kv_heads, sequences * splits)](
+        query, kv.keys, kv.values, kv.places, runs.query_starts, runs.lengths, *parts,
         kv.page_shift if isinstance(kv, PagedKv) else 0, kv.places.stride(0),
-        query.stride(0), query.stride(1), rules.scaling,
+        query.stride(0), query.stride(1), rules.scaling, splits, tokens,
         GROUP=group, ROWS=shape.rows, TILE=shape.tile_tokens, STRICT=int(rules.strict),
         **rule_constants(rules.window_tokens, rules.soft_cap), **source_constants(kv), **dot_constants(query),
         num_warps=shape.warps, num_stages=shape.stages,
@@ -169,20 +188,19 @@ def _over_tiles(
         if PAGED:
             found = look_up(tokens + TILE, end, place, PAGED, BLOCK_TOKENS)
         k = load_rows(keys, lie, dims, exist, HEAD_DIM, BLOCK_DIM, MASKED).to(DOT)
-        products = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        scores = capped(products, scaling, SOFT_CAP)
+        scores, factor = scored(tl.dot(q, tl.trans(k), input_precision=PRECISION), scaling, SOFT_CAP)
         if MASKED:
             seen = tokens[None, :] <= position[:, None] - STRICT
             if WINDOW > 0:
                 seen = seen & (position[:, None] - tokens[None, :] < WINDOW)
             scores = tl.where(seen, scores, float("-inf"))
-        weights, shrink, highest, total = softmax_step(scores, highest, total)
+        weights, shrink, highest, total = softmax_step(scores, factor, highest, total)
         v = load_rows(values, lie, dims, exist, HEAD_DIM, BLOCK_DIM, MASKED).to(DOT)
         sums = tl.dot(weights.to(DOT), v, sums * shrink[:, None], input_precision=PRECISION)
     return sums, highest, total
 
 
-@triton.jit(do_not_specialize=["page_shift", "place_stride"])
+@triton.jit(do_not_specialize=["page_shift", "place_stride", "splits", "rows_of_split"])
 def _prefill(
     query: tl.tensor,
     keys: tl.tensor,
@@ -197,6 +215,8 @@ def _prefill(
     query_stride: tl.tensor,
     head_stride: tl.tensor,
     scaling: tl.tensor,
+    splits: tl.tensor,
+    rows_of_split: tl.tensor,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
@@ -212,8 +232,9 @@ def _prefill(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
-    """One block of rows of one kv head of one sequence; the last blocks, which have the most keys, start first."""
-    kv_head, sequence = tl.program_id(1), tl.program_id(2)
+    """One block of rows of one kv head of one sequence and one share of their keys; the last blocks, which have the most keys, start first."""
+    kv_head = tl.program_id(1)
+    sequence, split = tl.program_id(2) // splits, tl.program_id(2) % splits
     run = tl.load(query_starts + sequence)
     queries = tl.load(query_starts + sequence + 1) - run
     block = tl.cdiv(queries * GROUP, ROWS) - 1 - tl.program_id(0)
@@ -245,22 +266,28 @@ def _prefill(
     if WINDOW > 0:
         begin = tl.maximum(lowest - WINDOW + 1, 0) // TILE * TILE
         whole_begin = tl.cdiv(tl.maximum(highest_position - WINDOW + 1, 0), TILE) * TILE
+    share = tl.cdiv(tl.cdiv(end - begin, TILE), splits) * TILE
+    begin += split * share
+    end = tl.minimum(begin + share, end)
+    if WINDOW > 0:
         state = _over_tiles(
             state, q, keys, values, place, page_shift, column, dims, position, begin, tl.minimum(whole_begin, end),
             scaling, True, STRICT, TILE, WINDOW, SOFT_CAP, PAGED, BLOCK_TOKENS, PAGE_ELEMENTS, TOKEN_ELEMENTS,
             HEAD_DIM, BLOCK_DIM, DOT, PRECISION,
         )  # fmt: skip
     state = _over_tiles(
-        state, q, keys, values, place, page_shift, column, dims, position, whole_begin, whole_end,
+        state, q, keys, values, place, page_shift, column, dims, position,
+        tl.maximum(begin, whole_begin), tl.minimum(whole_end, end),
         scaling, False, STRICT, TILE, WINDOW, SOFT_CAP, PAGED, BLOCK_TOKENS, PAGE_ELEMENTS, TOKEN_ELEMENTS,
         HEAD_DIM, BLOCK_DIM, DOT, PRECISION,
     )  # fmt: skip
     state = _over_tiles(
-        state, q, keys, values, place, page_shift, column, dims, position, tl.maximum(whole_begin, whole_end), end,
+        state, q, keys, values, place, page_shift, column, dims, position,
+        tl.maximum(begin, tl.maximum(whole_begin, whole_end)), end,
         scaling, True, STRICT, TILE, WINDOW, SOFT_CAP, PAGED, BLOCK_TOKENS, PAGE_ELEMENTS, TOKEN_ELEMENTS,
         HEAD_DIM, BLOCK_DIM, DOT, PRECISION,
     )  # fmt: skip
     result, lse = finished(state[0], state[1], state[2])
-    slot = at * (tl.num_programs(1) * GROUP) + head
+    slot = (split.to(tl.int64) * rows_of_split + at) * (tl.num_programs(1) * GROUP) + head
     tl.store(out + slot[:, None] * HEAD_DIM + dims[None, :], result.to(out.dtype.element_ty), wide)
     tl.store(out_lse + slot, lse, mine)

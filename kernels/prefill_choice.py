@@ -1,11 +1,17 @@
-"""Which kernel computes a run of new queries: ours over the pages themselves, or one of torch's over a copy of them.
+"""Which kernel computes a run of new queries: ours over the pages themselves, or cuDNN's over a copy of them.
+
+Few queries after many keys, as after a long cached prefix, would leave most of the device idle: their keys are split.
 
 A copy costs time that grows with the keys, attention time that grows with queries times keys: for long runs the copy is
-lost in it, and the library's kernel may be the faster one. The limits below are from benchmarks/gpu/attention.py.
+lost in it, and cuDNN is the faster of the two there. But it makes a plan for each pair of lengths it has not met, so
+it gets lengths of a coarse grain only: queries filled up with zeros, and a prefix in pieces of few sizes. The rates
+below are from benchmarks/gpu/attention.py.
 """
 
+import enum
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,13 +19,21 @@ from torch import Tensor
 from kernels.fused_attention import cudnn_attention, gather_pages
 from kernels.kv_source import PagedKv
 from kernels.merge import merge_partials
-from kernels.paged_prefill import Rules, Runs, prefill_into
+from kernels.paged_prefill import Rules, Runs, prefill_in_splits, prefill_into
+from kernels.tiles import ceiling, processors
 
 _LIBRARY_DTYPES = (torch.bfloat16, torch.float16)
 _LIBRARY_HEAD_DIMS = (64, 128)
 _LEAST_QUERIES = 2048
-_GRAIN_TOKENS = 512
-"""cuDNN makes a plan for each pair of lengths that it has not met, so only few pairs may reach it."""
+_GRAIN_TOKENS = 1024
+_LARGEST_PIECE_TOKENS = 32 * _GRAIN_TOKENS
+_LIBRARY_SPEEDUP = 1.3
+"""Rate of cuDNN over ours on long runs, less what copies and merging take."""
+_WORTHWHILE = 0.95
+_BLOCK_ROWS = 128
+"""Rows of a program of `paged_prefill`, as it mostly has them."""
+_LEAST_PART_TOKENS = 512
+_MOST_PARTS = 32
 
 
 def prefill_runs(
@@ -38,45 +52,115 @@ def prefill_runs(
     counts  (queries, keys) of each sequence, as query_starts and lengths say on the device
     Returns out [tokens, heads, head_dim]. No synchronisation.
     """
-    plain = window_tokens is None and soft_cap is None
     rules = Rules(scaling=scaling, window_tokens=window_tokens, soft_cap=soft_cap)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
-    first = row = 0
-    for copies, stretch in itertools.groupby(counts, lambda count: plain and pays_to_copy(query, *count)):
-        members = list(stretch)
-        last = first + len(members)
+    for stretch in _stretches(query, kv, counts, rules):
+        first, last = stretch.sequences.start, stretch.sequences.stop
         own = PagedKv(kv.pages, kv.table[first:last], kv.page_shift)
-        if copies:
-            for sequence, (queries, keys) in enumerate(members):
-                copied = gather_pages(own, sequence, keys)
-                out[row : row + queries] = attention_over_copy(query[row : row + queries], *copied, scaling=scaling)
-                row += queries
+        runs = Runs(query_starts[first : last + 1], lengths[first:last], max(queries for queries, _ in stretch.counts))
+        if stretch.way is _Way.COPY:
+            _run_over_copy((out, lse), query, own, runs, stretch, rules)
+        elif stretch.way is _Way.SPLIT and (parts := _parts(query, kv, stretch.counts, window_tokens)) > 1:
+            relative = Runs(runs.query_starts - stretch.rows.start, runs.lengths, runs.max_queries)
+            out[stretch.rows] = prefill_in_splits(query[stretch.rows], own, relative, rules, parts)[0]
         else:
-            most = max(queries for queries, _ in members)
-            runs = Runs(query_starts[first : last + 1], lengths[first:last], most)
             prefill_into((out, lse), query, own, runs, rules)
-            row += sum(queries for queries, _ in members)
-        first = last
     return out
 
 
-def attention_over_copy(query: Tensor, key: Tensor, value: Tensor, *, scaling: float) -> Tensor:
-    """Causal attention of the last tokens of one sequence by cuDNN: the prefix whole, the queries' own keys causally."""
-    before = key.shape[0] - query.shape[0]
-    own = cudnn_attention(query, key[before:], value[before:], scaling=scaling, causal=True)
-    if before == 0:
-        return own[0]
-    prefix = cudnn_attention(query, key[:before], value[:before], scaling=scaling, causal=False)
-    return merge_partials(*prefix, *own)[0]
+def _parts(query: Tensor, kv: PagedKv, counts: Sequence[tuple[int, int]], window_tokens: int | None) -> int:
+    """Into how many the keys of these runs are best split, so that their programs fill the device."""
+    longest = max(keys if window_tokens is None else min(keys, window_tokens + queries) for queries, keys in counts)
+    group = query.shape[1] // kv.kv_heads
+    programs = kv.kv_heads * sum(ceiling(queries * group, _BLOCK_ROWS) for queries, _ in counts)
+    return min(processors(query.device) // max(programs, 1), longest // _LEAST_PART_TOKENS, _MOST_PARTS)
 
 
 def pays_to_copy(query: Tensor, queries: int, keys: int) -> bool:
-    """Whether torch's kernel over a copy of the keys beats ours over the pages."""
-    return (
-        query.dtype in _LIBRARY_DTYPES
-        and query.shape[2] in _LIBRARY_HEAD_DIMS
-        and queries >= _LEAST_QUERIES
-        and queries % _GRAIN_TOKENS == 0
-        and keys % _GRAIN_TOKENS == 0
-    )
+    """Whether cuDNN over a copy of the keys is well faster than our kernel over the pages."""
+    if query.dtype not in _LIBRARY_DTYPES or query.shape[2] not in _LIBRARY_HEAD_DIMS or queries < _LEAST_QUERIES:
+        return False
+    before = keys - queries
+    prefix, filled_up = _whole_grains(before), _filled_up(queries)
+    ours = queries * (before + queries / 2)
+    if prefix == before:
+        theirs = filled_up * (before + filled_up / 2) / _LIBRARY_SPEEDUP
+    else:
+        theirs = queries * (before - prefix + queries / 2) + filled_up * prefix / _LIBRARY_SPEEDUP
+    return theirs < _WORTHWHILE * ours
+
+
+class _Way(enum.Enum):
+    COPY = enum.auto()
+    SPLIT = enum.auto()
+    PAGES = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Neighbouring sequences that one way computes; one over a copy is alone."""
+
+    sequences: slice
+    rows: slice
+    counts: tuple[tuple[int, int], ...]
+    way: _Way
+
+
+def _stretches(query: Tensor, kv: PagedKv, counts: Sequence[tuple[int, int]], rules: Rules) -> Iterator[_Stretch]:
+    plain = rules.window_tokens is None and rules.soft_cap is None and _GRAIN_TOKENS % kv.block_tokens == 0
+
+    def way(count: tuple[int, int]) -> _Way:
+        if plain and pays_to_copy(query, *count):
+            return _Way.COPY
+        return _Way.SPLIT if _parts(query, kv, (count,), rules.window_tokens) > 1 else _Way.PAGES
+
+    first = row = 0
+    for found, group in itertools.groupby(counts, way):
+        members = list(group)
+        for some in ([one] for one in members) if found is _Way.COPY else (members,):
+            end = row + sum(queries for queries, _ in some)
+            yield _Stretch(slice(first, first + len(some)), slice(row, end), tuple(some), found)
+            first, row = first + len(some), end
+
+
+def _run_over_copy(
+    results: tuple[Tensor, Tensor], query: Tensor, kv: PagedKv, runs: Runs, stretch: _Stretch, rules: Rules
+) -> None:
+    """The prefix in whole grains by cuDNN; what follows too if it is the queries' own keys, or else over the pages."""
+    ((queries, keys),) = stretch.counts
+    prefix, room = _whole_grains(keys - queries), _filled_up(queries)
+    mine = query[stretch.rows]
+    filled = torch.cat([mine, mine.new_zeros(room - queries, *mine.shape[1:])]) if room > queries else mine
+    if prefix == keys - queries:
+        key, value = gather_pages(kv, 0, keys, prefix + room)
+        found = cudnn_attention(filled, key[prefix:], value[prefix:], scaling=rules.scaling, causal=True)
+    else:
+        key, value = gather_pages(kv, 0, prefix)
+        after = PagedKv(kv.pages, kv.table[:, prefix // kv.block_tokens :], kv.page_shift)
+        prefill_into(results, query, after, Runs(runs.query_starts, runs.lengths - prefix, queries), rules)
+        found = results[0][stretch.rows], results[1][stretch.rows]
+    found = found[0][:queries], found[1][:queries]
+    for piece in _pieces(prefix):
+        part = cudnn_attention(filled, key[piece], value[piece], scaling=rules.scaling, causal=False)
+        found = merge_partials(*found, part[0][:queries], part[1][:queries])
+    results[0][stretch.rows] = found[0]
+
+
+def _whole_grains(tokens: int) -> int:
+    return tokens // _GRAIN_TOKENS * _GRAIN_TOKENS
+
+
+def _filled_up(tokens: int) -> int:
+    return ceiling(tokens, _GRAIN_TOKENS) * _GRAIN_TOKENS
+
+
+def _pieces(tokens: int) -> Iterator[slice]:
+    """Powers of two of grains, the largest first."""
+    begin = 0
+    size = _LARGEST_PIECE_TOKENS
+    while begin < tokens:
+        while size > tokens - begin:
+            size //= 2
+        yield slice(begin, begin + size)
+        begin += size

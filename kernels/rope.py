@@ -84,7 +84,7 @@ def _check(qkv: Tensor, cos: Tensor, sin: Tensor, pages: Tensor, slots: Tensor) 
     require_same_device(qkv, cos=cos, sin=sin, pages=pages, slots=slots)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["page_shift"])  # another one in every layer
 def _rotate(
     qkv: tl.tensor,
     cos: tl.tensor,

@@ -4,6 +4,7 @@ Scores are held in units of log2 (exp2 is the hardware's own), results leave as 
 Sources: online softmax (arXiv 1805.02867), FlashAttention-2 (arXiv 2307.08691).
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from kernels.kv_source import KvSource, PagedKv
 
+_INTERPRETER_PROCESSORS = 2
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
@@ -79,22 +81,28 @@ def load_rows(
 
 
 @triton.jit
-def capped(products: tl.tensor, scaling: tl.tensor, SOFT_CAP: tl.constexpr) -> tl.tensor:
-    """Scores in units of log2: scaling * q.k, or soft_cap * tanh(scaling * q.k / soft_cap), times log2(e)."""
+def scored(products: tl.tensor, scaling: tl.tensor, SOFT_CAP: tl.constexpr) -> tl.tensor:
+    """(values, factor): factor * values are the scores in units of log2, and factor > 0.
+
+    A score is scaling * q.k, or soft_cap * tanh(scaling * q.k / soft_cap). Kept apart because value * factor - highest
+    is one instruction, and the highest value needs no product.
+    """
     if SOFT_CAP > 0.0:
         squared = tl.exp2(products * (scaling * (2.0 * 1.4426950408889634 / SOFT_CAP)))  # e^2x; inf gives tanh = 1
-        scores = (1.0 - 2.0 / (1.0 + squared)) * (SOFT_CAP * 1.4426950408889634)
+        values = 1.0 - 2.0 / (1.0 + squared)
+        factor = SOFT_CAP * 1.4426950408889634
     else:
-        scores = products * (scaling * 1.4426950408889634)
-    return scores
+        values = products
+        factor = scaling * 1.4426950408889634
+    return values, factor
 
 
 @triton.jit
-def softmax_step(scores: tl.tensor, highest: tl.tensor, total: tl.tensor) -> tl.tensor:
+def softmax_step(values: tl.tensor, factor: tl.tensor, highest: tl.tensor, total: tl.tensor) -> tl.tensor:
     """Take one tile of scores in; returns (weights, what the sums so far shrink by, highest, total)."""
-    raised = tl.maximum(highest, tl.max(scores, 1))
+    raised = tl.maximum(highest, tl.max(values, 1) * factor)
     shift = tl.where(raised == float("-inf"), 0.0, raised)  # a row without a seen key so far: -inf - -inf is NaN
-    weights = tl.exp2(scores - shift[:, None])
+    weights = tl.exp2(values * factor - shift[:, None])
     shrink = tl.exp2(highest - shift)
     return weights, shrink, raised, total * shrink + tl.sum(weights, 1)
 
@@ -108,6 +116,24 @@ def finished(sums: tl.tensor, highest: tl.tensor, total: tl.tensor) -> tl.tensor
     return out, lse
 
 
+def ceiling(dividend: int, divisor: int) -> int:
+    """Quotient rounded up. Triton's own, which kernels may call too, takes the host ten times as long."""
+    return -(-dividend // divisor)
+
+
+def power_of_two(least: int) -> int:
+    """The smallest that is not below `least`."""
+    return 1 << (least - 1).bit_length()
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors; programs that many times over keep the device busy."""
+    if device.type != "cuda":
+        return _INTERPRETER_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def source_constants(kv: KvSource) -> dict[str, int | bool]:
     """The compile-time constants that say how `kv` is laid out."""
     paged = isinstance(kv, PagedKv)
@@ -117,7 +143,7 @@ def source_constants(kv: KvSource) -> dict[str, int | bool]:
         "PAGE_ELEMENTS": kv.page_elements if isinstance(kv, PagedKv) else 0,
         "TOKEN_ELEMENTS": kv.token_elements,
         "HEAD_DIM": kv.head_dim,
-        "BLOCK_DIM": max(16, triton.next_power_of_2(kv.head_dim)),
+        "BLOCK_DIM": max(16, power_of_two(kv.head_dim)),
     }
 
 

@@ -15,12 +15,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.gpu._attention_inputs import DTYPE, HEAD_DIM, HEADS, Pool, cold_sets, eager_s, graph_s
 from benchmarks.gpu.limits import copy_bytes_per_s, matmul_flop_per_s
 from benchmarks.gpu.table import Row, run_and_write
-from kernels.fused_attention import gather_pages
+from kernels.fused_attention import cudnn_attention, gather_pages
 from kernels.kv_source import PagedKv, ViewKv
 from kernels.merge import merge_partials
 from kernels.paged_decode import paged_decode
 from kernels.paged_prefill import Runs, paged_prefill
-from kernels.prefill_choice import attention_over_copy, prefill_runs
+from kernels.prefill_choice import prefill_runs
 
 _POOL_BYTES = 16 * 2**30
 _SCALING = HEAD_DIM**-0.5
@@ -33,6 +33,8 @@ class Decode:
     group: int
     compared: bool = False
     ragged: bool = False
+    bound: int | None = None
+    """What the lengths stay below, as a graph for all contexts knows it."""
 
     @property
     def kv_heads(self) -> int:
@@ -41,7 +43,8 @@ class Decode:
     @property
     def name(self) -> str:
         lengths = "mixed lengths up to" if self.ragged else "length"
-        return f"decode batch {self.batch}, {lengths} {self.length}, {self.group} heads per kv head"
+        bound = f" of at most {self.bound}" if self.bound else ""
+        return f"decode batch {self.batch}, {lengths} {self.length}{bound}, {self.group} heads per kv head"
 
     @property
     def kv_bytes(self) -> int:
@@ -51,8 +54,9 @@ class Decode:
 DECODES = [Decode(batch, length, 4, compared=True) for batch in (1, 8, 32, 128) for length in (512, 4096, 32768)]
 DECODES += [Decode(batch, length, group) for group in (1, 8) for batch, length in ((1, 32768), (32, 4096), (128, 512))]
 DECODES += [Decode(128, 32768, 8), Decode(32, 32768, 4, ragged=True), Decode(128, 8192, 4, ragged=True)]
+DECODES += [Decode(batch, length, 4, bound=131072) for batch, length in ((1, 4096), (32, 512), (128, 4096))]
 QUICK_DECODES = [Decode(1, 4096, 4), Decode(32, 4096, 4, compared=True), Decode(128, 512, 1), Decode(128, 4096, 4)]
-PREFILLS = [(1024, 0), (4096, 0), (16384, 0), (32768, 0), (512, 4096), (2048, 30720), (4096, 28672)]
+PREFILLS = [(1024, 0), (4096, 0), (16384, 0), (32768, 0), (512, 4096), (2048, 30720), (8192, 24576), (64, 16384)]
 QUICK_PREFILLS = [(4096, 0), (16384, 0), (2048, 30720)]
 
 
@@ -78,7 +82,7 @@ def decode_rows(pool: Pool, case: Decode) -> list[Row]:
     query = torch.randn(case.batch, HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
 
     def ours(kv: PagedKv | ViewKv) -> Callable[[], tuple[Tensor, Tensor]]:
-        return lambda: paged_decode(query, kv, lengths, scaling=_SCALING, max_length=case.length)
+        return lambda: paged_decode(query, kv, lengths, scaling=_SCALING, max_length=case.bound or case.length)
 
     paged = pool.paged(case.batch, case.length, case.kv_heads, sets)
     views = pool.views(case.batch, case.length, case.kv_heads, sets)
@@ -135,8 +139,8 @@ def prefill_rows(pool: Pool, queries: int, before: int) -> list[Row]:
         "views": lambda: _paged_prefill(query, view, runs),
         "torch flash, contiguous": lambda: _flash(query, key, value, runs),
         "gather, then torch flash": lambda: _flash(query, *gather_pages(paged, 0, keys), runs),
-        "cuDNN, contiguous": lambda: attention_over_copy(query, key, value, scaling=_SCALING),
-        "gather, then cuDNN": lambda: attention_over_copy(query, *gather_pages(paged, 0, keys), scaling=_SCALING),
+        "cuDNN, contiguous": lambda: _cudnn(query, key, value),
+        "gather, then cuDNN": lambda: _cudnn(query, *gather_pages(paged, 0, keys)),
         "as served": lambda: prefill_runs(
             query, paged, runs.query_starts, runs.lengths, [(queries, keys)], scaling=_SCALING
         ),
@@ -188,7 +192,7 @@ def ragged_rows(pool: Pool) -> list[Row]:
         name = f"prefill {queries} after {before}, cuDNN ragged, contiguous"
         flop = 4 * HEADS * HEAD_DIM * queries * (before + (queries + 1) / 2)
         try:
-            _same(_ragged(query, key, value), attention_over_copy(query, key, value, scaling=_SCALING))
+            _same(_ragged(query, key, value), _cudnn(query, key, value))
             rate = flop / eager_s(lambda query=query, key=key, value=value: _ragged(query, key, value))
         except (RuntimeError, AssertionError) as error:
             rows.append(_refused(name, error))
@@ -206,7 +210,7 @@ def plan_rows(pool: Pool) -> list[Row]:
         return query[:n], key[:n], value[:n]
 
     ways: dict[str, Callable[[int], Tensor]] = {
-        "cuDNN": lambda n: attention_over_copy(*cut(n), scaling=_SCALING),
+        "cuDNN": lambda n: _cudnn(*cut(n)),
         "cuDNN ragged below one bound": lambda n: _ragged(*cut(n), longest=4096),
     }
     rows: list[Row] = []
@@ -250,8 +254,18 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, runs: Runs) -> Tensor:
     return out
 
 
+def _cudnn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    before = key.shape[0] - query.shape[0]
+    own = cudnn_attention(query, key[before:], value[before:], scaling=_SCALING, causal=True)
+    if before == 0:
+        return own[0]
+    return merge_partials(*cudnn_attention(query, key[:before], value[:before], scaling=_SCALING, causal=False), *own)[
+        0
+    ]
+
+
 def _ragged(query: Tensor, key: Tensor, value: Tensor, longest: int | None = None) -> Tensor:
-    """As `attention_over_copy`, but a plan is made for the bound `longest` alone, not for each length."""
+    """As `_cudnn`, but a plan is made for the bound `longest` alone, not for each length."""
     tokens, heads = query.shape[:2]
     before = key.shape[0] - tokens
 

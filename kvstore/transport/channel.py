@@ -20,11 +20,18 @@ class Copied:
 
 
 class Channel(Protocol):
-    """Used by the copier's thread alone; `close` too."""
+    """Used by the copier's thread alone, but for `posted`; `close` too. Each posted span is copied once, in order, or none any more."""
 
     @property
     def kind(self) -> str:
         """`cuda_ipc`, `shm` or `tcp`."""
+        ...
+
+    def posted(self, span: KvSpan) -> None:
+        """A copy of this span was queued, behind those queued before: what it moves is launched now, if not done.
+
+        The one call that comes from the loop's thread.
+        """
         ...
 
     def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Copied:

@@ -110,7 +110,10 @@ class Copier:
 
     def post(self, job: CopyJob) -> None:
         """Queue a job for the channel that its peer has now. After `stop` it ends as failed at once."""
-        if not self._put(_Posted(job, self._attached.get(job.to))):
+        attached = self._attached.get(job.to)
+        if attached is not None:
+            attached.channel.posted(job.span)
+        if not self._put(_Posted(job, attached)):
             self._on_done(_never(job))
 
     def drain(self, timeout_s: float) -> bool:

@@ -38,6 +38,10 @@ class FaultyChannel:
         """That of the channel inside."""
         return self._inner.kind
 
+    def posted(self, span: KvSpan) -> None:
+        """As the channel inside."""
+        self._inner.posted(span)
+
     def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Copied:
         """As the channel inside, with faults. Raises PeerFailed."""
         delay, fail, corrupt = (self._random.random() for _ in range(3))

@@ -4,6 +4,7 @@ import secrets
 import socket
 import threading
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,7 @@ from kvstore.transport.share_wire import (
     Adapted,
     Chunks,
     Introduce,
+    Left,
     Mailbox,
     NoOffer,
     Offer,
@@ -53,8 +55,7 @@ class Visited:
         """Unmap, then let the host know."""
         with self._open:
             self.pages.close()
-            self.mailbox.close()
-            self.connection.close()
+            _leave(self.connection, self.mailbox)
 
     def hear(self) -> bool:
         """Answer what a readable connection says; False if it is at its end. Raises PeerFailed."""
@@ -107,14 +108,20 @@ def visit(self_id: PeerId, host: PeerId, path: str, mapper: ChunkMapper | None =
             pages.close()
             raise
     except OSError as error:
-        mailbox.close()
-        connection.close()
+        _leave(connection, mailbox)
         raise PeerFailed(f"cannot reach the memory of {host} at {path}: {error}") from error
     except BaseException:
-        mailbox.close()
-        connection.close()
+        _leave(connection, mailbox)
         raise
     return Visited(connection, mailbox, pages)
+
+
+def _leave(connection: socket.socket, mailbox: Mailbox) -> None:
+    """The last word, when nothing is mapped any more."""
+    with suppress(OSError):  # the host has gone itself, or does not read: then it waits for our end
+        send_frame(connection, Left())
+    mailbox.close()
+    connection.close()
 
 
 def _map(

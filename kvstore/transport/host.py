@@ -1,8 +1,10 @@
 """The host's side of share connections: hand out the memory, confirm the probe, tell of changes, notice the end."""
 
+import os
 import shutil
 import socket
 import stat
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from kvstore.transport.share_wire import (
     Chunks,
     FrameReader,
     Introduce,
+    Left,
     NoOffer,
     Offer,
     ProbeSeen,
@@ -30,6 +33,7 @@ from kvstore.transport.share_wire import (
 from kvstore.transport.socket_path import short_name
 
 _SEND_TIMEOUT_S = 1.0
+_SO_PEERPIDFD = 77  # Linux 6.5; not in Python's socket module yet
 
 
 class Guest:
@@ -45,6 +49,26 @@ class Guest:
         """Of the last one that it confirmed to map; -1: it is still mapping the first."""
         self.dismissed = False
         """Whether our side is closed: it hears the end, unmaps, and closes its own."""
+        self.left = False
+        """Whether it said itself that it has unmapped everything."""
+        self.process_fd: int | None = None
+        """Readable when its process is gone; of guests that map device memory."""
+
+    @property
+    def may_write_still(self) -> bool:
+        """Whether the end of its connection does not mean yet that it writes no more.
+
+        A dying process's memory is unmapped before its sockets are closed, but its work on a device is stopped only
+        when the device's own files are closed, which may be later: such a process must be gone altogether.
+        """
+        return self.process_fd is not None and not self.left
+
+    def close(self) -> None:
+        """End the connection, if it has not ended, and the watch over its process."""
+        self.connection.close()
+        if self.process_fd is not None:
+            os.close(self.process_fd)
+            self.process_fd = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +134,8 @@ class Host:
                     self._give(guest, first)
                 case ProbeWritten(n_bytes=n_bytes) if guest in self._guests:
                     self._confirm(guest, n_bytes)
+                case Left() if guest.peer is not None:
+                    guest.left = True
                 case Adapted(version=version) if guest.adapted_version >= 0 and version <= guest.told_version:
                     guest.adapted_version = version
                 case _:
@@ -126,6 +152,14 @@ class Host:
         if self._memory.needs_mapper and not introduced.maps_chunks:
             self._send(guest, NoOffer(text=f"the pages of {self._self_id} lie on a device, and the guest uses none"))
             return
+        if self._memory.needs_mapper:
+            guest.process_fd = watch_process(guest.connection)
+            if guest.process_fd is None:
+                self._send(
+                    guest,
+                    NoOffer(text=f"{self._self_id} cannot watch over the guest's process, which would write unseen"),
+                )
+                return
         self._guests[guest] = None
         guest.told_version = self._version
         self._send(guest, Offer(description=description), self._memory.export_first())
@@ -198,3 +232,16 @@ class Host:
         """Stop listening and remove the folder."""
         self.listener.close()
         shutil.rmtree(self.path.parent, ignore_errors=True)  # a folder removed by others is as gone as ours
+
+
+def watch_process(connection: socket.socket) -> int | None:
+    """A descriptor that is readable once the process at the other end is gone; None if the system gives none."""
+    try:
+        return connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:
+        pass  # an older kernel: by the process's number, if it has one here
+    peer_pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        return os.pidfd_open(peer_pid) if peer_pid > 0 else None
+    except OSError:
+        return None

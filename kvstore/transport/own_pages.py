@@ -12,7 +12,7 @@ from common.net.sockets import Payload
 from kvstore.memory.page_pool import PagePool
 from kvstore.transport.cuda_pages import CudaSharedPages
 from kvstore.transport.descriptions import MappedPages
-from kvstore.transport.layer_events import LayerEvents, NoLayerEvents
+from kvstore.transport.layer_events import LayerEvents, Marks, NoLayerEvents
 from kvstore.transport.page_mover import PageMover, PageNumbers
 from kvstore.transport.pages import Ids, Rows, as_ids, copy_pages, count_pieces, rows_of
 from kvstore.transport.pinned_mapping import PinnedMapping
@@ -39,10 +39,14 @@ class OwnPages(Protocol):
         """Where the pages lie."""
         ...
 
-    def copy_out(self, own_pages: Ids, peer: MappedPages, peer_pages: Ids, layers: Iterable[int] | None = None) -> int:
+    def marks(self, layers: Iterable[int]) -> Marks:
+        """What a copy of these layers that is posted now waits for. Any thread may ask."""
+        ...
+
+    def copy_out(self, own_pages: Ids, peer: MappedPages, peer_pages: Ids, after: Marks | None = None) -> int:
         """Ours into the peer's; returns how many contiguous pieces those were. Raises PeerFailed.
 
-        `layers`: those that `own_pages` are of, which may still be being computed; None: any.
+        `after`: of the layers that `own_pages` are of, which may be being computed; None: what is launched by now.
         """
         ...
 
@@ -50,7 +54,7 @@ class OwnPages(Protocol):
         """The peer's into ours; returns how many contiguous pieces those were. Raises PeerFailed."""
         ...
 
-    def read(self, pages: Sequence[int], layers: Iterable[int] | None = None) -> Payload:
+    def read(self, pages: Sequence[int], after: Marks | None = None) -> Payload:
         """The bytes of our pages, one after the other. Raises IndexError, PeerFailed."""
         ...
 
@@ -82,7 +86,11 @@ class HostPages:
         """All pages as bytes."""
         return self._pool.rows
 
-    def copy_out(self, own_pages: Ids, peer: MappedPages, peer_pages: Ids, layers: Iterable[int] | None = None) -> int:
+    def marks(self, layers: Iterable[int]) -> Marks:
+        """What a copy of these layers that is posted now waits for. Any thread may ask."""
+        return Marks()
+
+    def copy_out(self, own_pages: Ids, peer: MappedPages, peer_pages: Ids, after: Marks | None = None) -> int:
         """Ours into the peer's; returns how many contiguous pieces those were. Raises PeerFailed."""
         return _in_file(peer).write(peer_pages, self._pool.rows, own_pages)
 
@@ -90,7 +98,7 @@ class HostPages:
         """The peer's into ours; returns how many contiguous pieces those were. Raises PeerFailed."""
         return _in_file(peer).read_into(self._pool.rows, own_pages, peer_pages)
 
-    def read(self, pages: Sequence[int], layers: Iterable[int] | None = None) -> Payload:
+    def read(self, pages: Sequence[int], after: Marks | None = None) -> Payload:
         """The bytes of our pages, one after the other. Raises IndexError."""
         return read_payload(self._pool.rows, pages)
 
@@ -126,12 +134,15 @@ class AcceleratorPages:
         """Where the pages lie."""
         return self._mover.device
 
-    def copy_out(self, own_pages: Ids, peer: MappedPages, peer_pages: Ids, layers: Iterable[int] | None = None) -> int:
+    def marks(self, layers: Iterable[int]) -> Marks:
+        """What a copy of these layers that is posted now waits for. Any thread may ask."""
+        return self._events.marks(layers)
+
+    def copy_out(self, own_pages: Ids, peer: MappedPages, peer_pages: Ids, after: Marks | None = None) -> int:
         """Ours into the peer's; returns how many contiguous pieces those were. Raises PeerFailed."""
         own, there = self._own_ids(own_pages), as_ids(peer_pages)
         _require_as_many(own, there)
-        with self._mover.launching():
-            self._events.wait(layers)
+        self._wait(after)
         if isinstance(peer, CudaSharedPages):
             with peer.using() as rows:
                 _require_there(there, len(rows), str(peer.description.peer))
@@ -152,13 +163,12 @@ class AcceleratorPages:
             self._in_from_file(own, _in_file(peer), there)
         return count_pieces(own, there)
 
-    def read(self, pages: Sequence[int], layers: Iterable[int] | None = None) -> Payload:
+    def read(self, pages: Sequence[int], after: Marks | None = None) -> Payload:
         """The bytes of our pages, one after the other. Raises PeerFailed, also for pages that do not exist."""
         own = self._own_ids(pages)
         payload = bytearray(len(own) * self.layout.page_bytes)
         target = rows_of(payload, self.layout.page_bytes)
-        with self._mover.launching():
-            self._events.wait(layers)
+        self._wait(after)
 
         def take(rows: Rows, part: Part) -> None:
             target[slice(*part)] = rows
@@ -207,6 +217,10 @@ class AcceleratorPages:
                 copy_pages(rows, places[slice(*part)], staged, range(len(staged)))
 
             self._ring.bring_in(fill, self._rows(), own)
+
+    def _wait(self, after: Marks | None) -> None:
+        with self._mover.launching():
+            (after or self._events.marks()).wait()
 
     def _run(self, source: Tensor, source_pages: PageNumbers, target: Tensor, target_pages: PageNumbers) -> None:
         with self._mover.launching():

@@ -2,7 +2,8 @@
 
 A process may be host (others map its pages) and guest (it maps others'). Every connection stays open for life: when it
 ends, the other process has died or hung up, and in both cases it has no mapping any more, because a process that hangs
-up unmaps first and the kernel unmaps a dying process before it closes its sockets.
+up unmaps first and the kernel unmaps a dying process before it closes its sockets. What a dying process still does on a
+device ends a little later: a guest of device memory that did not say goodbye is gone when its process is.
 """
 
 import os
@@ -144,7 +145,7 @@ class Share:
             self.hang_up(peer)
         for key in list(self._selector.get_map().values()):
             if isinstance(key.data, Guest):
-                key.data.connection.close()
+                key.data.close()
         if self._host is not None:
             self._host.close()
         self._selector.close()
@@ -161,6 +162,8 @@ class Share:
                         os.eventfd_read(self._wake_fd)
                     case Host() as host:
                         self._accept(host)
+                    case Guest() as guest if key.fd == guest.process_fd:
+                        self._guest_is_gone(guest, key.fd)
                     case Guest() as guest:
                         self._hear(guest)
                     case _Visit() as visited:
@@ -215,10 +218,24 @@ class Share:
     def _guest_ended(self, guest: Guest) -> None:
         with self._lock:
             self._selector.unregister(guest.connection)
-        if self._host is not None:
-            self._host.forget(guest)
+            if guest.may_write_still and guest.process_fd is not None:
+                self._selector.register(guest.process_fd, selectors.EVENT_READ, guest)
         guest.connection.close()
         self._strangers.pop(guest, None)
+        if not guest.may_write_still:
+            self._farewell(guest)
+
+    def _guest_is_gone(self, guest: Guest, process_fd: int) -> None:
+        """Its process, with whatever it still did on a device."""
+        with self._lock:
+            self._selector.unregister(process_fd)
+        self._farewell(guest)
+
+    def _farewell(self, guest: Guest) -> None:
+        """It maps nothing of ours any more."""
+        guest.close()
+        if self._host is not None:
+            self._host.forget(guest)
         if guest.peer is None:
             return
         self._guests[guest.peer] -= 1

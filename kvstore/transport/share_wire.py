@@ -10,6 +10,7 @@
 
     host -> guest   Resized        any time later: the pool has changed, this is what it is now
     guest -> host   Adapted        after Take and Chunks as above: I map exactly that
+    guest -> host   Left           the last word: I have unmapped everything
 
 Afterwards both keep the connection open and silent: its end of file is the news of the other's death.
 
@@ -92,7 +93,11 @@ class Adapted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     version: int
 
 
-ShareFrame = Introduce | Offer | NoOffer | Take | Chunks | ProbeWritten | ProbeSeen | Resized | Adapted
+class Left(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The guest has unmapped everything and hangs up. Without it, an end of the connection is its death."""
+
+
+ShareFrame = Introduce | Offer | NoOffer | Take | Chunks | ProbeWritten | ProbeSeen | Resized | Adapted | Left
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[ShareFrame] = msgspec.msgpack.Decoder(ShareFrame)
 

@@ -16,6 +16,9 @@ class ShmChannel:
     def __init__(self, source: Rows, target: SharedPages) -> None:
         self._source, self._target = source, target
 
+    def posted(self, span: KvSpan) -> None:
+        """What was launched on the host is done."""
+
     def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Copied:
         """Write the pages. Raises PeerFailed if the memory is unmapped, or the pages are not the peer's."""
         n_copies = self._target.write(target_pages, self._source, source_pages)

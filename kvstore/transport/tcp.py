@@ -17,6 +17,9 @@ class TcpChannel:
     def __init__(self, source: Rows) -> None:
         self._source = source
 
+    def posted(self, span: KvSpan) -> None:
+        """What was launched on the host is done."""
+
     def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Copied:
         """The span's pages, one after the other. Raises PeerFailed."""
         if len(source_pages) != len(target_pages):

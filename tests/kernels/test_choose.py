@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from common.messages.requests import Sampling
+from kernels import choose as choose_module
 from kernels import reference_ops
 from kernels.checks import KernelInputError
 from kernels.choose import choose_tokens, likeliest_tokens
@@ -113,16 +114,22 @@ def test_large_vocabularies_draw_as_the_host_does(dtype: torch.dtype, device: to
     assert all(a - 1 <= b <= c + 1 for a, b, c in zip(first, found, last, strict=True))
 
 
-def test_rows_of_several_tiles_and_programs_are_whole(device: torch.device) -> None:
+@pytest.mark.parametrize("programs", [1, 1024])
+def test_rows_of_several_tiles_are_whole(programs: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose_module, "_PROGRAMS", programs)
     logits = torch.randn(2, 5000, generator=torch.Generator().manual_seed(3)).bfloat16()
     asked = [Asked(chance=0.83), Asked(top_k=3000, top_p=0.5, chance=0.999)]
     assert choose(logits, asked, device) == drawn_on_the_host(logits, asked)
 
 
 def test_equal_scores_are_taken_by_rising_id(device: torch.device) -> None:
-    logits = torch.zeros(4, 10)
-    asked = [Asked(chance=0.35), Asked(top_k=4, chance=0.99), Asked(top_p=0.5, chance=0.99), Asked(temperature=0.0)]
-    assert choose(logits, asked, device) == [3, 3, 4, 0]
+    asked = [Asked(chance=0.35), Asked(chance=0.5), Asked(top_k=4, chance=0.99), Asked(top_p=0.5, chance=0.99)]
+    asked.append(Asked(temperature=0.0))
+    assert choose(torch.zeros(5, 10), asked, device) == [3, 5, 3, 4, 0]
+
+
+def test_min_p_keeps_all_that_are_just_as_likely(device: torch.device) -> None:
+    assert choose(torch.tensor([[0.0, 1.0, 1.0]]), [Asked(min_p=1.0, chance=0.9)], device) == [2]
 
 
 def test_a_tie_at_the_cut_keeps_the_first_ids(device: torch.device) -> None:
@@ -152,7 +159,8 @@ def test_distances_far_below_one_are_told_apart(device: torch.device) -> None:
     """The first coarse bin is the widest in keys: a distance of 2^-20 and none both lie in it."""
     logits = torch.tensor([[0.0, 2.0**-20, 2.0**-21, 0.0]])
     asked = [Asked(chance=chance) for chance in (0.1, 0.3, 0.6, 0.9)]
-    assert choose(logits.expand(4, -1), asked, device) == [1, 2, 0, 3]
+    asked += [Asked(top_k=3, chance=0.65), Asked(top_k=3, chance=0.7)]
+    assert choose(logits.expand(6, -1), asked, device) == [1, 2, 0, 3, 2, 0]
 
 
 def test_a_row_is_the_same_in_any_batch(device: torch.device) -> None:
@@ -166,9 +174,13 @@ def test_parameters_apply_to_their_own_row_only(device: torch.device) -> None:
     assert choose(logits, [plain, replace(plain, top_k=1), replace(plain, temperature=0.0)], device) == [3, 0, 0]
 
 
-def test_the_likeliest_is_the_first_of_equals(device: torch.device) -> None:
+@pytest.mark.parametrize("programs", [1, 1024])
+def test_the_likeliest_is_the_first_of_equals(
+    programs: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose_module, "_PROGRAMS", programs)
     logits = torch.randn(3, 4500, device=device)
-    logits[0, [4400, 17, 2500]] = 50.0
+    logits[0, [17 + 2048, 17, 2500]] = 50.0
     logits[1] = -INF
     logits[2, [30, 40]] = INF
     assert likeliest_tokens(logits).tolist() == [17, 0, 30]

@@ -24,6 +24,7 @@ class Case:
     window_tokens: int | None = None
     soft_cap: float | None = None
     shape: DecodeShape = TINY
+    bound: int | None = None
 
 
 CASES = {
@@ -40,6 +41,7 @@ CASES = {
     "window within a tile": Case(window_tokens=9),
     "window over splits": Case(window_tokens=70, lengths=(1, 71, 0, 130)),
     "soft cap": Case(soft_cap=2.0),
+    "captured for longer contexts": Case(lengths=(5, 0, 100), bound=1000),
 }
 IN_VIEWS = ("plain", "many splits", "bfloat16", "head_dim 80", "window over splits")
 CASES_AND_SOURCES = [*((name, "paged") for name in CASES), *((name, "view") for name in IN_VIEWS)]
@@ -51,7 +53,7 @@ def decode(case: Case, stored: Scattered, kv: KvSource) -> tuple[Tensor, Tensor]
         kv,
         stored.lengths,
         scaling=0.3,
-        max_length=max(case.lengths),
+        max_length=case.bound or max(case.lengths),
         window_tokens=case.window_tokens,
         soft_cap=case.soft_cap,
         shape=case.shape,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import reference
-from kernels.paged_prefill import PrefillShape, paged_prefill
+from kernels.paged_prefill import PrefillShape, Rules, Runs, paged_prefill, prefill_in_splits
 from tests.kernels.scattered import ON_DEVICE, TOLERANCE, scatter
 
 TINY = PrefillShape(rows=16, tile_tokens=16, warps=4, stages=2)
@@ -24,6 +24,7 @@ class Case:
     window_tokens: int | None = None
     soft_cap: float | None = None
     shape: PrefillShape = TINY
+    splits: int = 1
 
 
 CASES = {
@@ -42,6 +43,9 @@ CASES = {
     "window over tiles": Case(window_tokens=40, lengths=(70,), queries=(20,)),
     "strict window": Case(window_tokens=20, strict=True),
     "soft cap": Case(soft_cap=2.0),
+    "keys in 3 parts": Case(splits=3, lengths=(13, 90), queries=(13, 4), kv_heads=2),
+    "more parts than tiles": Case(splits=5, lengths=(3, 33), queries=(3, 1)),
+    "window in parts": Case(splits=2, window_tokens=40, lengths=(90,), queries=(7,), strict=True),
 }
 IN_VIEWS = ("whole prompt and cached prefix", "bfloat16", "head_dim 80", "window over tiles")
 CASES_AND_SOURCES = [*((name, "paged") for name in CASES), *((name, "view") for name in IN_VIEWS)]
@@ -50,18 +54,24 @@ CASES_AND_SOURCES = [*((name, "paged") for name in CASES), *((name, "view") for 
 def check(case: Case, source: str, device: torch.device, shape: PrefillShape | None) -> None:
     stored = scatter(case.lengths, case.queries, case.kv_heads, case.group, case.head_dim, case.dtype, device)
     scaling = case.head_dim**-0.5
-    out, lse = paged_prefill(
-        stored.query,
-        getattr(stored, source),
-        stored.query_starts,
-        stored.lengths,
-        scaling=scaling,
-        max_queries=max(case.queries),
-        strict=case.strict,
-        window_tokens=case.window_tokens,
-        soft_cap=case.soft_cap,
-        shape=shape,
-    )
+    kv = getattr(stored, source)
+    if case.splits > 1:
+        rules = Rules(scaling=scaling, strict=case.strict, window_tokens=case.window_tokens, soft_cap=case.soft_cap)
+        runs = Runs(stored.query_starts, stored.lengths, max(case.queries))
+        out, lse = prefill_in_splits(stored.query, kv, runs, rules, case.splits, shape)
+    else:
+        out, lse = paged_prefill(
+            stored.query,
+            kv,
+            stored.query_starts,
+            stored.lengths,
+            scaling=scaling,
+            max_queries=max(case.queries),
+            strict=case.strict,
+            window_tokens=case.window_tokens,
+            soft_cap=case.soft_cap,
+            shape=shape,
+        )
     begin = 0
     for row, (length, queries) in enumerate(zip(case.lengths, case.queries, strict=True)):
         mine = slice(begin, begin + queries)

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from kernels import prefill_choice, reference
-from kernels.attention import prefill_attention
+from kernels.paged_prefill import prefill_in_splits
 from kernels.prefill_choice import pays_to_copy, prefill_runs
 from tests.kernels.scattered import Scattered, scatter
 
@@ -38,25 +39,64 @@ def test_runs_of_any_length_equal_the_reference(window_tokens: int | None, devic
     check(stored, counts, window_tokens)
 
 
-def test_runs_computed_over_copies_and_over_pages_keep_their_rows(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("window_tokens", [None, 50])
+def test_few_queries_after_many_keys_are_computed_in_parts_and_keep_their_rows(
+    window_tokens: int | None, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The library's kernel needs a GPU; which run it gets and where its result goes does not."""
+    parts: list[int] = []
+
+    def recorded(*arguments: object) -> object:
+        parts.append(arguments[4])
+        return prefill_in_splits(*arguments)
+
+    monkeypatch.setattr(prefill_choice, "_LEAST_PART_TOKENS", 16)
+    monkeypatch.setattr(prefill_choice, "processors", lambda device: 8)
+    monkeypatch.setattr(prefill_choice, "prefill_in_splits", recorded)
+    counts = [(20, 20), (3, 80), (2, 40), (17, 17), (1, 90)]
+    stored = scatter([keys for _, keys in counts], [n for n, _ in counts], 1, 2, 16, torch.float32, device)
+    check(stored, counts, window_tokens)
+    assert parts == ([4, 5] if window_tokens is None else [3, 3])
+
+
+@pytest.mark.parametrize("before", [0, 32, 37, 7 * 32, 100])
+def test_runs_computed_over_copies_and_over_pages_keep_their_rows(
+    before: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's kernel needs a GPU; which run it gets, in which pieces, and where its results go does not."""
+
+    def by_reference(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, causal: bool) -> object:
+        assert not (query.shape[0] % 32 or key.shape[0] % 32)
+        return reference.attention(query, key, value, offset=0 if causal else key.shape[0], scaling=scaling)
+
+    monkeypatch.setattr(prefill_choice, "_GRAIN_TOKENS", 32)
+    monkeypatch.setattr(prefill_choice, "_LARGEST_PIECE_TOKENS", 128)
+    monkeypatch.setattr(prefill_choice, "cudnn_attention", by_reference)
     monkeypatch.setattr(prefill_choice, "pays_to_copy", lambda query, queries, keys: queries > 2)
-    monkeypatch.setattr(
-        prefill_choice,
-        "attention_over_copy",
-        lambda query, key, value, *, scaling: prefill_attention(query, key, value, scaling=scaling)[0],
-    )
-    counts = [(1, 20), (2, 2), (4, 17), (3, 3), (2, 9)]
+    counts = [(1, 20), (2, 2), (40, before + 40), (32, before + 32), (2, 9)]
     stored = scatter([keys for _, keys in counts], [n for n, _ in counts], 2, 2, 16, torch.float32, device)
     check(stored, counts)
 
 
+def test_only_few_pairs_of_lengths_reach_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill_choice, "_LARGEST_PIECE_TOKENS", 8 * 1024)
+    cut = list(prefill_choice._pieces((2 * 8 + 5) * 1024))
+    assert [piece.stop - piece.start for piece in cut] == [8192, 8192, 4096, 1024]
+    assert [piece.start for piece in cut[1:]] == [piece.stop for piece in cut[:-1]]
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "pays"),
+    [(8192, 8192, True), (4096, 32768, True), (512, 32768, False), (2049, 2049, False), (4096, 4596, False)],
+)
+def test_a_copy_pays_where_the_library_wastes_little(queries: int, keys: int, pays: bool) -> None:
+    assert pays_to_copy(torch.empty(1, 8, 128, dtype=torch.bfloat16), queries, keys) is pays
+    assert not pays_to_copy(torch.empty(1, 8, 128), queries, keys)
+
+
 @pytest.mark.gpu
 def test_long_runs_among_short_ones_equal_the_reference() -> None:
-    counts = [(3, 20), LONG, (2048, 2048), (17, 17), (1, 9)]
+    counts = [(3, 20), LONG, (2048, 2048), (17, 17), (3500, 13740), (4096, 4096 + 5000), (1, 9)]
     device = torch.device("cuda")
     stored = scatter([keys for _, keys in counts], [n for n, _ in counts], 2, 4, 128, torch.bfloat16, device)
-    assert pays_to_copy(stored.query, *LONG)
+    assert [pays_to_copy(stored.query, *count) for count in counts] == [False, True, True, False, True, True, False]
     check(stored, counts)

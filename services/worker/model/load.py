@@ -99,6 +99,8 @@ def require_device(device: str) -> torch.device:
         raise ConfigError(f"--device={device}: this torch ({torch.__version__}) sees no CUDA device; use --device cpu")
     if place.type not in ("cpu", "cuda"):
         raise ConfigError(f"--device={device!r}: must be cpu, cuda or cuda:N")
+    if place.type == "cuda" and place.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
     return place
 
 

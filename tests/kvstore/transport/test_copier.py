@@ -27,6 +27,9 @@ class Gate:
         if is_open:
             self.open.set()
 
+    def posted(self, span: KvSpan) -> None:
+        del span
+
     def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Copied:
         self.entered.release()
         assert self.open.wait(WAIT_S)

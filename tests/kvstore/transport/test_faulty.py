@@ -21,6 +21,9 @@ class Recorder:
         self.copied: list[list[int]] = []
         self.closed = False
 
+    def posted(self, span: KvSpan) -> None:
+        del span
+
     def copy(self, span: KvSpan, source_pages: Sequence[int], target_pages: Sequence[int]) -> Copied:
         self.copied.append(list(source_pages))
         return Copied(1, 1)

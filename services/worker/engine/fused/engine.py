@@ -81,7 +81,6 @@ class FusedEngine:
         """
         if self._device.type != "cuda":
             return 0
-        torch.cuda.set_device(self._device)
         self._lane.enter()
         try:
             pad_rows(self._decode.next_host(), 0, self._decode.rows)
