@@ -56,9 +56,11 @@ def prefill_runs(
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
     for stretch in _stretches(query, kv, counts, rules):
-        first, last = stretch.sequences.start, stretch.sequences.stop
-        own = PagedKv(kv.pages, kv.table[first:last], kv.page_shift)
-        runs = Runs(query_starts[first : last + 1], lengths[first:last], max(queries for queries, _ in stretch.counts))
+        own, runs = kv, Runs(query_starts, lengths, max(queries for queries, _ in stretch.counts))
+        if len(stretch.counts) < len(counts):
+            first, last = stretch.sequences.start, stretch.sequences.stop
+            own = PagedKv(kv.pages, kv.table[first:last], kv.page_shift)
+            runs = Runs(query_starts[first : last + 1], lengths[first:last], runs.max_queries)
         if stretch.way is _Way.COPY:
             _run_over_copy((out, lse), query, own, runs, stretch, rules)
         elif stretch.way is _Way.SPLIT and (parts := _parts(query, kv, stretch.counts, window_tokens)) > 1:
