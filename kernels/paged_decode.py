@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import require
+from kernels.early_start import early_start, wait_for_inputs
 from kernels.kv_source import KvSource, PagedKv, check_query
 from kernels.tiles import (
     ceiling,
@@ -104,11 +105,13 @@ def paged_decode(
         query.stride(0), query.stride(1), scaling, splits.to_fill, splits.most,
         GROUP=group, ROWS=max(16, power_of_two(group)), SPLIT=splits.most > 1, SOFT_CAP=rules["SOFT_CAP"],
         **cut, **source, **dot_constants(query), num_warps=shape.warps, num_stages=shape.stages,
+        **early_start(query.device),
     )  # fmt: skip
     if splits.most > 1:
         _merge_splits[(heads, sequences)](
             part, part_lse, lengths, out, lse, splits.to_fill, splits.most,
-            HEAD_DIM=head_dim, BLOCK_DIM=source["BLOCK_DIM"], CHUNK=min(_MERGED_AT_ONCE, max(16, power_of_two(splits.most))), **cut, num_warps=4,
+            HEAD_DIM=head_dim, BLOCK_DIM=source["BLOCK_DIM"], **cut, num_warps=4,
+            CHUNK=min(_MERGED_AT_ONCE, max(16, power_of_two(splits.most))), **early_start(query.device),
         )  # fmt: skip
     return out, lse
 
@@ -185,8 +188,10 @@ def _decode(
     BLOCK_DIM: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """One split of one kv head of one sequence."""
+    wait_for_inputs(EARLY)
     kv_head, split, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     heads = tl.num_programs(0) * GROUP
     length = tl.load(lengths + sequence)
@@ -245,8 +250,10 @@ def _merge_splits(
     LONGEST: tl.constexpr,
     WINDOW: tl.constexpr,
     CHUNK: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """Merge what the splits of one head of one sequence found; reads only splits that had keys."""
+    wait_for_inputs(EARLY)
     head, sequence = tl.program_id(0), tl.program_id(1)
     slot = sequence.to(tl.int64) * tl.num_programs(0) + head
     length = tl.load(lengths + sequence)
