@@ -110,9 +110,8 @@ def paged_decode(
     if splits.most > 1:
         _merge_splits[(heads, sequences)](
             part, part_lse, lengths, out, lse, splits.to_fill, splits.most,
-            HEAD_DIM=head_dim, BLOCK_DIM=source["BLOCK_DIM"],
-            CHUNK=min(_MERGED_AT_ONCE, max(16, power_of_two(splits.most))), **cut, num_warps=4,
-            **early_start(query.device),
+            HEAD_DIM=head_dim, BLOCK_DIM=source["BLOCK_DIM"], **cut, num_warps=4,
+            CHUNK=min(_MERGED_AT_ONCE, max(16, power_of_two(splits.most))), **early_start(query.device),
         )  # fmt: skip
     return out, lse
 
