@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import require
+from kernels.early_start import early_start, wait_for_inputs
 from kernels.kv_source import KvSource, PagedKv, check_query
 from kernels.tiles import (
     ceiling,
@@ -29,7 +30,7 @@ from kernels.tiles import (
     token_rows,
 )
 
-_MERGED_AT_ONCE = 16
+_MERGED_AT_ONCE = 64
 _MOST_PROGRAMS = 4096
 _LEAST_TILES = tl.constexpr(2)
 
@@ -42,7 +43,7 @@ class DecodeShape:
     warps: int
     stages: int
     programs_per_processor: int
-    """Splits are made until there are about this many programs for each of the device's processors."""
+    """At most that many for each of the device's processors come from splitting; all should run at once."""
     longest_split_tokens: int = 2048
     """One long sequence among many short ones must not keep few programs busy when the others have ended."""
 
@@ -50,10 +51,10 @@ class DecodeShape:
 def decode_shape(head_dim: int, dtype: torch.dtype) -> DecodeShape:
     """The shape that `paged_decode` takes by itself."""
     if dtype == torch.float32:
-        return DecodeShape(tile_tokens=32, warps=8, stages=2, programs_per_processor=4)
+        return DecodeShape(tile_tokens=32, warps=8, stages=2, programs_per_processor=2)
     if head_dim > 128:
-        return DecodeShape(tile_tokens=32, warps=4, stages=3, programs_per_processor=4)
-    return DecodeShape(tile_tokens=64, warps=4, stages=3, programs_per_processor=4)
+        return DecodeShape(tile_tokens=32, warps=4, stages=3, programs_per_processor=2)
+    return DecodeShape(tile_tokens=64, warps=4, stages=3, programs_per_processor=2)
 
 
 def paged_decode(
@@ -104,11 +105,14 @@ def paged_decode(
         query.stride(0), query.stride(1), scaling, splits.to_fill, splits.most,
         GROUP=group, ROWS=max(16, power_of_two(group)), SPLIT=splits.most > 1, SOFT_CAP=rules["SOFT_CAP"],
         **cut, **source, **dot_constants(query), num_warps=shape.warps, num_stages=shape.stages,
+        **early_start(query.device),
     )  # fmt: skip
     if splits.most > 1:
         _merge_splits[(heads, sequences)](
             part, part_lse, lengths, out, lse, splits.to_fill, splits.most,
-            HEAD_DIM=head_dim, BLOCK_DIM=source["BLOCK_DIM"], CHUNK=_MERGED_AT_ONCE, **cut, num_warps=4,
+            HEAD_DIM=head_dim, BLOCK_DIM=source["BLOCK_DIM"],
+            CHUNK=min(_MERGED_AT_ONCE, max(16, power_of_two(splits.most))), **cut, num_warps=4,
+            **early_start(query.device),
         )  # fmt: skip
     return out, lse
 
@@ -125,7 +129,9 @@ class Splits:
 
 def count_splits(programs: int, reach_tokens: int, shape: DecodeShape, device: torch.device) -> Splits:
     """For `programs` pairs of a sequence and a kv head, none of which reads more than `reach_tokens` keys."""
-    to_fill = ceiling(shape.programs_per_processor * processors(device), programs)
+    to_fill = max(
+        1, shape.programs_per_processor * processors(device) // programs
+    )  # one more would begin a second wave
     to_share = min(ceiling(reach_tokens, shape.longest_split_tokens), ceiling(_MOST_PROGRAMS, programs))
     worthwhile = max(1, ceiling(reach_tokens, _LEAST_TILES.value * shape.tile_tokens))
     return Splits(to_fill, min(max(to_fill, to_share), worthwhile))
@@ -183,8 +189,10 @@ def _decode(
     BLOCK_DIM: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """One split of one kv head of one sequence."""
+    wait_for_inputs(EARLY)
     kv_head, split, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     heads = tl.num_programs(0) * GROUP
     length = tl.load(lengths + sequence)
@@ -243,8 +251,10 @@ def _merge_splits(
     LONGEST: tl.constexpr,
     WINDOW: tl.constexpr,
     CHUNK: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """Merge what the splits of one head of one sequence found; reads only splits that had keys."""
+    wait_for_inputs(EARLY)
     head, sequence = tl.program_id(0), tl.program_id(1)
     slot = sequence.to(tl.int64) * tl.num_programs(0) + head
     length = tl.load(lengths + sequence)

@@ -138,7 +138,7 @@ def test_a_wildcard_is_no_address_to_call(host: str, url: str) -> None:
         (["--host-memory", "0", "--disk", "/d"], "--disk=/d"),
         (["--device-memory", "plenty"], "--device-memory='plenty'"),
         (["--threads", "0"], "--threads=0"),
-        (["--transport", "pigeon"], "auto or shm or tcp"),
+        (["--transport", "pigeon"], "auto or cuda_ipc or shm or tcp"),
     ],
 )
 def test_impossible_systems_are_refused_by_name(flags: list[str], named_setting: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from services.worker.core.plan import StepPlan
-from services.worker.engine.fused.graphs import ladder
+from services.worker.engine.fused.graphs import decode_ladder, doubling_ladder
 from services.worker.model.load import LoadedModel, load_model
 from services.worker.model.make import FAMILIES
 from services.worker.model.packing import LinearPath
@@ -85,10 +85,15 @@ def test_a_step_may_go_on_with_tokens_that_the_host_does_not_know(
     assert sequence.tokens[len(prompt) :] == generate(checkpoint("qwen2"), [prompt], 4)[0]
 
 
-def test_the_ladder_rises_to_the_largest_batch() -> None:
+def test_the_ladder_of_decode_steps_rises_to_the_largest_batch() -> None:
     for most in (1, 3, 8, 17, 64, 100, 256):
-        sizes = ladder(most)
+        sizes = decode_ladder(most)
         assert list(sizes) == sorted(set(sizes)) and sizes[-1] == most and sizes[0] == 1
+
+
+def test_the_ladder_of_short_steps_doubles() -> None:
+    assert doubling_ladder(16, 100) == (16, 32, 64)
+    assert doubling_ladder(16, 15) == ()
 
 
 @on_gpu
