@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import PeerFailed
 from common.ids import Incarnation, WorkerId, peer_id
 from common.messages.handover import KvSpan
 from common.messages.liveness import Member
@@ -111,6 +112,17 @@ def test_pages_of_a_stretch_that_begins_later_are_found(pair: Pair) -> None:
     pair.worker.own.copy_in([6], mapping, [1])
     assert np.array_equal(pair.worker.rows[6].numpy(), pair.worker.rows[4].numpy())
     mapping.close()
+
+
+def test_what_is_pinned_too_late_is_let_go_again(pair: Pair, cuda: PretendedDevice) -> None:
+    cuda.fail["cuMemHostRegister"] = Status.CUDA_ERROR_OUT_OF_MEMORY
+    _, mapping = pair.open()
+    late = PinnedMapping(pair.worker.driver, mapping, CPU)
+    pair.worker.share.hang_up(STORE)
+    assert cuda.pinned
+    with pytest.raises(PeerFailed, match="not mapped any more"):
+        mapping.pin(late)
+    assert not cuda.pinned
 
 
 def test_nothing_stays_pinned_under_a_mapping_that_ends_or_changes(pair: Pair, cuda: PretendedDevice) -> None:
