@@ -13,7 +13,6 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import require
-from kernels.early_start import early_start, wait_for_inputs
 from kernels.kv_source import KvSource, PagedKv, check_query
 from kernels.tiles import (
     ceiling,
@@ -30,6 +29,7 @@ from kernels.tiles import (
     token_rows,
 )
 
+_FEW_PROGRAMS = 16
 _MERGED_AT_ONCE = 64
 _MOST_PROGRAMS = 4096
 _LEAST_TILES = tl.constexpr(2)
@@ -44,17 +44,19 @@ class DecodeShape:
     stages: int
     programs_per_processor: int
     """At most that many for each of the device's processors come from splitting; all should run at once."""
-    longest_split_tokens: int = 2048
+    longest_split_tokens: int = 1024
     """One long sequence among many short ones must not keep few programs busy when the others have ended."""
 
 
-def decode_shape(head_dim: int, dtype: torch.dtype) -> DecodeShape:
-    """The shape that `paged_decode` takes by itself."""
+def decode_shape(head_dim: int, dtype: torch.dtype, programs: int) -> DecodeShape:
+    """The shape that `paged_decode` takes by itself, for so many pairs of a sequence and a kv head."""
     if dtype == torch.float32:
         return DecodeShape(tile_tokens=32, warps=8, stages=2, programs_per_processor=2)
     if head_dim > 128:
         return DecodeShape(tile_tokens=32, warps=4, stages=3, programs_per_processor=2)
-    return DecodeShape(tile_tokens=64, warps=4, stages=3, programs_per_processor=2)
+    if programs <= _FEW_PROGRAMS:
+        return DecodeShape(tile_tokens=32, warps=4, stages=4, programs_per_processor=8)
+    return DecodeShape(tile_tokens=64, warps=4, stages=3, programs_per_processor=8)
 
 
 def paged_decode(
@@ -85,7 +87,7 @@ def paged_decode(
     check_query(query, kv, sequences, lengths=lengths)
     require(lengths.shape[0] == sequences, "lengths", lengths.shape, "one for each query")
     require(scaling > 0.0, "scaling", scaling, "above 0")
-    shape = shape or decode_shape(head_dim, query.dtype)
+    shape = shape or decode_shape(head_dim, query.dtype, sequences * kv.kv_heads)
     out = torch.empty(sequences, heads, head_dim, dtype=query.dtype, device=query.device)
     lse = torch.empty(sequences, heads, dtype=torch.float32, device=query.device)
     if sequences == 0:
@@ -105,13 +107,12 @@ def paged_decode(
         query.stride(0), query.stride(1), scaling, splits.to_fill, splits.most,
         GROUP=group, ROWS=max(16, power_of_two(group)), SPLIT=splits.most > 1, SOFT_CAP=rules["SOFT_CAP"],
         **cut, **source, **dot_constants(query), num_warps=shape.warps, num_stages=shape.stages,
-        **early_start(query.device),
     )  # fmt: skip
     if splits.most > 1:
         _merge_splits[(heads, sequences)](
             part, part_lse, lengths, out, lse, splits.to_fill, splits.most,
             HEAD_DIM=head_dim, BLOCK_DIM=source["BLOCK_DIM"], **cut, num_warps=4,
-            CHUNK=min(_MERGED_AT_ONCE, max(16, power_of_two(splits.most))), **early_start(query.device),
+            CHUNK=min(_MERGED_AT_ONCE, max(16, power_of_two(splits.most))),
         )  # fmt: skip
     return out, lse
 
@@ -188,10 +189,8 @@ def _decode(
     BLOCK_DIM: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
-    EARLY: tl.constexpr,
 ) -> None:
     """One split of one kv head of one sequence."""
-    wait_for_inputs(EARLY)
     kv_head, split, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     heads = tl.num_programs(0) * GROUP
     length = tl.load(lengths + sequence)
@@ -250,10 +249,8 @@ def _merge_splits(
     LONGEST: tl.constexpr,
     WINDOW: tl.constexpr,
     CHUNK: tl.constexpr,
-    EARLY: tl.constexpr,
 ) -> None:
     """Merge what the splits of one head of one sequence found; reads only splits that had keys."""
-    wait_for_inputs(EARLY)
     head, sequence = tl.program_id(0), tl.program_id(1)
     slot = sequence.to(tl.int64) * tl.num_programs(0) + head
     length = tl.load(lengths + sequence)
