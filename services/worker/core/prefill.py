@@ -86,10 +86,8 @@ class PrefillCore(WorkerRole):
             return [*prompt.tell("invalid_request", refusal)]
         if message.decode is None:
             return [*prompt.tell("protocol_violation", f"{self._mine.id} only prefills; no decode worker was named")]
-        pages, total = self._layout.pages_for(len(prompt.tokens)), self._pool.ledger.total_pages
-        if pages > total:
-            text = f"the prompt needs {pages} pages; {self._mine.id} has {total} in all"
-            return [*prompt.tell("out_of_pages", text)]
+        if refusal := self._too_large(prompt):
+            return [*prompt.tell("out_of_pages", refusal)]
         if len(self._queue) >= self._max_queued:
             text = f"{len(self._queue)} requests are waiting on {self._mine.id} already"
             return [*prompt.tell("busy", text, retryable=True)]
@@ -97,6 +95,18 @@ class PrefillCore(WorkerRole):
         self._prompts[message.request] = prompt
         insort(self._queue, prompt, key=lambda queued: rank_ms(queued.arrived_ms, queued.message.priority))
         return self._pump(now_ms)
+
+    def _too_large(self, prompt: Prompt) -> str:
+        """Why the prompt can never have its pages here; empty if it can."""
+        pages, total = self._layout.pages_for(len(prompt.tokens)), self._pool.ledger.total_pages
+        return f"the prompt needs {pages} pages; {self._mine.id} has {total} in all" if pages > total else ""
+
+    def _end_too_large(self, now_ms: float) -> list[Action]:
+        actions: list[Action] = []
+        for prompt in [p for p in self._prompts.values() if p.waits and not p.told]:
+            if refusal := self._too_large(prompt):
+                actions += self._end_all([prompt], "out_of_pages", refusal, now_ms)
+        return actions
 
     def _on_cancel(self, request: RequestId, now_ms: float) -> list[Action]:
         prompt = self._prompts.get(request)
@@ -298,6 +308,7 @@ class PrefillCore(WorkerRole):
     def check(self) -> None:
         """Conservation laws. Raises RuntimeError with the numbers."""
         self._cache.check()
+        self._resizing.check()
         self._sender.check()
 
 
