@@ -32,6 +32,7 @@ from kvstore.transport.own_pages import own_pages_of
 from kvstore.transport.probe import Ways
 from kvstore.transport.share import Share
 from services.worker.build_core import build_core
+from services.worker.core.resizing import PoolSize
 from services.worker.engine.make import EngineLimits, make_engine
 from services.worker.engine.torch_options import configure_torch
 from services.worker.engine_thread import Engine, EngineThread
@@ -39,6 +40,7 @@ from services.worker.inbox import BlocksMoved, CopyEnded, Events, MembersRead, P
 from services.worker.links import Links, Movers
 from services.worker.model.identity import inspect_model
 from services.worker.model.load import LoadedModel, load_model, require_device
+from services.worker.page_resizer import PageResizer
 from services.worker.profile.file import EngineIdentity, StepProfile, read_profile, start_from
 from services.worker.profile.measure import processor_name
 from services.worker.service import Ports, WorkerService
@@ -120,11 +122,12 @@ class Worker:
         engine = EngineThread(cast(Engine[Any], computing), inbox, gate)
         self._cleanup.callback(engine.stop, _STEP_END_S)
         fit = self._starting_fit(profile, model, threads)
-        core = build_core(mine, settings, memory.pages.n_pages, inspected.layout, context_tokens, fit)
+        core = build_core(mine, settings, _size(memory), inspected.layout, context_tokens, fit)
+        resizer = PageResizer(memory, inbox, use_pages=engine.use_pages, tell_peers=links.tell_resized)
         events = CacheEventPublisher(settings.redis, settings.cluster, mine)
         self._cleanup.callback(events.close)
         ahead = settings.plan_ahead == "on" or (settings.plan_ahead == "auto" and settings.device != "cpu")
-        ports = Ports(exchange, inbox, engine, links, events)
+        ports = Ports(exchange, inbox, engine, links, resizer, events)
         self._service = WorkerService(core, ports, self._log, plan_ahead=ahead)
         membership = Membership(settings.redis, settings.cluster, mine, lambda members: inbox.put(MembersRead(members)))
         membership.join()
@@ -203,3 +206,8 @@ class Worker:
             model_path=path,
             joined_unix_ms=time.time_ns() // 1_000_000,
         )
+
+
+def _size(memory: PageMemory) -> PoolSize:
+    plan = memory.plan
+    return PoolSize(memory.pages.n_pages, plan.chunk_bytes // plan.page_bytes, plan.page_bytes)

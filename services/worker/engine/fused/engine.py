@@ -73,6 +73,10 @@ class FusedEngine:
         self._context_tokens = limits.context_tokens
         self._graphs = DecodeGraphs(limits.max_running, self._decode_rows)
 
+    def use_pages(self, pages: Tensor) -> None:
+        """The pool was resized at its end: steps launched from now on use this view of it. Graphs know its address only."""
+        self._pages = pages
+
     @torch.inference_mode()
     def capture(self) -> int:
         """Make decode steps graphs; returns how many were captured, 0 where there are none (a CPU).
