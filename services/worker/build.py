@@ -14,7 +14,6 @@ from typing import Any, cast  # Any: what a launch gives is the engine's own
 from common.cost.step_fit import StepFit
 from common.errors import ConfigError
 from common.ids import Incarnation, WorkerId, peer_id
-from common.kv_layout import KvLayout
 from common.log import Log
 from common.messages.liveness import Member, ModelIdentity
 from common.net.cache_events import CacheEventPublisher
@@ -35,6 +34,7 @@ from services.worker.build_core import build_core
 from services.worker.core.resizing import PoolSize
 from services.worker.engine.make import EngineLimits, make_engine
 from services.worker.engine.torch_options import configure_torch
+from services.worker.engine.workspace import needs_model, page_bytes_of
 from services.worker.engine_thread import Engine, EngineThread
 from services.worker.inbox import BlocksMoved, CopyEnded, Events, MembersRead, PeerGone, PeerJoined
 from services.worker.links import Links, Movers
@@ -87,7 +87,12 @@ class Worker:
         profile = self._read_profile(inspected.identity)
         exchange = Exchange(peer, settings.bind)
         self._cleanup.callback(exchange.close)
-        memory = self._open_memory(inspected.layout)
+        limits = self._limits(context_tokens)
+        threads = configure_torch(settings.threads)
+        device = require_device(settings.device)
+        model = self._load() if needs_model(settings.device_memory, device) else None
+        page_bytes = page_bytes_of(settings.device_memory, device, model, limits)
+        memory = open_page_memory(page_bytes, inspected.layout, device)
         self._cleanup.callback(memory.close)
         self._log.event("memory_planned", plan=str(memory.plan))
         inbox = Events(exchange.wake)
@@ -110,13 +115,7 @@ class Worker:
         mine = self._member(exchange.endpoint, inspected.identity, str(inspected.folder), share_path, memory)
         links = Links(mine, loop_pages, movers, inbox, Ways(copier_pages, share, settings.transport, driver))
         self._cleanup.callback(links.close)
-        threads = configure_torch(settings.threads)
-        model = self._load()
-        limits = EngineLimits(
-            max_running=settings.running_limit,
-            max_step_tokens=settings.step_tokens_limit,
-            context_tokens=context_tokens,
-        )
+        model = model or self._load()  # late: what can fail at once, should
         computing = make_engine(model, memory.pages.tensor, limits, marks)
         self._log.event("engine_ready", engine=type(computing).__name__, graphs=computing.capture())
         engine = EngineThread(cast(Engine[Any], computing), inbox, gate)
@@ -136,10 +135,6 @@ class Worker:
             "ready", role=self._role, endpoint=exchange.endpoint, threads=threads, weight_bytes=model.weight_bytes
         )
 
-    def _open_memory(self, layout: KvLayout) -> PageMemory:
-        settings = self._settings
-        return open_page_memory(settings.device_memory_bytes, layout, require_device(settings.device))
-
     def _open_driver(self, memory: PageMemory) -> CudaDriver | None:
         """For what belongs to others: their memory is mapped by it, and the host's is pinned by it."""
         if memory.backend.device.index is None:
@@ -153,6 +148,14 @@ class Worker:
         if asked is not None and not 1 < asked <= identity.context_tokens:
             raise ConfigError(f"--max-context-tokens={asked}: {identity.name} takes 2 to {identity.context_tokens}")
         return asked or identity.context_tokens
+
+    def _limits(self, context_tokens: int) -> EngineLimits:
+        settings = self._settings
+        return EngineLimits(
+            max_running=settings.running_limit,
+            max_step_tokens=settings.step_tokens_limit,
+            context_tokens=context_tokens,
+        )
 
     def _load(self) -> LoadedModel:
         began_s = time.monotonic()

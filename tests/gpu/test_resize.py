@@ -12,7 +12,11 @@ from tests.support.driver import Driver
 from tests.support.processes import cluster
 from tests.support.reference import Reference
 
-pytestmark = [pytest.mark.system, pytest.mark.gpu]
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 N_TOKENS = 24
 PREFILL, DECODE = "prefill-0", "decode-0"
@@ -47,6 +51,8 @@ def served(
             driver.until(
                 lambda: PREFILL in driver.reports and bool(driver.reports[PREFILL].transports), "they are connected"
             )
+            warm = [driver.send(PREFILL, prompt, decode=DECODE, max_tokens=N_TOKENS) for prompt in prompts]
+            driver.finish(warm)  # kernels are compiled and workspaces made: memory moves by pages alone from now on
             yield driver, prompts, expected
 
 
@@ -103,3 +109,28 @@ def test_more_than_the_device_has_is_refused_with_the_numbers(served) -> None:
         said = driver.resize(DECODE, n_bytes)
         assert "asked for" in said.problem
         assert (said.device_memory_bytes, said.target_bytes) == before
+
+
+def test_a_share_is_of_all_that_the_process_takes(served, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """Beside the others' pools."""
+    del served
+    free_bytes, total_bytes = torch.cuda.mem_get_info()
+    with cluster(tmp_path) as processes:
+        processes.start(
+            "mixed",
+            "mixed-0",
+            model=tiny_model("qwen3"),
+            dtype="float32",
+            device="cuda",
+            device_memory="20%",
+            threads=2,
+        )
+        processes.await_members("mixed-0")
+        with Driver([processes.members()["mixed-0"]]) as driver:
+            requests = [driver.send("mixed-0", list(range(8, 200)), max_tokens=N_TOKENS) for _ in range(40)]
+            assert all(outcome.failed is None for outcome in driver.finish(requests))
+            taken_bytes = free_bytes - torch.cuda.mem_get_info()[0]
+            driver.refresh()
+            pages_bytes = pool(driver, "mixed-0")[0]
+    assert pages_bytes < taken_bytes <= total_bytes // 5 + _SLACK
+    assert pages_bytes > total_bytes // 5 - 8 * GIB

@@ -197,8 +197,7 @@ class DecodeCore(WorkerRole):
 
     def check(self) -> None:
         """Conservation laws. Raises RuntimeError with the numbers."""
-        self._cache.check()
-        self._resizing.check()
+        super().check()
         self._incoming.check()
 
 

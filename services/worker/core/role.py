@@ -88,9 +88,10 @@ class WorkerRole(ABC):
     def idle(self) -> bool:
         """No request is here in any phase."""
 
-    @abstractmethod
     def check(self) -> None:
         """Conservation laws. Raises RuntimeError with the numbers."""
+        self._cache.check()
+        self._resizing.check()
 
     @abstractmethod
     def abandon(self) -> list[Action]:
