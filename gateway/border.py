@@ -19,16 +19,16 @@ from common.units import format_bytes
 from gateway.api_keys import ApiKeys
 from gateway.errors import BodyTooSlow, Forbidden, Internal, Unauthorized, error_response
 from gateway.metrics import GatewayMetrics
-from gateway.routes_admin import PREFIX as ADMIN
 
+ADMIN = "/admin"
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 BODY_TIMEOUT_S = 30.0
 CLIENT_LEFT_STATUS = 499  # never sent; how proxies log a client that did not wait
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _KNOWN_PATH = re.compile(
-    r"/(v1/(models|completions|chat/completions)|health|ready|metrics|status|admin/workers/\{id\}/(drain|resume))"
+    r"/(v1/(models|completions|chat/completions)|health|ready|metrics|status|admin/workers/\{id\}/(drain|resume|memory))"
 )
-_ADMIN_PATH = re.compile(r"^(/admin/workers/)[^/]+/(drain|resume)$")
+_ADMIN_PATH = re.compile(r"^(/admin/workers/)[^/]+/(drain|resume|memory)$")
 
 
 class Border:

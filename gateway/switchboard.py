@@ -9,19 +9,22 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from common.clock import Clock
-from common.errors import PeerFailed, ProtocolViolation
+from common.errors import DeadlineExceeded, PeerFailed, ProtocolViolation
 from common.ids import PeerId, RequestId, WorkerId
 from common.log import Log
 from common.messages.actions import Dial, HangUp, Send
 from common.messages.liveness import Member
+from common.messages.resizing import Resize, ResizeAnswer
 from common.net.sockets import Exchange
-from gateway.core.actions import Action, Deliver, End, Note, Routed
+from gateway.core.actions import Action, Deliver, End, Note, Resized, Routed
 from gateway.core.dispatch import Dispatch
 from gateway.core.order import Order
 from gateway.core.roster import WorkerState
 from gateway.inbox import Inbox, News
+from gateway.resizes import Resizes
 
 _TICK_S = 0.05  # no retry waits much longer than its backoff
+_RESIZE_S = 30.0  # gigabytes of host memory are cleared in that time
 
 
 class Switchboard:
@@ -43,6 +46,7 @@ class Switchboard:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick_timer: asyncio.TimerHandle | None = None
         self._draining = False
+        self._resizes = Resizes()
 
     def start(self) -> None:
         """Begin to tick. Call on the running event loop."""
@@ -94,6 +98,15 @@ class Switchboard:
         """An operator's order to a worker. Raises UnknownWorker."""
         self._perform(self._dispatch.drain(worker, on=on))
 
+    async def resize(self, worker: WorkerId, device_memory_bytes: int) -> ResizeAnswer:
+        """An operator's order to a worker, and what it says. Raises UnknownWorker, NoWorker, PeerFailed, DeadlineExceeded."""
+        call, answer = self._resizes.begin(self._dispatch.peer_of(worker))
+        self._perform(self._dispatch.resize(worker, device_memory_bytes, call))
+        try:
+            return await asyncio.wait_for(answer, _RESIZE_S)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{worker} is still at it after {_RESIZE_S:g} s; /status shows how far") from None
+
     def _tick(self) -> None:
         if self._loop is None:
             return
@@ -130,6 +143,8 @@ class Switchboard:
                     if self._exchange.send(peer, message):
                         self._drain_soon()  # sending may swallow the socket's signal that something arrived
                     else:
+                        if isinstance(message, Resize):
+                            self._resizes.lost(peer)
                         waiting.extend(self._dispatch.on_unsent(peer, message, self._clock.now_ms()))
                 case Routed(request):
                     self._tell(request, action, last=False)
@@ -140,6 +155,8 @@ class Switchboard:
                     self._dial(peer, endpoint)
                 case HangUp(peer):
                     self._hang_up(peer)
+                case Resized(worker, answer):
+                    self._resizes.answered(worker, answer)
                 case Note(event, worker, text):
                     self._log.event(event, worker=worker, text=text)
 
@@ -165,6 +182,7 @@ class Switchboard:
         if fd is not None and self._loop is not None:
             self._loop.remove_reader(fd)  # before the socket closes it
         self._exchange.hang_up(peer)
+        self._resizes.lost(peer)
         self._on_holders(self._dispatch.members())
 
     @property

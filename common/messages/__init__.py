@@ -32,14 +32,16 @@ from common.messages.handover import (
 )
 from common.messages.liveness import Drain, Hello, Ping, Refused, Report, Welcome
 from common.messages.requests import Cancel, Failed, Generate, Tokens
+from common.messages.resizing import Resize, ResizeAnswer
 
 RequestMessage = Generate | Cancel | Tokens | Failed
 HandoverMessage = (
     GrantRequest | Grant | GrantRefused | KvSent | HandOver | Commit | Stop | Stopped | Abort | Renew | Probe | Probed
 )
 LivenessMessage = Hello | Welcome | Refused | Ping | Report | Drain
+ResizeMessage = Resize | ResizeAnswer
 BlockMessage = Reserve | Reserved | Publish | Put | Stored | Find | Found | Release | Offered | Declined
-AnyMessage = RequestMessage | HandoverMessage | LivenessMessage | BlockMessage
+AnyMessage = RequestMessage | HandoverMessage | LivenessMessage | ResizeMessage | BlockMessage
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)

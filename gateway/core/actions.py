@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from common.errors import ServingError
-from common.ids import RequestId
+from common.ids import PeerId, RequestId
 from common.messages.actions import Dial, HangUp, Send
 from common.messages.requests import TokenDelta
+from common.messages.resizing import ResizeAnswer
 from gateway.core.placed import Placed
 
 
@@ -43,4 +44,12 @@ class Note:
     text: str
 
 
-Action = Dial | HangUp | Send | Deliver | End | Routed | Note
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """A worker says what became of an order to change its memory."""
+
+    worker: PeerId
+    answer: ResizeAnswer
+
+
+Action = Dial | HangUp | Send | Deliver | End | Routed | Note | Resized

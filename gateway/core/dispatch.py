@@ -8,8 +8,9 @@ from common.messages.actions import HangUp
 from common.messages.base import Message
 from common.messages.liveness import Member
 from common.messages.requests import Failed, Tokens
+from common.messages.resizing import ResizeAnswer
 from common.policy.routing import reason_not_ready
-from gateway.core.actions import Action
+from gateway.core.actions import Action, Resized
 from gateway.core.inflight import Inflight, Parts
 from gateway.core.order import Order
 from gateway.core.roster import RosterStep, WorkerState
@@ -56,6 +57,14 @@ class Dispatch:
         """An operator wants a worker to take nothing new, or to work again. Raises UnknownWorker."""
         return self._roster.drain(worker, on=on)
 
+    def peer_of(self, worker: WorkerId) -> PeerId:
+        """Whom `resize` tells. Raises UnknownWorker, NoWorker."""
+        return self._roster.peer_of(worker)
+
+    def resize(self, worker: WorkerId, device_memory_bytes: int, call: int) -> list[Action]:
+        """An operator wants a worker to have so much page memory. Raises UnknownWorker, NoWorker."""
+        return self._roster.resize(worker, device_memory_bytes, call)
+
     def on_members(self, members: Sequence[Member], now_ms: float) -> list[Action]:
         """The membership was read."""
         return self._settle(self._roster.on_members(members, now_ms), now_ms)
@@ -65,6 +74,8 @@ class Dispatch:
         actions = self._roster.on_message(sender, message, now_ms)
         if isinstance(message, Tokens | Failed):
             actions += self._inflight.on_message(sender, message, now_ms)
+        if isinstance(message, ResizeAnswer):
+            actions.append(Resized(sender, message))
         return actions
 
     def on_unsent(self, peer: PeerId, message: Message, now_ms: float) -> list[Action]:

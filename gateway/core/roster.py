@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common.cost.step_cost import UNKNOWN_COST
-from common.errors import UnknownWorker
+from common.errors import NoWorker, UnknownWorker
 from common.ids import PeerId, RequestId, WorkerId, peer_id
 from common.messages import AnyMessage
 from common.messages.actions import Dial, HangUp, Send
 from common.messages.liveness import Drain, Hello, Member, ModelIdentity, Ping, Refused, Report, Welcome
+from common.messages.resizing import Resize
 from common.policy.estimates import WorkerView
 from common.policy.routing import reason_not_ready
+from common.units import format_bytes
 from gateway.core.actions import Action, Note
 from gateway.core.breaker import Breaker, BreakerState, BreakerTerms
 from gateway.core.known_worker import KnownWorker, usual_cost
@@ -166,13 +168,30 @@ class Roster:
 
     def drain(self, name: WorkerId, *, on: bool) -> list[Action]:
         """Tell a worker to take nothing new, or to take requests again; here it counts at once. Raises UnknownWorker."""
+        worker = self._named(name)
+        worker.drain_wish = on
+        event = "drain_asked" if on else "resume_asked"
+        return [Send(worker.peer, Drain(on=on)), Note(event, name, "by an operator")]
+
+    def peer_of(self, name: WorkerId) -> PeerId:
+        """Whom to give an order that is answered. Raises UnknownWorker; NoWorker while it is being connected."""
+        worker = self._named(name)
+        if not worker.welcomed:
+            raise NoWorker(f"{name} cannot be told now: {worker.refusal or 'it has not answered yet'}")
+        return worker.peer
+
+    def resize(self, name: WorkerId, device_memory_bytes: int, call: int) -> list[Action]:
+        """Tell a worker to have so much page memory; its answer repeats `call`. Raises as `peer_of`."""
+        peer = self.peer_of(name)
+        order = Resize(call=call, device_memory_bytes=device_memory_bytes)
+        return [Send(peer, order), Note("resize_asked", name, f"to {format_bytes(device_memory_bytes)} by an operator")]
+
+    def _named(self, name: WorkerId) -> KnownWorker:
         worker = self._workers.get(name)
         if worker is None or worker.member.role not in COMPUTING_ROLES:
             known = [w for w, one in self._workers.items() if one.member.role in COMPUTING_ROLES]
             raise UnknownWorker(f"no worker {name!r} is here; there are {', '.join(sorted(known)) or 'none'}")
-        worker.drain_wish = on
-        event = "drain_asked" if on else "resume_asked"
-        return [Send(worker.peer, Drain(on=on)), Note(event, name, "by an operator")]
+        return worker
 
     # -- load and faults of workers
 

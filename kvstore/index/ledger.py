@@ -70,6 +70,13 @@ class Ledger:
         return self._total_pages
 
     @property
+    def kept_pages(self) -> int:
+        """Pages 0 to this - 1 must keep their memory: `total_pages`, or more while there is an overhang."""
+        if not self.overhang_pages:
+            return self._total_pages
+        return self._total_pages + int(np.flatnonzero(self._owner_of[self._total_pages :] != _GONE)[-1]) + 1
+
+    @property
     def free_pages(self) -> int:
         """Pages that `alloc` can give."""
         return self._n_free
@@ -164,9 +171,9 @@ class Ledger:
         kept = np.concatenate([new[::-1], free[free < n_pages]])
         self._free[: kept.size], self._n_free = kept, kept.size
         self._pages_in[PageState.FREE] = kept.size
-        held = np.flatnonzero(self._owner_of[n_pages:] != _GONE)
-        self._total_pages, self.overhang_pages = n_pages, held.size
-        return n_pages + int(held[-1]) + 1 if held.size else n_pages
+        self._total_pages = n_pages
+        self.overhang_pages = int(np.count_nonzero(self._owner_of[n_pages:] != _GONE))
+        return self.kept_pages
 
     def _extend(self, n_pages: int) -> None:
         """Room for pages up to `n_pages`. It never goes back: a holding may list pages that left."""

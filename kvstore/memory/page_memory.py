@@ -1,6 +1,7 @@
 """A worker's page memory, on the host or on an accelerator: back end, chunks, pages and scratch, opened and closed as one."""
 
 import os
+import threading
 from typing import Protocol
 
 import torch
@@ -101,7 +102,7 @@ class ChunkScratch:
 class PageMemory:
     """Everything that `--device-memory` stands for; a Shareable. The process that opened it closes it.
 
-    The thread that opened it resizes and closes it.
+    The thread that opened it resizes and closes it; any thread may look, and export.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class PageMemory:
         self.backend, self.pages, self.chunks, self.plan = backend, pages, chunks, plan
         self._scratch = scratch
         self._generation = 0
+        self._lock = threading.Lock()  # no chunk goes while it is exported
 
     @property
     def kind(self) -> MemoryKind:
@@ -124,9 +126,8 @@ class PageMemory:
 
     @property
     def probe_offset_bytes(self) -> int:
-        """Where the PROBE_SLOTS slots begin: behind all that a file may ever hold, or behind the last chunk."""
-        chunks = len(self.pages.chunks) if self.kind == "cuda" else self.plan.limit_chunks
-        return chunks * self.plan.chunk_bytes
+        """Where the PROBE_SLOTS slots begin: behind all that there may ever be."""
+        return self.plan.limit_chunks * self.plan.chunk_bytes
 
     @property
     def pages_in_file(self) -> PagesInFile:
@@ -139,8 +140,9 @@ class PageMemory:
 
     def export_fds(self, first: int = 0, n_fds: int | None = None) -> list[int]:
         """New descriptors, which the caller closes: the one file, or each chunk in page order and then scratch."""
-        everything = (*self.pages.chunks, *self._scratch.chunks)
-        return self.backend.export_fds(everything[first:][:n_fds])
+        with self._lock:
+            everything = (*self.pages.chunks, *self._scratch.chunks)
+            return self.backend.export_fds(everything[first:][:n_fds])
 
     def read_scratch(self, offset_bytes: int, n_bytes: int) -> bytes:
         """What lies in a stretch of scratch now."""
@@ -154,19 +156,20 @@ class PageMemory:
         """The fewest chunks that hold pages 0 to n_pages - 1."""
         return -(-n_pages * self.plan.page_bytes // self.plan.chunk_bytes)
 
-    def resize(self, n_chunks: int) -> int:
+    def resize(self, n_chunks: int, *, settled: bool = False) -> int:
         """Grow or shrink to `n_chunks` at the end; returns how many pages there are then.
 
         Which pages nobody uses, the block pool's own `resize` tells: to shrink, call that first, and this with
         `chunks_for` what it returns; to grow, call this first.
 
         Growing is all or nothing: raises OutOfChunks for more than the device or the address range has. Shrinking waits
-        for what runs on the device; the caller guarantees that nothing is started meanwhile that uses the pages that go.
+        for what runs on the device, unless it has `settled` since the pages that go were used last; the caller
+        guarantees that nothing is started meanwhile that uses them.
         Peers must map anew before they use pages that came back later (`PagesInFile.generation`).
         """
         change = n_chunks - len(self.pages.chunks)
         if change > 0:
-            self._require_room(n_chunks, change)
+            self.require_room(n_chunks)
             self.chunks.set_budget(self.chunks.budget_chunks + change)
             try:
                 self.pages.grow(change)
@@ -175,42 +178,50 @@ class PageMemory:
                 raise
         elif change < 0:
             self._generation += 1  # first: a peer that reads it between maps anew once more than it must
-            self._wait()
-            self.pages.shrink(-change)
+            if not settled:
+                self.settle()
+            with self._lock:
+                self.pages.shrink(-change)
             self.chunks.set_budget(self.chunks.budget_chunks + change)
         return self.pages.n_pages
 
-    def _require_room(self, n_chunks: int, change: int) -> None:
+    def require_room(self, n_chunks: int) -> None:
+        """Raise OutOfChunks, with the numbers, unless `resize` could give so many now."""
         if n_chunks > self.plan.limit_chunks:
-            raise OutOfChunks(f"{n_chunks} chunks asked for; there are addresses for {self.plan.limit_chunks}")
-        free, needed_bytes = _free_memory(self.backend.device), change * self.plan.chunk_bytes
+            asked, limit = (format_bytes(n * self.plan.chunk_bytes) for n in (n_chunks, self.plan.limit_chunks))
+            raise OutOfChunks(f"{asked} asked for; this process has addresses for {limit}")
+        free, needed_bytes = (
+            _free_memory(self.backend.device),
+            (n_chunks - len(self.pages.chunks)) * self.plan.chunk_bytes,
+        )
         if needed_bytes > free.n_bytes:
             raise OutOfChunks(
                 f"{format_bytes(needed_bytes)} more asked for; {format_bytes(free.n_bytes)} are available ({free.limit})"
             )
 
-    def _wait(self) -> None:
-        """A kernel that meets an address without memory takes the whole process's device with it."""
+    def settle(self) -> None:
+        """Wait for what runs on the device: there, who meets an address without memory ends the whole process's work."""
         if isinstance(self.backend, CudaVmmBackend):
             self.backend.wait()
 
     def close(self) -> None:
         """Give back all memory, after what runs on the device. Every view taken of the pages is invalid afterwards."""
-        self._wait()
+        self.settle()
         self.pages.close()
         self._scratch.close()
         self.chunks.close()
 
 
 def open_page_memory(budget_bytes: int, layout: KvLayout, device: torch.device = HOST) -> PageMemory:
-    """A page pool that fills its whole budget now, and may be resized up to what is available now.
+    """A page pool that fills its whole budget now, and may be resized up to all of the
+    device's memory, on the host to what is available now.
 
     Raises ConfigError if the budget exceeds the memory available, or does not hold one token block.
     """
     free = _free_memory(device)
     require_available(budget_bytes, free)
     if device.type == "cuda":
-        return _open_device(budget_bytes, layout, device, free.n_bytes)
+        return _open_device(budget_bytes, layout, device, whole_memory_bytes(device))
     return _open_host(budget_bytes, layout, free.n_bytes)
 
 

@@ -33,12 +33,13 @@ class PagePool:
 
     def _refresh(self) -> None:
         layout = self._layout
-        self._n_pages = self._memory.mapped_bytes // layout.page_bytes
-        shape = (self._n_pages, 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
-        self._tensor = self._memory.tensor(getattr(torch, layout.dtype), shape)
-        self._rows: NDArray[np.uint8] | None = None
-        if self._tensor.device.type == "cpu":
-            self._rows = self._memory.tensor(torch.uint8, (self._n_pages, layout.page_bytes)).numpy()
+        n_pages = self._memory.mapped_bytes // layout.page_bytes
+        shape = (n_pages, 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+        tensor = self._memory.tensor(getattr(torch, layout.dtype), shape)
+        rows: NDArray[np.uint8] | None = None
+        if tensor.device.type == "cpu":
+            rows = self._memory.tensor(torch.uint8, (n_pages, layout.page_bytes)).numpy()
+        self._n_pages, self._tensor, self._rows = n_pages, tensor, rows  # threads that move pages look at any moment
         self._chunk_offsets = tuple(chunk.offset_bytes for chunk in self._memory.chunks)
 
     @property

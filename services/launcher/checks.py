@@ -16,7 +16,7 @@ import redis
 
 from common.errors import ConfigError
 from common.net.redis import Registry
-from common.units import GIB, MIB, format_bytes
+from common.units import GIB, MIB, MemoryShare, format_bytes
 from services.launcher.redis_server import find_redis_server, port_is_free
 
 _LEAST_FILES = 1024
@@ -81,9 +81,18 @@ def check_cores() -> Finding:
     return Finding(Level.OK, "cores", f"{cores}")
 
 
-def check_memory(device_memory_bytes: int, host_memory_bytes: int, free_bytes: int) -> Finding:
-    """Two workers' page memory and the KV store's fit into what is free. `host_memory_bytes` 0: no KV store."""
-    text = f"{format_bytes(free_bytes)} available; each worker takes {format_bytes(device_memory_bytes)} for KV pages"
+def check_memory(
+    device_memory: MemoryShare | int, host_memory_bytes: int, free_bytes: int, *, on_host: bool = True
+) -> Finding:
+    """Two workers' page memory and the KV store's fit into what is free. `host_memory_bytes` 0: no KV store.
+
+    `on_host`: whether the workers' pages are in the host's memory.
+    """
+    each = str(device_memory) if isinstance(device_memory, MemoryShare) else format_bytes(device_memory)
+    where = "" if on_host else ", on its GPU"
+    text = f"{format_bytes(free_bytes)} available; each worker takes {each} for KV pages{where}"
+    taken = device_memory.of(free_bytes) if isinstance(device_memory, MemoryShare) else device_memory
+    device_memory_bytes = taken if on_host else 0
     if host_memory_bytes:
         text += f", the KV store {format_bytes(host_memory_bytes)}"
     flags = "--device-memory or --host-memory" if host_memory_bytes else "--device-memory"

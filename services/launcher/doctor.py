@@ -34,7 +34,12 @@ def machine(settings: DoctorSettings) -> list[Finding]:
         checks.check_python(),
         *checks.check_packages(),
         checks.check_cores(),
-        checks.check_memory(settings.device_memory_bytes, settings.host_memory_bytes, checks.available_bytes()),
+        checks.check_memory(
+            settings.device_memory,
+            settings.host_memory_bytes,
+            checks.available_bytes(),
+            on_host=settings.device == "cpu",
+        ),
         checks.check_shared_memory(),
         checks.check_open_files(),
         checks.check_redis(settings.redis),

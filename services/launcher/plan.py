@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from common.units import format_bytes
+from common.units import MemoryShare, format_bytes
 from services.launcher.settings import UpSettings
 
 WORKER_ROLES = ("prefill", "decode", "mixed")
@@ -50,11 +50,16 @@ def compute_threads(settings: UpSettings, cores: int) -> int:
 
 def memory_plan(settings: UpSettings) -> str:
     """How much memory the processes take for KV, and what they keep in it."""
-    total_bytes = settings.workers * settings.device_memory_bytes + settings.host_memory_bytes
-    parts = [f"{settings.workers} x {format_bytes(settings.device_memory_bytes)} on workers"]
+    asked = settings.device_memory
+    each = str(asked) if isinstance(asked, MemoryShare) else format_bytes(asked)
+    parts = [f"{settings.workers} x {each} on workers"]
     if settings.host_memory_bytes:
         parts.append(f"{format_bytes(settings.host_memory_bytes)} in the KV store")
-    lines = [f"KV memory: {' + '.join(parts)} = {format_bytes(total_bytes)}"]
+    if isinstance(asked, MemoryShare):
+        lines = [f"KV memory: {' + '.join(parts)}"]
+    else:
+        total_bytes = settings.workers * asked + settings.host_memory_bytes
+        lines = [f"KV memory: {' + '.join(parts)} = {format_bytes(total_bytes)}"]
     if settings.disk is not None:
         lines.append(f"KV on disk: up to {format_bytes(settings.disk_size_bytes)} in {settings.disk}")
     caching = f"caching {settings.caching}, transfer {settings.transfer}, eviction {settings.eviction}"
@@ -97,7 +102,7 @@ def _worker(settings: UpSettings, site: Site, role: str, index: int) -> ProcessP
         redis=site.redis,
         run_dir=site.run_dir,
         device=settings.device,
-        device_memory=settings.device_memory_bytes,
+        device_memory=settings.device_memory,
         dtype=settings.dtype,
         transport=settings.transport,
         transfer=settings.transfer,

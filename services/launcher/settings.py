@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from common.settings import bytes_setting, setting
-from common.units import GIB, MIB
+from common.settings import bytes_setting, memory_setting, setting
+from common.units import GIB, MIB, MemoryShare
 
 _HIGHEST_PORT = 65_535
 ROUTING_RULES = ("round-robin", "least-load", "session", "longest-prefix", "predicted-time")
@@ -37,8 +37,10 @@ class UpSettings:
     device: str = setting(
         "cpu", help="Torch device of every worker: cpu, cuda or cuda:N.", allowed="cpu, cuda or cuda:N"
     )
-    device_memory_bytes: int = bytes_setting(
-        1 * GIB, flag="device-memory", help="Hard budget of KV page memory of each worker."
+    device_memory: MemoryShare | int = memory_setting(
+        1 * GIB,
+        flag="device-memory",
+        help="Hard budget of KV page memory of each worker; see `penstock decode --help`.",
     )
     host_memory_bytes: int = bytes_setting(
         1 * GIB, flag="host-memory", help="Hard budget of the KV store's host memory; 0: no KV store."
@@ -129,8 +131,14 @@ class UpSettings:
             raise ValueError(f"--drain-s={self.drain_s}: must be 0 or more")
 
     def _refuse_impossible_memory(self) -> None:
-        if self.device_memory_bytes < MIB:
-            raise ValueError(f"--device-memory={self.device_memory_bytes}: must be 1MiB or more")
+        if isinstance(self.device_memory, MemoryShare):
+            if self.workers * self.device_memory.percent > 100:
+                raise ValueError(
+                    f"--device-memory={self.device_memory} is for each of {self.workers} workers, together more than there "
+                    f"is: give {100 // self.workers}% or less"
+                )
+        elif self.device_memory < MIB:
+            raise ValueError(f"--device-memory={self.device_memory}: must be 1MiB or more")
         if self.host_memory_bytes and self.host_memory_bytes < 2 * MIB:
             raise ValueError(f"--host-memory={self.host_memory_bytes}: must be 2MiB or more, or 0 for no KV store")
         if self.disk is not None and not self.host_memory_bytes:
@@ -160,7 +168,9 @@ class DoctorSettings:
     host: str = setting("127.0.0.1", help="Address that the gateway would listen on.")
     port: int = setting(8000, help="Port that the gateway would listen on; not checked with --url.")
     device: str = setting("cpu", help="Torch device that the workers would use.")
-    device_memory_bytes: int = bytes_setting(1 * GIB, flag="device-memory", help="Page memory that a worker would get.")
+    device_memory: MemoryShare | int = memory_setting(
+        1 * GIB, flag="device-memory", help="Page memory that a worker would get."
+    )
     host_memory_bytes: int = bytes_setting(
         1 * GIB, flag="host-memory", help="Memory that a KV store would get; 0: no KV store."
     )

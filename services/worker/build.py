@@ -14,7 +14,6 @@ from typing import Any, cast  # Any: what a launch gives is the engine's own
 from common.cost.step_fit import StepFit
 from common.errors import ConfigError
 from common.ids import Incarnation, WorkerId, peer_id
-from common.kv_layout import KvLayout
 from common.log import Log
 from common.messages.liveness import Member, ModelIdentity
 from common.net.cache_events import CacheEventPublisher
@@ -32,13 +31,16 @@ from kvstore.transport.own_pages import own_pages_of
 from kvstore.transport.probe import Ways
 from kvstore.transport.share import Share
 from services.worker.build_core import build_core
+from services.worker.core.resizing import PoolSize
 from services.worker.engine.make import EngineLimits, make_engine
 from services.worker.engine.torch_options import configure_torch
+from services.worker.engine.workspace import needs_model, page_bytes_of
 from services.worker.engine_thread import Engine, EngineThread
 from services.worker.inbox import BlocksMoved, CopyEnded, Events, MembersRead, PeerGone, PeerJoined
 from services.worker.links import Links, Movers
 from services.worker.model.identity import inspect_model
 from services.worker.model.load import LoadedModel, load_model, require_device
+from services.worker.page_resizer import PageResizer
 from services.worker.profile.file import EngineIdentity, StepProfile, read_profile, start_from
 from services.worker.profile.measure import processor_name
 from services.worker.service import Ports, WorkerService
@@ -85,7 +87,12 @@ class Worker:
         profile = self._read_profile(inspected.identity)
         exchange = Exchange(peer, settings.bind)
         self._cleanup.callback(exchange.close)
-        memory = self._open_memory(inspected.layout)
+        limits = self._limits(context_tokens)
+        threads = configure_torch(settings.threads)
+        device = require_device(settings.device)
+        model = self._load() if needs_model(settings.device_memory, device) else None
+        page_bytes = page_bytes_of(settings.device_memory, device, model, limits)
+        memory = open_page_memory(page_bytes, inspected.layout, device)
         self._cleanup.callback(memory.close)
         self._log.event("memory_planned", plan=str(memory.plan))
         inbox = Events(exchange.wake)
@@ -108,23 +115,18 @@ class Worker:
         mine = self._member(exchange.endpoint, inspected.identity, str(inspected.folder), share_path, memory)
         links = Links(mine, loop_pages, movers, inbox, Ways(copier_pages, share, settings.transport, driver))
         self._cleanup.callback(links.close)
-        threads = configure_torch(settings.threads)
-        model = self._load()
-        limits = EngineLimits(
-            max_running=settings.running_limit,
-            max_step_tokens=settings.step_tokens_limit,
-            context_tokens=context_tokens,
-        )
+        model = model or self._load()  # late: what can fail at once, should
         computing = make_engine(model, memory.pages.tensor, limits, marks)
         self._log.event("engine_ready", engine=type(computing).__name__, graphs=computing.capture())
         engine = EngineThread(cast(Engine[Any], computing), inbox, gate)
         self._cleanup.callback(engine.stop, _STEP_END_S)
         fit = self._starting_fit(profile, model, threads)
-        core = build_core(mine, settings, memory.pages.n_pages, inspected.layout, context_tokens, fit)
+        core = build_core(mine, settings, _size(memory), inspected.layout, context_tokens, fit)
+        resizer = PageResizer(memory, inbox, use_pages=engine.use_pages, tell_peers=links.tell_resized)
         events = CacheEventPublisher(settings.redis, settings.cluster, mine)
         self._cleanup.callback(events.close)
         ahead = settings.plan_ahead == "on" or (settings.plan_ahead == "auto" and settings.device != "cpu")
-        ports = Ports(exchange, inbox, engine, links, events)
+        ports = Ports(exchange, inbox, engine, links, resizer, events)
         self._service = WorkerService(core, ports, self._log, plan_ahead=ahead)
         membership = Membership(settings.redis, settings.cluster, mine, lambda members: inbox.put(MembersRead(members)))
         membership.join()
@@ -132,10 +134,6 @@ class Worker:
         self._log.event(
             "ready", role=self._role, endpoint=exchange.endpoint, threads=threads, weight_bytes=model.weight_bytes
         )
-
-    def _open_memory(self, layout: KvLayout) -> PageMemory:
-        settings = self._settings
-        return open_page_memory(settings.device_memory_bytes, layout, require_device(settings.device))
 
     def _open_driver(self, memory: PageMemory) -> CudaDriver | None:
         """For what belongs to others: their memory is mapped by it, and the host's is pinned by it."""
@@ -150,6 +148,14 @@ class Worker:
         if asked is not None and not 1 < asked <= identity.context_tokens:
             raise ConfigError(f"--max-context-tokens={asked}: {identity.name} takes 2 to {identity.context_tokens}")
         return asked or identity.context_tokens
+
+    def _limits(self, context_tokens: int) -> EngineLimits:
+        settings = self._settings
+        return EngineLimits(
+            max_running=settings.running_limit,
+            max_step_tokens=settings.step_tokens_limit,
+            context_tokens=context_tokens,
+        )
 
     def _load(self) -> LoadedModel:
         began_s = time.monotonic()
@@ -203,3 +209,8 @@ class Worker:
             model_path=path,
             joined_unix_ms=time.time_ns() // 1_000_000,
         )
+
+
+def _size(memory: PageMemory) -> PoolSize:
+    plan = memory.plan
+    return PoolSize(memory.pages.n_pages, plan.chunk_bytes // plan.page_bytes, plan.page_bytes)

@@ -27,6 +27,7 @@ from services.worker.core.parts import Parts
 from services.worker.core.prefetch import Prefetch
 from services.worker.core.prefill import PrefillCore, PrefillTerms
 from services.worker.core.prefix import Keep, PrefixReuse
+from services.worker.core.resizing import PoolSize, Resizing
 from services.worker.core.returns import Returns
 from services.worker.core.role import WorkerRole
 from services.worker.core.scheduler import Scheduler
@@ -50,14 +51,14 @@ def kept(role: str, caching: int) -> Keep:
 def build_core(
     mine: Member,
     settings: WorkerSettings,
-    n_pages: int,
+    size: PoolSize,
     layout: KvLayout,
     context_tokens: int,
     fit: StepFit | None = None,
 ) -> WorkerRole:
-    """A core of `mine.role` over a pool of `n_pages`. `fit`: what is known of the engine's cost; None: nothing."""
+    """A core of `mine.role` over a pool of that `size`. `fit`: what is known of the engine's cost; None: nothing."""
     keep = kept(mine.role, settings.caching)
-    parts = _parts(mine, settings, n_pages, layout, context_tokens, fit or StepFit(settings.step_tokens_limit))
+    parts = _parts(mine, settings, size, layout, context_tokens, fit or StepFit(settings.step_tokens_limit))
     fail_lost_loads = settings.on_load_failure == "fail"
     if mine.role == "prefill":
         terms = PrefillTerms(
@@ -92,7 +93,7 @@ def build_core(
 
 
 def _parts(
-    mine: Member, settings: WorkerSettings, n_pages: int, layout: KvLayout, context_tokens: int, fit: StepFit
+    mine: Member, settings: WorkerSettings, size: PoolSize, layout: KvLayout, context_tokens: int, fit: StepFit
 ) -> Parts:
     keep = kept(mine.role, settings.caching)
     block_bytes = layout.layers * layout.page_bytes
@@ -106,7 +107,7 @@ def _parts(
         silent_ms=settings.silent_peer_ms,
         block_bytes=block_bytes,
     )
-    pool = BlockPool(Ledger(n_pages), layout.layers, EVICTION_POLICIES[settings.eviction]())
+    pool = BlockPool(Ledger(size.n_pages), layout.layers, EVICTION_POLICIES[settings.eviction]())
     reuse = PrefixReuse(pool, keep, layout.block_tokens)
     policy = DecodeFirst(settings.step_tokens_limit, layout.block_tokens)
     scheduler = Scheduler(reuse, layout, policy, max_running=settings.running_limit, context_tokens=context_tokens)
@@ -130,4 +131,5 @@ def _parts(
     keeps = keep is not Keep.NOTHING
     costing = Costing(fit, pool, layout.block_tokens, keeps=keeps)
     shared = SharedPrefixes(pool, scheduler, layout.block_tokens, keeps=keeps)
-    return Parts(pool, reuse, scheduler, callers, neighbours, cache, costing, shared)
+    resizing = Resizing(pool, size, worker=mine.id, block_tokens=layout.block_tokens)
+    return Parts(pool, reuse, scheduler, callers, neighbours, cache, costing, shared, resizing)

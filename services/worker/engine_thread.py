@@ -7,6 +7,8 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol, TypeVar
 
+from torch import Tensor
+
 from kvstore.transport.load_gate import LoadGate
 from services.worker.core.plan import StepPlan, StepResult
 from services.worker.inbox import EngineDied, Events, LayerDone, StepDone
@@ -44,6 +46,10 @@ class Engine(Protocol[LaunchedT]):
         """Wait for its end. In the order of the launches, each once."""
         ...
 
+    def use_pages(self, pages: Tensor) -> None:
+        """The pool was resized: what is launched from now on works with this view, which begins at the same address."""
+        ...
+
 
 class _Word(Enum):
     NOTHING_FOLLOWS = auto()
@@ -61,7 +67,7 @@ class EngineThread:
     def __init__(self, engine: Engine[LaunchedT], inbox: Events, gate: LoadGate) -> None:
         """`gate` holds the engine back while KV it is about to read is still being fetched."""
         self._inbox, self._gate = inbox, gate
-        self._orders: queue.SimpleQueue[StepPlan | _Word] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[StepPlan | Tensor | _Word] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, args=(engine,), name="engine", daemon=True)
         self._thread.start()
 
@@ -72,6 +78,10 @@ class EngineThread:
     def nothing_follows(self) -> None:
         """The plan submitted last is not followed by another yet. One may still be submitted."""
         self._orders.put(_Word.NOTHING_FOLLOWS)
+
+    def use_pages(self, pages: Tensor) -> None:
+        """Steps submitted from now on are computed with this view of the pool, which was resized at its end."""
+        self._orders.put(pages)
 
     def stop(self, timeout_s: float) -> None:
         """End after the current step."""
@@ -91,6 +101,9 @@ class EngineThread:
                 self._inbox.put(StepDone(engine.collect(running)))
                 running = None
             order = self._orders.get()
+            while isinstance(order, Tensor):
+                engine.use_pages(order)
+                order = self._orders.get()
             following = self._launch(engine, order) if isinstance(order, StepPlan) else None
             if running is not None:
                 self._inbox.put(StepDone(engine.collect(running)))

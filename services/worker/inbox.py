@@ -90,6 +90,16 @@ class PeerJoined:
     peer: PeerId
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryChanged:
+    """A ResizeMemory has ended, and every peer knows."""
+
+    n_pages: int
+    """That there is memory for now."""
+    problem: str
+    """Why not for as many as were ordered; empty: for these."""
+
+
 Event = (
     LayerDone
     | StepDone
@@ -102,6 +112,7 @@ Event = (
     | ChannelTried
     | ChannelOpened
     | ChannelFailed
+    | MemoryChanged
 )
 
 Events = Inbox[Event]

@@ -5,7 +5,7 @@ Owns the copier and the share. Used by the loop's thread; opening a channel take
 
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.clock import Clock
@@ -211,6 +211,10 @@ class Links:
     def fill(self, pages: Sequence[int], payload: Payload) -> None:
         """Write a received payload into our own pages."""
         self._pages.write(pages, payload)
+
+    def tell_resized(self, on_settled: Callable[[], None]) -> None:
+        """Our page memory has changed: peers that map it follow, then `on_settled` runs in the share's thread."""
+        self._share.resized(on_settled)
 
     def close(self) -> None:
         """End the movers and every mapping."""

@@ -27,6 +27,7 @@ from services.worker.core.actions import (
     FillBlocks,
     Moved,
     OpenChannel,
+    ResizeMemory,
     SendBlocks,
     StoreBlocks,
 )
@@ -44,11 +45,13 @@ from services.worker.inbox import (
     Events,
     LayerDone,
     MembersRead,
+    MemoryChanged,
     PeerGone,
     PeerJoined,
     StepDone,
 )
 from services.worker.links import Links
+from services.worker.page_resizer import PageResizer
 
 _TICK_MS = 50.0
 _CHECK_MS = 5_000.0
@@ -63,6 +66,7 @@ class Ports:
     inbox: Events
     engine: EngineThread
     links: Links
+    memory: PageResizer
     events: CacheEventPublisher
     """Passes cache events on to whoever routes, without waiting."""
 
@@ -73,7 +77,7 @@ class WorkerService:
     def __init__(self, core: WorkerRole, ports: Ports, log: Log, *, plan_ahead: bool) -> None:
         """`plan_ahead`: plan the engine's next step while it computes."""
         self._core, self._exchange, self._inbox = core, ports.exchange, ports.inbox
-        self._links, self._events = ports.links, ports.events
+        self._links, self._memory, self._events = ports.links, ports.memory, ports.events
         self._feed = EngineFeed(core, ports.engine, ahead=plan_ahead)
         self._clock = MonotonicClock()
         self._log = log
@@ -90,7 +94,7 @@ class WorkerService:
             now_ms = self._clock.now_ms()
             if stopping() and self._may_end(now_ms, drain_ms):
                 return
-            received = self._exchange.receive(_TICK_MS)
+            received = self._exchange.receive(0.0 if self._memory.busy else _TICK_MS)
             for event in self._inbox.take():  # first: news of a death must not undo what the same peer asked after it
                 self._act(self._decide(event), ())
             for peer, message, payloads in received:
@@ -103,6 +107,7 @@ class WorkerService:
                 self._act(self._core.on_tick(now_ms), ())
                 self._check_when_idle(now_ms)
             self._unchecked |= self._feed.feed(self._before_step)
+            self._memory.turn()  # while the engine has something to do
 
     def _before_step(self) -> None:
         """The engine waits only for loads that have begun."""
@@ -175,6 +180,9 @@ class WorkerService:
             case ChannelFailed(peer=peer, text=text):
                 self._log.event("channel_failed", peer=peer, text=text)
                 return self._core.on_channel_failed(peer, text)
+            case MemoryChanged(n_pages=n_pages, problem=problem):
+                self._log.event("memory_resized", pages=n_pages, problem=problem)
+                return self._core.on_memory(n_pages, problem, now_ms)
             case EngineDied(error=error):
                 raise error
 
@@ -208,6 +216,8 @@ class WorkerService:
                     self._dial(peer, endpoint)
                 case OpenChannel(peer, member):
                     self._links.open(peer, member)
+                case ResizeMemory(n_pages):
+                    self._memory.order(n_pages)
                 case HangUp(peer):
                     self._exchange.hang_up(peer)
                     self._links.close_channel(peer)

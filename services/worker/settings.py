@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from common.policy.eviction import EVICTION_POLICIES
 from common.policy.prefetch import FETCH_POLICIES
-from common.settings import bytes_setting, setting
-from common.units import GIB
+from common.settings import memory_setting, setting
+from common.units import GIB, MemoryShare
 
 
 def running_limit(asked: int | None, device: str) -> int:
@@ -32,7 +32,12 @@ class WorkerSettings:
     run_dir: str | None = setting(None, help="Folder for Unix sockets; unset: a private temporary folder.")
 
     device: str = setting("cpu", help="Torch device: cpu, cuda or cuda:N.", allowed="cpu, cuda or cuda:N")
-    device_memory_bytes: int = bytes_setting(1 * GIB, flag="device-memory", help="Hard budget of KV page memory.")
+    device_memory: MemoryShare | int = memory_setting(
+        1 * GIB,
+        flag="device-memory",
+        help="Hard budget of KV page memory. A share is of the memory that is available at the start; on a GPU of all its "
+        "memory, for everything that this process takes there.",
+    )
     dtype: str = setting(
         "auto", choices=("auto", "float32", "bfloat16"), help="Weights and KV; auto takes the checkpoint's own."
     )

@@ -12,6 +12,7 @@ from common.messages import AnyMessage
 from common.messages.base import Message
 from common.messages.liveness import Drain, Hello, Member, ModelIdentity, PageCounts, Ping, QueueCounts, Report, Welcome
 from common.messages.requests import Cancel, Generate, Timings, TokenDelta, TokenLogprob, Tokens
+from common.messages.resizing import Resize
 from common.net.redis import Membership
 from common.net.sockets import Exchange
 
@@ -93,7 +94,7 @@ class FakeWorker:
                 self.pinged.set()
             case Generate() if self.on_generate is not None:
                 self.on_generate(sender, message)
-            case Generate() | Cancel():
+            case Generate() | Cancel() | Resize():
                 self.heard.put((sender, message))
             case Drain(on=on):
                 self.draining = on

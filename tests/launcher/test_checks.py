@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.units import GIB, MIB
+from common.units import GIB, MIB, MemoryShare
 from services.launcher.checks import Level, check_disk, check_memory
 
 
@@ -34,3 +34,10 @@ def test_a_disk_tier_cannot_be_a_file_or_below_one(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file/below"):
         assert check_disk(str(place), MIB).level is Level.FAIL
+
+
+def test_a_share_is_of_what_is_free_and_pages_on_a_gpu_take_none_of_it() -> None:
+    assert check_memory(MemoryShare(20), 0, 4 * GIB).level is Level.OK
+    found = check_memory(MemoryShare(45), 0, 4 * GIB)
+    assert (found.level, "45%" in found.text) == (Level.WARN, True)
+    assert check_memory(MemoryShare(90), 0, 4 * GIB, on_host=False).level is Level.OK

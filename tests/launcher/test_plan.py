@@ -7,6 +7,7 @@ import pytest
 from common.errors import ConfigError
 from common.policy.routing_rules import RULES
 from common.settings import load
+from common.units import MemoryShare
 from services.launcher.cli import find
 from services.launcher.commands import named
 from services.launcher.plan import Site, compute_threads, http_url, memory_plan, plan_processes
@@ -70,7 +71,7 @@ def test_without_host_memory_there_is_no_kv_store_and_nobody_looks_for_one() -> 
 
 
 def test_the_memory_plan_adds_up_what_is_taken() -> None:
-    settings = UpSettings(device_memory_bytes=2**30, host_memory_bytes=2**29, disk="/d", disk_size_bytes=2**31)
+    settings = UpSettings(device_memory=2**30, host_memory_bytes=2**29, disk="/d", disk_size_bytes=2**31)
     lines = memory_plan(settings).splitlines()
     assert lines[0] == "KV memory: 2 x 1.0 GiB on workers + 512.0 MiB in the KV store = 2.5 GiB"
     assert lines[1] == "KV on disk: up to 2.0 GiB in /d"
@@ -149,3 +150,14 @@ def test_impossible_systems_are_refused_by_name(flags: list[str], named_setting:
 
 def test_the_launcher_knows_every_routing_rule() -> None:
     assert set(ROUTING_RULES) == set(RULES)
+
+
+def test_a_share_of_memory_is_passed_on_as_it_is() -> None:
+    settings = UpSettings(device_memory=MemoryShare(37.5), host_memory_bytes=0)
+    assert loaded(settings, "decode-0").device_memory == MemoryShare(37.5)
+    assert memory_plan(settings).startswith("KV memory: 2 x 37.5% on workers\n")
+
+
+def test_shares_that_together_exceed_all_there_is_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"40% is for each of 3 workers.*give 33% or less"):
+        UpSettings(device_memory=MemoryShare(40), mixed=1)

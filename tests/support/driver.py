@@ -10,6 +10,7 @@ from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
 from common.messages.base import Message
 from common.messages.liveness import Hello, Member, Ping, Report, Welcome
 from common.messages.requests import Cancel, Failed, FetchHint, Generate, Sampling, Timings, TokenLogprob, Tokens
+from common.messages.resizing import Resize, ResizeAnswer
 from common.net.sockets import Exchange
 
 _PING_S = 0.3
@@ -47,6 +48,7 @@ class Driver:
         self.exchange = Exchange(peer_id(self._member.id, self._member.incarnation), None)
         self.outcomes: dict[RequestId, Outcome] = {}
         self.reports: dict[WorkerId, Report] = {}
+        self.resized: dict[int, ResizeAnswer] = {}
         self._welcomed: set[PeerId] = set()
         self._peers: dict[WorkerId, PeerId] = {}
         self._pinged_s = 0.0
@@ -116,6 +118,13 @@ class Driver:
         """Send anything; False if it cannot be sent."""
         return self.exchange.send(self._peers[WorkerId(worker)], message)
 
+    def resize(self, worker: str, device_memory_bytes: int) -> ResizeAnswer:
+        """Order another size of page memory, and wait for what the worker says."""
+        call = next(self._numbers)
+        assert self.tell(worker, Resize(call=call, device_memory_bytes=device_memory_bytes))
+        self.until(lambda: call in self.resized, f"{worker} answers the order")
+        return self.resized[call]
+
     def cancel(self, request: RequestId, *workers: str) -> None:
         for worker in workers:
             self.exchange.send(self._peers[WorkerId(worker)], Cancel(request=request))
@@ -138,6 +147,8 @@ class Driver:
                     self._welcomed.add(peer)
                 case Report(worker=worker) if peer == self._peers.get(worker):
                     self.reports[worker] = message
+                case ResizeAnswer(call=call):
+                    self.resized[call] = message
                 case Failed(request=request):
                     self.outcomes[request].failed = message
                 case Tokens(deltas=deltas):

@@ -16,6 +16,7 @@ from common.messages.actions import Dial, HangUp, Send
 from common.messages.handover import KvSent
 from common.messages.liveness import Hello, Member, ModelIdentity, Ping, TransportReport
 from common.messages.requests import Cancel, Failed, Generate, Sampling, TokenDelta, Tokens
+from common.messages.resizing import Resize, ResizeAnswer
 from kvstore.handover.actions import Fill
 from kvstore.index.ledger import Ledger
 from services.worker.build_core import build_core
@@ -26,12 +27,14 @@ from services.worker.core.actions import (
     FillBlocks,
     Moved,
     OpenChannel,
+    ResizeMemory,
     SendBlocks,
     StoreBlocks,
 )
 from services.worker.core.decode import DecodeCore
 from services.worker.core.plan import StepPlan, StepResult
 from services.worker.core.prefill import PrefillCore
+from services.worker.core.resizing import PoolSize
 from services.worker.settings import WorkerSettings
 from tests.support.world_memory import Memory, MemoryEngine, Page
 from tests.support.world_store import Store
@@ -39,6 +42,7 @@ from tests.support.world_store import Store
 LAYOUT = KvLayout(layers=2, kv_heads=1, head_dim=8, dtype="float32", block_tokens=4)
 GATEWAY = PeerId("gateway@1")
 SILENT_MS = 3_000.0
+CHUNK_PAGES = 4
 MODEL = ModelIdentity(
     name="m",
     fingerprint="f",
@@ -70,6 +74,8 @@ class Process:
     wrong: set[str] = field(default_factory=set)
     copies: deque[Copy] = field(default_factory=deque)
     payloads: dict[tuple[object, object], list[Page]] = field(default_factory=dict)
+    resizes: deque[int] = field(default_factory=deque)
+    """Pages that there shall be memory for."""
     moves: deque["Move"] = field(default_factory=deque)
     alive: bool = True
 
@@ -129,11 +135,13 @@ class World:
         self.ahead, self.now_ms = ahead, 0.0
         self.links: dict[tuple[PeerId, PeerId], deque] = {}
         self.lost: list[tuple[PeerId, object]] = []
+        self.resized: list[ResizeAnswer] = []
         self.answers: dict[RequestId, Answer] = {}
         self.lives = 0
         self.engine = MemoryEngine(layers=2, block_tokens=4)
         self.store_blocks = store_blocks
         self.store: Store | None = None
+        self.machine_pages = 10**6
         self.pages = {"prefill": prefill_pages, "decode": decode_pages}
         self.processes: dict[str, Process] = {}
         self.members: list[Member] = []
@@ -167,8 +175,9 @@ class World:
             },  # type: ignore[arg-type]  # a test's keywords
         )
         pages = self.pages["prefill" if role == "prefill" else "decode"]
-        core = build_core(mine, settings, pages, LAYOUT, context_tokens=1000)
-        self.processes[name] = Process(peer_id(mine.id, mine.incarnation), core, core.pool.ledger, Memory(4))
+        core = build_core(mine, settings, PoolSize(pages, CHUNK_PAGES, LAYOUT.page_bytes), LAYOUT, context_tokens=1000)
+        memory = Memory(4, n_pages=pages)
+        self.processes[name] = Process(peer_id(mine.id, mine.incarnation), core, core.pool.ledger, memory)
         self.members = [m for m in self.members if m.id != mine.id] + [mine]
         self.tell_members()
 
@@ -243,6 +252,11 @@ class World:
             request=request, prompt=tuple(prompt), sampling=sampling, timeout_ms=timeout_ms, decode=WorkerId(decode)
         )
 
+    def resize(self, name: str, n_pages: int, *, call: int = 0) -> None:
+        """An operator's word; answers are in `resized`."""
+        message = Resize(call=call, device_memory_bytes=n_pages * LAYOUT.page_bytes)
+        self.post(GATEWAY, self.processes[name].peer, message)
+
     def cancel(self, request: RequestId) -> None:
         self.answers[request].cancelled = True
         for process in self.processes.values():
@@ -257,6 +271,8 @@ class World:
                     answer.deltas.append(delta)
                     answer.tokens += delta.tokens
                     answer.finish = delta.finish
+            case ResizeAnswer():
+                self.resized.append(message)
             case Failed(request=request):
                 if not self.answers[request].done:
                     self.answers[request].failed = message
@@ -308,6 +324,8 @@ class World:
                 process.memory.write_all(pages, payloads[index])
             case SendBlocks(to, message, pages):
                 self.post(process.peer, to, message, [process.memory.read_all(row) for row in pages.tolist()])
+            case ResizeMemory(n_pages=n_pages):
+                process.resizes.append(n_pages)
             case Dial() | HangUp():
                 pass
 
@@ -323,6 +341,8 @@ class World:
                 choices.append(("copy", process))
             if process.alive and process.moves:
                 choices.append(("move", process))
+            if process.alive and process.resizes:
+                choices.append(("resize", process))
         if not choices:
             return False
         self.now_ms += self.rng.choice([0.0, 0.1, 1.0])
@@ -335,9 +355,19 @@ class World:
             self.perform(what, what.core.on_step(what.results.popleft(), self.now_ms))
         elif kind == "move":
             self.move(what)
+        elif kind == "resize":
+            self.change_memory(what)
         else:
             self.copy(what)
         return True
+
+    def change_memory(self, process: Process) -> None:
+        """The shell: memory comes, unless the machine has no more, or goes with what was in it."""
+        wanted = -(-process.resizes.popleft() // CHUNK_PAGES) * CHUNK_PAGES
+        there = min(wanted, max(self.machine_pages, process.memory.n_pages))
+        process.memory.resize(there)
+        problem = "" if there == wanted else "the machine has no more"
+        self.perform(process, process.core.on_memory(there, problem, self.now_ms))
 
     def waits_for_load(self, process: Process) -> bool:
         """The gate: a layer is computed when it has been fetched, or never will be."""

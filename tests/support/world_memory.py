@@ -19,11 +19,19 @@ class Memory:
     """Pages of one process. Contents: [slot] -> fingerprint of (layer, all tokens up to and with this one)."""
 
     block_tokens: int
+    n_pages: int = 10**9
+    """That have memory: who touches another one breaks its process."""
     pages: dict[int, Page] = field(default_factory=dict)
     drawn: dict[str, int] = field(default_factory=dict)
     """What the last step drew, by request: the engine remembers it as long as its pages."""
 
+    def resize(self, n_pages: int) -> None:
+        """What was in pages that go is lost."""
+        self.n_pages = n_pages
+        self.pages = {page: contents for page, contents in self.pages.items() if page < n_pages}
+
     def read(self, page: int) -> Page:
+        assert 0 <= page < self.n_pages, f"page {page} of {self.n_pages} is read"
         return self.pages.get(page, (GARBAGE,) * self.block_tokens)
 
     def read_all(self, pages: Sequence[int]) -> list[Page]:
@@ -31,6 +39,7 @@ class Memory:
 
     def write_all(self, pages: Sequence[int], contents: Sequence[Page]) -> None:
         assert len(pages) == len(contents)
+        assert all(0 <= page < self.n_pages for page in pages), f"{pages} of {self.n_pages} are written"
         self.pages.update(zip(pages, contents, strict=True))
 
     def set_slot(self, page: int, slot: int, value: int) -> None:

@@ -79,4 +79,23 @@ class Moved:
     n_bytes: int = 0
 
 
-Action = Send | Fill | Dial | HangUp | OpenChannel | Copy | FetchBlocks | StoreBlocks | FillBlocks | SendBlocks
+@dataclass(frozen=True, slots=True)
+class ResizeMemory:
+    """Have memory for so many pages; answer with `on_memory`, when everybody who maps it knows, or it failed."""
+
+    n_pages: int
+
+
+Action = (
+    Send
+    | Fill
+    | Dial
+    | HangUp
+    | OpenChannel
+    | Copy
+    | FetchBlocks
+    | StoreBlocks
+    | FillBlocks
+    | SendBlocks
+    | ResizeMemory
+)

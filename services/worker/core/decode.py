@@ -24,6 +24,7 @@ from services.worker.core.parts import Parts
 from services.worker.core.plan import StepResult
 from services.worker.core.preparation import Preparation
 from services.worker.core.role import DRAINED, WorkerRole
+from services.worker.core.wire import too_large
 
 _TOMBSTONE_MS = 60_000.0
 _ENDING = "the decode worker was told to stop and takes no more prompts over"
@@ -77,10 +78,8 @@ class DecodeCore(WorkerRole):
             return [_failed(gateway, message.request, "no_worker", text, retryable=True)]
         if refusal := self._refusal(message):
             return [_failed(gateway, message.request, "invalid_request", refusal, retryable=False)]
-        tokens, max_tokens = len(message.prompt), message.sampling.max_tokens
-        pages = self._layout.pages_at_most(tokens, max_tokens)
-        if pages > self._pool.ledger.total_pages:
-            text = f"the request needs up to {pages} pages; this worker has {self._pool.ledger.total_pages} in all"
+        pages = self._layout.pages_at_most(len(message.prompt), message.sampling.max_tokens)
+        if text := too_large(pages, self._pool.ledger.total_pages):
             return [_failed(gateway, message.request, "out_of_pages", text, retryable=False)]
         waiting = self._scheduler.n_waiting + len(self._local)
         if waiting >= self._max_queued:
@@ -89,6 +88,11 @@ class DecodeCore(WorkerRole):
         root = self._root(message.cache_salt)
         self._local.add(message, gateway, root, now_ms)
         return self._after_cache(now_ms)
+
+    def _end_too_large(self, now_ms: float) -> list[Action]:
+        total = self._pool.ledger.total_pages
+        ended = self._local.end_too_large(self._layout, total)
+        return ended + self._generation.end_too_large(self._layout, total) + self._incoming.end_too_large(now_ms)
 
     def _after_cache(self, now_ms: float) -> list[Action]:
         """Requests may start or go on."""
@@ -193,7 +197,7 @@ class DecodeCore(WorkerRole):
 
     def check(self) -> None:
         """Conservation laws. Raises RuntimeError with the numbers."""
-        self._cache.check()
+        super().check()
         self._incoming.check()
 
 

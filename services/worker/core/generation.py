@@ -10,6 +10,7 @@ import msgspec
 
 from common.block_hash import BlockHash
 from common.ids import PeerId, RequestId
+from common.kv_layout import KvLayout
 from common.messages.actions import Send
 from common.messages.handover import HandOver
 from common.messages.requests import Failed, Sampling, Timings, TokenDelta
@@ -18,6 +19,7 @@ from services.worker.core.actions import Action
 from services.worker.core.outputs import Outbox, finish_of
 from services.worker.core.scheduler import NewToken, Scheduler
 from services.worker.core.sequence import NewPrompt, Sequence
+from services.worker.core.wire import too_large
 
 
 @dataclass(slots=True)
@@ -148,6 +150,16 @@ class Generation:
         """The request is over; its pages go as soon as no step uses them. Unknown requests are ignored."""
         if self._answers.pop(request, None) is not None:
             self._scheduler.drop(request)
+
+    def end_too_large(self, layout: KvLayout, total_pages: int) -> list[Action]:
+        """Ends requests that have no pages and would need more than there are."""
+        actions: list[Action] = []
+        for sequence in self._scheduler.prompts:
+            if sequence.table.n_blocks or sequence.request not in self._answers:
+                continue
+            if text := too_large(layout.pages_for(sequence.limit_tokens - 1), total_pages):
+                actions += self.fail(sequence.request, "out_of_pages", text, retryable=False)
+        return actions
 
     def forget_gateway(self, gateway: PeerId) -> list[Action]:
         """The gateway fell silent. It is told all the same: if it only paused, it must not wait for ever."""

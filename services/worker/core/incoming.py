@@ -24,7 +24,7 @@ from services.worker.core.actions import Action
 from services.worker.core.generation import Arrival, Generation
 from services.worker.core.scheduler import Scheduler
 from services.worker.core.sequence import request_owner
-from services.worker.core.wire import refusal_of
+from services.worker.core.wire import refusal_of, too_large
 
 
 @dataclass(slots=True)
@@ -125,10 +125,7 @@ class Incoming:
         if refusal := refusal_of(request, self._terms.vocab_tokens):
             refused = self._receiver.refuse(request.transfer, "invalid_request", refusal, False, now_ms)
             return self._carry_out(refused, now_ms)
-        prompt_tokens, max_tokens = len(request.prompt), request.sampling.max_tokens
-        pages = self._terms.layout.pages_at_most(prompt_tokens, max_tokens)
-        if pages > self._pool.ledger.total_pages:
-            text = f"the request needs up to {pages} pages; this worker has {self._pool.ledger.total_pages} in all"
+        if text := self._too_large(request):
             refused = self._receiver.refuse(request.transfer, "out_of_pages", text, False, now_ms)
             return self._carry_out(refused, now_ms)
         actions = self.cancel(request.request, "superseded", now_ms)
@@ -151,6 +148,19 @@ class Incoming:
         self._transfers[request.transfer] = _Incoming(arrival, sender, request)
         self._queue.append(request.transfer)
         return actions + self.pump(now_ms)
+
+    def _too_large(self, request: GrantRequest) -> str:
+        pages = self._terms.layout.pages_at_most(len(request.prompt), request.sampling.max_tokens)
+        return too_large(pages, self._pool.ledger.total_pages)
+
+    def end_too_large(self, now_ms: float) -> list[Action]:
+        """Refuses queued requests that need more pages than there are."""
+        actions: list[Action] = []
+        for transfer in list(self._queue):
+            if text := self._too_large(self._transfers[transfer].request):
+                stopped = self._receiver.stop(transfer, "out_of_pages", now_ms, text=text, retryable=False)
+                actions += self._carry_out(stopped, now_ms)
+        return actions
 
     def pump(self, now_ms: float) -> list[Action]:
         """Grant to the head of the queue while pages last. Preempted sequences come before new ones."""

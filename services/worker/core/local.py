@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from common.block_hash import BlockHash, hash_blocks
 from common.ids import PeerId, RequestId
+from common.kv_layout import KvLayout
 from common.messages.actions import Send
 from common.messages.requests import Failed, Generate
 from common.policy.urgency import rank_ms
@@ -19,6 +20,7 @@ from services.worker.core.kv_cache import KvCache
 from services.worker.core.preparation import Preparation
 from services.worker.core.sequence import NewPrompt, Sequence
 from services.worker.core.waiting import WaitingPrompt
+from services.worker.core.wire import too_large
 
 _PREPARE_AHEAD = 2
 
@@ -118,6 +120,15 @@ class LocalPrompts:
         """Ends requests whose time is up."""
         late = [request for request, one in self._waiting.items() if now_ms >= one.deadline_ms]
         return self._fail(late, "deadline_exceeded", "the request's time ran out", retryable=False)
+
+    def end_too_large(self, layout: KvLayout, total_pages: int) -> list[Action]:
+        """Ends requests that need more pages than there are."""
+        actions: list[Action] = []
+        for request, one in list(self._waiting.items()):
+            pages = layout.pages_at_most(len(one.message.prompt), one.message.sampling.max_tokens)
+            if text := too_large(pages, total_pages):
+                actions += self._fail([request], "out_of_pages", text, retryable=False)
+        return actions
 
     def forget_gateway(self, gateway: PeerId) -> list[Action]:
         """The gateway fell silent. It is told all the same: if it only paused, it must not wait for ever."""

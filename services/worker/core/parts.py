@@ -8,6 +8,7 @@ from services.worker.core.costing import Costing
 from services.worker.core.kv_cache import KvCache
 from services.worker.core.neighbours import Neighbours
 from services.worker.core.prefix import PrefixReuse
+from services.worker.core.resizing import Resizing
 from services.worker.core.scheduler import Scheduler
 from services.worker.core.shared_prefix import SharedPrefixes
 
@@ -24,3 +25,4 @@ class Parts:
     cache: KvCache
     costing: Costing
     shared: SharedPrefixes
+    resizing: Resizing

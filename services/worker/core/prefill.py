@@ -60,8 +60,7 @@ class PrefillCore(WorkerRole):
         self._queue: list[Prompt] = []  # by priority and arrival
         self._prompts: dict[RequestId, Prompt] = {}
         self._requests: dict[TransferId, RequestId] = {}
-        self._transfers = 0
-        self._totals = CopyTotals()
+        self._transfers, self._totals = 0, CopyTotals()
 
     # -- events
 
@@ -86,10 +85,8 @@ class PrefillCore(WorkerRole):
             return [*prompt.tell("invalid_request", refusal)]
         if message.decode is None:
             return [*prompt.tell("protocol_violation", f"{self._mine.id} only prefills; no decode worker was named")]
-        pages, total = self._layout.pages_for(len(prompt.tokens)), self._pool.ledger.total_pages
-        if pages > total:
-            text = f"the prompt needs {pages} pages; {self._mine.id} has {total} in all"
-            return [*prompt.tell("out_of_pages", text)]
+        if refusal := _too_large(prompt, self._layout, self._pool.ledger.total_pages, self._mine.id):
+            return [*prompt.tell("out_of_pages", refusal)]
         if len(self._queue) >= self._max_queued:
             text = f"{len(self._queue)} requests are waiting on {self._mine.id} already"
             return [*prompt.tell("busy", text, retryable=True)]
@@ -97,6 +94,11 @@ class PrefillCore(WorkerRole):
         self._prompts[message.request] = prompt
         insort(self._queue, prompt, key=lambda queued: rank_ms(queued.arrived_ms, queued.message.priority))
         return self._pump(now_ms)
+
+    def _end_too_large(self, now_ms: float) -> list[Action]:
+        waiting, total = [p for p in self._prompts.values() if p.waits and not p.told], self._pool.ledger.total_pages
+        refused = [(p, text) for p in waiting if (text := _too_large(p, self._layout, total, self._mine.id))]
+        return [a for p, text in refused for a in self._end_all([p], "out_of_pages", text, now_ms)]
 
     def _on_cancel(self, request: RequestId, now_ms: float) -> list[Action]:
         prompt = self._prompts.get(request)
@@ -204,8 +206,7 @@ class PrefillCore(WorkerRole):
             worker = prompt.decode_worker
             if self._neighbours.ready(worker) is None:
                 text = f"{self._mine.id} cannot reach decode worker {worker}: {self._neighbours.why_not(worker)}"
-                actions += prompt.tell("no_worker", text, retryable=True)
-                actions += self._end(prompt, "no_worker", now_ms)
+                actions += [*prompt.tell("no_worker", text, retryable=True), *self._end(prompt, "no_worker", now_ms)]
         return actions
 
     def _start(self, prompt: Prompt, decode: PeerId, now_ms: float) -> list[Action]:
@@ -297,8 +298,14 @@ class PrefillCore(WorkerRole):
 
     def check(self) -> None:
         """Conservation laws. Raises RuntimeError with the numbers."""
-        self._cache.check()
+        super().check()
         self._sender.check()
+
+
+def _too_large(prompt: Prompt, layout: KvLayout, total_pages: int, worker: str) -> str:
+    """Why the prompt can never have its pages here; empty if it can."""
+    pages = layout.pages_for(len(prompt.tokens))
+    return f"the prompt needs {pages} pages; {worker} has {total_pages} in all" if pages > total_pages else ""
 
 
 def _granularity(setting: str, prompts: Iterable[Prompt], n_queued: int, decode: PeerId) -> Granularity:

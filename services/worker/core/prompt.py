@@ -56,6 +56,11 @@ class Prompt:
         return self.message.decode
 
     @property
+    def waits(self) -> bool:
+        """Whether it has no pages."""
+        return self.sequence is None or not self.sequence.table.n_blocks
+
+    @property
     def phase(self) -> str:
         """Where it is, in the words of messages.requests.Failed."""
         if self.transfer is None:

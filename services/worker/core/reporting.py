@@ -83,7 +83,7 @@ class Reporter:
                 **self.noted,
             },
             draining=self.draining,
-            gauges={**parts.cache.gauges(now_ms), **parts.costing.gauges()},
+            gauges={**parts.cache.gauges(now_ms), **parts.costing.gauges(), **parts.resizing.gauges()},
             cost=parts.costing.cost,
             links=parts.cache.links(now_ms),
         )

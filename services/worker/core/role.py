@@ -12,6 +12,7 @@ from common.messages.cache_events import CacheEvent
 from common.messages.handover import KvSpan
 from common.messages.liveness import Drain, Hello, Member, Ping, Refused, Report, TransportReport, Welcome
 from common.messages.requests import Failed, Generate, Tokens
+from common.messages.resizing import Resize
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.actions import Action, Moved
 from services.worker.core.found import Started
@@ -30,6 +31,7 @@ class WorkerRole(ABC):
         self._mine, self._max_queued = mine, max_queued
         self._pool, self._scheduler, self._callers = parts.pool, parts.scheduler, parts.callers
         self._neighbours, self._cache, self._costing = parts.neighbours, parts.cache, parts.costing
+        self._resizing = parts.resizing
         self._reporter = Reporter(mine, parts)
         self._ending = False
         self._owed: dict[PeerId, list[Failed]] = {}  # until their gateway pings, or falls silent
@@ -46,6 +48,8 @@ class WorkerRole(ABC):
                 return self._answer(peer, message, now_ms)
             case Drain(on=on):
                 return self._on_drain(peer, on=on)
+            case Resize():
+                return self._on_resize(peer, message, now_ms)
         if self._cache.concerns(message):
             return self._cache.on_message(peer, message, self._wanted_pages(), now_ms) + self._after_cache(now_ms)
         return self._on_request(peer, message, now_ms)
@@ -84,9 +88,10 @@ class WorkerRole(ABC):
     def idle(self) -> bool:
         """No request is here in any phase."""
 
-    @abstractmethod
     def check(self) -> None:
         """Conservation laws. Raises RuntimeError with the numbers."""
+        self._cache.check()
+        self._resizing.check()
 
     @abstractmethod
     def abandon(self) -> list[Action]:
@@ -182,14 +187,33 @@ class WorkerRole(ABC):
         self._ending = self._reporter.draining = True
 
     def _on_drain(self, peer: PeerId, *, on: bool) -> list[Action]:
-        """An operator's word. It does not call the end of the process off.
-
-        A caller that was silent for long is a stranger until its next Hello; what is known not to be a gateway is refused.
-        """
-        if self._callers.role(peer) not in ("gateway", None):
-            raise ProtocolViolation(f"{self._mine.id} got Drain from {peer}, which is no gateway")
+        """An operator's word. It does not call the end of the process off."""
+        self._require_gateway(peer, "Drain")
         self._reporter.draining = on or self._ending
         return []
+
+    def _on_resize(self, peer: PeerId, message: Resize, now_ms: float) -> list[Action]:
+        """An operator's word: grow or shrink."""
+        self._require_gateway(peer, "Resize")
+        actions = self._resizing.ask(peer, message)
+        return actions + self._end_unfit(now_ms) + self._after_cache(now_ms)
+
+    def on_memory(self, n_pages: int, problem: str, now_ms: float) -> list[Action]:
+        """A ResizeMemory has ended. `problem`: why there is not memory for as many pages as it named; empty: there is."""
+        return self._resizing.on_memory(n_pages, problem) + self._after_cache(now_ms)
+
+    def _end_unfit(self, now_ms: float) -> list[Action]:
+        """After the pool has shrunk: who waits and will never fit is told what it would be told at its arrival."""
+        return self._end_too_large(now_ms) if self._resizing.has_shrunk else []
+
+    @abstractmethod
+    def _end_too_large(self, now_ms: float) -> list[Action]:
+        """End requests that have no pages and need more than the pool has."""
+
+    def _require_gateway(self, peer: PeerId, message: str) -> None:
+        """A caller that was silent for long is a stranger until its next Hello; what is known to be none is refused."""
+        if self._callers.role(peer) not in ("gateway", None):
+            raise ProtocolViolation(f"{self._mine.id} got {message} from {peer}, which is no gateway")
 
     @property
     def has_callers(self) -> bool:
@@ -220,7 +244,7 @@ class WorkerRole(ABC):
         actions, silent = self._neighbours.on_tick(now_ms)
         for peer in silent:
             actions += self.on_peer_dead(peer, now_ms)
-        return actions + self._cache.on_tick(now_ms)
+        return actions + self._resizing.on_tick() + self._end_unfit(now_ms) + self._cache.on_tick(now_ms)
 
     def _answer(self, peer: PeerId, message: Ping | Hello, now_ms: float) -> list[Action]:
         if isinstance(message, Ping):

@@ -65,3 +65,8 @@ def refusal_of(message: Generate | GrantRequest, vocab_tokens: int) -> str:
 def are_tokens(prompt: Sequence[int], vocab_tokens: int) -> bool:
     """Whether a prompt is one: at least one token, and each in the vocabulary."""
     return bool(prompt) and min(prompt) >= 0 and max(prompt) < vocab_tokens
+
+
+def too_large(pages: int, total_pages: int) -> str:
+    """Why a request that grows to so many pages is never served here; empty if it can be."""
+    return f"the request needs up to {pages} pages; this worker has {total_pages} in all" if pages > total_pages else ""

@@ -55,6 +55,10 @@ class TorchEngine:
         self._block_tokens = layout.block_tokens
         self._drawn: dict[RequestId, int] = {}
 
+    def use_pages(self, pages: Tensor) -> None:
+        """The pool was resized at its end: steps launched from now on use this view of it."""
+        self._views = PageViews(pages)
+
     def capture(self) -> int:
         """Nothing is prepared ahead of steps on a CPU: 0 graphs."""
         return 0

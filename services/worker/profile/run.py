@@ -10,6 +10,7 @@ from common.errors import ConfigError
 from kvstore.memory.page_memory import open_page_memory
 from services.worker.engine.make import EngineLimits
 from services.worker.engine.torch_options import configure_torch
+from services.worker.engine.workspace import page_bytes_of
 from services.worker.model.load import LoadedModel, load_model, require_device
 from services.worker.profile.file import EngineIdentity, ProfilePoint, StepProfile, fit_points, write_profile
 from services.worker.profile.grid import GridLimits, GridPoint, choose_grid
@@ -23,7 +24,9 @@ def run_profile(settings: ProfileSettings, out: Path | None, table: TextIO, prog
     """Measure, fit, print, and write if there is an `out`. Raises ConfigError."""
     threads = configure_torch(settings.threads)
     model = load_model(settings.model, settings.dtype, settings.device)
-    memory = open_page_memory(settings.device_memory_bytes, model.layout, require_device(settings.device))
+    device = require_device(settings.device)
+    page_bytes = page_bytes_of(settings.device_memory, device, model, _limits(settings, model))
+    memory = open_page_memory(page_bytes, model.layout, device)
     try:
         points = _grid(settings, model, memory.pages.n_pages)
         measured = _measure(settings, StepTimer(model, memory.pages.tensor, _limits(settings, model)), points, progress)
@@ -61,7 +64,7 @@ def _grid(settings: ProfileSettings, model: LoadedModel, n_pages: int) -> list[G
     points = choose_grid(limits, layout.block_tokens, quick=settings.quick)
     if not points:
         raise ConfigError(
-            f"--device-memory={settings.device_memory_bytes}: holds {limits.pool_tokens} tokens of KV, "
+            f"--device-memory={settings.device_memory}: holds {limits.pool_tokens} tokens of KV, "
             "too few to measure anything"
         )
     return points

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from common.settings import bytes_setting, setting
-from common.units import GIB
+from common.settings import memory_setting, setting
+from common.units import GIB, MemoryShare
 from services.worker.settings import running_limit, step_tokens_limit
 
 
@@ -16,7 +16,7 @@ class ProfileSettings:
     quick: bool = setting(False, help="A coarse grid and fewer rounds.")
 
     device: str = setting("cpu", help="Torch device: cpu, cuda or cuda:N.", allowed="cpu, cuda or cuda:N")
-    device_memory_bytes: int = bytes_setting(
+    device_memory: MemoryShare | int = memory_setting(
         1 * GIB,
         flag="device-memory",
         help="KV page memory, as the workers will have; bounds the largest batch measured.",

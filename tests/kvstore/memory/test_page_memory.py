@@ -36,6 +36,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch, capacity_bytes: int = 512 * MIB) 
         page_memory, "open_cuda", lambda device: CudaVmmBackend(torch.device("cpu"), cuda_driver.CudaDriver(0))
     )
     monkeypatch.setattr(page_memory, "_free_memory", lambda device: Available(64 * MIB, "pretended"))
+    monkeypatch.setattr(page_memory, "whole_memory_bytes", lambda device: 64 * MIB)
     try:
         return cuda, open_page_memory(8 * MIB, LAYOUT, torch.device("cuda", 0))
     finally:
@@ -78,7 +79,7 @@ def test_what_a_peer_is_told_covers_every_page_and_scratch(memory: PageMemory) -
         else:
             assert len(fds) == len(told.chunk_offsets) + 1
             assert told.chunk_offsets == tuple(i * told.chunk_bytes for i in range(len(fds) - 1))
-            assert memory.probe_offset_bytes == (len(fds) - 1) * told.chunk_bytes
+            assert memory.probe_offset_bytes == memory.plan.limit_chunks * told.chunk_bytes
             assert len(bytes.fromhex(memory.device_uuid)) == 16
             ends = [memory.probe_offset_bytes + PROBE_SLOTS * PROBE_SLOT_BYTES]
     finally:

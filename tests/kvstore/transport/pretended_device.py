@@ -51,6 +51,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> PretendedDevice:
     monkeypatch.setattr(cuda_driver, "_bindings", lambda: cuda)
     monkeypatch.setattr(page_memory, "open_cuda", lambda device: CudaVmmBackend(CPU, CudaDriver(0)))
     monkeypatch.setattr(page_memory, "_free_memory", lambda device: Available(64 * MIB, "pretended"))
+    monkeypatch.setattr(page_memory, "whole_memory_bytes", lambda device: 64 * MIB)
     monkeypatch.setattr(page_memory, "device_chunk_bytes", lambda budget_bytes: LAYOUT.page_bytes)
     monkeypatch.setattr(host, "MAX_FDS", CHUNKS_AT_ONCE)
     return cuda

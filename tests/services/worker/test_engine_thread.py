@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 
 from kvstore.transport.load_gate import LoadGate
 from services.worker.core.plan import StepPlan, StepResult
@@ -51,6 +52,9 @@ class Device:
         self.calls.put(f"collect {launched.number}")
         assert launched.ended.wait(SOON_S)
         return StepResult(launched.number, (), 1.0)
+
+    def use_pages(self, pages: torch.Tensor) -> None:
+        self.calls.put(f"use {len(pages)} pages")
 
     def next_calls(self, count: int) -> list[str]:
         return [self.calls.get(timeout=SOON_S) for _ in range(count)]
@@ -128,6 +132,14 @@ def test_a_step_that_is_done_is_told_before_the_next_one_is_launched(bench: Benc
     calls = ["launch 1", "collect 1", "launch 2", "collect 2", "launch 3", "collect 3"]
     assert bench.device.next_calls(6) == calls
     assert [bench.hears() for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_view_of_the_pages_is_for_the_steps_behind_it_and_ends_none(bench: Bench) -> None:
+    bench.submit(1)
+    bench.thread.use_pages(torch.zeros(7))
+    assert bench.device.next_calls(2) == ["launch 1", "use 7 pages"]
+    bench.submit(2)
+    assert bench.device.next_calls(2) == ["launch 2", "collect 1"]
 
 
 def test_the_end_comes_after_the_steps_that_were_launched(bench: Bench) -> None:

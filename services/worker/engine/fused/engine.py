@@ -67,6 +67,10 @@ class FusedEngine:
         most_tokens = min(_MOST_SHORT_TOKENS, limits.max_step_tokens)
         self._short_graphs = StepGraphs(doubling_ladder(_LEAST_SHORT_TOKENS, most_tokens), self._steps.short_step)
 
+    def use_pages(self, pages: Tensor) -> None:
+        """The pool was resized at its end: steps launched from now on use this view of it. Graphs know its address only."""
+        self._pages = pages
+
     @torch.inference_mode()
     def capture(self) -> int:
         """Make decode steps and short steps graphs; returns how many were captured, 0 where there are none (a CPU).

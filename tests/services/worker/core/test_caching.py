@@ -66,6 +66,8 @@ def test_whatever_is_cached_where_the_tokens_are_those_of_the_prompt(seed: int) 
             world.cancel(RequestId(f"r{rng.randrange(number + 1)}"))
         if rng.random() < 0.1:
             world.pass_time(rng.choice([100.0, 1_000.0, 6_000.0, 11_000.0]))
+        if seed % 4 < 2 and rng.random() < 0.3:
+            world.resize(rng.choice(["prefill", "decode"]), rng.randrange(20, 160))
         if rng.random() < 0.05 and world.store is not None:
             world.kill_store()
             if rng.random() < 0.5:

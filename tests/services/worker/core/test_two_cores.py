@@ -97,6 +97,8 @@ def test_after_any_mix_of_cancels_and_deaths_everybody_is_answered_and_no_page_i
             world.greet()
         elif chance < 0.6:
             world.pass_time(rng.choice([1.0, 600.0, 2500.0]))
+        elif chance < 0.8 and seed % 4 < 2:
+            world.resize(rng.choice(["prefill", "decode"]), rng.randrange(16, 80))
     world.settle()
     for request, seen in world.answers.items():
         assert seen.done, request

@@ -3,10 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from common.errors import ConfigError
+from common.ids import RequestId
+from common.messages.requests import Sampling
+from kvstore.index.page_table import PageTable
+from services.worker.core.plan import Segment, StepPlan
 from services.worker.engine.engine import TorchEngine
 from services.worker.model.load import load_model
 from tests.services.worker.engine.driving import Driver
@@ -91,3 +96,15 @@ def test_pages_that_do_not_fit_the_model_are_refused(checkpoint: Checkpoints) ->
         TorchEngine(model, torch.zeros(8, 2, 16, 2, 32), model.layout)
     with pytest.raises(ConfigError, match="bfloat16"):
         TorchEngine(model, torch.zeros(8, 2, 16, 2, 16, dtype=torch.bfloat16), model.layout)
+
+
+def test_steps_after_a_resize_use_the_pages_that_came(checkpoint: Checkpoints) -> None:
+    model = load_model(checkpoint("llama"))
+    pool = torch.zeros(64 * model.layout.layers, 2, 16, model.layout.kv_heads, model.layout.head_dim)
+    engine = TorchEngine(model, pool[: model.layout.layers], model.layout)
+    engine.use_pages(pool)
+    table = PageTable(model.layout.layers)
+    table.append(np.arange(len(pool) - model.layout.layers, len(pool), dtype=np.int32).reshape(1, -1))
+    segment = Segment(RequestId("r"), prompt_of(9, seed=1), 9, 0, 9, table, Sampling(max_tokens=1), True)
+    engine.step(StepPlan(1, (segment,)))
+    assert bool(pool[-model.layout.layers :].any(dim=(1, 2, 3, 4)).all())

@@ -45,5 +45,5 @@ def test_a_place_that_cannot_hold_the_file_is_refused_before_anything_is_measure
 
 def test_limits_that_are_not_given_are_those_of_a_worker() -> None:
     profile, worker = ProfileSettings(model="m"), WorkerSettings(model="m")
-    for field in ("device", "device_memory_bytes", "dtype", "threads", "max_running", "max_step_tokens"):
+    for field in ("device", "device_memory", "dtype", "threads", "max_running", "max_step_tokens"):
         assert getattr(profile, field) == getattr(worker, field)

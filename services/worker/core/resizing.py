@@ -1,0 +1,111 @@
+"""How large this worker's pool of pages is, and how large it shall be. Pure.
+
+An operator gives a size. Growing: memory first, and new pages are handed out when everybody who maps our memory has
+them. Shrinking: pages that nobody holds leave the pool at once, their memory follows, and what is still held follows
+when it is released, without being asked for again. One change of memory is under way at a time.
+"""
+
+from dataclasses import dataclass
+
+from common.ids import PeerId
+from common.messages.actions import Send
+from common.messages.resizing import Resize, ResizeAnswer
+from common.units import format_bytes
+from kvstore.index.block_pool import BlockPool
+from services.worker.core.actions import Action, ResizeMemory
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSize:
+    """The memory that a pool starts with."""
+
+    n_pages: int
+    chunk_pages: int = 1
+    """Memory comes and goes in runs of so many pages."""
+    page_bytes: int = 1
+
+
+class Resizing:
+    """Owns the target, what memory there is, and who waits for an answer. The pages themselves are the pool's."""
+
+    def __init__(self, pool: BlockPool, size: PoolSize, *, worker: str, block_tokens: int) -> None:
+        """`worker`: its name, for texts."""
+        self._pool, self._chunk_pages, self._page_bytes = pool, size.chunk_pages, size.page_bytes
+        self._worker, self._block_tokens = worker, block_tokens
+        self._memory_pages = self._target_pages = size.n_pages
+        self._ordered = False
+        self._asked: list[tuple[PeerId, int]] = []
+        self._problem = ""
+        self.has_shrunk = False
+        """Whether requests that were accepted may be too large for the pool by now."""
+
+    def ask(self, asker: PeerId, message: Resize) -> list[Action]:
+        """An operator's word. The answer goes to `asker` when all that can be done at once is done."""
+        pages = message.device_memory_bytes // (self._chunk_pages * self._page_bytes) * self._chunk_pages
+        least = self._whole_chunks(self._pool.pages_per_block)
+        if pages < least:
+            text = (
+                f"{format_bytes(message.device_memory_bytes)} does not hold {self._block_tokens} tokens, the least that "
+                f"a request needs: give {self._worker} at least {format_bytes(least * self._page_bytes)}"
+            )
+            return [Send(asker, self._answer(message.call, text))]
+        self._target_pages, self._problem = pages, ""
+        self._asked.append((asker, message.call))
+        if pages < self._pool.ledger.total_pages:
+            self._pool.resize(pages)
+            self.has_shrunk = True
+        return self._advance()
+
+    def on_memory(self, n_pages: int, problem: str) -> list[Action]:
+        """The ordered change has ended, with memory for `n_pages`. `problem`: why it is not as much as was ordered."""
+        self._ordered, self._memory_pages = False, n_pages
+        if problem:
+            self._target_pages, self._problem = min(self._target_pages, n_pages), problem
+        return self._advance()
+
+    def on_tick(self) -> list[Action]:
+        """Pages may have been released that are to leave."""
+        return self._advance() if self._target_pages < self._memory_pages else []
+
+    def _advance(self) -> list[Action]:
+        if self._ordered:
+            return []
+        ledger, goal = self._pool.ledger, min(self._target_pages, self._memory_pages)
+        if goal - goal % self._pool.pages_per_block != ledger.total_pages:
+            self._pool.resize(goal)
+        wanted = self._target_pages
+        if wanted < self._memory_pages:
+            wanted = max(wanted, min(self._memory_pages, self._whole_chunks(ledger.kept_pages)))
+        if wanted == self._memory_pages:
+            asked, self._asked = self._asked, []
+            return [Send(asker, self._answer(call, self._problem)) for asker, call in asked]
+        self._ordered = True
+        return [ResizeMemory(wanted)]
+
+    def _whole_chunks(self, n_pages: int) -> int:
+        return -(-n_pages // self._chunk_pages) * self._chunk_pages
+
+    def _answer(self, call: int, problem: str) -> ResizeAnswer:
+        ledger = self._pool.ledger
+        return ResizeAnswer(
+            call=call,
+            device_memory_bytes=self._memory_pages * self._page_bytes,
+            target_bytes=self._target_pages * self._page_bytes,
+            pages=ledger.total_pages,
+            leaving_pages=ledger.overhang_pages,
+            problem=problem,
+        )
+
+    def gauges(self) -> dict[str, float]:
+        """As in reports."""
+        return {
+            "pool_bytes": float(self._memory_pages * self._page_bytes),
+            "pool_target_bytes": float(self._target_pages * self._page_bytes),
+            "pool_leaving_pages": float(self._pool.ledger.overhang_pages),
+        }
+
+    def check(self) -> None:
+        """Every page that there is has memory. Raises RuntimeError."""
+        kept, memory = self._pool.ledger.kept_pages, self._memory_pages
+        if not self._ordered and kept > memory:
+            raise RuntimeError(f"pages up to {kept} are in use or may be; there is memory for {memory}")

@@ -1,0 +1,88 @@
+"""How much memory is for KV pages, where only a share of all memory is given: what weights and steps leave of it.
+
+On a GPU a share is of everything that the process takes there: weights, KV pages, the largest step's tensors, graphs,
+and what CUDA keeps for itself. What steps need is measured, by computing the largest ones.
+"""
+
+import gc
+from dataclasses import replace
+
+import torch
+
+from common.ids import RequestId
+from common.kv_layout import KvLayout
+from common.messages.requests import Sampling
+from common.units import MIB, MemoryShare
+from kvstore.index.page_table import PageTable
+from kvstore.memory.page_memory import whole_memory_bytes
+from kvstore.memory.plan import kv_budget
+from services.worker.core.plan import Segment, StepPlan
+from services.worker.engine.make import EngineLimits, make_engine
+from services.worker.model.load import LoadedModel
+
+_CONTEXT_BYTES = 640 * MIB
+"""CUDA's context, its libraries and compiled kernels, none of which torch counts."""
+
+
+def page_bytes_of(
+    asked: MemoryShare | int, device: torch.device, model: LoadedModel | None, limits: EngineLimits
+) -> int:
+    """Bytes for KV pages. `model`: loaded already, as `needs_model` tells. Raises ConfigError if nothing is left."""
+    if not isinstance(asked, MemoryShare):
+        return asked
+    total_bytes = whole_memory_bytes(device)
+    if not needs_model(asked, device):
+        return asked.of(total_bytes)
+    assert model is not None, "what a model takes is known once it is loaded"
+    torch.cuda.empty_cache()
+    weights_bytes = torch.cuda.memory_reserved(device)
+    return kv_budget(total_bytes, asked, weights_bytes, workspace_bytes(model, limits))
+
+
+def needs_model(asked: MemoryShare | int, device: torch.device) -> bool:
+    """Whether the model must be loaded before it is known how much is for pages."""
+    return isinstance(asked, MemoryShare) and device.type == "cuda"
+
+
+def workspace_bytes(model: LoadedModel, limits: EngineLimits) -> int:
+    """What the largest steps take of a CUDA device beside weights and pages. Computes them; leaves nothing behind."""
+    device, layout = model.device, model.layout
+    before_bytes = torch.cuda.memory_reserved(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    shape = (layout.layers, 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+    engine = make_engine(model, torch.zeros(shape, dtype=model.dtype, device=device), limits)
+    prefill, decode = largest_steps(layout, limits)
+    engine.step(prefill)
+    torch.cuda.synchronize(device)
+    all_bytes, idle_bytes = torch.cuda.max_memory_reserved(device), torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    engine.step(decode)
+    torch.cuda.synchronize(device)
+    all_bytes = max(all_bytes, torch.cuda.max_memory_reserved(device))
+    decode_bytes = torch.cuda.max_memory_allocated(device) - idle_bytes
+    del engine
+    gc.collect()
+    torch.cuda.empty_cache()
+    # Graphs have a pool of their own, as large as what the largest of them needs.
+    return all_bytes - before_bytes + decode_bytes + _CONTEXT_BYTES
+
+
+def largest_steps(layout: KvLayout, limits: EngineLimits) -> tuple[StepPlan, StepPlan]:
+    """As many prompt rows as a step may have, and as many sequences of full length as may draw; all in one block's pages."""
+    prompts, left = list[Segment](), limits.max_step_tokens
+    while left and len(prompts) < limits.max_running:
+        count = min(left, limits.context_tokens)
+        prompts.append(_segment(layout, f"prompt-{len(prompts)}", 0, count))
+        left -= count
+    one = _segment(layout, "draw", limits.context_tokens - 1, 1)
+    draws = [replace(one, request=RequestId(f"draw-{number}")) for number in range(limits.max_running)]
+    return StepPlan(1, tuple(prompts)), StepPlan(2, tuple(draws))
+
+
+def _segment(layout: KvLayout, name: str, start: int, count: int) -> Segment:
+    pages = torch.arange(layout.layers, dtype=torch.int32).repeat(layout.blocks_for(start + count), 1)
+    table = PageTable(layout.layers)
+    table.append(pages.numpy())  # every block is the same one: nobody reads what comes of it
+    sampling = Sampling(max_tokens=1, temperature=1.0)
+    tokens = [0] * (start + count)
+    return Segment(RequestId(name), tokens, len(tokens), start, count, table, sampling, sample=True)
