@@ -158,7 +158,10 @@ def _share(
     return first, tiles, share
 
 
-@triton.jit(do_not_specialize=["page_shift", "place_stride", "to_fill", "splits"])
+@triton.jit(
+    do_not_specialize=["page_shift", "place_stride", "to_fill", "splits"],
+    do_not_specialize_on_alignment=["lengths", "part_lse"],
+)
 def _decode(
     query: tl.tensor,
     keys: tl.tensor,

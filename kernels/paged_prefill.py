@@ -205,7 +205,10 @@ def _over_tiles(
     return sums, highest, total
 
 
-@triton.jit(do_not_specialize=["page_shift", "place_stride", "splits", "rows_of_split"])
+@triton.jit(
+    do_not_specialize=["page_shift", "place_stride", "splits", "rows_of_split"],
+    do_not_specialize_on_alignment=["query_starts", "lengths", "out_lse"],  # slices, which may begin anywhere
+)
 def _prefill(
     query: tl.tensor,
     keys: tl.tensor,

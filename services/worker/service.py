@@ -49,6 +49,7 @@ from services.worker.inbox import (
     PeerGone,
     PeerJoined,
     StepDone,
+    joined,
 )
 from services.worker.links import Links
 from services.worker.page_resizer import PageResizer
@@ -95,7 +96,8 @@ class WorkerService:
             if stopping() and self._may_end(now_ms, drain_ms):
                 return
             received = self._exchange.receive(0.0 if self._memory.busy else _TICK_MS)
-            for event in self._inbox.take():  # first: news of a death must not undo what the same peer asked after it
+            # First: news of a death must not undo what the same peer asked after it.
+            for event in joined(self._inbox.take()):
                 self._act(self._decide(event), ())
             for peer, message, payloads in received:
                 self._hear(peer, message, payloads)
@@ -148,8 +150,8 @@ class WorkerService:
     def _decide(self, event: Event) -> list[Action]:
         now_ms = self._clock.now_ms()
         match event:
-            case LayerDone(layer=layer):
-                return self._core.on_layer(layer, now_ms)
+            case LayerDone(layer=layer, n_layers=n_layers):
+                return self._core.on_layer(layer, now_ms, n_layers)
             case StepDone(result=result):
                 self._feed.ended()
                 return self._core.on_step(result, now_ms)

@@ -71,6 +71,8 @@ class Process:
     """Computed, and not told yet: only when steps are planned ahead."""
     layer: int = 0
     """Of the first step, to be computed next."""
+    untold: int = 0
+    """Layers of it that were computed and not told yet."""
     wrong: set[str] = field(default_factory=set)
     copies: deque[Copy] = field(default_factory=deque)
     payloads: dict[tuple[object, object], list[Page]] = field(default_factory=dict)
@@ -381,7 +383,12 @@ class World:
             self.engine.layer(step, layer, process.memory, process.wrong)
             process.layer += 1
             if any(segment.streamed for segment in step.segments):
-                self.perform(process, process.core.on_layer(layer, self.now_ms))
+                process.untold += 1
+                if (
+                    layer == LAYOUT.layers - 1 or self.rng.random() < 0.7
+                ):  # a loop that is late hears of several at once
+                    first, process.untold = layer + 1 - process.untold, 0
+                    self.perform(process, process.core.on_layer(first, self.now_ms, layer + 1 - first))
             return
         result = self.engine.finish(process.steps.popleft(), process.memory, process.wrong)
         process.layer, process.wrong = 0, set()

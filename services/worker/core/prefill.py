@@ -107,11 +107,11 @@ class PrefillCore(WorkerRole):
         prompt.told = True
         return self._end(prompt, "cancelled", now_ms) + self._pump(now_ms)
 
-    def on_layer(self, layer: int, now_ms: float) -> list[Action]:
-        """The engine wrote one layer's K and V of the step it computes."""
+    def on_layer(self, layer: int, now_ms: float, n_layers: int = 1) -> list[Action]:
+        """The engine wrote K and V of `n_layers` layers, from `layer` on, of the step it computes."""
         step, actions = self._scheduler.step, list[Action]()
         for segment in step.segments if step is not None else ():
-            prompt, span = self._prompts.get(segment.request), finished_span(segment, layer, self._layout)
+            prompt, span = self._prompts.get(segment.request), finished_span(segment, layer, n_layers, self._layout)
             if prompt is None or prompt.sequence is None or prompt.sequence.lost:
                 continue  # what is computed on lost KV will be computed again
             if prompt.transfer is not None and span is not None:
@@ -327,9 +327,9 @@ def _queue_counts(computing: QueueCounts, queue: Collection[Prompt], prompts: It
     )
 
 
-def finished_span(segment: Segment, layer: int, layout: KvLayout) -> KvSpan | None:
-    """The blocks that a step completes; a last, partly filled one counts when the prompt ends in it."""
+def finished_span(segment: Segment, layer: int, n_layers: int, layout: KvLayout) -> KvSpan | None:
+    """The blocks of these layers that a step completes; a last, partly filled one counts when the prompt ends in it."""
     first = segment.start // layout.block_tokens
     end_tokens = segment.start + segment.count
     end = layout.blocks_for(end_tokens) if segment.sample else end_tokens // layout.block_tokens
-    return KvSpan(layer, first, end - first) if end > first else None
+    return KvSpan(layer, first, end - first, n_layers) if end > first else None

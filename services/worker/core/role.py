@@ -113,8 +113,8 @@ class WorkerRole(ABC):
             failed = Failed(request=request, code="peer_failed", phase="decode", text=text, retryable=True)
             self._owed.setdefault(peer, []).append(failed)
 
-    def on_layer(self, layer: int, now_ms: float) -> list[Action]:
-        """The engine wrote one layer's K and V of the step it computes."""
+    def on_layer(self, layer: int, now_ms: float, n_layers: int = 1) -> list[Action]:
+        """The engine wrote K and V of `n_layers` layers, from `layer` on, of the step it computes."""
         return []
 
     def on_copied(self, transfer: TransferId, span: KvSpan, moved: Moved, now_ms: float) -> list[Action]:

@@ -20,6 +20,7 @@ from services.worker.engine.fused.graphs import StepGraphs, decode_ladder, doubl
 from services.worker.engine.fused.inputs import fill_rows, fill_sampling, pad_draws, pad_rows, pad_sequences
 from services.worker.engine.fused.lane import Mark, open_lane
 from services.worker.engine.fused.steps import NO_HOOKS, SHORT_KEYS, SHORT_SEQUENCES, Steps
+from services.worker.engine.fused.warm_up import long_steps
 from services.worker.engine.make import EngineLimits
 from services.worker.engine.sampling import sample
 from services.worker.model.fused import FusedDecoder
@@ -57,7 +58,7 @@ class FusedEngine:
         require_fitting(model, pages, model.layout)
         assert isinstance(model.runner, FusedDecoder), "a model loaded for a GPU"
         self._marks, self._layers = marks, model.layout.layers
-        self._block_tokens = model.layout.block_tokens
+        self._block_tokens, self._limits = model.layout.block_tokens, limits
         self._lane = lane = open_lane(model.device)
         self._steps = Steps(model.runner, pages, limits, self._block_tokens, lane)
         self._drawn_row: dict[RequestId, int] = {}
@@ -75,7 +76,7 @@ class FusedEngine:
     def capture(self) -> int:
         """Make decode steps and short steps graphs; returns how many were captured, 0 where there are none (a CPU).
 
-        Call it once, from the thread that will compute, before the first step.
+        Call it once, before the first step: it writes into the pool's first block, which nobody may own yet.
         """
         if self._steps.pages.device.type != "cuda":
             return 0
@@ -86,9 +87,13 @@ class FusedEngine:
                 pad_rows(fields, 0, buffers.rows)
                 buffers.send()
             pool = torch.cuda.graph_pool_handle()
-            return self._decode_graphs.capture(pool) + self._short_graphs.capture(pool)
+            n_graphs = self._decode_graphs.capture(pool) + self._short_graphs.capture(pool)
         finally:
             self._lane.leave()
+        for plan in long_steps(self._layers, self._block_tokens, _MOST_SHORT_TOKENS, SHORT_KEYS, self._limits):
+            self.step(plan)
+        self._drawn_row = {}
+        return n_graphs
 
     @torch.inference_mode()
     def launch(

@@ -8,6 +8,8 @@ import torch
 
 from services.worker.core.plan import StepPlan
 from services.worker.engine.fused.graphs import decode_ladder, doubling_ladder
+from services.worker.engine.fused.warm_up import long_steps
+from services.worker.engine.make import EngineLimits
 from services.worker.model.load import LoadedModel, load_model
 from services.worker.model.make import FAMILIES
 from services.worker.model.packing import LinearPath
@@ -38,13 +40,14 @@ def test_a_few_tokens_of_every_family_equal_generate(
     assert answers(driver, prompts, 3) == generate(checkpoint(family), prompts, 3)
 
 
-@pytest.mark.parametrize("whole_blocks", [True, False])
+@pytest.mark.parametrize("whole_blocks", [True, pytest.param(False, marks=pytest.mark.system)])
 def test_two_tokens_equal_generate(whole_blocks: bool, checkpoint: Callable[[str], Path], device: torch.device) -> None:
     prompts = [prompt_of(tokens, seed=tokens) for tokens in (1, 17)]
     driver = Driver(fused(checkpoint("qwen3"), device), pages=64, garbage=float("nan"), whole_blocks=whole_blocks)
     assert answers(driver, prompts, 2) == generate(checkpoint("qwen3"), prompts, 2)
 
 
+@pytest.mark.system  # slow in the interpreter
 def test_drawn_tokens_are_those_of_the_processors_engine(
     checkpoint: Callable[[str], Path], device: torch.device
 ) -> None:
@@ -94,6 +97,13 @@ def test_the_ladder_of_decode_steps_rises_to_the_largest_batch() -> None:
 def test_the_ladder_of_short_steps_doubles() -> None:
     assert doubling_ladder(16, 100) == (16, 32, 64)
     assert doubling_ladder(16, 15) == ()
+
+
+def test_steps_before_the_first_stay_within_the_engines_limits() -> None:
+    limits = EngineLimits(max_running=8, max_step_tokens=2048, context_tokens=4100)
+    plans = long_steps(2, 16, 1024, 4096, limits)
+    assert [(plan.segments[0].start, plan.segments[0].count) for plan in plans] == [(0, 1025)]
+    assert plans[0].segments[0].table.whole
 
 
 @on_gpu
