@@ -127,7 +127,8 @@ def decode(tmp_path: Path) -> Iterator[Party]:
 @contextmanager
 def process(script: str, *arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Runs until the block ends; yields it with its first line."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", script, *(str(argument) for argument in arguments)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
     assert child.stdout is not None
