@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from common.units import MIB
@@ -106,4 +107,28 @@ def test_what_the_machine_has_not_is_refused_and_nothing_changes(system: tuple[C
     assert (said.device_memory_bytes, said.target_bytes) == before
     assert "at least" in traffic.driver.resize(DECODE, 1).problem
     traffic.run(5)
+    traffic.finish()
+
+
+def test_an_operator_resizes_over_http_and_sees_how_far_it_is(system: tuple[Cluster, Traffic, Path]) -> None:
+    processes, traffic, model = system
+    processes.start("gateway", "gateway-0", model=model, port=0)
+    processes.await_members("gateway-0")
+    with httpx.Client(base_url=processes.members()["gateway-0"].endpoint, timeout=60.0) as client:
+        while DECODE not in {w["id"] for w in client.get("/status").json()["workers"] if w["reported"]}:
+            traffic.step()
+        for size, n_bytes in (("6MiB", 6 * MIB), (12 * MIB, 12 * MIB)):
+            answer = client.post(f"/admin/workers/{DECODE}/memory", json={"device_memory": size})
+            assert answer.status_code in (200, 202)
+            assert answer.json()["target_bytes"] == n_bytes
+            traffic.until(lambda n_bytes=n_bytes: pool(traffic.driver, DECODE)[0] == n_bytes, "it is there")
+        refused = client.post(f"/admin/workers/{DECODE}/memory", json={"device_memory": "2048T"})
+        assert refused.status_code == 400 and "asked for" in refused.json()["error"]["message"]
+        series = f'penstock_worker_pool_bytes{{worker="{DECODE}"}} '
+
+        def shown() -> bool:
+            page = client.get("/metrics").text
+            return float(page.partition(series)[2].partition("\n")[0]) == 12 * MIB
+
+        traffic.until(shown, "the gateway shows it")
     traffic.finish()
