@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import require
+from kernels.early_start import early_start, wait_for_inputs
 
 GateKind = Literal["silu", "gelu_tanh"]
 """silu(x) = x * sigmoid(x); gelu_tanh is GELU with tanh in the place of the error function."""
@@ -33,14 +34,24 @@ def gated(gate_up: Tensor, *, kind: GateKind = "silu") -> Tensor:
     out = torch.empty(tokens, length, dtype=gate_up.dtype, device=gate_up.device)
     if out.numel():
         grid = (tokens, triton.cdiv(length, _BLOCK))
-        _gate[grid](gate_up, out, length, gate_up.stride(0), GELU=kind == "gelu_tanh", BLOCK=_BLOCK, num_warps=4)
+        _gate[grid](
+            gate_up, out, length, gate_up.stride(0), GELU=kind == "gelu_tanh", BLOCK=_BLOCK, num_warps=4,
+            **early_start(gate_up.device),
+        )  # fmt: skip
     return out
 
 
 @triton.jit
 def _gate(
-    gate_up: tl.tensor, out: tl.tensor, length: int, stride: int, GELU: tl.constexpr, BLOCK: tl.constexpr
+    gate_up: tl.tensor,
+    out: tl.tensor,
+    length: int,
+    stride: int,
+    GELU: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
+    wait_for_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < length

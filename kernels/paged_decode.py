@@ -29,7 +29,8 @@ from kernels.tiles import (
     token_rows,
 )
 
-_MERGED_AT_ONCE = 16
+_FEW_PROGRAMS = 16
+_MERGED_AT_ONCE = 64
 _MOST_PROGRAMS = 4096
 _LEAST_TILES = tl.constexpr(2)
 
@@ -42,18 +43,20 @@ class DecodeShape:
     warps: int
     stages: int
     programs_per_processor: int
-    """Splits are made until there are about this many programs for each of the device's processors."""
-    longest_split_tokens: int = 2048
+    """At most that many for each of the device's processors come from splitting; all should run at once."""
+    longest_split_tokens: int = 1024
     """One long sequence among many short ones must not keep few programs busy when the others have ended."""
 
 
-def decode_shape(head_dim: int, dtype: torch.dtype) -> DecodeShape:
-    """The shape that `paged_decode` takes by itself."""
+def decode_shape(head_dim: int, dtype: torch.dtype, programs: int) -> DecodeShape:
+    """The shape that `paged_decode` takes by itself, for so many pairs of a sequence and a kv head."""
     if dtype == torch.float32:
-        return DecodeShape(tile_tokens=32, warps=8, stages=2, programs_per_processor=4)
+        return DecodeShape(tile_tokens=32, warps=8, stages=2, programs_per_processor=2)
     if head_dim > 128:
-        return DecodeShape(tile_tokens=32, warps=4, stages=3, programs_per_processor=4)
-    return DecodeShape(tile_tokens=64, warps=4, stages=3, programs_per_processor=4)
+        return DecodeShape(tile_tokens=32, warps=4, stages=3, programs_per_processor=2)
+    if programs <= _FEW_PROGRAMS:
+        return DecodeShape(tile_tokens=32, warps=4, stages=4, programs_per_processor=8)
+    return DecodeShape(tile_tokens=64, warps=4, stages=3, programs_per_processor=8)
 
 
 def paged_decode(
@@ -84,7 +87,7 @@ def paged_decode(
     check_query(query, kv, sequences, lengths=lengths)
     require(lengths.shape[0] == sequences, "lengths", lengths.shape, "one for each query")
     require(scaling > 0.0, "scaling", scaling, "above 0")
-    shape = shape or decode_shape(head_dim, query.dtype)
+    shape = shape or decode_shape(head_dim, query.dtype, sequences * kv.kv_heads)
     out = torch.empty(sequences, heads, head_dim, dtype=query.dtype, device=query.device)
     lse = torch.empty(sequences, heads, dtype=torch.float32, device=query.device)
     if sequences == 0:
@@ -108,7 +111,8 @@ def paged_decode(
     if splits.most > 1:
         _merge_splits[(heads, sequences)](
             part, part_lse, lengths, out, lse, splits.to_fill, splits.most,
-            HEAD_DIM=head_dim, BLOCK_DIM=source["BLOCK_DIM"], CHUNK=_MERGED_AT_ONCE, **cut, num_warps=4,
+            HEAD_DIM=head_dim, BLOCK_DIM=source["BLOCK_DIM"], **cut, num_warps=4,
+            CHUNK=min(_MERGED_AT_ONCE, max(16, power_of_two(splits.most))),
         )  # fmt: skip
     return out, lse
 
@@ -125,7 +129,9 @@ class Splits:
 
 def count_splits(programs: int, reach_tokens: int, shape: DecodeShape, device: torch.device) -> Splits:
     """For `programs` pairs of a sequence and a kv head, none of which reads more than `reach_tokens` keys."""
-    to_fill = ceiling(shape.programs_per_processor * processors(device), programs)
+    to_fill = max(
+        1, shape.programs_per_processor * processors(device) // programs
+    )  # one more would begin a second wave
     to_share = min(ceiling(reach_tokens, shape.longest_split_tokens), ceiling(_MOST_PROGRAMS, programs))
     worthwhile = max(1, ceiling(reach_tokens, _LEAST_TILES.value * shape.tile_tokens))
     return Splits(to_fill, min(max(to_fill, to_share), worthwhile))

@@ -26,6 +26,7 @@ from kernels.tiles import (
     scored,
     softmax_step,
     source_constants,
+    takes_large_tiles,
     token_rows,
 )
 
@@ -59,13 +60,17 @@ class Rules:
     soft_cap: float | None = None
 
 
-def prefill_shape(head_dim: int, dtype: torch.dtype) -> PrefillShape:
-    """The shape that `paged_prefill` takes by itself."""
+def prefill_shape(head_dim: int, dtype: torch.dtype, *, paged: bool, device: torch.device) -> PrefillShape:
+    """The shape that `paged_prefill` takes by itself: large tiles share what it costs to look pages up."""
     if dtype == torch.float32:
         return PrefillShape(rows=32 if head_dim <= 128 else 16, tile_tokens=32, warps=8, stages=1)
+    if not takes_large_tiles(device):
+        return PrefillShape(rows=64, tile_tokens=64 if head_dim <= 128 else 16, warps=4, stages=2)
     if head_dim > 128:
         return PrefillShape(rows=128, tile_tokens=32, warps=8, stages=2)
-    return PrefillShape(rows=128, tile_tokens=64, warps=8, stages=3)
+    if paged:
+        return PrefillShape(rows=128, tile_tokens=128, warps=8, stages=3)
+    return PrefillShape(rows=64, tile_tokens=64, warps=4, stages=3)
 
 
 def paged_prefill(
@@ -138,7 +143,7 @@ def _launch(
     require(rules.scaling > 0.0, "scaling", rules.scaling, "above 0")
     if runs.max_queries == 0 or sequences == 0:
         return
-    shape = shape or prefill_shape(head_dim, query.dtype)
+    shape = shape or prefill_shape(head_dim, query.dtype, paged=isinstance(kv, PagedKv), device=query.device)
     group = heads // kv.kv_heads
     _prefill[(ceiling(runs.max_queries * group, shape.rows), kv.kv_heads, sequences * splits)](
         query, kv.keys, kv.values, kv.places, runs.query_starts, runs.lengths, *parts,

@@ -27,8 +27,10 @@ _LIBRARY_HEAD_DIMS = (64, 128)
 _LEAST_QUERIES = 2048
 _GRAIN_TOKENS = 1024
 _LARGEST_PIECE_TOKENS = 32 * _GRAIN_TOKENS
-_LIBRARY_SPEEDUP = 1.3
-"""Rate of cuDNN over ours on long runs, less what copies and merging take."""
+_LIBRARY_SPEEDUP = 1.35
+"""Rate of cuDNN over ours."""
+_COPY_FLOP = 27e9
+"""What ours computes in the time that a copy and the launches around it take."""
 _WORTHWHILE = 0.95
 _BLOCK_ROWS = 128
 """Rows of a program of `paged_prefill`, as it mostly has them."""
@@ -56,11 +58,16 @@ def prefill_runs(
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
     for stretch in _stretches(query, kv, counts, rules):
-        first, last = stretch.sequences.start, stretch.sequences.stop
-        own = PagedKv(kv.pages, kv.table[first:last], kv.page_shift)
-        runs = Runs(query_starts[first : last + 1], lengths[first:last], max(queries for queries, _ in stretch.counts))
+        own, runs = kv, Runs(query_starts, lengths, max(queries for queries, _ in stretch.counts))
+        if len(stretch.counts) < len(counts):
+            first, last = stretch.sequences.start, stretch.sequences.stop
+            own = PagedKv(kv.pages, kv.table[first:last], kv.page_shift)
+            runs = Runs(query_starts[first : last + 1], lengths[first:last], runs.max_queries)
         if stretch.way is _Way.COPY:
-            _run_over_copy((out, lse), query, own, runs, stretch, rules)
+            found = _run_over_copy((out, lse), query, own, runs, stretch, rules)
+            if len(counts) == 1:
+                return found
+            out[stretch.rows] = found
         elif stretch.way is _Way.SPLIT and (parts := _parts(query, kv, stretch.counts, window_tokens)) > 1:
             relative = Runs(runs.query_starts - stretch.rows.start, runs.lengths, runs.max_queries)
             out[stretch.rows] = prefill_in_splits(query[stretch.rows], own, relative, rules, parts)[0]
@@ -83,12 +90,13 @@ def pays_to_copy(query: Tensor, queries: int, keys: int) -> bool:
         return False
     before = keys - queries
     prefix, filled_up = _whole_grains(before), _filled_up(queries)
-    ours = queries * (before + queries / 2)
     if prefix == before:
-        theirs = filled_up * (before + filled_up / 2) / _LIBRARY_SPEEDUP
+        by_ours, by_library = 0.0, filled_up * (before + filled_up / 2)
     else:
-        theirs = queries * (before - prefix + queries / 2) + filled_up * prefix / _LIBRARY_SPEEDUP
-    return theirs < _WORTHWHILE * ours
+        by_ours, by_library = queries * (before - prefix + queries / 2), filled_up * prefix
+    pair_flop = 4 * query.shape[1] * query.shape[2]
+    mixed_flop = pair_flop * (by_ours + by_library / _LIBRARY_SPEEDUP) + _COPY_FLOP
+    return mixed_flop < _WORTHWHILE * pair_flop * queries * (before + queries / 2)
 
 
 class _Way(enum.Enum):
@@ -126,7 +134,7 @@ def _stretches(query: Tensor, kv: PagedKv, counts: Sequence[tuple[int, int]], ru
 
 def _run_over_copy(
     results: tuple[Tensor, Tensor], query: Tensor, kv: PagedKv, runs: Runs, stretch: _Stretch, rules: Rules
-) -> None:
+) -> Tensor:
     """The prefix in whole grains by cuDNN; what follows too if it is the queries' own keys, or else over the pages."""
     ((queries, keys),) = stretch.counts
     prefix, room = _whole_grains(keys - queries), _filled_up(queries)
@@ -144,7 +152,7 @@ def _run_over_copy(
     for piece in _pieces(prefix):
         part = cudnn_attention(filled, key[piece], value[piece], scaling=rules.scaling, causal=False)
         found = merge_partials(*found, part[0][:queries], part[1][:queries])
-    results[0][stretch.rows] = found[0]
+    return found[0]
 
 
 def _whole_grains(tokens: int) -> int:

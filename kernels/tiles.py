@@ -134,6 +134,12 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@functools.cache
+def takes_large_tiles(device: torch.device) -> bool:
+    """Whether a program may have 227 KiB of shared memory, as on Hopper and on Blackwell for data centres."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10)
+
+
 def source_constants(kv: KvSource) -> dict[str, int | bool]:
     """The compile-time constants that say how `kv` is laid out."""
     paged = isinstance(kv, PagedKv)

@@ -24,6 +24,8 @@ from kernels.prefill_choice import prefill_runs
 
 _POOL_BYTES = 16 * 2**30
 _SCALING = HEAD_DIM**-0.5
+_EAGER_QUERIES = 4096
+"""Runs that are long enough to hide their launches; of shorter ones only the device's time is told."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def run(quick: bool) -> list[Row]:
     for queries, before in QUICK_PREFILLS if quick else PREFILLS:
         rows += prefill_rows(pool, queries, before)
     rows += batch_rows(pool)
-    return rows + ragged_rows(pool) + plan_rows(pool)  # what torch does not promise comes last
+    return [*rows, plan_row(pool)]
 
 
 def decode_rows(pool: Pool, case: Decode) -> list[Row]:
@@ -152,7 +154,7 @@ def prefill_rows(pool: Pool, queries: int, before: int) -> list[Row]:
         try:
             if way != "views":
                 _same(call(), meant)
-            rate = flop / eager_s(call)
+            rate = flop / (eager_s(call) if queries >= _EAGER_QUERIES else graph_s([call]))
         except (RuntimeError, AssertionError) as error:
             rows.append(_refused(f"{name}, {way}", error))
             continue
@@ -183,47 +185,16 @@ def batch_rows(pool: Pool) -> list[Row]:
     return rows
 
 
-def ragged_rows(pool: Pool) -> list[Row]:
-    """cuDNN by way of its lengths on the device."""
-    rows: list[Row] = []
-    for queries, before in ((4096, 0), (2048, 30720)):
-        key, value = (one[0] for one in pool.contiguous(1, queries + before, HEADS // 4, 1)[0])
-        query = torch.randn(queries, HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
-        name = f"prefill {queries} after {before}, cuDNN ragged, contiguous"
-        flop = 4 * HEADS * HEAD_DIM * queries * (before + (queries + 1) / 2)
-        try:
-            _same(_ragged(query, key, value), _cudnn(query, key, value))
-            rate = flop / eager_s(lambda query=query, key=key, value=value: _ragged(query, key, value))
-        except (RuntimeError, AssertionError) as error:
-            rows.append(_refused(name, error))
-            continue
-        rows.append(Row(name, rate / 1e12, "TFLOP/s", rate / matmul_flop_per_s(), "bf16 product"))
-    return rows
-
-
-def plan_rows(pool: Pool) -> list[Row]:
+def plan_row(pool: Pool) -> Row:
     """What a length that cuDNN has not seen costs the host."""
     key, value = (one[0] for one in pool.contiguous(1, 4096, HEADS // 4, 1)[0])
     query = torch.randn(4096, HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
 
-    def cut(n: int) -> tuple[Tensor, Tensor, Tensor]:
-        return query[:n], key[:n], value[:n]
+    def seconds(n: int) -> float:
+        return _host_s(lambda: _cudnn(query[:n], key[:n], value[:n]))
 
-    ways: dict[str, Callable[[int], Tensor]] = {
-        "cuDNN": lambda n: _cudnn(*cut(n)),
-        "cuDNN ragged below one bound": lambda n: _ragged(*cut(n), longest=4096),
-    }
-    rows: list[Row] = []
-    for way, call in ways.items():
-        try:
-            _, again_s, first_s, other_s = (_host_s(lambda n=n, call=call: call(n)) for n in (3001, 3001, 2977, 2953))
-        except RuntimeError as error:
-            rows.append(_refused(way, error))
-            continue
-        rows.append(
-            Row(f"{way}, a new length", 500 * (first_s + other_s), "ms", other_s / again_s, "the same length again")
-        )
-    return rows
+    _, again_s, first_s, other_s = (seconds(n) for n in (3001, 3001, 2977, 2953))
+    return Row("cuDNN, a new length", 500 * (first_s + other_s), "ms", other_s / again_s, "the same length again")
 
 
 def _host_s(call: Callable[[], object]) -> float:
@@ -262,23 +233,6 @@ def _cudnn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return merge_partials(*cudnn_attention(query, key[:before], value[:before], scaling=_SCALING, causal=False), *own)[
         0
     ]
-
-
-def _ragged(query: Tensor, key: Tensor, value: Tensor, longest: int | None = None) -> Tensor:
-    """As `_cudnn`, but a plan is made for the bound `longest` alone, not for each length."""
-    tokens, heads = query.shape[:2]
-    before = key.shape[0] - tokens
-
-    def part(key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-        starts = [torch.tensor([0, n], dtype=torch.int32, device="cuda") for n in (tokens, key.shape[0])]
-        bounds = (longest or tokens, longest or key.shape[0])
-        out, lse, *_ = torch.ops.aten._cudnn_attention_forward(
-            query, key, value, None, *starts, *bounds, True, 0.0, causal, False, scale=_SCALING
-        )
-        return out, lse.view(tokens, heads)
-
-    own = part(key[before:], value[before:], True)
-    return merge_partials(*part(key[:before], value[:before], False), *own)[0] if before else own[0]
 
 
 def _same(found: Tensor, meant: Tensor) -> None:

@@ -24,6 +24,7 @@ from services.worker.model.load import LoadedModel
 
 _CONTEXT_TOKENS = 40_000
 _MAX_RUNNING = 128
+_BLOCK_TOKENS = 16
 _PREFILL_TOKENS = 8192
 _DECODES = ((1, 2048), (8, 2048), (32, 2048), (128, 2048), (1, 32_768), (8, 16_384))
 _QUICK_DECODES = ((1, 2048), (32, 2048), (128, 2048))
@@ -33,8 +34,8 @@ _WARM_STEPS, _STEPS = 5, 40
 class Sequences:
     """Tables over a pool, whole blocks one after the other."""
 
-    def __init__(self, model: LoadedModel, count: int, tokens: int) -> None:
-        layers, blocks = model.layout.layers, model.layout.blocks_for(tokens)
+    def __init__(self, layers: int, count: int, tokens: int) -> None:
+        blocks = -(-tokens // _BLOCK_TOKENS)
         self.tables: list[PageTable] = []
         for number in range(count):
             table = PageTable(layers)
@@ -81,7 +82,7 @@ class Sequences:
 
 def decode_rows(engine: FusedEngine, model: LoadedModel, batch: int, length: int) -> list[Row]:
     """Median device time and mean wall time of steps that follow one another."""
-    sequences = Sequences(model, batch, length + _WARM_STEPS + _STEPS + 1)
+    sequences = Sequences(model.layout.layers, batch, length + _WARM_STEPS + _STEPS + 1)
     launched = engine.launch(sequences.decode(0, length))
     device_ms: list[float] = []
     for number in range(1, _WARM_STEPS + _STEPS):
@@ -107,7 +108,7 @@ def decode_rows(engine: FusedEngine, model: LoadedModel, batch: int, length: int
 
 def prefill_row(engine: FusedEngine, model: LoadedModel, start: int, count: int) -> Row:
     """One chunk behind `start` cached tokens."""
-    sequences = Sequences(model, 1, start + count)
+    sequences = Sequences(model.layout.layers, 1, start + count)
     times = [engine.step(sequences.prefill(number, start, count)).compute_ms for number in range(5)]
     matrices = (model.weight_bytes - 2 * LLAMA_8B.vocab_size * LLAMA_8B.hidden_size * 2) / 2
     pairs = count * start + count * (count + 1) / 2

@@ -254,6 +254,12 @@ def prompt(bench: Bench, tokens: int, how: str) -> Exposed:
     weights = torch.randn(_HIDDEN, _LAYER_WEIGHTS // _HIDDEN, dtype=torch.bfloat16, device=DEVICE)
     inputs = torch.randn(n_tokens, _HIDDEN, dtype=torch.bfloat16, device=DEVICE)
     out = torch.empty(n_tokens, weights.shape[1], dtype=torch.bfloat16, device=DEVICE)
+    n_blocks = n_tokens // LAYOUT.block_tokens
+    whole = job(bench, 0, LAYOUT.layers, 0, tokens // LAYOUT.block_tokens)
+    by_layer = [
+        [job(bench, layer, 1, first, n_blocks) for layer in range(LAYOUT.layers)]
+        for first in range(0, tokens // LAYOUT.block_tokens, n_blocks)
+    ]
     rounds = []
     for _ in range(1 + (2 if tokens > 8192 else _ROUNDS)):  # the first one is not counted
         done: list[CopyDone] = []
@@ -261,16 +267,16 @@ def prompt(bench: Bench, tokens: int, how: str) -> Exposed:
         copier.attach(PEER, DeviceChannel(bench.own, bench.target))
         torch.cuda.synchronize()
         began_s, ended_s = time.perf_counter(), []
-        for first in range(0, tokens, n_tokens):
-            for layer in range(LAYOUT.layers):
+        for chunk in by_layer:
+            for layer, layer_job in enumerate(chunk):
                 torch.mm(inputs, weights, out=out)
                 if how == "by layer":
                     bench.events.record(layer)
-                    copier.post(job(bench, layer, 1, first // 16, n_tokens // 16))
+                    copier.post(layer_job)
         torch.cuda.current_stream().synchronize()
         ended_s.append(time.perf_counter())
         if how == "aggregated":
-            copier.post(job(bench, 0, LAYOUT.layers, 0, tokens // 16))
+            copier.post(whole)
         copier.drain(60.0)
         ended_s.append(time.perf_counter())
         copier.stop()

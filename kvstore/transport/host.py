@@ -1,11 +1,10 @@
 """The host's side of share connections: hand out the memory, confirm the probe, tell of changes, notice the end."""
 
-import os
 import shutil
 import socket
 import stat
-import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from common.errors import ConfigError, PeerFailed
 from common.ids import PeerId
 from kvstore.memory.shareable import Shareable
 from kvstore.transport.offering import Offering
+from kvstore.transport.process_watch import ProcessWatch, watch_peer
 from kvstore.transport.share_wire import (
     MAX_FDS,
     Adapted,
@@ -33,7 +33,6 @@ from kvstore.transport.share_wire import (
 from kvstore.transport.socket_path import short_name
 
 _SEND_TIMEOUT_S = 1.0
-_SO_PEERPIDFD = 77  # Linux 6.5; not in Python's socket module yet
 
 
 class Guest:
@@ -51,8 +50,8 @@ class Guest:
         """Whether our side is closed: it hears the end, unmaps, and closes its own."""
         self.left = False
         """Whether it said itself that it has unmapped everything."""
-        self.process_fd: int | None = None
-        """Readable when its process is gone; of guests that map device memory."""
+        self.process: ProcessWatch | None = None
+        """Of guests with a device."""
 
     @property
     def may_write_still(self) -> bool:
@@ -61,14 +60,13 @@ class Guest:
         A dying process's memory is unmapped before its sockets are closed, but its work on a device is stopped only
         when the device's own files are closed, which may be later: such a process must be gone altogether.
         """
-        return self.process_fd is not None and not self.left
+        return self.process is not None and not self.left and not self.process.gone
 
     def close(self) -> None:
         """End the connection, if it has not ended, and the watch over its process."""
         self.connection.close()
-        if self.process_fd is not None:
-            os.close(self.process_fd)
-            self.process_fd = None
+        if self.process is not None:
+            self.process.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +123,9 @@ class Host:
             piece = guest.connection.recv(65536)
         except OSError:
             return False  # a reset is an end as well
-        for frame in guest.reader.feed(piece):
+        frames = guest.reader.feed(piece)
+        guest.left = guest.left or any(isinstance(frame, Left) for frame in frames)  # also if an answer before it fails
+        for frame in frames:
             match frame:
                 case Introduce(peer=peer) if guest.peer is None:
                     guest.peer = peer
@@ -135,7 +135,7 @@ class Host:
                 case ProbeWritten(n_bytes=n_bytes) if guest in self._guests:
                     self._confirm(guest, n_bytes)
                 case Left() if guest.peer is not None:
-                    guest.left = True
+                    pass  # noted above; the end of the connection follows
                 case Adapted(version=version) if guest.adapted_version >= 0 and version <= guest.told_version:
                     guest.adapted_version = version
                 case _:
@@ -149,16 +149,13 @@ class Host:
                 guest, NoOffer(text=f"{self._self_id} has no pages yet: it waits for the first Hello of a worker")
             )
             return
-        if self._memory.needs_mapper and not introduced.maps_chunks:
+        if self._memory.needs_mapper and not introduced.has_device:
             self._send(guest, NoOffer(text=f"the pages of {self._self_id} lie on a device, and the guest uses none"))
             return
-        if self._memory.needs_mapper:
-            guest.process_fd = watch_process(guest.connection)
-            if guest.process_fd is None:
-                self._send(
-                    guest,
-                    NoOffer(text=f"{self._self_id} cannot watch over the guest's process, which would write unseen"),
-                )
+        if introduced.has_device:
+            guest.process = watch_peer(guest.connection)
+            if guest.process is None:
+                self._send(guest, NoOffer(text=f"{self._self_id} cannot see when the guest's process has ended"))
                 return
         self._guests[guest] = None
         guest.told_version = self._version
@@ -224,6 +221,14 @@ class Host:
         except OSError:
             return  # it is gone already, which its connection tells
 
+    def hear_last(self, guest: Guest) -> None:
+        """Its connection ends on our side: read whether it said goodbye before."""
+        guest.connection.setblocking(False)
+        with suppress(OSError, PeerFailed):  # nothing more is there, or nothing that could be read
+            while piece := guest.connection.recv(65536):
+                if any(isinstance(frame, Left) for frame in guest.reader.feed(piece)):
+                    guest.left = True
+
     def forget(self, guest: Guest) -> None:
         """Its connection has ended."""
         self._guests.pop(guest, None)
@@ -232,16 +237,3 @@ class Host:
         """Stop listening and remove the folder."""
         self.listener.close()
         shutil.rmtree(self.path.parent, ignore_errors=True)  # a folder removed by others is as gone as ours
-
-
-def watch_process(connection: socket.socket) -> int | None:
-    """A descriptor that is readable once the process at the other end is gone; None if the system gives none."""
-    try:
-        return connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    except OSError:
-        pass  # an older kernel: by the process's number, if it has one here
-    peer_pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    try:
-        return os.pidfd_open(peer_pid) if peer_pid > 0 else None
-    except OSError:
-        return None

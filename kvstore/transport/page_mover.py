@@ -27,7 +27,8 @@ class PageMover:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # Before the engine's waiting blocks: a copy is short, and behind a product that fills the device it comes late.
+        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
 
     @property
     def device(self) -> torch.device:

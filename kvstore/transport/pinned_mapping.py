@@ -9,6 +9,7 @@ from common.errors import PeerFailed, ServingError
 from kvstore.memory.backend import VmMisuse
 from kvstore.transport.device_tensor import PinnedRows, bytes_at, pinned_rows
 from kvstore.transport.page_mover import PageNumbers
+from kvstore.transport.pages import Rows
 from kvstore.transport.shared_pages import SharedPages
 
 _PORTABLE_AND_MAPPED = 0x01 | 0x02  # for every context, and at the same address on the device
@@ -36,6 +37,7 @@ class PinnedMapping:
         self.first_row, self._end_row = min(firsts), max(firsts) + per_chunk
         with shared.using() as rows:
             part = rows[self.first_row : self._end_row]
+            self._kept: Rows | None = part  # nothing is unmapped while it is pinned
             self._address = part.ctypes.data
             try:
                 driver.enter("cuMemHostRegister", self._address, part.nbytes, _PORTABLE_AND_MAPPED)
@@ -51,3 +53,4 @@ class PinnedMapping:
     def end(self) -> None:
         """Let go of the memory, which stays mapped. No copy is in progress."""
         self._driver.enter("cuMemHostUnregister", self._address)
+        self._kept = None

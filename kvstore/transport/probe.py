@@ -61,9 +61,17 @@ def open_channel(mine: Member, theirs: Member, ways: Ways) -> OpenedChannel:
             raise PeerFailed(f"it shares {'device memory' if kind == 'cuda_ipc' else 'a file in host memory'}")
         return _open_mapped(mine, theirs, ways)
     except PeerFailed as error:
+        reason = f"{error}{_between_devices(mine, theirs)}"
         if wanted != "auto":
-            raise PeerFailed(f"--transport={wanted} does not work with {peer}: {error}") from error
-        return _open_tcp(peer, ways.own, str(error))
+            raise PeerFailed(f"--transport={wanted} does not work with {peer}: {reason}") from error
+        return _open_tcp(peer, ways.own, reason)
+
+
+def _between_devices(mine: Member, theirs: Member) -> str:
+    """For reasons: whether two devices have to reach each other."""
+    if not mine.device_uuid or not theirs.device_uuid or mine.device_uuid == theirs.device_uuid:
+        return ""
+    return f" (from our device {mine.device_uuid} to its device {theirs.device_uuid})"
 
 
 def _open_tcp(peer: PeerId, own: OwnPages, reason: str) -> OpenedChannel:

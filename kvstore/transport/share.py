@@ -3,7 +3,7 @@
 A process may be host (others map its pages) and guest (it maps others'). Every connection stays open for life: when it
 ends, the other process has died or hung up, and in both cases it has no mapping any more, because a process that hangs
 up unmaps first and the kernel unmaps a dying process before it closes its sockets. What a dying process still does on a
-device ends a little later: a guest of device memory that did not say goodbye is gone when its process is.
+device ends a little later: a guest with a device that did not say goodbye is gone when its process is.
 """
 
 import os
@@ -23,6 +23,7 @@ from kvstore.transport.host import Guest, Host
 
 _INTRODUCE_WITHIN_MS = 5_000.0
 _ADAPT_WITHIN_MS = 5_000.0
+_LOOK_AGAIN_S = 0.02
 
 
 @dataclass(eq=False, slots=True)
@@ -61,6 +62,7 @@ class Share:
         self._host: Host | None = None
         self._guests: dict[PeerId, int] = {}  # open connections; the share's thread alone
         self._strangers: dict[Guest, float] = {}  # until when (ms) they may introduce themselves; as above
+        self._dying: dict[Guest, None] = {}  # without a goodbye, their processes not gone yet; as above
         self._selector = selectors.DefaultSelector()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake_fd, selectors.EVENT_READ, None)
@@ -162,20 +164,21 @@ class Share:
                         os.eventfd_read(self._wake_fd)
                     case Host() as host:
                         self._accept(host)
-                    case Guest() as guest if key.fd == guest.process_fd:
-                        self._guest_is_gone(guest, key.fd)
-                    case Guest() as guest:
+                    case Guest() as guest if guest not in self._dying:
                         self._hear(guest)
                     case _Visit() as visited:
                         self._hear_host(visited)
             self._tell_changes()
             self._end_strangers()
+            self._end_dying()
 
     def _patience_s(self) -> float | None:
         """How long the next stranger, or guest that must adapt, may still be silent; None without any."""
         settle_ms = None if self._host is None else self._host.settle_by_ms()
         until_ms = min([*self._strangers.values(), *([] if settle_ms is None else [settle_ms])], default=None)
-        return None if until_ms is None else max(0.0, until_ms - self._clock.now_ms()) / 1000
+        waits_s = [] if until_ms is None else [max(0.0, until_ms - self._clock.now_ms()) / 1000]
+        waits_s += [_LOOK_AGAIN_S for guest in self._dying if guest.process is not None and guest.process.fd is None]
+        return min(waits_s, default=None)
 
     def _tell_changes(self) -> None:
         with self._lock:
@@ -208,6 +211,7 @@ class Share:
             alive = host.hear(guest)
         except PeerFailed:
             alive = False  # it broke the rules or left: its connection ends, which it notices
+            host.hear_last(guest)
         if not known and guest.peer is not None:
             del self._strangers[guest]
             self._guests[guest.peer] = self._guests.get(guest.peer, 0) + 1
@@ -218,18 +222,24 @@ class Share:
     def _guest_ended(self, guest: Guest) -> None:
         with self._lock:
             self._selector.unregister(guest.connection)
-            if guest.may_write_still and guest.process_fd is not None:
-                self._selector.register(guest.process_fd, selectors.EVENT_READ, guest)
         guest.connection.close()
         self._strangers.pop(guest, None)
         if not guest.may_write_still:
             self._farewell(guest)
+            return
+        self._dying[guest] = None
+        if guest.process is not None and guest.process.fd is not None:
+            with self._lock:
+                self._selector.register(guest.process.fd, selectors.EVENT_READ, guest)
 
-    def _guest_is_gone(self, guest: Guest, process_fd: int) -> None:
-        """Its process, with whatever it still did on a device."""
-        with self._lock:
-            self._selector.unregister(process_fd)
-        self._farewell(guest)
+    def _end_dying(self) -> None:
+        """Processes that are gone, with whatever they still did on a device."""
+        for guest in [guest for guest in self._dying if not guest.may_write_still]:
+            del self._dying[guest]
+            if guest.process is not None and guest.process.fd is not None:
+                with self._lock:
+                    self._selector.unregister(guest.process.fd)
+            self._farewell(guest)
 
     def _farewell(self, guest: Guest) -> None:
         """It maps nothing of ours any more."""

@@ -40,8 +40,8 @@ class Introduce(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Opens a share connection."""
 
     peer: PeerId
-    maps_chunks: bool = False
-    """Whether the guest can map chunks of device memory."""
+    has_device: bool = False
+    """Whether the guest can map chunks of device memory, and may let its device write what it maps."""
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -112,7 +112,8 @@ def send_frame(connection: socket.socket, frame: ShareFrame, fds: Sequence[int] 
     """Send one frame, its descriptors with its first byte. `fds` stay the caller's. Raises OSError."""
     encoded = encode_frame(frame)
     sent = socket.send_fds(connection, [encoded], fds) if fds else 0
-    connection.sendall(encoded[sent:])
+    if sent < len(encoded):  # sending nothing fails too where the other end has gone
+        connection.sendall(encoded[sent:])
 
 
 class FrameReader:

@@ -135,9 +135,16 @@ class SharedPages:
         return self._pinning
 
     def pin(self, pinning: Pinning) -> None:
-        """Keep `pinning` until the mapping changes or is closed. Once at most. Raises PeerFailed once closed."""
-        with self._uses.alone():
-            self._pinning = pinning
+        """Keep `pinning` until the mapping changes or is closed, then end it. Once at most.
+
+        Raises PeerFailed, with `pinning` ended, once closed.
+        """
+        try:
+            with self._uses.alone():
+                self._pinning = pinning
+        except PeerFailed:
+            pinning.end()
+            raise
 
     def _unpin(self) -> None:
         if self._pinning is not None:

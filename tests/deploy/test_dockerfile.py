@@ -49,7 +49,8 @@ def test_whatever_compose_mounts_belongs_to_the_user_of_the_image() -> None:
 
 def test_only_the_worker_image_gets_torch() -> None:
     assert "torch" not in stages()["gateway"]
-    assert "[worker]" in stages()["worker"]
+    assert 'ARG EXTRAS="worker"' in stages()["worker"] and ".[${EXTRAS}]" in stages()["worker"]
+    assert "EXTRAS" not in stages()["gateway"]
     assert not any(line.startswith(("torch", "safetensors")) for line in PROJECT["project"]["dependencies"])
 
 

@@ -28,7 +28,7 @@ class Case:
 
 
 CASES = {
-    "plain": Case(lengths=(1, 37, 0, 90), kv_heads=2),
+    "plain": Case(lengths=(1, 20, 0, 50), kv_heads=2),
     "many splits": Case(lengths=(130, 3), shape=DecodeShape(16, 4, 2, 1, longest_split_tokens=32)),
     "one split": Case(lengths=(70, 3), shape=DecodeShape(32, 4, 2, 1)),
     "bfloat16": Case(dtype=torch.bfloat16),
@@ -39,7 +39,7 @@ CASES = {
     "head_dim 256": Case(head_dim=256, lengths=(20,)),
     "window of 1": Case(window_tokens=1),
     "window within a tile": Case(window_tokens=9),
-    "window over splits": Case(window_tokens=70, lengths=(1, 71, 0, 130)),
+    "window over splits": Case(window_tokens=40, lengths=(1, 41, 0, 90)),
     "soft cap": Case(soft_cap=2.0),
     "captured for longer contexts": Case(lengths=(5, 0, 100), bound=1000),
 }

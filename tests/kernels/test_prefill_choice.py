@@ -58,7 +58,7 @@ def test_few_queries_after_many_keys_are_computed_in_parts_and_keep_their_rows(
     assert parts == ([4, 5] if window_tokens is None else [3, 3])
 
 
-@pytest.mark.parametrize("before", [0, 32, 37, 7 * 32, 100])
+@pytest.mark.parametrize("before", [0, 37, 7 * 32])
 def test_runs_computed_over_copies_and_over_pages_keep_their_rows(
     before: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +94,8 @@ def test_a_copy_pays_where_the_library_wastes_little(queries: int, keys: int, pa
 
 
 @pytest.mark.gpu
-def test_long_runs_among_short_ones_equal_the_reference() -> None:
+def test_long_runs_among_short_ones_equal_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill_choice, "_COPY_FLOP", 0.0)  # few heads make a reference that fits
     counts = [(3, 20), LONG, (2048, 2048), (17, 17), (3500, 13740), (4096, 4096 + 5000), (1, 9)]
     device = torch.device("cuda")
     stored = scatter([keys for _, keys in counts], [n for n, _ in counts], 2, 4, 128, torch.bfloat16, device)

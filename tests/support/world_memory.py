@@ -76,11 +76,11 @@ class MemoryEngine:
         return StepResult(plan.number, tuple(sampled), 1.0)
 
     def _compute(self, segment: Segment, layer: int, memory: Memory, *, written: bool) -> bool:
-        right, tokens = written, computed_tokens(segment, memory.drawn)
-        for position in range(segment.start + segment.count):
+        right, value, pages = written, layer, segment.table.ids[layer].tolist()
+        for position, token in enumerate(computed_tokens(segment, memory.drawn)):
+            value = hash((value, token))  # of all before it, too
             block, slot = divmod(position, self._block_tokens)
-            page = int(segment.table.ids[layer, block])
-            value = hash((layer, tuple(tokens[: position + 1])))
+            page = pages[block]
             if position < segment.start:
                 right = right and memory.read(page)[slot] == value
             else:

@@ -11,7 +11,7 @@ dtype is rounded here too, so that only the order of additions inside a product 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,13 @@ from torch.nn.functional import embedding, linear
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from common.errors import ConfigError
-from kernels.activation import gated
+from kernels.activation import GateKind, gated
 from kernels.norms import add_rms_norm, rms_norm
+from kernels.thin_product import Norm, thin_product
 
-Activation = Literal["silu", "gelu_tanh"]
-_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+Angles = dict[str | None, tuple[Tensor, Tensor]]
+"""Cosine and sine [tokens, head_dim] per rotary type."""
+_ACTIVATIONS: dict[str, GateKind] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,7 @@ class FusedDecoder:
         self._rotary = model.get_submodule("model.rotary_emb")
         self._final = cast(Tensor, model.get_submodule("model.norm").weight)
         self._activation = activation_kind(model.config)
+        self._adds_at_once = all(layer.after_attention is None and layer.after_mlp is None for layer in self.layers)
 
     @property
     def n_layers(self) -> int:
@@ -116,6 +119,8 @@ class FusedDecoder:
             hidden = hidden * self._embedding_scale
         angles = self._angles(hidden, positions)
         norm = self._norm
+        if hidden.shape[0] == 1 and self._adds_at_once:
+            return self._run_one(hidden, angles, step)
         added: Tensor | None = None
         for layer in self.layers:
             x = self._normed(added, hidden, layer.before_attention)
@@ -130,6 +135,19 @@ class FusedDecoder:
                 added = rms_norm(added, layer.after_mlp, norm.epsilon, offset=norm.offset)
         return hidden if added is None else hidden.add_(added)
 
+    def _run_one(self, hidden: Tensor, angles: Angles, step: FusedStep) -> Tensor:
+        """The same for one token, three of whose products take the norm before or the addition after them along."""
+        terms = self._norm
+        for layer in self.layers:
+            norm = Norm(layer.before_attention, terms.epsilon, terms.offset)
+            qkv = thin_product(hidden, layer.qkv, layer.qkv_bias, norm=norm)
+            attended = step.attend(layer, qkv, *angles[layer.rotary_type], terms)
+            thin_product(attended, layer.out, layer.out_bias, residual=hidden)
+            x = rms_norm(hidden, layer.before_mlp, terms.epsilon, offset=terms.offset)
+            gate_up = linear(x, layer.gate_up, layer.gate_up_bias)  # large enough for the library to win
+            thin_product(gated(gate_up, kind=self._activation), layer.down, layer.down_bias, residual=hidden)
+        return hidden
+
     def _normed(self, added: Tensor | None, hidden: Tensor, weight: Tensor) -> Tensor:
         """`hidden` += `added` in place, and its norm."""
         norm = self._norm
@@ -142,9 +160,9 @@ class FusedDecoder:
         normed = rms_norm(hidden, self._final, self._norm.epsilon, offset=self._norm.offset)
         return linear(normed, self._head)
 
-    def _angles(self, hidden: Tensor, positions: Tensor) -> dict[str | None, tuple[Tensor, Tensor]]:
+    def _angles(self, hidden: Tensor, positions: Tensor) -> Angles:
         """Cosine and sine [tokens, head_dim] per rotary type."""
-        found: dict[str | None, tuple[Tensor, Tensor]] = {}
+        found: Angles = {}
         for kind in dict.fromkeys(layer.rotary_type for layer in self.layers):
             named = () if kind is None else (kind,)
             cos, sin = self._rotary(hidden.unsqueeze(0), positions.unsqueeze(0), *named)
@@ -152,7 +170,7 @@ class FusedDecoder:
         return found
 
 
-def activation_kind(config: PreTrainedConfig) -> Activation:
+def activation_kind(config: PreTrainedConfig) -> GateKind:
     """Name of the MLP's activation in `kernels.activation`. Raises ConfigError for one that is not there."""
     named = getattr(config, "hidden_activation", None) or config.hidden_act
     if named not in _ACTIVATIONS:

@@ -147,7 +147,7 @@ def test_pages_freed_in_part_are_the_next_to_go_in_order() -> None:
     assert ledger.alloc(B, 4, PageState.ACTIVE).tolist() == [2, 3, 4, 6]
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(6))
 def test_pages_add_up_after_any_sequence_of_calls(seed: int) -> None:
     rng, ledger = random.Random(seed), Ledger(64)
     busy = [state for state in PageState if state is not PageState.FREE]

@@ -200,7 +200,7 @@ class World:
         assert gauges["blocks{tier=disk}"] == len(self.model.cached["disk"]) <= DISK_BLOCKS
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_operations_never_break_a_law_or_show_wrong_bytes(seed: int) -> None:
     world = World(seed)
     for _ in range(STEPS):

@@ -1,6 +1,7 @@
 """Device pages that several processes map: every chunk arrives, nothing is left behind, changes are followed."""
 
 import queue
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,9 +17,11 @@ from common.messages.handover import KvSpan
 from kvstore.memory.page_memory import open_page_memory
 from kvstore.transport.cuda_pages import CudaSharedPages
 from kvstore.transport.descriptions import ChunksDescription
+from kvstore.transport.guest import Visited
 from kvstore.transport.own_pages import HostPages
 from kvstore.transport.probe import Ways, open_channel
 from kvstore.transport.share import Share
+from kvstore.transport.share_wire import Adapted, Chunks, Mailbox, Resized, Take, close_all, encode_frame, send_frame
 from tests.kvstore.memory.pretended_driver import Status
 from tests.kvstore.transport.pretended_device import CPU, LAYOUT, MIB, N_CHUNKS, DeviceParty, PretendedDevice, pretend
 
@@ -146,6 +149,41 @@ def test_pages_that_left_and_came_back_are_mapped_anew(pair: Pair) -> None:
     assert settled.acquire(timeout=WAIT_S)
     with pages.using() as rows:
         assert torch.equal(rows, pair.host.rows)
+
+
+def test_an_answer_that_crossed_with_a_change_is_not_mapped(pair: Pair, cuda: PretendedDevice) -> None:
+    """Its chunks may not be the ones that are missing now."""
+    pages, memory = pair.mapped(), pair.host.memory
+    mapped, fds = len(cuda.mapped), open_fds()
+    here, there = socket.socketpair()
+    visited = Visited(here, Mailbox(here), pages)
+    fields = {name: getattr(pages.description, name) for name in pages.description.__struct_fields__}
+    memory.resize(N_CHUNKS + 2)
+    send_frame(there, Resized(description=ChunksDescription(**(fields | {"n_chunks": N_CHUNKS + 2, "version": 1}))))
+    for first, n_chunks, answer in (
+        (None, 0, Take(first=N_CHUNKS)),
+        (N_CHUNKS - 1, 2, None),
+        (N_CHUNKS, 0, None),
+        (N_CHUNKS, 1, Take(first=N_CHUNKS + 1)),
+        (N_CHUNKS + 1, 1, Adapted(version=1)),
+    ):
+        if first is not None:
+            sent = memory.export_fds(first, n_chunks) if n_chunks else []
+            send_frame(there, Chunks(first=first, n_chunks=n_chunks), sent)
+            close_all(sent)
+        assert visited.hear()
+        there.settimeout(WAIT_S if answer else 0.0)
+        if answer is None:
+            with pytest.raises(BlockingIOError):
+                there.recv(1)
+        else:
+            assert there.recv(65536) == encode_frame(answer)
+    assert len(cuda.mapped) == mapped + 4, "two by the host and two by the guest"
+    with pages.using() as rows:
+        assert torch.equal(rows, pair.host.rows)
+    assert open_fds() == fds + 2 + 2, "the handles of the host, and the two ends"
+    here.close()
+    there.close()
 
 
 def test_a_change_waits_for_the_copy_in_progress(pair: Pair) -> None:

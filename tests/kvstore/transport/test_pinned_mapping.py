@@ -1,5 +1,6 @@
 """A file of the host that a device copies to and from by itself, as long as the system lets it."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -8,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import PeerFailed
 from common.ids import Incarnation, WorkerId, peer_id
 from common.messages.handover import KvSpan
 from common.messages.liveness import Member
 from kvstore.memory.page_memory import PageMemory, open_page_memory
+from kvstore.transport.descriptions import PoolDescription
+from kvstore.transport.pinned_mapping import PinnedMapping
 from kvstore.transport.probe import OpenedChannel, open_channel
 from kvstore.transport.share import Share
 from kvstore.transport.shared_pages import SharedPages
@@ -70,7 +74,8 @@ def test_a_pinned_file_is_copied_to_and_from_without_buffers(
     opened.channel.copy(KvSpan(0, 0, len(pages)), list(pages), [page + 100 for page in pages])
     there = np.array(pages) + 100
     assert np.array_equal(pair.file.pages.rows[there], pair.worker.rows[list(pages)].numpy())
-    assert (pair.file.pages.rows[:100] == 3).all()
+    others = np.setdiff1d(np.arange(len(pair.file.pages.rows)), there)
+    assert (pair.file.pages.rows[others] == 3).all()
     pair.worker.own.copy_in(pages, mapping, range(len(pages)))
     assert (pair.worker.rows[list(pages)] == 3).all()
 
@@ -85,6 +90,39 @@ def test_a_file_that_cannot_be_pinned_is_used_through_buffers_and_says_so(pair: 
     assert np.array_equal(pair.file.pages.rows[[9, 300]], pair.worker.rows[[4, 2]].numpy())
     pair.worker.own.copy_in([5], mapping, [0])
     assert (pair.worker.rows[5] == 3).all()
+
+
+def test_pages_of_a_stretch_that_begins_later_are_found(pair: Pair) -> None:
+    chunk_bytes, (_, *offsets) = pair.file.plan.chunk_bytes, pair.file.pages.chunk_offsets
+    description = PoolDescription(
+        peer=STORE,
+        page_bytes=LAYOUT.page_bytes,
+        chunk_bytes=chunk_bytes,
+        chunk_offsets=tuple(offsets),
+        probe_offset_bytes=0,
+        probe_bytes=1,
+    )
+    (fd,) = pair.file.export_fds()
+    mapping = SharedPages(description, fd)
+    os.close(fd)
+    mapping.pin(PinnedMapping(pair.worker.driver, mapping, CPU))
+    pair.worker.own.copy_out([4], mapping, [1])
+    first = chunk_bytes // LAYOUT.page_bytes
+    assert np.array_equal(pair.file.pages.rows[first + 1], pair.worker.rows[4].numpy())
+    pair.worker.own.copy_in([6], mapping, [1])
+    assert np.array_equal(pair.worker.rows[6].numpy(), pair.worker.rows[4].numpy())
+    mapping.close()
+
+
+def test_what_is_pinned_too_late_is_let_go_again(pair: Pair, cuda: PretendedDevice) -> None:
+    cuda.fail["cuMemHostRegister"] = Status.CUDA_ERROR_OUT_OF_MEMORY
+    _, mapping = pair.open()
+    late = PinnedMapping(pair.worker.driver, mapping, CPU)
+    pair.worker.share.hang_up(STORE)
+    assert cuda.pinned
+    with pytest.raises(PeerFailed, match="not mapped any more"):
+        mapping.pin(late)
+    assert not cuda.pinned
 
 
 def test_nothing_stays_pinned_under_a_mapping_that_ends_or_changes(pair: Pair, cuda: PretendedDevice) -> None:

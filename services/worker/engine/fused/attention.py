@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kernels.kv_source import PagedKv
 from kernels.paged_decode import paged_decode
+from kernels.paged_prefill import paged_prefill
 from kernels.prefill_choice import prefill_runs
 from kernels.rope import rope_write
 from services.worker.core.plan import Segment
@@ -25,6 +26,9 @@ class StepShape:
     """No decoding sequence has more."""
     prefills: tuple[tuple[int, int], ...] = ()
     """(queries, keys) of each; the queries are the last of the keys."""
+    runs: int = 0
+    """Instead of `prefills`: so many runs of queries that only the device knows, none longer than `longest_run`."""
+    longest_run: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +91,18 @@ class PagedStep:
                     self._places.lengths[:decodes],
                     scaling=layer.scaling,
                     max_length=self._shape.decode_keys,
+                    window_tokens=layer.window_tokens,
+                )[0]
+            )
+        if self._shape.runs:
+            parts.append(
+                paged_prefill(
+                    query,
+                    source,
+                    self._places.query_starts,
+                    self._places.lengths,
+                    scaling=layer.scaling,
+                    max_queries=self._shape.longest_run,
                     window_tokens=layer.window_tokens,
                 )[0]
             )

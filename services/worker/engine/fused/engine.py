@@ -11,23 +11,22 @@ import torch
 from torch import Tensor
 
 from common.ids import RequestId
-from kernels.choose import choose_tokens
 from kvstore.transport.layer_events import LayerEvents
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult, draws_on_host
 from services.worker.engine.attention import LayerHooks
 from services.worker.engine.batch import count_decodes
 from services.worker.engine.engine import require_fitting
-from services.worker.engine.fused.attention import PagedStep, StepPlaces, StepShape, step_shape
-from services.worker.engine.fused.graphs import DecodeGraphs
-from services.worker.engine.fused.inputs import StepBuffers, fill_rows, fill_sampling, pad_rows
+from services.worker.engine.fused.graphs import StepGraphs, decode_ladder, doubling_ladder
+from services.worker.engine.fused.inputs import fill_rows, fill_sampling, pad_draws, pad_rows, pad_sequences
 from services.worker.engine.fused.lane import Mark, open_lane
-from services.worker.engine.fused.tables import BlockTables, layer_slots, layer_tables
+from services.worker.engine.fused.steps import NO_HOOKS, SHORT_KEYS, SHORT_SEQUENCES, Steps
 from services.worker.engine.make import EngineLimits
 from services.worker.engine.sampling import sample
 from services.worker.model.fused import FusedDecoder
 from services.worker.model.load import LoadedModel
 
-_NO_HOOKS = LayerHooks()
+_LEAST_SHORT_TOKENS, _MOST_SHORT_TOKENS = 16, 1024
+"""Beyond that many rows a device takes longer to compute a layer than the host to launch it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,44 +54,41 @@ class FusedEngine:
 
     def __init__(self, model: LoadedModel, pages: Tensor, limits: EngineLimits, marks: LayerEvents) -> None:
         """`marks` get one mark for each layer of a streamed step. Raises ConfigError if the pages do not fit the model."""
-        layout = model.layout
-        require_fitting(model, pages, layout)
+        require_fitting(model, pages, model.layout)
         assert isinstance(model.runner, FusedDecoder), "a model loaded for a GPU"
-        self._decoder, self._pages, self._block_tokens = model.runner, pages, layout.block_tokens
-        self._marks = marks
-        self._device = device = model.device
-        self._lane = lane = open_lane(device)
-        blocks = layout.blocks_for(limits.context_tokens)
-        self._mixed = StepBuffers(limits.max_step_tokens + limits.max_running, device, lane)
-        self._decode = StepBuffers(limits.max_running, device, lane)
-        self._tables = BlockTables(limits.max_running, blocks, device, lane)
-        self._drawn = torch.zeros(limits.max_running, dtype=torch.int64, device=device)
+        self._marks, self._layers = marks, model.layout.layers
+        self._block_tokens = model.layout.block_tokens
+        self._lane = lane = open_lane(model.device)
+        self._steps = Steps(model.runner, pages, limits, self._block_tokens, lane)
         self._drawn_row: dict[RequestId, int] = {}
         self._fetched = [lane.host_buffer(limits.max_running * 8).view(torch.int64) for _ in range(2)]
         self._turn = 0
-        self._context_tokens = limits.context_tokens
-        self._graphs = DecodeGraphs(limits.max_running, self._decode_rows)
+        self._decode_graphs = StepGraphs(decode_ladder(limits.max_running), self._steps.decode_step)
+        most_tokens = min(_MOST_SHORT_TOKENS, limits.max_step_tokens)
+        self._short_graphs = StepGraphs(doubling_ladder(_LEAST_SHORT_TOKENS, most_tokens), self._steps.short_step)
 
     def use_pages(self, pages: Tensor) -> None:
         """The pool was resized at its end: steps launched from now on use this view of it. Graphs know its address only."""
-        self._pages = pages
+        self._steps.pages = pages
 
     @torch.inference_mode()
     def capture(self) -> int:
-        """Make decode steps graphs; returns how many were captured, 0 where there are none (a CPU).
+        """Make decode steps and short steps graphs; returns how many were captured, 0 where there are none (a CPU).
 
         Call it once, from the thread that will compute, before the first step.
         """
-        if self._device.type != "cuda":
+        if self._steps.pages.device.type != "cuda":
             return 0
         self._lane.enter()
         try:
-            pad_rows(self._decode.next_host(), 0, self._decode.rows)
-            self._decode.send()
-            self._graphs.capture()
+            for buffers in (self._steps.decode, self._steps.mixed):
+                fields = buffers.next_host()
+                pad_rows(fields, 0, buffers.rows)
+                buffers.send()
+            pool = torch.cuda.graph_pool_handle()
+            return self._decode_graphs.capture(pool) + self._short_graphs.capture(pool)
         finally:
             self._lane.leave()
-        return len(self._graphs.sizes)
 
     @torch.inference_mode()
     def launch(
@@ -154,80 +150,68 @@ class FusedEngine:
 
     def _queue(self, plan: StepPlan, hooks: LayerHooks) -> Tensor | None:
         """Queue the step. The logits, if the host must draw from them; else the tokens are drawn on the device."""
-        segments = plan.segments
+        segments, steps = plan.segments, self._steps
         on_host = any(segment.sample and draws_on_host(segment.sampling) for segment in segments)
         whole = all(segment.table.whole for segment in segments)
-        rows = None
-        if hooks == _NO_HOOKS and whole and not on_host and all(one.count == 1 and one.sample for one in segments):
-            rows = self._graphs.rows_for(len(segments))
-        buffers = self._mixed if rows is None else self._decode
-        fields = buffers.next_host()
-        fill_rows(fields, segments, self._drawn_row, self._block_tokens)
-        n_drawn = fill_sampling(fields, segments)
         if whole:
-            self._tables.update(segments)
-        if rows is not None:
-            pad_rows(fields, len(segments), rows)
-        buffers.send()
+            steps.tables.update(segments)
         logits = None
-        if rows is not None:
-            self._graphs.replay(rows)
+        captured = whole and not on_host
+        if captured and hooks == NO_HOOKS and (rows := self._decode_size(segments)) is not None:
+            self._queue_decode(segments, rows)
+        elif captured and (tokens := self._short_size(plan)) is not None:
+            self._queue_short(segments, tokens, hooks)
         else:
-            logits = self._queue_mixed(segments, self._places(segments, whole), hooks, n_drawn)
-            if n_drawn and not on_host:
-                self._draw(buffers.device, logits, n_drawn)
+            fields = steps.mixed.next_host()
+            fill_rows(fields, segments, count_decodes(segments), self._drawn_row, self._block_tokens)
+            n_drawn = fill_sampling(fields, segments)
+            steps.mixed.send()
+            logits = steps.any_step(segments, hooks, n_drawn, whole=whole, on_host=on_host)
         known = () if on_host else (segment.request for segment in segments if segment.sample)
         self._drawn_row = {request: row for row, request in enumerate(known)}
         return logits if on_host else None
 
-    def _places(self, segments: Sequence[Segment], whole: bool) -> StepPlaces:
-        fields, count = self._mixed.device, len(segments)
-        n_tokens = sum(segment.count for segment in segments)
-        return StepPlaces(
-            tables=self._tables.device[None, :count] if whole else layer_tables(segments, self._device),
-            slots=fields["slots"][None, :n_tokens]
-            if whole
-            else layer_slots(segments, self._block_tokens, self._device),
-            lengths=fields["lengths"][:count],
-            query_starts=fields["query_starts"][: 1 + count - count_decodes(segments)],
+    def _decode_size(self, segments: Sequence[Segment]) -> int | None:
+        """The captured decode step that these segments fit into."""
+        if all(segment.count == 1 and segment.sample for segment in segments):
+            return self._decode_graphs.size_for(len(segments))
+        return None
+
+    def _short_size(self, plan: StepPlan) -> int | None:
+        """The captured short step that the plan fits into."""
+        fits = len(plan.segments) <= SHORT_SEQUENCES and all(
+            segment.start + segment.count <= SHORT_KEYS for segment in plan.segments
         )
+        return self._short_graphs.size_for(plan.n_tokens) if fits else None
 
-    def _queue_mixed(self, segments: Sequence[Segment], places: StepPlaces, hooks: LayerHooks, n_drawn: int) -> Tensor:
-        """Any step, operator by operator; the logits of the rows to draw from."""
-        fields, n_tokens = self._mixed.device, places.slots.shape[1]
-        shape = step_shape(segments)
-        attention = PagedStep(self._pages, shape, places, hooks)
-        hidden = self._decoder.run(self._ids(fields, n_tokens), fields["positions"][:n_tokens], attention)
-        return self._decoder.logits(hidden.index_select(0, fields["sample_rows"][:n_drawn]))
+    def _queue_decode(self, segments: Sequence[Segment], rows: int) -> None:
+        buffers, count = self._steps.decode, len(segments)
+        fields = buffers.next_host()
+        fill_rows(fields, segments, count, self._drawn_row, self._block_tokens)
+        fill_sampling(fields, segments)
+        pad_rows(fields, count, rows)
+        pad_sequences(fields, count, count, rows)
+        pad_draws(fields, count, rows)
+        buffers.send()
+        self._decode_graphs.replay(rows)
 
-    def _decode_rows(self, rows: int) -> None:
-        """A step of one token per sequence; the inputs are those of the decode buffers."""
-        fields = self._decode.device
-        shape = StepShape(decodes=rows, decode_keys=self._context_tokens)
-        places = StepPlaces(
-            tables=self._tables.device[None, :rows],
-            slots=fields["slots"][None, :rows],
-            lengths=fields["lengths"][:rows],
-            query_starts=fields["query_starts"][:1],
-        )
-        attention = PagedStep(self._pages, shape, places, _NO_HOOKS)
-        hidden = self._decoder.run(self._ids(fields, rows), fields["positions"][:rows], attention)
-        self._draw(fields, self._decoder.logits(hidden), rows)
-
-    def _ids(self, fields: dict[str, Tensor], rows: int) -> Tensor:
-        pending = fields["pending"][:rows]
-        return torch.where(pending < 0, fields["ids"][:rows], self._drawn[pending.clamp(min=0)])
-
-    def _draw(self, fields: dict[str, Tensor], logits: Tensor, rows: int) -> None:
-        tokens = choose_tokens(
-            logits,
-            fields["temperatures"][:rows],
-            fields["top_k"][:rows],
-            fields["top_p"][:rows],
-            fields["min_p"][:rows],
-            fields["chances"][:rows],
-        )
-        self._drawn[:rows].copy_(tokens)
+    def _queue_short(self, segments: Sequence[Segment], tokens: int, hooks: LayerHooks) -> None:
+        """A graph is one piece: what is loaded must be there before it, and of its layers is told behind it."""
+        buffers, count = self._steps.mixed, len(segments)
+        fields = buffers.next_host()
+        n_rows = fill_rows(fields, segments, 0, self._drawn_row, self._block_tokens)
+        n_drawn = fill_sampling(fields, segments)
+        pad_rows(fields, n_rows, tokens)
+        pad_sequences(fields, count, n_rows, SHORT_SEQUENCES)
+        pad_draws(fields, n_drawn, SHORT_SEQUENCES)
+        buffers.send()
+        if hooks.before_read is not None:
+            for layer in range(self._layers):
+                hooks.before_read(layer)
+        self._short_graphs.replay(tokens)
+        if hooks.on_written is not None:
+            for layer in range(self._layers):
+                hooks.on_written(layer)
 
     def _fetch(self, n_drawn: int) -> Tensor | None:
         """Queue the copy of the drawn tokens to the host."""
@@ -235,5 +219,5 @@ class FusedEngine:
             return None
         self._turn = 1 - self._turn
         fetched = self._fetched[self._turn][:n_drawn]
-        fetched.copy_(self._drawn[:n_drawn], non_blocking=True)
+        fetched.copy_(self._steps.drawn[:n_drawn], non_blocking=True)
         return fetched

@@ -1,7 +1,7 @@
-"""Decode steps as CUDA graphs: one per batch size of a ladder, captured once, replayed for every step that fits."""
+"""Whole steps as CUDA graphs: one for each size of a ladder, captured once, replayed for every step that fits."""
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol  # Any: torch has no public name for a pool's handle
 
 import torch
 
@@ -18,8 +18,8 @@ class Replayable(Protocol):
         ...
 
 
-def ladder(max_rows: int) -> tuple[int, ...]:
-    """Batch sizes to capture: dense where a step is short, with `max_rows` itself as the last.
+def decode_ladder(max_rows: int) -> tuple[int, ...]:
+    """Batch sizes of decode steps: dense where a step is short, with `max_rows` itself as the last.
 
     A batch between two of them computes rows for nobody, at most a third of it, which costs attention nothing.
     """
@@ -29,37 +29,44 @@ def ladder(max_rows: int) -> tuple[int, ...]:
     return (*sizes, max_rows)
 
 
-class DecodeGraphs:
-    """Owns the graphs and their memory. Used by the engine's thread, on its stream, like everything it captures."""
+def doubling_ladder(least: int, most: int) -> tuple[int, ...]:
+    """least, twice that and so on, up to `most`."""
+    sizes = []
+    while least <= most:
+        sizes.append(least)
+        least *= 2
+    return tuple(sizes)
 
-    def __init__(self, max_rows: int, step: Callable[[int], None]) -> None:
-        """`step(rows)` queues a decode step of that many rows whose inputs and outputs lie at addresses that stay."""
-        self._sizes, self._step = ladder(max_rows), step
+
+class StepGraphs:
+    """Owns the graphs of one kind of step. Used by the engine's thread, on its stream, like everything it captures."""
+
+    def __init__(self, sizes: Sequence[int], step: Callable[[int], None]) -> None:
+        """`step(size)` queues a step of that size whose inputs and outputs lie at addresses that stay."""
+        self._sizes, self._step = tuple(sizes), step
         self._graphs: dict[int, Replayable] = {}
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """The ladder, rising."""
-        return self._sizes
+    def capture(self, pool: Any) -> int:
+        """Capture all, the largest first: the smaller ones fit into its memory. Takes some tenths of a second each.
 
-    def capture(self) -> None:
-        """Capture all, the largest first: the smaller ones fit into its memory. Takes some tenths of a second each."""
-        pool = torch.cuda.graph_pool_handle()
-        for rows in reversed(self._sizes):
-            self._step(rows)  # compiles kernels and makes workspaces, neither of which a capture may do
+        `pool` is torch's, and may be shared with other graphs, as no two of them run at once. Returns how many.
+        """
+        for size in reversed(self._sizes):
+            self._step(size)  # compiles kernels and makes workspaces, neither of which a capture may do
             torch.cuda.current_stream().synchronize()
             graph = torch.cuda.CUDAGraph()
             # Threads that move KV may call CUDA meanwhile; only this one's calls must not synchronise.
             with torch.cuda.graph(
                 graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
             ):
-                self._step(rows)
-            self._graphs[rows] = graph
+                self._step(size)
+            self._graphs[size] = graph
+        return len(self._sizes)
 
-    def rows_for(self, n_rows: int) -> int | None:
-        """The size that a batch of `n_rows` runs as; None: nothing of that size is captured."""
-        return next((size for size in self._sizes if size >= n_rows and size in self._graphs), None)
+    def size_for(self, n: int) -> int | None:
+        """The size that a step of size `n` runs as; None: nothing of that size is captured."""
+        return next((size for size in self._sizes if size >= n and size in self._graphs), None)
 
-    def replay(self, rows: int) -> None:
+    def replay(self, size: int) -> None:
         """Queue the captured step of exactly that size."""
-        self._graphs[rows].replay()
+        self._graphs[size].replay()

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from common.ids import RequestId
 from services.worker.core.plan import Segment
-from services.worker.engine.batch import count_decodes
 from services.worker.engine.chance import uniforms
 from services.worker.engine.fused.lane import Lane
 
@@ -70,26 +69,29 @@ class StepBuffers:
         self._all.copy_(self._host[self._turn], non_blocking=True)
 
 
-def fill_rows(fields: Fields, segments: Sequence[Segment], drawn: Mapping[RequestId, int], block_tokens: int) -> int:
+def fill_rows(
+    fields: Fields, segments: Sequence[Segment], decodes: int, drawn: Mapping[RequestId, int], block_tokens: int
+) -> int:
     """Tokens, positions and places of a step; returns its number of tokens.
 
+    `decodes`: how many leading segments are read as decoding ones; those behind are runs of queries, also of one.
     `drawn`: the row of each request among the tokens drawn last, for segments whose token is not known here yet.
     """
-    decodes = count_decodes(segments)
     fields["pending"].fill(_NONE)
     fields["lengths"][: len(segments)] = [segment.start + segment.count for segment in segments]
-    for row, segment in enumerate(segments[:decodes]):
-        _fill_one(fields, row, segment, drawn, block_tokens)
-    row = decodes
-    fields["query_starts"][0] = 0
-    for number, segment in enumerate(segments[decodes:], start=1):
-        end = row + segment.count
-        at = np.arange(segment.start, segment.start + segment.count)
-        fields["ids"][row:end] = segment.tokens[segment.start : segment.start + segment.count]
-        fields["positions"][row:end] = at
-        fields["slots"][row:end] = segment.table.ids[0, at // block_tokens] * block_tokens + at % block_tokens
-        fields["query_starts"][number] = end - decodes
-        row = end
+    row = 0
+    for segment in segments:
+        if segment.count == 1:
+            _fill_one(fields, row, segment, drawn, block_tokens)
+        else:
+            end = row + segment.count
+            at = np.arange(segment.start, segment.start + segment.count)
+            fields["ids"][row:end] = segment.tokens[segment.start : segment.start + segment.count]
+            fields["positions"][row:end] = at
+            fields["slots"][row:end] = segment.table.ids[0, at // block_tokens] * block_tokens + at % block_tokens
+        row += segment.count
+    runs = [0, *(segment.count for segment in segments[decodes:])]
+    fields["query_starts"][: len(runs)] = np.cumsum(runs)
     return row
 
 
@@ -105,12 +107,22 @@ def _fill_one(fields: Fields, row: int, segment: Segment, drawn: Mapping[Request
 
 
 def pad_rows(fields: Fields, n_rows: int, until: int) -> None:
-    """Rows that a captured graph computes for nobody: they write nothing and see nothing."""
+    """Rows that a captured graph computes for nobody: they write nothing."""
     fields["ids"][n_rows:until] = 0
     fields["positions"][n_rows:until] = 0
     fields["slots"][n_rows:until] = _NONE
-    fields["lengths"][n_rows:until] = 0
-    fields["temperatures"][n_rows:until] = _GREEDY
+
+
+def pad_sequences(fields: Fields, n_sequences: int, n_rows: int, until: int) -> None:
+    """Sequences that a captured graph computes for nobody: they see nothing. `n_rows`: where their runs would begin."""
+    fields["lengths"][n_sequences:until] = 0
+    fields["query_starts"][n_sequences + 1 : until + 1] = n_rows
+
+
+def pad_draws(fields: Fields, n_drawn: int, until: int) -> None:
+    """Tokens that a captured graph draws for nobody."""
+    fields["sample_rows"][n_drawn:until] = 0
+    fields["temperatures"][n_drawn:until] = _GREEDY
 
 
 def fill_sampling(fields: Fields, segments: Sequence[Segment]) -> int:

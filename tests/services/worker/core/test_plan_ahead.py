@@ -294,8 +294,9 @@ def test_nobody_gives_way_for_a_step_that_is_planned_ahead() -> None:
 # -- whatever happens
 
 
-@pytest.mark.parametrize("ahead", [True, False], ids=["ahead", "one-by-one"])
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize(
+    ("seed", "ahead"), [*((seed, True) for seed in range(24)), *((seed, False) for seed in range(4))]
+)
 def test_whatever_happens_the_tokens_are_those_of_the_prompt_and_every_page_comes_back(seed: int, ahead: bool) -> None:
     rng = random.Random(seed)
     rig = Rig(
@@ -330,7 +331,7 @@ def test_whatever_happens_the_tokens_are_those_of_the_prompt_and_every_page_come
                 del right[request]
             elif rig.target.sequences[request].table.n_blocks:
                 rig.target.spoil(request)
-        rig.pool.check()
+            rig.pool.check()
     assert rig.finished == right
     assert rig.most_in_flight <= (2 if ahead else 1)
     settled(rig)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from services.worker.core.plan import StepPlan
-from services.worker.engine.fused.graphs import ladder
+from services.worker.engine.fused.graphs import decode_ladder, doubling_ladder
 from services.worker.model.load import LoadedModel, load_model
 from services.worker.model.make import FAMILIES
 from services.worker.model.packing import LinearPath
@@ -55,6 +55,16 @@ def test_drawn_tokens_are_those_of_the_processors_engine(
     assert answers(driver, prompts, 4, **how) == expected
 
 
+def test_steps_after_a_resize_use_the_view_that_came(checkpoint: Callable[[str], Path], device: torch.device) -> None:
+    driver = Driver(fused(checkpoint("qwen2"), device), pages=64)
+    before, larger = driver.pool.clone(), torch.cat([driver.pool, torch.zeros_like(driver.pool)])
+    driver.engine.use_pages(larger)
+    request = driver.add(prompt_of(9, seed=1), 1)
+    driver.step()
+    assert torch.equal(driver.pool, before), "the old view is not written any more"
+    assert bool(larger[driver.sequences[request].table.ids[:, 0]].any(dim=(1, 2, 3, 4)).all())
+
+
 def test_penalties_and_logprobs_come_from_the_host(checkpoint: Callable[[str], Path], device: torch.device) -> None:
     prompts = [prompt_of(12, seed=1)]
     how = {"repetition_penalty": 1.3, "logprobs": 2}
@@ -85,10 +95,15 @@ def test_a_step_may_go_on_with_tokens_that_the_host_does_not_know(
     assert sequence.tokens[len(prompt) :] == generate(checkpoint("qwen2"), [prompt], 4)[0]
 
 
-def test_the_ladder_rises_to_the_largest_batch() -> None:
+def test_the_ladder_of_decode_steps_rises_to_the_largest_batch() -> None:
     for most in (1, 3, 8, 17, 64, 100, 256):
-        sizes = ladder(most)
+        sizes = decode_ladder(most)
         assert list(sizes) == sorted(set(sizes)) and sizes[-1] == most and sizes[0] == 1
+
+
+def test_the_ladder_of_short_steps_doubles() -> None:
+    assert doubling_ladder(16, 100) == (16, 32, 64)
+    assert doubling_ladder(16, 15) == ()
 
 
 @on_gpu

@@ -50,7 +50,7 @@ def test_a_ragged_batch_of_16_that_joins_while_others_decode_equals_generate(
     assert [driver.output(request) for request in requests] == generate(checkpoint(family), prompts, OUTPUT_TOKENS)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])  # all there is to see, and windows of two kinds
 def test_one_long_answer_equals_generate(family: str, checkpoint: Callable[[str], Path]) -> None:
     driver = Driver(load_model(checkpoint(family)))
     request = driver.add(prompt_of(40, seed=0), 120)

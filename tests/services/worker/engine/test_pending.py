@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any  # what an engine launches is its own affair
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from services.worker.core.outputs import finish_of
 from services.worker.core.prefix import Keep, PrefixReuse
 from services.worker.core.scheduler import Scheduler
 from services.worker.core.sequence import NewPrompt
-from services.worker.engine.engine import Computed, TorchEngine
+from services.worker.engine.make import EngineLimits, make_engine
 from services.worker.model.load import LoadedModel, load_model
+from services.worker.model.packing import LinearPath
 from tests.services.worker.engine.test_parity import generate, prompt_of
 
 PAGES = 26
@@ -29,10 +31,13 @@ LENGTHS, N_TOKENS = (1, 15, 16, 17, 40), 40
 def answers(model: LoadedModel, prompts: list[list[int]], sampling: Sampling, *, ahead: bool) -> list[list[int]]:
     """Pages are too few for all at once; a launch is collected after the next one, if there is a next one yet."""
     layout = model.layout
-    pages = torch.full((PAGES, 2, layout.block_tokens, layout.kv_heads, layout.head_dim), float("nan"))
+    shape = (PAGES, 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+    pages = torch.full(shape, float("nan"), dtype=model.dtype, device=model.device)
+    limits = EngineLimits(max_running=8, max_step_tokens=32, context_tokens=512)
     reuse = PrefixReuse(BlockPool(Ledger(PAGES), layout.layers, Lru()), Keep.NOTHING, layout.block_tokens)
     scheduler = Scheduler(reuse, layout, DecodeFirst(32, layout.block_tokens), max_running=8, context_tokens=512)
-    engine, launched, found = TorchEngine(model, pages, layout), deque[Computed](), dict[str, list[int]]()
+    engine, launched, found = make_engine(model, pages, limits), deque[Any](), dict[str, list[int]]()
+    engine.capture()
     for number, tokens in enumerate(prompts):
         request = RequestId(str(number))
         scheduler.submit(NewPrompt(request=request, tokens=tuple(tokens), sampling=sampling, root=BlockHash(bytes(16))))
@@ -67,3 +72,16 @@ def test_drawn_answers_are_the_same_planned_ahead_or_not(stop: bool, checkpoint:
         sampling = Sampling(max_tokens=N_TOKENS, temperature=0.9, top_p=0.95, seed=7, stop_token_ids=ids)
         right = [tokens[: min(tokens.index(one) for one in ids if one in tokens) + 1] for tokens in right]
     assert answers(model, prompts, sampling, ahead=True) == right
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "top_p": 0.95, "seed": 7}])
+def test_answers_planned_ahead_on_a_gpu_are_those_of_the_processor(
+    sampling: dict[str, float], checkpoint: Callable[[str], Path], device: torch.device
+) -> None:
+    prompts = [prompt_of(tokens, seed=tokens) for tokens in LENGTHS]
+    how = Sampling(max_tokens=N_TOKENS, **sampling)  # type: ignore[arg-type]  # a test's keywords
+    right = answers(load_model(checkpoint("llama")), prompts, how, ahead=False)
+    model = load_model(checkpoint("llama"), "float32", str(device), path=LinearPath.FUSED)
+    assert answers(model, prompts, how, ahead=True) == right
+    assert answers(model, prompts, how, ahead=False) == right
