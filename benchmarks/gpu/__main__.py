@@ -45,9 +45,9 @@ def _benchmark(name: str, limit_s: float) -> Part:
 
 PARTS = (
     _tests("kernels", 150, "tests/kernels", processes=6),
-    _tests("memory", 60, "tests/kvstore"),
+    _tests("memory", 150, "tests/kvstore"),
     _tests("engine", 120, "tests/services", processes=4),
-    _tests("system", 180, "tests/gpu"),
+    _tests("system", 240, "tests/gpu"),
     _benchmark("vmm", 60),
     _benchmark("attention", 75),
     _benchmark("operators", 45),
