@@ -30,10 +30,10 @@ def resident_bytes(pid: int) -> int:
     raise AssertionError(f"process {pid} has no pages")
 
 
-def start(processes: Cluster, name: str, model: Path) -> None:
+def start(processes: Cluster, name: str, model: Path, device_memory: object = START) -> None:
     role = name.partition("-")[0]
     common = {"model": model, "dtype": "float32", "kvstore": "off", "transport": "shm"}
-    processes.start(role, name, device_memory=START, **common)
+    processes.start(role, name, device_memory=device_memory, **common)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_workers_shrink_and_grow_under_load_and_answers_stay_right(system: tuple
 def test_who_connects_while_a_worker_changes_its_size_gets_what_there_is(system: tuple[Cluster, Traffic, Path]) -> None:
     processes, traffic, model = system
     driver = traffic.driver
-    start(processes, LATE, model)
+    start(processes, LATE, model, "0.2%")
     sizes, turn = (SMALL, LARGE), 0
     while LATE not in processes.members():
         resize(processes, traffic, DECODE, sizes[turn % 2])
