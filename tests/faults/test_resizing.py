@@ -14,11 +14,14 @@ from tests.parity.caching import Answers
 from tests.support.clients import random_prompt
 from tests.support.driver import Driver
 from tests.support.processes import Cluster, cluster
+from tests.support.reference import Reference
 
 pytestmark = pytest.mark.system
 
 DECODE, PREFILL, LATE = "decode-0", "prefill-0", "prefill-1"
 START, SMALL, LARGE = 16 * MIB, 4 * MIB, 32 * MIB
+LONG_TOKENS = 250
+"""With the prompts 30 blocks; the 2 MiB that are left of the pool hold 256 blocks."""
 
 
 def resident_bytes(pid: int) -> int:
@@ -76,6 +79,26 @@ def test_workers_shrink_and_grow_under_load_and_answers_stay_right(system: tuple
         traffic.run(20)
     traffic.finish()
     assert traffic.cached_tokens, "what was kept is still of use"
+
+
+def test_answers_that_hold_more_than_is_left_end_rightly_and_their_pages_leave_unasked(
+    system: tuple[Cluster, Traffic, Path],
+) -> None:
+    """Together they grow to more than the new size: some give way and are computed again."""
+    processes, traffic, model = system
+    driver, reference = traffic.driver, Reference(model)
+    expected = [reference.generate(prompt, LONG_TOKENS) for prompt in traffic.prompts[:12]]
+    resize(processes, traffic, DECODE, START)
+    traffic.finish()
+    requests = [driver.send(PREFILL, prompt, decode=DECODE, max_tokens=LONG_TOKENS) for prompt in traffic.prompts[:12]]
+    driver.until(lambda: all(driver.outcomes[request].tokens for request in requests), "all are being drawn")
+    said = driver.resize(DECODE, 2 * MIB)
+    assert said.target_bytes == 2 * MIB < said.device_memory_bytes and said.leaving_pages
+    for outcome, tokens in zip(driver.finish(requests), expected, strict=True):
+        assert outcome.failed is None
+        assert outcome.tokens == tokens
+    resize(processes, traffic, DECODE, 2 * MIB)
+    traffic.finish()
 
 
 def test_who_connects_while_a_worker_changes_its_size_gets_what_there_is(system: tuple[Cluster, Traffic, Path]) -> None:
