@@ -21,7 +21,7 @@ def memory_text(worker: Mapping[str, Any]) -> str:
     if not pages["total"]:
         return "-"
     cached = f", {pages['cached']} cached" if pages["cached"] else ""
-    text = f"{pages['total'] - pages['free'] - pages['cached']} of {pages['total']} pages used{cached}"
+    text = f"{pages['total'] - pages['free'] - pages['cached']} of {pages['total']} pages used{cached}{_change_text(worker)}"
     if not model or model["dtype"] not in DTYPE_BYTES:
         return text
     layout = KvLayout(
@@ -34,6 +34,13 @@ def memory_text(worker: Mapping[str, Any]) -> str:
     tokens = pages["total"] // layout.layers * layout.block_tokens
     total_bytes = pages["total"] * layout.page_bytes
     return f"{text}; {format_bytes(total_bytes)} of KV for {tokens:,} tokens"
+
+
+def _change_text(worker: Mapping[str, Any]) -> str:
+    """Where a pool is going that is being resized; empty for one that is not."""
+    gauges = worker.get("gauges", {})
+    there, target = gauges.get("pool_bytes", 0.0), gauges.get("pool_target_bytes", 0.0)
+    return "" if there == target else f", on the way to {format_bytes(int(target))}"
 
 
 def cache_table(status: Mapping[str, Any]) -> str:

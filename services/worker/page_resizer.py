@@ -5,6 +5,7 @@ followed. Which pages may go, the core has decided: nobody uses them.
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from torch import Tensor
@@ -58,20 +59,21 @@ class PageResizer:
         self._memory, self._inbox = memory, inbox
         self._use_pages, self._tell_peers = use_pages, tell_peers
         self._goal_chunks: int | None = None
+        self._settling: Future[None] | None = None
         pages = memory.pages
         self._portion_chunks = max(1, _PORTION_BYTES[pages.device.type] // pages.chunk_bytes)
 
     @property
     def busy(self) -> bool:
         """Whether there is something to do in the next turn."""
-        return self._goal_chunks is not None
+        return self._goal_chunks is not None and (self._settling is None or self._settling.done())
 
     def order(self, n_pages: int) -> None:
         """Have memory for so many pages; the inbox gets MemoryChanged."""
         assert self._goal_chunks is None, "the core orders one change at a time"
         goal, here = self._memory.chunks_for(n_pages), self._n_chunks
         if goal < here:
-            self._memory.settle()
+            self._settling = self._settle()
         else:
             try:
                 self._memory.require_room(goal)  # all of it, before any of it is taken
@@ -82,8 +84,11 @@ class PageResizer:
 
     def turn(self) -> None:
         """Do the next portion of what was ordered, if anything is left of it."""
-        if self._goal_chunks is None:
+        if self._goal_chunks is None or not self.busy:
             return
+        if self._settling is not None:
+            self._settling.result()  # a device that failed ends the worker
+            self._settling = None
         change, problem = self._goal_chunks - self._n_chunks, ""
         portion = max(-self._portion_chunks, min(self._portion_chunks, change))
         try:
@@ -92,6 +97,15 @@ class PageResizer:
             problem = str(error)
         if problem or self._n_chunks == self._goal_chunks:
             self._finish(problem)
+
+    def _settle(self) -> Future[None] | None:
+        """Wait for a device beside the loop, which goes on keeping it busy: what is started now uses no page that goes."""
+        if self._memory.pages.device.type == "cpu":
+            return None
+        waiter = ThreadPoolExecutor(1, thread_name_prefix="settle")
+        settling = waiter.submit(self._memory.settle)
+        waiter.shutdown(wait=False)
+        return settling
 
     def _finish(self, problem: str) -> None:
         self._goal_chunks = None

@@ -117,6 +117,8 @@ def test_memory_is_told_in_pages_bytes_and_tokens() -> None:
     assert memory_text(full) == "4 of 64 pages used; 128.0 KiB of KV for 512 tokens"
     full["pages"]["cached"] = 3
     assert memory_text(full).startswith("1 of 64 pages used, 3 cached; ")
+    resized = {**full, "gauges": {"pool_bytes": 2.0**20, "pool_target_bytes": 2.0**19}}
+    assert "3 cached, on the way to 512.0 KiB; " in memory_text(resized)
     assert memory_text(worker("x-0", 1)) == "-"
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from common.cost.link_cost import LinkCost
 from common.cost.step_cost import UNKNOWN_COST, StepCost
-from common.errors import UnknownWorker
+from common.errors import NoWorker, UnknownWorker
 from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
 from common.messages.actions import Dial, HangUp, Send
 from common.messages.liveness import (
@@ -20,6 +20,8 @@ from common.messages.liveness import (
     TransportReport,
     Welcome,
 )
+from common.messages.resizing import Resize
+from gateway.core.actions import Note
 from gateway.core.roster import Fit, Roster, RosterStep
 from tests.gateway.model import NAME, VOCAB_TOKENS, identity
 
@@ -297,6 +299,19 @@ def test_spare_is_what_is_free_and_not_spoken_for() -> None:
     one.charge(W, RequestId("r"), work_ms=1.0, tokens=300, now_ms=0.0)
     (view,) = one.views(0.0)
     assert (view.spare_tokens, view.free_tokens) == (20, 500)
+
+
+def test_a_resize_is_sent_once_to_a_worker_that_has_answered() -> None:
+    one = roster()
+    one.on_members([member()], 0.0)
+    with pytest.raises(NoWorker, match="has not answered yet"):
+        one.resize(WorkerId("w"), 2**20, 1)
+    one.on_message(W, Welcome(member=member()), 0.0)
+    (send, note) = one.resize(WorkerId("w"), 2**20, 7)
+    assert send == Send(W, Resize(call=7, device_memory_bytes=2**20))
+    assert isinstance(note, Note) and "1.0 MiB" in note.text
+    with pytest.raises(UnknownWorker):
+        one.resize(WorkerId("x"), 2**20, 8)
 
 
 def test_an_operators_drain_counts_at_once_and_is_repeated_until_a_report_shows_it() -> None:

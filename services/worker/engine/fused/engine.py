@@ -70,7 +70,7 @@ class FusedEngine:
 
     def use_pages(self, pages: Tensor) -> None:
         """The pool was resized at its end: steps launched from now on use this view of it. Graphs know its address only."""
-        self._pages = pages
+        self._steps.pages = pages
 
     @torch.inference_mode()
     def capture(self) -> int:

@@ -58,6 +58,16 @@ def test_drawn_tokens_are_those_of_the_processors_engine(
     assert answers(driver, prompts, 4, **how) == expected
 
 
+def test_steps_after_a_resize_use_the_view_that_came(checkpoint: Callable[[str], Path], device: torch.device) -> None:
+    driver = Driver(fused(checkpoint("qwen2"), device), pages=64)
+    before, larger = driver.pool.clone(), torch.cat([driver.pool, torch.zeros_like(driver.pool)])
+    driver.engine.use_pages(larger)
+    request = driver.add(prompt_of(9, seed=1), 1)
+    driver.step()
+    assert torch.equal(driver.pool, before), "the old view is not written any more"
+    assert bool(larger[driver.sequences[request].table.ids[:, 0]].any(dim=(1, 2, 3, 4)).all())
+
+
 def test_penalties_and_logprobs_come_from_the_host(checkpoint: Callable[[str], Path], device: torch.device) -> None:
     prompts = [prompt_of(12, seed=1)]
     how = {"repetition_penalty": 1.3, "logprobs": 2}
