@@ -11,13 +11,12 @@ import torch
 
 from common.ids import RequestId
 from common.kv_layout import KvLayout
-from common.messages.requests import Sampling
 from common.units import MIB, MemoryShare
-from kvstore.index.page_table import PageTable
 from kvstore.memory.page_memory import whole_memory_bytes
 from kvstore.memory.plan import kv_budget
 from services.worker.core.plan import Segment, StepPlan
 from services.worker.engine.make import EngineLimits, make_engine
+from services.worker.engine.rehearsal import rehearsed
 from services.worker.model.load import LoadedModel
 
 _CONTEXT_BYTES = 640 * MIB
@@ -72,17 +71,8 @@ def largest_steps(layout: KvLayout, limits: EngineLimits) -> tuple[StepPlan, Ste
     prompts, left = list[Segment](), limits.max_step_tokens
     while left and len(prompts) < limits.max_running:
         count = min(left, limits.context_tokens)
-        prompts.append(_segment(layout, f"prompt-{len(prompts)}", 0, count))
+        prompts.append(rehearsed(layout, f"prompt-{len(prompts)}", 0, count))
         left -= count
-    one = _segment(layout, "draw", limits.context_tokens - 1, 1)
+    one = rehearsed(layout, "draw", limits.context_tokens - 1, 1)
     draws = [replace(one, request=RequestId(f"draw-{number}")) for number in range(limits.max_running)]
     return StepPlan(1, tuple(prompts)), StepPlan(2, tuple(draws))
-
-
-def _segment(layout: KvLayout, name: str, start: int, count: int) -> Segment:
-    pages = torch.arange(layout.layers, dtype=torch.int32).repeat(layout.blocks_for(start + count), 1)
-    table = PageTable(layout.layers)
-    table.append(pages.numpy())  # every block is the same one: nobody reads what comes of it
-    sampling = Sampling(max_tokens=1, temperature=1.0)
-    tokens = [0] * (start + count)
-    return Segment(RequestId(name), tokens, len(tokens), start, count, table, sampling, sample=True)

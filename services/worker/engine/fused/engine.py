@@ -20,8 +20,8 @@ from services.worker.engine.fused.graphs import StepGraphs, decode_ladder, doubl
 from services.worker.engine.fused.inputs import fill_rows, fill_sampling, pad_draws, pad_rows, pad_sequences
 from services.worker.engine.fused.lane import Mark, open_lane
 from services.worker.engine.fused.steps import NO_HOOKS, SHORT_KEYS, SHORT_SEQUENCES, Steps
-from services.worker.engine.fused.warm_up import long_steps
 from services.worker.engine.make import EngineLimits
+from services.worker.engine.rehearsal import long_steps
 from services.worker.engine.sampling import sample
 from services.worker.model.fused import FusedDecoder
 from services.worker.model.load import LoadedModel
@@ -57,10 +57,9 @@ class FusedEngine:
         """`marks` get one mark for each layer of a streamed step. Raises ConfigError if the pages do not fit the model."""
         require_fitting(model, pages, model.layout)
         assert isinstance(model.runner, FusedDecoder), "a model loaded for a GPU"
-        self._marks, self._layers = marks, model.layout.layers
-        self._block_tokens, self._limits = model.layout.block_tokens, limits
+        self._marks, self._layout, self._limits = marks, model.layout, limits
         self._lane = lane = open_lane(model.device)
-        self._steps = Steps(model.runner, pages, limits, self._block_tokens, lane)
+        self._steps = Steps(model.runner, pages, limits, self._layout.block_tokens, lane)
         self._drawn_row: dict[RequestId, int] = {}
         self._fetched = [lane.host_buffer(limits.max_running * 8).view(torch.int64) for _ in range(2)]
         self._turn = 0
@@ -90,7 +89,7 @@ class FusedEngine:
             n_graphs = self._decode_graphs.capture(pool) + self._short_graphs.capture(pool)
         finally:
             self._lane.leave()
-        for plan in long_steps(self._layers, self._block_tokens, _MOST_SHORT_TOKENS, SHORT_KEYS, self._limits):
+        for plan in long_steps(self._layout, _MOST_SHORT_TOKENS, SHORT_KEYS, self._limits):
             self.step(plan)
         self._drawn_row = {}
         return n_graphs
@@ -168,7 +167,7 @@ class FusedEngine:
             self._queue_short(segments, tokens, hooks)
         else:
             fields = steps.mixed.next_host()
-            fill_rows(fields, segments, count_decodes(segments), self._drawn_row, self._block_tokens)
+            fill_rows(fields, segments, count_decodes(segments), self._drawn_row, self._layout.block_tokens)
             n_drawn = fill_sampling(fields, segments)
             steps.mixed.send()
             logits = steps.any_step(segments, hooks, n_drawn, whole=whole, on_host=on_host)
@@ -192,7 +191,7 @@ class FusedEngine:
     def _queue_decode(self, segments: Sequence[Segment], rows: int) -> None:
         buffers, count = self._steps.decode, len(segments)
         fields = buffers.next_host()
-        fill_rows(fields, segments, count, self._drawn_row, self._block_tokens)
+        fill_rows(fields, segments, count, self._drawn_row, self._layout.block_tokens)
         fill_sampling(fields, segments)
         pad_rows(fields, count, rows)
         pad_sequences(fields, count, count, rows)
@@ -204,18 +203,18 @@ class FusedEngine:
         """A graph is one piece: what is loaded must be there before it, and of its layers is told behind it."""
         buffers, count = self._steps.mixed, len(segments)
         fields = buffers.next_host()
-        n_rows = fill_rows(fields, segments, 0, self._drawn_row, self._block_tokens)
+        n_rows = fill_rows(fields, segments, 0, self._drawn_row, self._layout.block_tokens)
         n_drawn = fill_sampling(fields, segments)
         pad_rows(fields, n_rows, tokens)
         pad_sequences(fields, count, n_rows, SHORT_SEQUENCES)
         pad_draws(fields, n_drawn, SHORT_SEQUENCES)
         buffers.send()
         if hooks.before_read is not None:
-            for layer in range(self._layers):
+            for layer in range(self._layout.layers):
                 hooks.before_read(layer)
         self._short_graphs.replay(tokens)
         if hooks.on_written is not None:
-            for layer in range(self._layers):
+            for layer in range(self._layout.layers):
                 hooks.on_written(layer)
 
     def _fetch(self, n_drawn: int) -> Tensor | None:

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.kv_layout import KvLayout
 from services.worker.core.plan import StepPlan
 from services.worker.engine.fused.graphs import decode_ladder, doubling_ladder
-from services.worker.engine.fused.warm_up import long_steps
 from services.worker.engine.make import EngineLimits
+from services.worker.engine.rehearsal import long_steps
 from services.worker.model.load import LoadedModel, load_model
 from services.worker.model.make import FAMILIES
 from services.worker.model.packing import LinearPath
@@ -111,7 +112,8 @@ def test_the_ladder_of_short_steps_doubles() -> None:
 
 def test_steps_before_the_first_stay_within_the_engines_limits() -> None:
     limits = EngineLimits(max_running=8, max_step_tokens=2048, context_tokens=4100)
-    plans = long_steps(2, 16, 1024, 4096, limits)
+    layout = KvLayout(layers=2, kv_heads=1, head_dim=16, dtype="float32")
+    plans = long_steps(layout, 1024, 4096, limits)
     assert [(plan.segments[0].start, plan.segments[0].count) for plan in plans] == [(0, 1025)]
     assert plans[0].segments[0].table.whole
 
