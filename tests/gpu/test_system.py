@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.parity.prompts import CHUNK_TOKENS, twenty
 from tests.support.driver import Driver
@@ -105,3 +106,22 @@ def test_after_a_kill_the_other_side_serves_on_and_holds_nothing(
             assert outcome.failed is None
             assert outcome.tokens == expected
             driver.until_all_free()
+
+
+def test_a_share_of_the_device_counts_what_else_the_worker_takes(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    total_bytes = torch.cuda.get_device_properties(0).total_memory
+    folder = tiny_model("qwen2")
+    with cluster(tmp_path) as processes:
+        processes.start(
+            "mixed", "mixed-0", model=folder, dtype="float32", device="cuda", device_memory="10%", threads=2
+        )
+        processes.await_members("mixed-0")
+        prompt = list(range(8, 108))
+        with Driver([processes.members()["mixed-0"]]) as driver:
+            outcome = driver.finish([driver.send("mixed-0", prompt, max_tokens=N_TOKENS)])[0]
+            assert outcome.tokens == Reference(folder).generate(prompt, N_TOKENS)
+            driver.until(lambda: "mixed-0" in driver.reports, "it reports")
+            pool_bytes = driver.reports["mixed-0"].gauges["pool_bytes"]
+        assert 0.05 * total_bytes < pool_bytes < 0.1 * total_bytes
