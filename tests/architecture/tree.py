@@ -22,8 +22,13 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), filename=str(path))
 
 
-def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:
+@cache
+def imports(path: Path, *, lazy: bool = True) -> tuple[str, ...]:
     """Absolute names that a file imports; with lazy=False only those that importing the file imports."""
+    return tuple(_imports(path, lazy))
+
+
+def _imports(path: Path, lazy: bool) -> Iterator[str]:
     tree = parsed(path)
     nodes = ast.walk(tree) if lazy else _at_import(tree)
     for node in nodes:
