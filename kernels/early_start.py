@@ -1,8 +1,9 @@
 """Starting a kernel while the one before it ends: on the devices that can, launch costs overlap.
 
-A kernel launched with `early_start(device)` may begin before its predecessor in the stream has ended. It must say
-`wait_for_inputs(EARLY)` before it touches memory, and then sees everything that was queued before it; and it lets its own
-successor begin at once. In a CUDA graph both become part of the graph.
+A kernel launched with `early_start(device)` may begin before its predecessor in the stream has ended. Every one of its
+programs must say `wait_for_inputs(EARLY)` before it touches memory or returns, and then sees everything that was queued
+before it: the predecessor has ended, and so, by the same rule, had what came before that. A kernel launched without it
+waits for its predecessor's full end, so both kinds may follow one another. In a CUDA graph this becomes part of the graph.
 Source: CUDA programming guide, "Programmatic Dependent Launch and Synchronization"; compute capability 9.0 and above.
 """
 

@@ -155,10 +155,15 @@ class FusedDecoder:
             return rms_norm(hidden, weight, norm.epsilon, offset=norm.offset)
         return add_rms_norm(added, hidden, weight, norm.epsilon, offset=norm.offset)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] of `run` -> [rows, vocab] in the model's dtype."""
+    @property
+    def vocab_tokens(self) -> int:
+        """Columns of the logits."""
+        return self._head.shape[0]
+
+    def logits_into(self, out: Tensor, hidden: Tensor) -> Tensor:
+        """[rows, hidden] of `run` -> `out` [rows, vocab] in the model's dtype, contiguous, which is returned."""
         normed = rms_norm(hidden, self._final, self._norm.epsilon, offset=self._norm.offset)
-        return linear(normed, self._head)
+        return torch.mm(normed, self._head.t(), out=out)
 
     def _angles(self, hidden: Tensor, positions: Tensor) -> Angles:
         """Cosine and sine [tokens, head_dim] per rotary type."""

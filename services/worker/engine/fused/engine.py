@@ -19,15 +19,14 @@ from services.worker.engine.engine import require_fitting
 from services.worker.engine.fused.graphs import StepGraphs, decode_ladder, doubling_ladder
 from services.worker.engine.fused.inputs import fill_rows, fill_sampling, pad_draws, pad_rows, pad_sequences
 from services.worker.engine.fused.lane import Mark, open_lane
-from services.worker.engine.fused.steps import NO_HOOKS, SHORT_KEYS, SHORT_SEQUENCES, Steps
+from services.worker.engine.fused.steps import NO_HOOKS, SHORT_KEYS, SHORT_SEQUENCES, SHORT_TOKENS, Steps
 from services.worker.engine.make import EngineLimits
 from services.worker.engine.rehearsal import long_steps
 from services.worker.engine.sampling import sample
 from services.worker.model.fused import FusedDecoder
 from services.worker.model.load import LoadedModel
 
-_LEAST_SHORT_TOKENS, _MOST_SHORT_TOKENS = 16, 1024
-"""Beyond that many rows a device takes longer to compute a layer than the host to launch it."""
+_LEAST_SHORT_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +36,12 @@ class Launched:
     plan: StepPlan
     began: Mark
     ended: Mark
-    tokens: Tensor | None
-    """On the host once `ended` was waited for; None: the host draws them from `logits`."""
+    tokens: Tensor
+    """Of the plan's drawing segments, on the host once `ended` was waited for."""
+    host_rows: tuple[int, ...]
+    """Those of them for which the host draws instead."""
     logits: Tensor | None
+    """[host rows, vocab]; None: there are none."""
 
     @property
     def done(self) -> bool:
@@ -64,7 +66,7 @@ class FusedEngine:
         self._fetched = [lane.host_buffer(limits.max_running * 8).view(torch.int64) for _ in range(2)]
         self._turn = 0
         self._decode_graphs = StepGraphs(decode_ladder(limits.max_running), self._steps.decode_step)
-        most_tokens = min(_MOST_SHORT_TOKENS, limits.max_step_tokens)
+        most_tokens = min(SHORT_TOKENS, limits.max_step_tokens)
         self._short_graphs = StepGraphs(doubling_ladder(_LEAST_SHORT_TOKENS, most_tokens), self._steps.short_step)
 
     def use_pages(self, pages: Tensor) -> None:
@@ -73,23 +75,22 @@ class FusedEngine:
 
     @torch.inference_mode()
     def capture(self) -> int:
-        """Make decode steps and short steps graphs; returns how many were captured, 0 where there are none (a CPU).
+        """Make decode steps and short steps graphs; returns how many were captured.
 
         Call it once, before the first step: it writes into the pool's first block, which nobody may own yet.
         """
-        if self._steps.pages.device.type != "cuda":
-            return 0
         self._lane.enter()
         try:
-            for buffers in (self._steps.decode, self._steps.mixed):
+            for buffers in (self._steps.decode, self._steps.short):
                 fields = buffers.next_host()
                 pad_rows(fields, 0, buffers.rows)
                 buffers.send()
-            pool = torch.cuda.graph_pool_handle()
+            on_gpu = self._steps.pages.device.type == "cuda"
+            pool = torch.cuda.graph_pool_handle() if on_gpu else None
             n_graphs = self._decode_graphs.capture(pool) + self._short_graphs.capture(pool)
         finally:
             self._lane.leave()
-        for plan in long_steps(self._layout, _MOST_SHORT_TOKENS, SHORT_KEYS, self._limits):
+        for plan in long_steps(self._layout, SHORT_TOKENS, SHORT_KEYS, self._limits):
             self.step(plan)
         self._drawn_row = {}
         return n_graphs
@@ -110,9 +111,12 @@ class FusedEngine:
         self._lane.enter()
         try:
             began = self._lane.mark()
-            logits = self._queue(plan, self._hooks(plan, on_layer, await_layer))
-            tokens = self._fetch(len(self._drawn_row)) if logits is None else None
-            return Launched(plan, began, self._lane.mark(), tokens, logits)
+            self._queue(plan, self._hooks(plan, on_layer, await_layer))
+            drawing = [segment for segment in plan.segments if segment.sample]
+            self._drawn_row = {segment.request: row for row, segment in enumerate(drawing)}
+            host_rows = tuple(row for row, segment in enumerate(drawing) if draws_on_host(segment.sampling))
+            tokens, logits = self._fetch(len(drawing)), self._keep_logits(host_rows)
+            return Launched(plan, began, self._lane.mark(), tokens, host_rows, logits)
         finally:
             self._lane.leave()
 
@@ -120,16 +124,14 @@ class FusedEngine:
     def collect(self, launched: Launched) -> StepResult:
         """Wait for a step; steps are collected in the order they were launched."""
         launched.ended.wait()
-        plan = launched.plan
-        sampling = [segment for segment in plan.segments if segment.sample]
+        plan, tokens = launched.plan, launched.tokens.tolist()
+        drawing = [segment for segment in plan.segments if segment.sample]
+        sampled = [Sampled(one.request, token, None) for one, token in zip(drawing, tokens, strict=True)]
         if launched.logits is not None:
-            sampled = sample(sampling, launched.logits.float())
-        elif launched.tokens is not None:
-            drawn = launched.tokens.tolist()
-            sampled = tuple(Sampled(one.request, token, None) for one, token in zip(sampling, drawn, strict=True))
-        else:
-            sampled = ()
-        return StepResult(plan.number, sampled, launched.ended.since_ms(launched.began))
+            by_host = sample([drawing[row] for row in launched.host_rows], launched.logits.float())
+            for row, one in zip(launched.host_rows, by_host, strict=True):
+                sampled[row] = one
+        return StepResult(plan.number, tuple(sampled), launched.ended.since_ms(launched.began))
 
     def step(
         self,
@@ -152,28 +154,22 @@ class FusedEngine:
 
         return LayerHooks(on_written if streamed else None, await_layer if plan.loads else None)
 
-    def _queue(self, plan: StepPlan, hooks: LayerHooks) -> Tensor | None:
-        """Queue the step. The logits, if the host must draw from them; else the tokens are drawn on the device."""
+    def _queue(self, plan: StepPlan, hooks: LayerHooks) -> None:
+        """Queue the step; its tokens are drawn on the device, also those that the host will draw again."""
         segments, steps = plan.segments, self._steps
-        on_host = any(segment.sample and draws_on_host(segment.sampling) for segment in segments)
         whole = all(segment.table.whole for segment in segments)
         if whole:
             steps.tables.update(segments)
-        logits = None
-        captured = whole and not on_host
-        if captured and hooks == NO_HOOKS and (rows := self._decode_size(segments)) is not None:
+        if whole and hooks == NO_HOOKS and (rows := self._decode_size(segments)) is not None:
             self._queue_decode(segments, rows)
-        elif captured and (tokens := self._short_size(plan)) is not None:
+        elif whole and (tokens := self._short_size(plan)) is not None:
             self._queue_short(segments, tokens, hooks)
         else:
-            fields = steps.mixed.next_host()
+            fields = steps.any.next_host()
             fill_rows(fields, segments, count_decodes(segments), self._drawn_row, self._layout.block_tokens)
             n_drawn = fill_sampling(fields, segments)
-            steps.mixed.send()
-            logits = steps.any_step(segments, hooks, n_drawn, whole=whole, on_host=on_host)
-        known = () if on_host else (segment.request for segment in segments if segment.sample)
-        self._drawn_row = {request: row for row, request in enumerate(known)}
-        return logits if on_host else None
+            steps.any.send()
+            steps.any_step(segments, hooks, n_drawn, whole=whole)
 
     def _decode_size(self, segments: Sequence[Segment]) -> int | None:
         """The captured decode step that these segments fit into."""
@@ -201,7 +197,7 @@ class FusedEngine:
 
     def _queue_short(self, segments: Sequence[Segment], tokens: int, hooks: LayerHooks) -> None:
         """A graph is one piece: what is loaded must be there before it, and of its layers is told behind it."""
-        buffers, count = self._steps.mixed, len(segments)
+        buffers, count = self._steps.short, len(segments)
         fields = buffers.next_host()
         n_rows = fill_rows(fields, segments, 0, self._drawn_row, self._layout.block_tokens)
         n_drawn = fill_sampling(fields, segments)
@@ -217,11 +213,17 @@ class FusedEngine:
             for layer in range(self._layout.layers):
                 hooks.on_written(layer)
 
-    def _fetch(self, n_drawn: int) -> Tensor | None:
+    def _fetch(self, n_drawn: int) -> Tensor:
         """Queue the copy of the drawn tokens to the host."""
-        if not n_drawn:
-            return None
         self._turn = 1 - self._turn
         fetched = self._fetched[self._turn][:n_drawn]
-        fetched.copy_(self._steps.drawn[:n_drawn], non_blocking=True)
+        if n_drawn:
+            fetched.copy_(self._steps.drawn[:n_drawn], non_blocking=True)
         return fetched
+
+    def _keep_logits(self, rows: tuple[int, ...]) -> Tensor | None:
+        """Queue a copy of these rows' logits, which the next step overwrites."""
+        if not rows:
+            return None
+        chosen = torch.tensor(rows, device=self._steps.logits.device)
+        return self._steps.logits.index_select(0, chosen)

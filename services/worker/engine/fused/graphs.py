@@ -1,6 +1,7 @@
 """Whole steps as CUDA graphs: one for each size of a ladder, captured once, replayed for every step that fits."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol  # Any: torch has no public name for a pool's handle
 
 import torch
@@ -21,7 +22,7 @@ class Replayable(Protocol):
 def decode_ladder(max_rows: int) -> tuple[int, ...]:
     """Batch sizes of decode steps: dense where a step is short, with `max_rows` itself as the last.
 
-    A batch between two of them computes rows for nobody, at most a third of it, which costs attention nothing.
+    A batch between two of them computes rows for nobody, at most as many as its own, which costs attention nothing.
     """
     sizes = [size for size in _SMALL if size < max_rows]
     sizes += range(2 * _STEP_ROWS, min(_LARGE_FROM, max_rows), _STEP_ROWS)
@@ -38,6 +39,15 @@ def doubling_ladder(least: int, most: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+@dataclass(frozen=True, slots=True)
+class _Called:
+    step: Callable[[int], None]
+    size: int
+
+    def replay(self) -> None:
+        self.step(self.size)
+
+
 class StepGraphs:
     """Owns the graphs of one kind of step. Used by the engine's thread, on its stream, like everything it captures."""
 
@@ -49,9 +59,13 @@ class StepGraphs:
     def capture(self, pool: Any) -> int:
         """Capture all, the largest first: the smaller ones fit into its memory. Takes some tenths of a second each.
 
-        `pool` is torch's, and may be shared with other graphs, as no two of them run at once. Returns how many.
+        `pool` is torch's, and may be shared with other graphs, as no two of them run at once; None: there are no graphs
+        on this device, and the step itself stands for them. Returns how many.
         """
         for size in reversed(self._sizes):
+            if pool is None:
+                self._graphs[size] = _Called(self._step, size)
+                continue
             self._step(size)  # compiles kernels and makes workspaces, neither of which a capture may do
             torch.cuda.current_stream().synchronize()
             graph = torch.cuda.CUDAGraph()

@@ -31,6 +31,7 @@ _FIELDS: Mapping[str, torch.dtype] = {
     "min_p": torch.float32,
 }
 _NONE, _GREEDY = -1, 0.0
+_MOST_TOP_K = 2**31 - 1
 _ALIGNED_BYTES = 16
 
 Fields = dict[str, NDArray[np.generic]]
@@ -143,7 +144,7 @@ def fill_sampling(fields: Fields, segments: Sequence[Segment]) -> int:
         return count
     asked = [segment.sampling for segment in chosen]
     fields["temperatures"][drawing] = [one.temperature for one in asked]
-    fields["top_k"][drawing] = [one.top_k or 0 for one in asked]
+    fields["top_k"][drawing] = [min(one.top_k or 0, _MOST_TOP_K) for one in asked]
     fields["top_p"][drawing] = [one.top_p for one in asked]
     fields["min_p"][drawing] = [one.min_p for one in asked]
     fields["chances"][drawing] = uniforms([one.seed for one in asked], [segment.output_position for segment in chosen])

@@ -62,7 +62,7 @@ class _CudaMark:
 
 
 class CudaLane:
-    """One stream of one GPU, ahead of the copies' streams."""
+    """One stream of one GPU, of the higher priority, as the copies' streams are."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device, priority=-1)

@@ -16,6 +16,8 @@ from services.worker.engine.fused.tables import BlockTables, layer_slots, layer_
 from services.worker.engine.make import EngineLimits
 from services.worker.model.fused import FusedDecoder
 
+SHORT_TOKENS = 1024
+"""Of a short step at the most: beyond, a device takes longer to compute a layer than the host to launch it."""
 SHORT_SEQUENCES = 32
 """Of a short step at the most: its kernels are launched for so many."""
 SHORT_KEYS = 4096
@@ -35,39 +37,38 @@ class Steps:
         device = pages.device
         self.pages = pages
         self._decoder, self._block_tokens, self._context_tokens = decoder, block_tokens, limits.context_tokens
-        self.mixed = StepBuffers(limits.max_step_tokens + limits.max_running, device, lane)
-        """Inputs of every step but captured decode steps."""
+        self.any = StepBuffers(limits.max_step_tokens + limits.max_running, device, lane)
+        """Inputs of steps of any size."""
+        self.short = StepBuffers(max(SHORT_TOKENS, SHORT_SEQUENCES), device, lane)
         self.decode = StepBuffers(limits.max_running, device, lane)
         blocks = -(-limits.context_tokens // block_tokens)
         self.tables = BlockTables(limits.max_running, blocks, device, lane)
         self.drawn = torch.zeros(limits.max_running, dtype=torch.int64, device=device)
         """[max_running] int64: the tokens drawn last, in the order of their segments."""
+        self.logits = torch.zeros(limits.max_running, decoder.vocab_tokens, dtype=pages.dtype, device=device)
+        """[max_running, vocab]: what they were drawn from."""
 
     def decode_step(self, rows: int) -> None:
         """One token for each of `rows` sequences, drawn on the device; inputs are the decode buffers."""
         fields = self.decode.device
         shape = StepShape(decodes=rows, decode_keys=self._context_tokens)
         hidden = self._run(fields, rows, shape, self._places(fields, rows, rows, 0), NO_HOOKS)
-        self._draw(fields, self._decoder.logits(hidden), rows)
+        self._draw(fields, hidden)
 
     def short_step(self, tokens: int) -> None:
-        """`tokens` rows of up to SHORT_SEQUENCES sequences, every one a run of queries; inputs are the mixed buffers."""
-        fields, sequences = self.mixed.device, min(SHORT_SEQUENCES, self.decode.rows)
+        """`tokens` rows of up to SHORT_SEQUENCES sequences, every one a run of queries; inputs are the short buffers."""
+        fields, sequences = self.short.device, min(SHORT_SEQUENCES, self.decode.rows)
         shape = StepShape(decodes=0, decode_keys=0, runs=sequences, longest_run=tokens)
         places = self._places(fields, tokens, sequences, sequences)
         hidden = self._run(fields, tokens, shape, places, NO_HOOKS)
-        rows = hidden.index_select(0, fields["sample_rows"][:sequences])
-        self._draw(fields, self._decoder.logits(rows), sequences)
+        self._draw(fields, hidden.index_select(0, fields["sample_rows"][:sequences]))
 
-    def any_step(
-        self, segments: Sequence[Segment], hooks: LayerHooks, n_drawn: int, *, whole: bool, on_host: bool
-    ) -> Tensor:
-        """Any segments, operator by operator; inputs are the mixed buffers.
+    def any_step(self, segments: Sequence[Segment], hooks: LayerHooks, n_drawn: int, *, whole: bool) -> None:
+        """Any segments, operator by operator; inputs are the buffers for any size.
 
-        `whole`: the block tables hold these segments. Returns the logits of the `n_drawn` rows to draw from, which are
-        drawn from here unless that is for the host.
+        `whole`: the block tables hold these segments. `n_drawn` tokens are drawn.
         """
-        fields, shape = self.mixed.device, step_shape(segments)
+        fields, shape = self.any.device, step_shape(segments)
         n_tokens = sum(segment.count for segment in segments)
         places = self._places(fields, n_tokens, len(segments), len(segments) - count_decodes(segments))
         if not whole:
@@ -79,10 +80,8 @@ class Steps:
                 query_starts=places.query_starts,
             )
         hidden = self._run(fields, n_tokens, shape, places, hooks)
-        logits = self._decoder.logits(hidden.index_select(0, fields["sample_rows"][:n_drawn]))
-        if n_drawn and not on_host:
-            self._draw(fields, logits, n_drawn)
-        return logits
+        if n_drawn:
+            self._draw(fields, hidden.index_select(0, fields["sample_rows"][:n_drawn]))
 
     def _places(self, fields: dict[str, Tensor], tokens: int, sequences: int, runs: int) -> StepPlaces:
         return StepPlaces(
@@ -100,6 +99,9 @@ class Steps:
         attention = PagedStep(self.pages, shape, places, hooks)
         return self._decoder.run(ids, fields["positions"][:tokens], attention)
 
-    def _draw(self, fields: dict[str, Tensor], logits: Tensor, rows: int) -> None:
+    def _draw(self, fields: dict[str, Tensor], hidden: Tensor) -> None:
+        """Draw a token from each row of hidden states."""
+        rows = hidden.shape[0]
+        logits = self._decoder.logits_into(self.logits[:rows], hidden)
         how = (fields[name][:rows] for name in ("temperatures", "top_k", "top_p", "min_p", "chances"))
         self.drawn[:rows].copy_(choose_tokens(logits, *how))
