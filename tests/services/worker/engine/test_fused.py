@@ -12,7 +12,7 @@ from services.worker.engine.fused.graphs import decode_ladder, doubling_ladder
 from services.worker.engine.make import EngineLimits
 from services.worker.engine.rehearsal import long_steps
 from services.worker.model.load import LoadedModel, load_model
-from services.worker.model.make import FAMILIES
+from services.worker.model.make import FAMILIES, make_model
 from services.worker.model.packing import LinearPath
 from tests.services.worker.engine.driving import Driver
 from tests.services.worker.engine.test_parity import generate, prompt_of
@@ -137,21 +137,38 @@ def test_a_ragged_batch_equals_generate(
     assert [driver.output(request) for request in requests] == generate(checkpoint(family), prompts, 24)
 
 
+def assert_nearly_likeliest(folder: Path, prompt: list[int], tokens: list[int], device: torch.device) -> None:
+    """Every token is one that transformers, in bfloat16 too, finds almost as likely as its likeliest."""
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
+    with torch.inference_mode():
+        logits = reference(torch.tensor([prompt + tokens], device=device)).logits[0, len(prompt) - 1 : -1].float()
+    chosen = logits[torch.arange(len(tokens)), torch.tensor(tokens)]
+    assert float((logits.amax(dim=-1) - chosen).max()) <= 0.05 * float(logits.std())
+
+
 @on_gpu
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_bfloat16_a_token_differs_only_where_two_are_alike(
     family: str, checkpoint: Callable[[str], Path], device: torch.device
 ) -> None:
-    """Rounding may decide between two tokens that the float32 model finds almost equally likely, and nothing else."""
-    from transformers import AutoModelForCausalLM
-
+    """Rounding may decide between two tokens that the reference finds almost equally likely, and nothing else."""
     folder, prompts = checkpoint(family), [prompt_of(tokens, seed=tokens) for tokens in (16, 65, 130)]
     driver = Driver(fused(folder, device, "bfloat16"), whole_blocks=True)
-    found = answers(driver, prompts, 16)
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
-    for prompt, tokens in zip(prompts, found, strict=True):
-        with torch.inference_mode():
-            logits = reference(torch.tensor([prompt + tokens], device=device)).logits[0, len(prompt) - 1 : -1].float()
-        likeliest = logits.amax(dim=-1)
-        chosen = logits[torch.arange(len(tokens)), torch.tensor(tokens)]
-        assert float((likeliest - chosen).max()) <= 0.05 * float(logits.std())
+    for prompt, tokens in zip(prompts, answers(driver, prompts, 16), strict=True):
+        assert_nearly_likeliest(folder, prompt, tokens, device)
+
+
+@on_gpu
+@pytest.mark.parametrize("chunk_tokens", [2048, 1000])
+def test_long_prompts_are_right_whichever_kernel_computes_them(
+    chunk_tokens: int, tmp_path: Path, device: torch.device
+) -> None:
+    """In chunks of 2,048 some of it goes to the library over a copy of the pages, in chunks of 1,000 nothing does."""
+    folder = make_model("mini", tmp_path / "mini", family="llama", dtype="bfloat16")
+    prompt = prompt_of(6144, seed=1)
+    driver = Driver(fused(folder, device, "bfloat16"), whole_blocks=True, garbage=float("nan"))
+    request = driver.add(prompt, 8)
+    driver.run(chunk_tokens)
+    assert_nearly_likeliest(folder, prompt, driver.output(request), device)
