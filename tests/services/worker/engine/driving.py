@@ -41,7 +41,7 @@ class Driver:
         self.pool = torch.zeros(shape, dtype=model.dtype, device=model.device)
         if garbage is not None:
             self.pool.fill_(garbage)
-        limits = EngineLimits(max_running=32, max_step_tokens=2048, context_tokens=model.identity.context_tokens)
+        limits = EngineLimits(max_running=32, max_step_tokens=4096, context_tokens=model.identity.context_tokens)
         self.engine = make_engine(model, self.pool, limits)
         self.layout = layout
         # Scattered on purpose: neighbours in a sequence are not neighbours in memory, nor are the layers of a block
