@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.py"))
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = sorted([*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "benchmarks/gpu").glob("*.py")])
 
 
 @pytest.mark.system
 def test_every_benchmark_can_be_imported() -> None:
     for path in BENCHMARKS:
         if path.stem not in ("__main__", "_dynamo_radix"):  # that one runs in a peer's own environment
-            importlib.import_module(f"benchmarks.{path.stem}")
+            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
