@@ -178,7 +178,7 @@ def device_run(rows: int, step_s: float, steps: int, *, ahead: bool) -> tuple[fl
     settings = WorkerSettings(model="m", max_running=rows, max_step_tokens=MAX_STEP_TOKENS, max_queued=rows)
     n_tokens = steps + WARM_STEPS + 8
     n_pages = rows * LAYOUT.pages_for(PROMPT_TOKENS + n_tokens + LAYOUT.block_tokens)
-    core = build_core(mine, settings, PoolSize(n_pages), LAYOUT, MODEL.context_tokens)
+    core = build_core(mine, settings, PoolSize(n_pages), LAYOUT)
     gateway = Member(id=WorkerId("gateway"), role="gateway", incarnation=Incarnation(1), endpoint="", host="", pid=1)
     core.on_message(GATEWAY, Hello(member=gateway), 0.0)
     rng = random.Random(1)

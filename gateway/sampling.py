@@ -6,15 +6,14 @@ from dataclasses import dataclass
 
 from common.errors import ContextTooLong, InvalidRequest
 from common.messages.requests import Sampling
+from common.messages.sampling_ranges import MAX_TOP_LOGPROBS, RANGES, SEEDS
 from gateway.openai_schema import AnswerRequest, ChatMessage, ChatRequest, CompletionRequest
 
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 512
-MAX_TOP_LOGPROBS = 20
 MAX_STOP_TOKEN_IDS = 256
 MAX_CACHE_SALT_CHARACTERS = 256
 _COMPLETION_TOKENS = 16  # what OpenAI's completions give when max_tokens is left out
-_SEEDS = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +80,29 @@ def read_cache_salt(request: AnswerRequest) -> str:
 
 def read_sampling(request: CompletionRequest | ChatRequest, limits: Limits, prompt_tokens: int, seed: int) -> Sampling:
     """Raises InvalidRequest or ContextTooLong. `seed` is this choice's own: of the client's, or drawn."""
-    temperature = _within(request.temperature, "temperature", 0.0, 2.0, default=1.0)
-    top_p = _within(request.top_p, "top_p", 0.0, 1.0, default=1.0)
+    temperature = _within(request.temperature, "temperature", default=1.0)
+    top_p = _within(request.top_p, "top_p", default=1.0)
     if top_p == 0.0:
         raise InvalidRequest("top_p must be above 0", param="top_p")
-    if request.seed is not None and not -_SEEDS <= request.seed < _SEEDS:
+    if request.seed is not None and not -SEEDS <= request.seed < SEEDS:
         raise InvalidRequest(f"seed must be a 64-bit number, not {request.seed}", param="seed")
     return Sampling(
         max_tokens=_max_tokens(request, limits, prompt_tokens),
         temperature=temperature,
-        top_k=_top_k(request.top_k),
+        top_k=_top_k(request.top_k, limits.vocab_tokens),
         top_p=top_p,
-        min_p=_within(request.min_p, "min_p", 0.0, 1.0, default=0.0),
-        presence_penalty=_within(request.presence_penalty, "presence_penalty", -2.0, 2.0, default=0.0),
-        frequency_penalty=_within(request.frequency_penalty, "frequency_penalty", -2.0, 2.0, default=0.0),
-        repetition_penalty=_within(request.repetition_penalty, "repetition_penalty", 0.01, 100.0, default=1.0),
-        seed=seed % _SEEDS,
+        min_p=_within(request.min_p, "min_p", default=0.0),
+        presence_penalty=_within(request.presence_penalty, "presence_penalty", default=0.0),
+        frequency_penalty=_within(request.frequency_penalty, "frequency_penalty", default=0.0),
+        repetition_penalty=_within(request.repetition_penalty, "repetition_penalty", default=1.0),
+        seed=seed % SEEDS,
         stop_token_ids=_stop_token_ids(request, limits),
         logprobs=_logprobs(request),
     )
 
 
-def _within(value: float | None, name: str, low: float, high: float, *, default: float) -> float:
+def _within(value: float | None, name: str, *, default: float) -> float:
+    low, high = RANGES[name]
     if value is None:
         return default
     if not (math.isfinite(value) and low <= value <= high):
@@ -110,13 +110,13 @@ def _within(value: float | None, name: str, low: float, high: float, *, default:
     return value
 
 
-def _top_k(value: int | None) -> int | None:
-    """0 and -1 both mean: all tokens, as in vLLM."""
+def _top_k(value: int | None, vocab_tokens: int) -> int | None:
+    """0 and -1 both mean: all tokens, as in vLLM; and so does, as there, any number that leaves none out."""
     if value is None or value in (0, -1):
         return None
     if value < 1:
         raise InvalidRequest(f"top_k must be 1 or more, or -1 for all tokens, not {value}", param="top_k")
-    return value
+    return value if value < vocab_tokens else None
 
 
 def _stop_token_ids(request: AnswerRequest, limits: Limits) -> tuple[int, ...]:

@@ -64,6 +64,16 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     """What `share_path` hands out: `memfd` (a file in host memory) or `cuda` (chunks of a device's memory)."""
     device_uuid: str = ""
     """Of the device that the pages lie on; empty on the host."""
+    context_tokens: int | None = None
+    """Prompt plus output that this worker takes (--max-context-tokens); None: what its model takes. Beside the model,
+    because workers that differ in it may use each other's KV all the same."""
+
+    @property
+    def takes_tokens(self) -> int:
+        """Prompt plus output may not exceed this here; 0 for who serves no model."""
+        if self.model is None:
+            return 0
+        return self.model.context_tokens if self.context_tokens is None else self.context_tokens
 
 
 class Hello(Message, frozen=True, kw_only=True):

@@ -285,8 +285,8 @@ class Roster:
 
     def context_tokens(self, now_ms: float) -> int | None:
         """What every ready worker can take, prompt plus answer; None if nobody is ready."""
-        models = [w.member.model for w in self._workers.values() if self._condition(w, now_ms)[0] == "ready"]
-        return min((model.context_tokens for model in models if model is not None), default=None)
+        members = [w.member for w in self._workers.values() if self._condition(w, now_ms)[0] == "ready"]
+        return min((m.takes_tokens for m in members if m.role in COMPUTING_ROLES), default=None)
 
     def members(self) -> list[Member]:
         """Everybody, in the order of joining."""

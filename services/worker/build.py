@@ -121,7 +121,7 @@ class Worker:
         engine = EngineThread(cast(Engine[Any], computing), inbox, gate)
         self._cleanup.callback(engine.stop, _STEP_END_S)
         fit = self._starting_fit(profile, model, threads)
-        core = build_core(mine, settings, _size(memory), inspected.layout, context_tokens, fit)
+        core = build_core(mine, settings, _size(memory), inspected.layout, fit)
         resizer = PageResizer(memory, inbox, use_pages=engine.use_pages, tell_peers=links.tell_resized)
         events = CacheEventPublisher(settings.redis, settings.cluster, mine)
         self._cleanup.callback(events.close)
@@ -206,6 +206,7 @@ class Worker:
             share_kind=memory.kind,
             device_uuid=memory.device_uuid,
             model=model,
+            context_tokens=self._settings.max_context_tokens,
             model_path=path,
             joined_unix_ms=time.time_ns() // 1_000_000,
         )

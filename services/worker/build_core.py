@@ -53,12 +53,11 @@ def build_core(
     settings: WorkerSettings,
     size: PoolSize,
     layout: KvLayout,
-    context_tokens: int,
     fit: StepFit | None = None,
 ) -> WorkerRole:
     """A core of `mine.role` over a pool of that `size`. `fit`: what is known of the engine's cost; None: nothing."""
     keep = kept(mine.role, settings.caching)
-    parts = _parts(mine, settings, size, layout, context_tokens, fit or StepFit(settings.step_tokens_limit))
+    parts = _parts(mine, settings, size, layout, fit or StepFit(settings.step_tokens_limit))
     fail_lost_loads = settings.on_load_failure == "fail"
     if mine.role == "prefill":
         terms = PrefillTerms(
@@ -80,6 +79,7 @@ def build_core(
         epoch=mine.incarnation,
         lease_ms=settings.lease_ms,
         vocab_tokens=model.vocab_tokens,
+        context_tokens=mine.takes_tokens,
     )
     receiver = Receiver(mine.incarnation, layout.layers)
     incoming = Incoming(receiver, parts.pool, parts.scheduler, generation, grants)
@@ -92,9 +92,7 @@ def build_core(
     return DecodeCore(mine, parts, generation, incoming, decode)
 
 
-def _parts(
-    mine: Member, settings: WorkerSettings, size: PoolSize, layout: KvLayout, context_tokens: int, fit: StepFit
-) -> Parts:
+def _parts(mine: Member, settings: WorkerSettings, size: PoolSize, layout: KvLayout, fit: StepFit) -> Parts:
     keep = kept(mine.role, settings.caching)
     block_bytes = layout.layers * layout.page_bytes
     use_store = settings.kvstore == "auto" and keep is not Keep.NOTHING
@@ -110,7 +108,7 @@ def _parts(
     pool = BlockPool(Ledger(size.n_pages), layout.layers, EVICTION_POLICIES[settings.eviction]())
     reuse = PrefixReuse(pool, keep, layout.block_tokens)
     policy = DecodeFirst(settings.step_tokens_limit, layout.block_tokens)
-    scheduler = Scheduler(reuse, layout, policy, max_running=settings.running_limit, context_tokens=context_tokens)
+    scheduler = Scheduler(reuse, layout, policy, max_running=settings.running_limit, context_tokens=mine.takes_tokens)
     calls = Calls()
     costs = FetchCosts(lambda: fit.cost, layout.block_tokens, always=settings.fetch == "always")
     cache_parts = CacheParts(

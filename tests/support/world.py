@@ -6,7 +6,9 @@ and come back. KV is modelled as what it was computed from (tests.support.world_
 
 import random
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import msgspec
 
@@ -65,6 +67,8 @@ class Process:
     core: PrefillCore | DecodeCore
     ledger: Ledger
     memory: Memory
+    max_running: int
+    context_tokens: int
     steps: deque[StepPlan] = field(default_factory=deque)
     """Planned and not computed."""
     results: deque[StepResult] = field(default_factory=deque)
@@ -128,13 +132,15 @@ class World:
         flaky: float = 0.0,
         ahead: bool = False,
         more: tuple[str, ...] = (),
+        context_tokens: Mapping[str, int] = MappingProxyType({}),
         **settings: object,
     ) -> None:
         """`store_blocks`: host memory of a KV store, 0 for none. `flaky`: part of the block moves that fail. `more`:
         workers beside `decode` and `prefill`, such as `prefill-1`. `ahead`: plan the next step while one runs, and hear of
-        the end of a step some time after it. `settings`: of WorkerSettings."""
+        the end of a step some time after it. `context_tokens`: role -> what its workers take, where that is less than what
+        the model takes. `settings`: of WorkerSettings."""
         self.rng, self.transport, self.flaky, self.settings = rng, transport, flaky, settings
-        self.ahead, self.now_ms = ahead, 0.0
+        self.ahead, self.context_tokens, self.now_ms = ahead, context_tokens, 0.0
         self.links: dict[tuple[PeerId, PeerId], deque] = {}
         self.lost: list[tuple[PeerId, object]] = []
         self.resized: list[ResizeAnswer] = []
@@ -164,6 +170,7 @@ class World:
             host="h",
             pid=1,
             model=MODEL,
+            context_tokens=self.context_tokens.get(role),
         )
         settings = WorkerSettings(
             model="m",
@@ -177,9 +184,10 @@ class World:
             },  # type: ignore[arg-type]  # a test's keywords
         )
         pages = self.pages["prefill" if role == "prefill" else "decode"]
-        core = build_core(mine, settings, PoolSize(pages, CHUNK_PAGES, LAYOUT.page_bytes), LAYOUT, context_tokens=1000)
+        core = build_core(mine, settings, PoolSize(pages, CHUNK_PAGES, LAYOUT.page_bytes), LAYOUT)
         memory = Memory(4, n_pages=pages)
-        self.processes[name] = Process(peer_id(mine.id, mine.incarnation), core, core.pool.ledger, memory)
+        peer, limits = peer_id(mine.id, mine.incarnation), (settings.running_limit, mine.takes_tokens)
+        self.processes[name] = Process(peer, core, core.pool.ledger, memory, *limits)
         self.members = [m for m in self.members if m.id != mine.id] + [mine]
         self.tell_members()
 
@@ -299,7 +307,13 @@ class World:
             for action in process.core.loads(self.now_ms):
                 self.do(process, action, [])
             if plan is not None:
+                self.require_fits(process, plan)
                 process.steps.append(plan)
+
+    def require_fits(self, process: Process, plan: StepPlan) -> None:
+        """What the buffers of an engine are sized by."""
+        assert len(plan.segments) <= process.max_running
+        assert all(one.start + one.count <= process.context_tokens for one in plan.segments)
 
     def do(self, process: Process, action: Action, payloads: list[list[Page]]) -> None:
         match action:

@@ -40,6 +40,8 @@ class _Incoming:
     """Leading blocks of the table that were cached here: the sender need not send them."""
     told: bool = False
     """The gateway knows that this ends without an answer, or ended it itself."""
+    quarantined: bool = False
+    """It will never be delivered; its sender may still write to its pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class GrantTerms:
     epoch: Incarnation
     lease_ms: int
     vocab_tokens: int
+    context_tokens: int
+    """Prompt plus output may not exceed this."""
 
 
 class Incoming:
@@ -71,6 +75,7 @@ class Incoming:
         self._scheduler, self._generation, self._terms = scheduler, generation, terms
         self._queue: deque[TransferId] = deque()
         self._transfers: dict[TransferId, _Incoming] = {}
+        scheduler.room.count_promised(lambda: self._n_promised)
 
     # -- events
 
@@ -122,7 +127,7 @@ class Incoming:
     # -- granting
 
     def _on_asked(self, sender: PeerId, request: GrantRequest, now_ms: float) -> list[Action]:
-        if refusal := refusal_of(request, self._terms.vocab_tokens):
+        if refusal := refusal_of(request, self._terms.vocab_tokens, self._terms.context_tokens):
             refused = self._receiver.refuse(request.transfer, "invalid_request", refusal, False, now_ms)
             return self._carry_out(refused, now_ms)
         if text := self._too_large(request):
@@ -171,7 +176,7 @@ class Incoming:
             grows = arrival.sampling.max_tokens > arrival.emitted_tokens + 1  # the last drawn token needs no page
             tokens = len(arrival.tokens) + grows
             pinned = self._pool.pinned_run(incoming.arrival.names)
-            if not self._scheduler.has_room(tokens, pinned_blocks=pinned, promised=self._n_granted):
+            if not self._scheduler.has_room(tokens, pinned_blocks=pinned):
                 break
             self._queue.popleft()
             actions += self._grant(incoming, now_ms)
@@ -210,6 +215,7 @@ class Incoming:
                     actions += self._deliver(transfer, handover)
                 case Quarantine(transfer=transfer):
                     self._pool.move(_owner(transfer), PageState.QUARANTINED)
+                    self._transfers[transfer].quarantined = True
                 case Release(transfer=transfer):
                     self._pool.release(_owner(transfer))
                     self._transfers.pop(transfer)
@@ -264,8 +270,8 @@ class Incoming:
         return transfer in self._transfers
 
     @property
-    def _n_granted(self) -> int:
-        return len(self._transfers) - len(self._queue)
+    def _n_promised(self) -> int:
+        return sum(1 for one in self._transfers.values() if one.table is not None and not one.quarantined)
 
     def abandon(self) -> list[Action]:
         """This worker ends: tell every gateway that still waits."""

@@ -234,7 +234,7 @@ class WorkerRole(ABC):
     def _refusal(self, message: Generate) -> str:
         """Why a request can never be served here; empty if it can."""
         assert self._mine.model is not None, "a worker serves a model"
-        if refusal := refusal_of(message, self._mine.model.vocab_tokens):
+        if refusal := refusal_of(message, self._mine.model.vocab_tokens, self._mine.takes_tokens):
             return refusal
         if message.request in self._scheduler.sequences:
             return f"request {message.request} is still being ended on {self._mine.id}; ids must not be used twice"

@@ -19,6 +19,7 @@ from services.worker.core.found import Started
 from services.worker.core.in_flight import StepsInFlight, counts
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
 from services.worker.core.prefix import PrefixReuse
+from services.worker.core.room import Room
 from services.worker.core.sequence import NewPrompt, Sequence
 from services.worker.core.sequences import Sequences
 
@@ -44,7 +45,7 @@ class Scheduler:
     ) -> None:
         """`max_running`: sequences with pages at the most. `context_tokens`: of one sequence at the most."""
         self._reuse, self._pool, self._layout, self._policy = reuse, reuse.pool, layout, policy
-        self._max_running = max_running
+        self.room = Room(reuse.pool, layout.layers, max_running)
         self.sequences = Sequences(self._pool, layout.layers, context_tokens)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # by `order`
@@ -64,7 +65,10 @@ class Scheduler:
         return sequence
 
     def adopt(self, prompt: NewPrompt, first_token: int, table: PageTable, cached_blocks: int) -> Sequence:
-        """Take over a sequence whose prompt is computed; its pages and pins belong to the request already."""
+        """Take over a sequence whose prompt is computed; its pages and pins belong to the request already.
+
+        Its place was promised (`Room.count_promised`) when it was given pages.
+        """
         sequence = self.sequences.add(prompt)
         sequence.tokens.append(first_token)
         sequence.table, sequence.computed_tokens = table, len(prompt.tokens)
@@ -118,20 +122,13 @@ class Scheduler:
 
     # -- room
 
-    def has_room(self, tokens: int, *, pinned_blocks: int = 0, promised: int = 0) -> bool:
+    def has_room(self, tokens: int, *, pinned_blocks: int = 0) -> bool:
         """Whether a sequence of that length, arriving now, would start at once.
 
-        `pinned_blocks` of it are cached here and pinned by others. `promised` sequences have their pages already and
-        will run here, but have not arrived.
+        `pinned_blocks` of it are cached here and pinned by others.
         """
         n_blocks = self._layout.blocks_for(tokens) - pinned_blocks
-        return not self._waiting and self._room_for(n_blocks, promised)
-
-    def _room_for(self, n_blocks: int, promised: int = 0) -> bool:
-        """Pages for that many blocks, and one more block for each sequence that runs already or will."""
-        others = len(self._running) + promised
-        needed = (n_blocks + others) * self._layout.layers
-        return others < self._max_running and needed <= self._pool.available_pages
+        return not self._waiting and self.room.fits(n_blocks, len(self._running))
 
     # -- steps
 
@@ -160,7 +157,7 @@ class Scheduler:
 
     def _begin(self, sequences: list[Sequence], *, follows: bool) -> StepPlan | None:
         standings = [self.flight.standing(s) for s in sequences if not (s.awaits_load or s.lost)]
-        ready = [one for one in standings if not one.ends]
+        ready = [one for one in standings if not one.ends][: self.room.max_running]  # the engine's buffers end there
         counts = self._policy.choose([Candidate(one.computed_tokens, one.known_tokens) for one in ready])
         chosen = [(one, count) for one, count in zip(ready, counts, strict=True) if count]
         chosen.sort(key=lambda pair: pair[0].known_tokens - pair[0].computed_tokens > 1)  # decoding rows first; stable
@@ -200,7 +197,7 @@ class Scheduler:
         self._waiting.appendleft(victim)
 
     def _admit(self) -> None:
-        while self._waiting and self._room_for(self._reuse.new_blocks(self._waiting[0])):
+        while self._waiting and self.room.fits(self._reuse.new_blocks(self._waiting[0]), len(self._running)):
             sequence = self._waiting.popleft()
             load = self._reuse.begin(sequence)
             if load is not None and load.n_blocks:

@@ -9,6 +9,7 @@ from common.errors import ProtocolViolation
 from common.messages.blocks import Found
 from common.messages.handover import GrantRequest
 from common.messages.requests import Generate
+from common.messages.sampling_ranges import out_of_range
 from kvstore.index.ledger import PageIds
 
 TIERS = ("device", "host", "disk")
@@ -46,13 +47,25 @@ def require_answer(message: Found, asked: int, *, by_pages: bool, layers: int) -
     return pages
 
 
-def refusal_of(message: Generate | GrantRequest, vocab_tokens: int) -> str:
-    """Why what a request brings is no prompt, or no beginning of its answer; empty if it is."""
+def refusal_of(message: Generate | GrantRequest, vocab_tokens: int, context_tokens: int) -> str:
+    """Why what a request brings is no prompt, or no beginning of its answer, or too long; empty if it can be served.
+
+    `context_tokens`: of prompt and answer at the most. An answer that would grow longer ends there; a prompt must leave it
+    one token.
+    """
     emitted, sampling = message.emitted, message.sampling
     if not are_tokens(message.prompt, vocab_tokens):
         return f"a prompt holds one token or more of 0 to {vocab_tokens - 1}; this one does not"
     if emitted and not are_tokens(emitted, vocab_tokens):
         return f"emitted tokens are of 0 to {vocab_tokens - 1}; some of these are not"
+    if wrong := out_of_range(sampling, vocab_tokens):
+        return wrong
+    if len(message.prompt) + len(emitted) >= context_tokens:
+        given = f"{len(message.prompt)} prompt tokens" + (f" and {len(emitted)} emitted ones" if emitted else "")
+        return (
+            f"{given} leave no room for an answer: this worker takes {context_tokens} tokens in all, "
+            f"by --max-context-tokens={context_tokens} or its model"
+        )
     if emitted and len(emitted) >= sampling.max_tokens:
         return (
             f"{len(emitted)} tokens were emitted already; with max_tokens={sampling.max_tokens} nothing is left to do"

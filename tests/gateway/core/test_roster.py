@@ -426,3 +426,14 @@ def test_the_context_is_what_every_ready_worker_can_take() -> None:
         assert one.context_tokens(0.0) == context
     one.drain(WorkerId("w"), on=True)
     assert one.context_tokens(0.0) == identity().context_tokens
+
+
+def test_a_worker_takes_what_it_says_where_that_is_less_than_its_model_does() -> None:
+    one, short, store = roster(), member(), member_named("k", "kvstore")
+    short, store = (msgspec.structs.replace(m, context_tokens=n) for m, n in ((short, 32), (store, 5)))
+    one.on_members([short, store, member_named("long")], 0.0)
+    for found in (short, store, member_named("long")):
+        one.on_message(peer_id(found.id, found.incarnation), Welcome(member=found), 0.0)
+    assert one.context_tokens(0.0) == 32
+    one.drain(WorkerId("w"), on=True)
+    assert one.context_tokens(0.0) == identity().context_tokens

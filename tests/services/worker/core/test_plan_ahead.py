@@ -61,6 +61,7 @@ class Rig:
         if plan is None and self.ahead:
             plan = self.target.plan_ahead()
         if plan is not None:
+            assert len(plan.segments) <= self.max_running
             self.plans.append(plan)
             self.most_in_flight = max(self.most_in_flight, len(self.plans) + len(self.results))
         return plan
