@@ -367,7 +367,7 @@ def test_a_file_whose_descriptor_cannot_be_made_ends_one_connection_with_the_rea
 
     with monkeypatch.context() as patched:
         patched.setattr(host.memory, "export_fds", no_more)
-        with pytest.raises(PeerFailed, match="shares no memory: .*cannot answer Introduce: .*Too many open files"):
+        with pytest.raises(PeerFailed, match=r"shares no memory: .*cannot answer Introduce: .*Too many open files"):
             guest.share.connect(HOST, host.path)
     assert [host.heard(), host.heard()] == [("joined", GUEST), ("gone", GUEST)]
     assert not guest.share.connect(HOST, host.path).closed
