@@ -195,7 +195,7 @@ def host_legs(bench: Bench, copy_gb: float) -> list[Row]:
     ]
     rows = [_leg(*leg, copy_gb) for leg in legs]
     began_s = time.perf_counter()
-    bench.mapping.pin(PinnedMapping(bench.driver, bench.mapping, DEVICE))
+    bench.mapping.pin(lambda pages: PinnedMapping(bench.driver, pages, DEVICE))
     pin_ms = (time.perf_counter() - began_s) * 1e3
     rows.append(Row("pin the store's mapping", pin_ms, "ms", None, f"{FILE_BYTES >> 30} GiB"))
     layer = len(one_layer)

@@ -5,6 +5,7 @@ run of chunks accessible are the dear calls, so a run takes one access call, and
 be kept for the next `create` (`spare_bytes`). No call waits for kernels.
 """
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -125,8 +126,19 @@ class CudaVmmBackend:
         return chunks
 
     def export_fds(self, chunks: Sequence[Chunk]) -> list[int]:
-        """A new descriptor for each chunk, which the caller closes. An open one keeps the memory."""
-        return [self._driver.export_fd(self._handles[chunk]) for chunk in chunks]
+        """A new descriptor for each chunk, which the caller closes; all or none. An open one keeps the memory.
+
+        Raises VmMisuse if the driver makes no more, for example because too many files are open.
+        """
+        fds: list[int] = []
+        try:
+            for chunk in chunks:
+                fds.append(self._driver.export_fd(self._handles[chunk]))
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return fds
 
     def bytes_at(self, where: Range, n_bytes: int) -> Tensor:
         """The beginning of a range, not copied, however much of it is mapped."""

@@ -112,7 +112,8 @@ class PageMemory:
         self.backend, self.pages, self.chunks, self.plan = backend, pages, chunks, plan
         self._scratch = scratch
         self._generation = 0
-        self._lock = threading.Lock()  # no chunk goes while it is exported
+        self._low_marks: tuple[tuple[int, int], ...] = ()
+        self._lock = threading.Lock()  # no chunk goes while it is exported or told of
 
     @property
     def kind(self) -> MemoryKind:
@@ -132,11 +133,14 @@ class PageMemory:
     @property
     def pages_in_file(self) -> PagesInFile:
         """Where the pages lie now."""
-        offsets = self.pages.chunk_offsets
+        with self._lock:  # else chunks that are about to go would be told as of the generation after them
+            offsets, generation, low_marks = self.pages.chunk_offsets, self._generation, self._low_marks
+        plan = self.plan
         if self.kind == "cuda":  # descriptors come in page order, so each chunk lies behind the one before it
-            offsets = tuple(place * self.plan.chunk_bytes for place in range(len(offsets)))
-        page_bytes, plan = self.pages.layout.page_bytes, self.plan
-        return PagesInFile(page_bytes, plan.chunk_bytes, offsets, self._generation, plan.limit_chunks)
+            offsets = tuple(place * plan.chunk_bytes for place in range(len(offsets)))
+        return PagesInFile(
+            self.pages.layout.page_bytes, plan.chunk_bytes, offsets, generation, low_marks, plan.limit_chunks
+        )
 
     def export_fds(self, first: int = 0, n_fds: int | None = None) -> list[int]:
         """New descriptors, which the caller closes: the one file, or each chunk in page order and then scratch."""
@@ -177,10 +181,12 @@ class PageMemory:
                 self.chunks.set_budget(self.chunks.budget_chunks - change)
                 raise
         elif change < 0:
-            self._generation += 1  # first: a peer that reads it between maps anew once more than it must
             if not settled:
                 self.settle()
             with self._lock:
+                self._generation += 1
+                lower = (mark for mark in self._low_marks if mark[1] < n_chunks)  # the others say less than this one
+                self._low_marks = (*lower, (self._generation, n_chunks))
                 self.pages.shrink(-change)
             self.chunks.set_budget(self.chunks.budget_chunks + change)
         return self.pages.n_pages

@@ -18,6 +18,9 @@ class PagesInFile:
     """Where each chunk begins, in page order; all multiples of `page_bytes`."""
     generation: int = 0
     """Grows whenever chunks left. Who mapped an earlier generation may see other memory at pages that came back."""
+    low_marks: tuple[tuple[int, int], ...] = ()
+    """(generation, chunks that were left when it began), both rising. Who mapped an earlier generation has the first
+    chunks still, as many as the first mark after it says; all others left meanwhile, even if as many are there again."""
     limit_chunks: int = 0
     """As many as there can ever be; 0: as many as there are."""
 

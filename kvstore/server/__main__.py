@@ -27,7 +27,7 @@ from kvstore.server.block_memory import BlockMemory
 from kvstore.server.core.store import Budget, KvStoreCore
 from kvstore.server.disk_folder import DiskFolder
 from kvstore.server.disk_thread import DiskThread
-from kvstore.server.inbox import Events, GuestGone, GuestJoined
+from kvstore.server.inbox import Events, GuestGone, GuestJoined, ShareDied
 from kvstore.server.service import KvStoreService
 from kvstore.server.settings import KvStoreSettings
 from kvstore.transport.share import Share
@@ -67,6 +67,7 @@ def _run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
             peer,
             on_joined=lambda joined: inbox.put(GuestJoined(joined)),
             on_gone=lambda gone: inbox.put(GuestGone(gone)),
+            on_died=lambda error: inbox.put(ShareDied(error)),
         )
         stack.callback(share.close)
         member = Member(

@@ -51,7 +51,14 @@ class DiskDied:
     error: BaseException
 
 
-Event = GuestJoined | GuestGone | DiskScanned | DiskWritten | DiskRead | DiskDied
+@dataclass(frozen=True, slots=True)
+class ShareDied:
+    """Our own bug ended the share's thread: ends of guests would go unheard."""
+
+    error: BaseException
+
+
+Event = GuestJoined | GuestGone | DiskScanned | DiskWritten | DiskRead | DiskDied | ShareDied
 
 Events = Inbox[Event]
 """What the loop takes from."""

@@ -24,7 +24,17 @@ from kvstore.server.core.actions import (
 )
 from kvstore.server.core.store import KvStoreCore
 from kvstore.server.disk_thread import DiskThread
-from kvstore.server.inbox import DiskDied, DiskRead, DiskScanned, DiskWritten, Event, Events, GuestGone, GuestJoined
+from kvstore.server.inbox import (
+    DiskDied,
+    DiskRead,
+    DiskScanned,
+    DiskWritten,
+    Event,
+    Events,
+    GuestGone,
+    GuestJoined,
+    ShareDied,
+)
 
 _TICK_MS = 100.0
 _CHECK_AFTER_MS = 5_000.0
@@ -50,7 +60,7 @@ class KvStoreService:
         self._active_ms, self._unchecked = 0.0, False
 
     def serve(self, stopping: Callable[[], bool], publish_events: PublishEvents) -> None:
-        """Answer messages until `stopping()`. Raises what ended the disk's thread, if that was our own bug."""
+        """Answer messages until `stopping()`. Raises what ended another thread, if that was our own bug."""
         self._act(self._core.start(), ())
         ticked_ms = self._clock.now_ms()
         while not stopping():
@@ -102,7 +112,7 @@ class KvStoreService:
                 if not ok:
                     self._log.event("disk_block_bad", block=name.hex())
                 return self._core.on_disk_read(name, ok=ok, now_ms=now_ms)
-            case DiskDied(error):
+            case DiskDied(error) | ShareDied(error):
                 raise error
         return []
 

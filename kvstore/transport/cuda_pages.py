@@ -5,17 +5,18 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from common.errors import PeerFailed, ServingError
-from kvstore.memory.backend import VmMisuse
+from common.errors import PeerFailed
 from kvstore.transport.descriptions import ChunksDescription, Description, require_consistent
 from kvstore.transport.device_tensor import bytes_at
 from kvstore.transport.page_mover import PageMover
+from kvstore.transport.refusals import refusals
 from kvstore.transport.uses import Uses
 
 _MEASURED_BYTES = 64 * 2**20
@@ -25,6 +26,13 @@ _ROUNDS = 4
 
 class ImportDriver(Protocol):
     """Maps memory that another process exported. Of `kvstore.memory.cuda_driver.CudaDriver`; any thread may call."""
+
+    granularity_bytes: int
+    """Smallest mappable unit."""
+
+    def create(self, length_bytes: int) -> int:
+        """A handle of new physical memory. Raises OutOfChunks."""
+        ...
 
     def reserve(self, length_bytes: int) -> int:
         """Addresses without memory."""
@@ -64,7 +72,7 @@ class ImportedRange:
     def __init__(self, driver: ImportDriver, capacity_bytes: int) -> None:
         """Raises PeerFailed if there are not so many addresses."""
         self._driver, self._capacity_bytes = driver, capacity_bytes
-        with _failing("reserve addresses for"):
+        with refusals("reserve addresses for"):
             self.address = driver.reserve(capacity_bytes)
         self.mapped_bytes = 0
 
@@ -73,7 +81,7 @@ class ImportedRange:
         begin = end = self.address + self.mapped_bytes
         if self.mapped_bytes + len(fds) * chunk_bytes > self._capacity_bytes:
             raise PeerFailed(f"{len(fds)} chunks more than the {self._capacity_bytes} bytes that were announced")
-        with _failing("map"):
+        with refusals("map"):
             try:
                 for fd in fds:
                     handle = self._driver.import_fd(fd)
@@ -102,15 +110,13 @@ class ImportedRange:
         self._driver.unreserve(self.address, self._capacity_bytes)
 
 
-@contextmanager
-def _failing(doing: str) -> Iterator[None]:
-    """What the driver refuses, for example memory of a device that ours cannot reach, is this connection's failure."""
-    try:
-        yield
-    except (ServingError, VmMisuse) as error:
-        raise (
-            error if isinstance(error, PeerFailed) else PeerFailed(f"cannot {doing} a peer's memory: {error}")
-        ) from error
+@dataclass(frozen=True, slots=True)
+class Prober:
+    """What tries peers' memory, one for all peers: torch hands out few streams, in turn, and the engine has one too."""
+
+    mover: PageMover
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held by whoever uses the mover."""
 
 
 class CudaSharedPages:
@@ -121,12 +127,11 @@ class CudaSharedPages:
 
     kind = "cuda_ipc"
 
-    def __init__(
-        self, description: ChunksDescription, scratch_fd: int, driver: ImportDriver, device: torch.device
-    ) -> None:
+    def __init__(self, description: ChunksDescription, scratch_fd: int, driver: ImportDriver, prober: Prober) -> None:
         """Maps the scratch alone. `scratch_fd` stays the caller's. Raises PeerFailed."""
         require_consistent(description)
-        self._description, self._device = description, device
+        self._description, self._driver, self._prober = description, driver, prober
+        self._device = device = prober.mover.device
         self._uses = Uses(f"the memory of {description.peer}")
         self._scratch = ImportedRange(driver, description.scratch_bytes)
         try:
@@ -137,8 +142,7 @@ class CudaSharedPages:
             raise
         whole = bytes_at(self._pages.address, description.capacity_chunks * description.chunk_bytes, device)
         self._rows = whole.view(-1, description.page_bytes)
-        self._own_work = threading.Lock()  # guards the mover: probing is rare, and any thread's
-        self._mover = PageMover(device)
+        self._closing = threading.Lock()  # who closes it second waits for the first
         self.gib_per_s = 0.0
         """As measured by the probe."""
 
@@ -176,11 +180,8 @@ class CudaSharedPages:
         ):
             raise PeerFailed(f"{old.peer} describes another kind of memory than before")
         require_consistent(description)
-        # One step down leaves the first chunks what they were. Of several steps only the last may have been told.
-        steps = description.generation - old.generation
-        stays = steps == 0 or (steps == 1 and description.n_chunks < old.n_chunks)
-        with self._uses.alone():
-            self._pages.cut(description.n_chunks * description.chunk_bytes if stays else 0)
+        with self._uses.alone(), refusals("unmap"):
+            self._pages.cut(description.kept_chunks(old.generation) * description.chunk_bytes)
             self._description = description
 
     @contextmanager
@@ -194,11 +195,12 @@ class CudaSharedPages:
 
     def write_probe(self, pattern: bytes) -> None:
         """Write into this connection's scratch, by a copy of the device. Raises PeerFailed once closed."""
-        with self._uses.inside(), self._own_work, self._mover.launching():
+        mover = self._prober.mover
+        with self._uses.inside(), self._prober.lock, mover.launching():
             first_bytes = self._scratch.address + self._description.probe_offset_bytes
             there = bytes_at(first_bytes, len(pattern), self._device)
             there.copy_(torch.frombuffer(bytearray(pattern), dtype=torch.uint8).to(self._device))
-            self._mover.finish()
+            mover.finish()
 
     def measure_gib_per_s(self) -> float:
         """How fast its pages come by a copy of the device; its scratch is written if it has none. Raises PeerFailed."""
@@ -207,23 +209,24 @@ class CudaSharedPages:
             began_s = time.perf_counter()
             self.write_probe(pattern)
             return len(pattern) / max(time.perf_counter() - began_s, 1e-9) / 2**30
-        with self.using() as rows, self._own_work, self._mover.launching():
-            n_pages = max(1, min(len(rows), _MEASURED_BYTES // rows.shape[1]))
-            here = torch.empty((n_pages, rows.shape[1]), dtype=torch.uint8, device=self._device)
-            ids = np.arange(n_pages)
-            self._mover.move(rows, ids, here, ids)  # not measured: loads the kernel
-            self._mover.finish()
-            began_s = time.perf_counter()
-            for number in range(_ROUNDS):
-                self._mover.move(rows, (ids + number * n_pages) % len(rows), here, ids)
-            self._mover.finish()
-            elapsed_s = time.perf_counter() - began_s
-        return _ROUNDS * n_pages * rows.shape[1] / max(elapsed_s, 1e-9) / 2**30
+        mover, page_bytes = self._prober.mover, self._description.page_bytes
+        with self.using() as rows, self._prober.lock:
+            n_pages = max(1, min(len(rows), _MEASURED_BYTES // page_bytes))
+            with _buffer(self._driver, n_pages * page_bytes, mover) as buffer, mover.launching():
+                here, ids = buffer.view(-1, page_bytes), np.arange(n_pages)
+                mover.move(rows, ids, here, ids)  # not measured: loads the kernel
+                mover.finish()
+                began_s = time.perf_counter()
+                for number in range(_ROUNDS):
+                    mover.move(rows, (ids + number * n_pages) % len(rows), here, ids)
+                mover.finish()
+                elapsed_s = time.perf_counter() - began_s
+        return _ROUNDS * n_pages * page_bytes / max(elapsed_s, 1e-9) / 2**30
 
     def close(self) -> None:
         """Unmap, after the uses in progress. Nothing is written through this object afterwards."""
         self._uses.close()
-        with self._own_work:
+        with self._closing:
             if self._pages.address:
                 self._rows = torch.empty((0, self._description.page_bytes), dtype=torch.uint8, device=self._device)
                 self._pages.close()
@@ -231,13 +234,42 @@ class CudaSharedPages:
                 self._pages.address = 0
 
 
+@contextmanager
+def _buffer(driver: ImportDriver, n_bytes: int, mover: PageMover) -> Iterator[Tensor]:
+    """Memory of the mover's device, back at the system afterwards. Raises PeerFailed if there is not so much.
+
+    torch's own would stay with it for as long as the process runs, for this one use.
+    """
+    length_bytes = -(-n_bytes // driver.granularity_bytes) * driver.granularity_bytes
+    with refusals("make room to try"):
+        address = driver.reserve(length_bytes)
+        try:
+            handle = driver.create(length_bytes)
+            try:
+                driver.map(address, length_bytes, handle)
+            finally:
+                driver.release(handle)
+        except BaseException:
+            driver.unreserve(address, length_bytes)
+            raise
+        try:
+            driver.allow(address, length_bytes)
+            try:
+                yield bytes_at(address, n_bytes, mover.device)
+            finally:
+                mover.finish()  # also after an error: what was launched may write there still
+        finally:
+            driver.unmap(address, length_bytes)
+            driver.unreserve(address, length_bytes)
+
+
 class CudaMapper:
     """ChunkMapper of one device."""
 
     def __init__(self, driver: ImportDriver, device: torch.device) -> None:
         """`driver`: of `device`; the caller closes it, after every mapping."""
-        self._driver, self._device = driver, device
+        self._driver, self._prober = driver, Prober(PageMover(device))
 
     def open(self, description: ChunksDescription, scratch_fd: int) -> CudaSharedPages:
         """Map the scratch, and reserve addresses for the chunks. Raises PeerFailed."""
-        return CudaSharedPages(description, scratch_fd, self._driver, self._device)
+        return CudaSharedPages(description, scratch_fd, self._driver, self._prober)

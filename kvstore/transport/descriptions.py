@@ -49,6 +49,8 @@ class ChunksDescription(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """As many as the pool can ever have: addresses to reserve."""
     generation: int = 0
     """Grows whenever chunks left: then others may have come back in their places."""
+    low_marks: tuple[tuple[int, int], ...] = ()
+    """(generation, chunks that were left when it began), both rising: see `kept_chunks`."""
     scratch_bytes: int
     """Length of the scratch, which belongs to no page."""
     probe_offset_bytes: int
@@ -63,6 +65,13 @@ class ChunksDescription(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         """Pages that can be written."""
         return self.n_chunks * (self.chunk_bytes // self.page_bytes)
 
+    def kept_chunks(self, generation: int) -> int:
+        """How many of the first chunks are those that an earlier description, of `generation`, told of.
+
+        What shrank and grew between the two, possibly several times, may have been told as this one change.
+        """
+        return min([self.n_chunks, *(chunks for began, chunks in self.low_marks if began > generation)])
+
 
 Description = PoolDescription | ChunksDescription
 
@@ -72,6 +81,7 @@ def require_consistent(description: ChunksDescription) -> None:
     whole = description.page_bytes > 0 and description.chunk_bytes > 0
     whole = whole and description.chunk_bytes % description.page_bytes == 0
     inside = 0 <= description.n_chunks <= description.capacity_chunks
+    inside = inside and all(0 <= chunks <= description.capacity_chunks for _, chunks in description.low_marks)
     last_probe_bytes = description.scratch_bytes - description.probe_bytes
     probe_inside = description.probe_bytes >= 0 and 0 <= description.probe_offset_bytes <= last_probe_bytes
     if not (whole and inside and probe_inside):

@@ -23,6 +23,7 @@ from kvstore.transport.share_wire import (
     ProbeSeen,
     ProbeWritten,
     Resized,
+    ShareFrame,
     Take,
     close_all,
     send_frame,
@@ -31,6 +32,10 @@ from kvstore.transport.shared_pages import SharedPages
 from kvstore.transport.socket_path import short_name
 
 _ANSWER_WITHIN_S = 2.0
+_TURN_WITHIN_S = 10.0  # whose host hangs keeps its turn for as long as an answer may take
+_turn = threading.Lock()
+"""Of one batch of descriptors: a process may have as few as 1024 open, and several visits begin at once where many
+workers do. The process's own, as the table of its open files is."""
 
 
 class ChunkMapper(Protocol):
@@ -75,7 +80,7 @@ class Visited:
                         if _map_chunks(self.mailbox, self.pages, frame):
                             self._follow()
                     case _:
-                        raise PeerFailed(f"{self.pages.description.peer} sent {type(frame).__name__} out of turn")
+                        raise _unexpected(frame, self.pages.description.peer, "news of a change")
         except BlockingIOError:
             return True
         except OSError:
@@ -94,7 +99,10 @@ class Visited:
 
 def visit(self_id: PeerId, host: PeerId, path: str, mapper: ChunkMapper | None = None) -> Visited:
     """Connect to `host` at `path` and map its pages. Raises PeerFailed, with nothing left open."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise PeerFailed(f"cannot reach the memory of {host}: {error}") from error
     mailbox = Mailbox(connection)
     try:
         connection.settimeout(_ANSWER_WITHIN_S)
@@ -129,10 +137,8 @@ def _map(
 ) -> MappedPages:
     send_frame(connection, introduce)
     frame = mailbox.wait(_ANSWER_WITHIN_S)
-    if isinstance(frame, NoOffer):
-        raise PeerFailed(f"{host} shares no memory: {frame.text}")
     if not isinstance(frame, Offer):
-        raise PeerFailed(f"{host} answered {type(frame).__name__}, not an offer")
+        raise _unexpected(frame, host, "an offer")
     fds = mailbox.take_fds(1)
     try:
         _require_host(frame.description, host)
@@ -145,21 +151,37 @@ def _map(
         close_all(fds)
 
 
+def _unexpected(frame: ShareFrame, host: PeerId, expected: str) -> PeerFailed:
+    """Why it cannot go on after this frame."""
+    if isinstance(frame, NoOffer):
+        return PeerFailed(f"{host} shares no memory: {frame.text}")
+    return PeerFailed(f"{host} sent {type(frame).__name__}, not {expected}")
+
+
 def _require_host(description: Description, host: PeerId) -> None:
     if description.peer != host:
         raise PeerFailed(f"{description.peer} listens where {host} was expected")
 
 
 def _complete(connection: socket.socket, mailbox: Mailbox, pages: MappedPages) -> None:
-    """Take the chunks, batch by batch; fewer than were described if the pool shrank, which the host will tell of."""
+    """Take the chunks, batch by batch; fewer than were described if the pool shrank, which the host will tell of.
+
+    Raises PeerFailed, also if other visits of this process, of which one must have met a host that hangs, take too long.
+    """
     description = pages.description
     while (missing := pages.missing_chunks) and isinstance(description, ChunksDescription):
-        send_frame(connection, Take(first=description.n_chunks - missing))
-        frame = mailbox.wait(_ANSWER_WITHIN_S)
-        if not isinstance(frame, Chunks):
-            raise PeerFailed(f"{description.peer} answered {type(frame).__name__}, not chunks")
-        if not _map_chunks(mailbox, pages, frame):
-            return
+        if not _turn.acquire(timeout=_TURN_WITHIN_S):
+            raise PeerFailed(f"no turn to map the memory of {description.peer} within {_TURN_WITHIN_S:g} s")
+        try:
+            send_frame(connection, Take(first=description.n_chunks - missing))
+            frame = mailbox.wait(_ANSWER_WITHIN_S)
+            if not isinstance(frame, Chunks):
+                raise _unexpected(frame, description.peer, "chunks")
+            if not _map_chunks(mailbox, pages, frame):
+                return
+        finally:
+            mailbox.close()  # descriptors that came and were not taken must not outlive the turn
+            _turn.release()
 
 
 def _map_chunks(mailbox: Mailbox, pages: MappedPages, frame: Chunks) -> bool:
@@ -187,5 +209,7 @@ def _probe(connection: socket.socket, mailbox: Mailbox, pages: MappedPages) -> N
     pages.write_probe(pattern)
     send_frame(connection, ProbeWritten(n_bytes=len(pattern)))
     frame = mailbox.wait(_ANSWER_WITHIN_S)
+    if not isinstance(frame, ProbeSeen):
+        raise _unexpected(frame, pages.description.peer, "what it sees")
     if frame != ProbeSeen(crc32=zlib.crc32(pattern)):
         raise PeerFailed(f"{pages.description.peer} does not see what was written into its memory")

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from common.errors import ConfigError, PeerFailed
 from common.ids import PeerId
+from common.log import Log
 from kvstore.memory.shareable import Shareable
 from kvstore.transport.offering import Offering
 from kvstore.transport.process_watch import ProcessWatch, watch_peer
+from kvstore.transport.refusals import REFUSED
 from kvstore.transport.share_wire import (
     MAX_FDS,
     Adapted,
@@ -88,6 +90,7 @@ class Host:
         self._version = 0
         self._guests: dict[Guest, None] = {}  # those that were made an offer
         self._changes: list[_Change] = []
+        self._log = Log(process=self_id)
 
     @staticmethod
     def open(self_id: PeerId, memory: Shareable, run_dir: Path) -> "Host":
@@ -126,21 +129,30 @@ class Host:
         frames = guest.reader.feed(piece)
         guest.left = guest.left or any(isinstance(frame, Left) for frame in frames)  # also if an answer before it fails
         for frame in frames:
-            match frame:
-                case Introduce(peer=peer) if guest.peer is None:
-                    guest.peer = peer
-                    self._offer(guest, frame)
-                case Take(first=first) if guest in self._guests:
-                    self._give(guest, first)
-                case ProbeWritten(n_bytes=n_bytes) if guest in self._guests:
-                    self._confirm(guest, n_bytes)
-                case Left() if guest.peer is not None:
-                    pass  # noted above; the end of the connection follows
-                case Adapted(version=version) if guest.adapted_version >= 0 and version <= guest.told_version:
-                    guest.adapted_version = version
-                case _:
-                    raise PeerFailed(f"{guest.peer or 'a guest'} sent {type(frame).__name__} out of turn")
+            try:
+                self._answer(guest, frame)
+            except PeerFailed:
+                raise
+            except REFUSED as error:  # by the system or the driver, to us
+                self._refuse(guest, f"{self._self_id} cannot answer {type(frame).__name__}: {error}")
         return bool(piece)
+
+    def _answer(self, guest: Guest, frame: ShareFrame) -> None:
+        """Raises PeerFailed for what the guest did, and one of REFUSED for what we could not do."""
+        match frame:
+            case Introduce(peer=peer) if guest.peer is None:
+                guest.peer = peer
+                self._offer(guest, frame)
+            case Take(first=first) if guest in self._guests:
+                self._give(guest, first)
+            case ProbeWritten(n_bytes=n_bytes) if guest in self._guests:
+                self._confirm(guest, n_bytes)
+            case Left() if guest.peer is not None:
+                pass  # noted above; the end of the connection follows
+            case Adapted(version=version) if guest.adapted_version >= 0 and version <= guest.told_version:
+                guest.adapted_version = version
+            case _:
+                raise PeerFailed(f"{guest.peer or 'a guest'} sent {type(frame).__name__} out of turn")
 
     def _offer(self, guest: Guest, introduced: Introduce) -> None:
         description = self._memory.describe(self._self_id, guest.number, self._version)
@@ -164,6 +176,12 @@ class Host:
     def _give(self, guest: Guest, first: int) -> None:
         fds = self._memory.export_chunks(first, MAX_FDS)
         self._send(guest, Chunks(first=first, n_chunks=len(fds)), fds)
+
+    def _refuse(self, guest: Guest, text: str) -> None:
+        """We cannot go on with a guest that did no wrong: it is told why, unmaps what it has, and says goodbye."""
+        self._log.event("guest_refused", guest=guest.peer, text=text)
+        self._send(guest, NoOffer(text=text))
+        self._dismiss(guest)
 
     def _confirm(self, guest: Guest, n_bytes: int) -> None:
         self._send(guest, ProbeSeen(crc32=self._memory.checksum(guest.number, n_bytes)))

@@ -33,6 +33,7 @@ class Offering:
                 n_chunks=len(pages.chunk_offsets),
                 capacity_chunks=max(pages.limit_chunks, len(pages.chunk_offsets)),
                 generation=pages.generation,
+                low_marks=pages.low_marks,
                 scratch_bytes=PROBE_SLOTS * PROBE_SLOT_BYTES,
                 probe_offset_bytes=_slot_bytes(slot),
                 probe_bytes=PROBE_SLOT_BYTES,

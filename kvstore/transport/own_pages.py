@@ -189,6 +189,7 @@ class AcceleratorPages:
         self._ring.bring_in(fill, self._rows(), own)
 
     def _out_to_file(self, own: PageNumbers, peer: SharedPages, peer_pages: PageNumbers) -> None:
+        peer.renew_pinning()
         with peer.using() as rows:
             places = as_ids(peer.rows_for(peer_pages))
             pinned = peer.pinning
@@ -204,6 +205,7 @@ class AcceleratorPages:
             self._ring.take_out(self._rows(), own, take)
 
     def _in_from_file(self, own: PageNumbers, peer: SharedPages, peer_pages: PageNumbers) -> None:
+        peer.renew_pinning()
         with peer.using() as rows:
             places = as_ids(peer.rows_for(peer_pages))
             pinned = peer.pinning

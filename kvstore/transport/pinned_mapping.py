@@ -5,11 +5,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from common.errors import PeerFailed, ServingError
-from kvstore.memory.backend import VmMisuse
+from common.errors import PeerFailed
 from kvstore.transport.device_tensor import PinnedRows, bytes_at, pinned_rows
 from kvstore.transport.page_mover import PageNumbers
 from kvstore.transport.pages import Rows
+from kvstore.transport.refusals import refusals
 from kvstore.transport.shared_pages import SharedPages
 
 _PORTABLE_AND_MAPPED = 0x01 | 0x02  # for every context, and at the same address on the device
@@ -39,10 +39,8 @@ class PinnedMapping:
             part = rows[self.first_row : self._end_row]
             self._kept: Rows | None = part  # nothing is unmapped while it is pinned
             self._address = part.ctypes.data
-            try:
+            with refusals(f"pin {part.nbytes} bytes of"):
                 driver.enter("cuMemHostRegister", self._address, part.nbytes, _PORTABLE_AND_MAPPED)
-            except (ServingError, VmMisuse) as error:
-                raise PeerFailed(f"cannot pin {part.nbytes} bytes of {shared.description.peer}: {error}") from error
             host = bytes_at(self._address, part.nbytes, torch.device("cpu")).view(part.shape)
             self.rows: PinnedRows = pinned_rows(host, device)
 

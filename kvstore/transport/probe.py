@@ -100,10 +100,11 @@ def _open_mapped(mine: Member, theirs: Member, ways: Ways) -> OpenedChannel:
 
 def _pin(target: MappedPages, ways: Ways) -> str:
     """Let our device reach a mapped file, if the system allows it; else why copies go through buffers of ours."""
-    if not isinstance(target, SharedPages) or ways.pin_driver is None:
+    driver, device = ways.pin_driver, ways.own.device
+    if not isinstance(target, SharedPages) or driver is None:
         return ""
     try:
-        target.pin(PinnedMapping(ways.pin_driver, target, ways.own.device))
+        target.pin(lambda pages: PinnedMapping(driver, pages, device))
     except PeerFailed as error:
         return f"through pinned buffers, because the mapping could not be pinned: {error}"
     return ""

@@ -16,6 +16,7 @@ from pathlib import Path
 from common.clock import Clock, MonotonicClock
 from common.errors import PeerFailed
 from common.ids import PeerId
+from common.log import Log
 from kvstore.memory.shareable import Shareable
 from kvstore.transport.descriptions import MappedPages
 from kvstore.transport.guest import ChunkMapper, Visited, visit
@@ -50,11 +51,17 @@ class Share:
         *,
         on_joined: Callable[[PeerId], None],
         on_gone: Callable[[PeerId], None],
+        on_died: Callable[[BaseException], None] | None = None,
         clock: Clock | None = None,
         mapper: ChunkMapper | None = None,
     ) -> None:
-        """`mapper`: how device memory of others is mapped; None: it is not."""
-        self._self_id, self._on_joined, self._on_gone = self_id, on_joined, on_gone
+        """`mapper`: how device memory of others is mapped; None: it is not.
+
+        `on_died`: our own bug ended the share's thread, its last word: no more news comes, so the process must end.
+        None: that is left to `threading.excepthook`.
+        """
+        self._self_id, self._on_joined, self._on_gone, self._on_died = self_id, on_joined, on_gone, on_died
+        self._log = Log(process=self_id)
         self._clock, self._mapper = clock or MonotonicClock(), mapper
         self._lock = threading.Lock()  # guards _visited, that it agrees with the selector, _settled and _stopping
         self._settled: list[Callable[[], None]] = []  # of changes that the share's thread has not told of yet
@@ -157,6 +164,14 @@ class Share:
         os.eventfd_write(self._wake_fd, 1)
 
     def _run(self) -> None:
+        try:
+            self._watch()
+        except BaseException as error:
+            if self._on_died is None:
+                raise
+            self._on_died(error)
+
+    def _watch(self) -> None:
         while not self._stopping:
             for key, _ in self._selector.select(self._patience_s()):
                 match key.data:
@@ -209,9 +224,11 @@ class Share:
         assert host is not None, "a guest without a host"
         try:
             alive = host.hear(guest)
-        except PeerFailed:
+        except PeerFailed as error:
             alive = False  # it broke the rules or left: its connection ends, which it notices
             host.hear_last(guest)
+            if not guest.left:
+                self._log.event("guest_failed", guest=guest.peer, text=str(error))
         if not known and guest.peer is not None:
             del self._strangers[guest]
             self._guests[guest.peer] = self._guests.get(guest.peer, 0) + 1
@@ -260,8 +277,8 @@ class Share:
         try:
             if visited.at.hear():
                 return
-        except PeerFailed:
-            pass  # it broke the rules, or this process cannot follow it: its memory is of no more use
+        except PeerFailed as error:  # it broke the rules, or we cannot follow it: its memory is of no more use
+            self._log.event("host_failed", host=visited.peer, text=str(error))
         with self._lock:
             if not visited.watched:
                 return

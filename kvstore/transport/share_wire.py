@@ -2,7 +2,7 @@
 
     guest -> host   Introduce      who I am
     host -> guest   Offer          where the pages lie; the descriptor of the file, or of the scratch, travels with it
-                    NoOffer        or: there is nothing to map, and why
+                    NoOffer        or, as any later answer too: there is nothing to map, and why
     guest -> host   Take           I have mapped so many chunks: give me the next ones (memory in chunks only)
     host -> guest   Chunks         as many as one message carries; their descriptors travel with it
     guest -> host   ProbeWritten   I wrote so many bytes into my scratch
@@ -51,7 +51,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class NoOffer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The host's other answer: nothing to map now. The guest hangs up."""
+    """The host's other answer: nothing to map now, or no more of it. The guest unmaps what it has and hangs up."""
 
     text: str
 

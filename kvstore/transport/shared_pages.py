@@ -3,8 +3,9 @@
 import mmap
 import os
 import secrets
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -12,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import PeerFailed
+from common.log import Log
 from kvstore.transport.descriptions import Description, PoolDescription
 from kvstore.transport.pages import Ids, Rows, as_ids, as_range, copy_pages
+from kvstore.transport.refusals import refusals
 from kvstore.transport.uses import Uses
 
 _ROUNDS = 8
@@ -51,6 +54,9 @@ class SharedPages:
         self._bytes: NDArray[np.uint8] = np.frombuffer(mapping, np.uint8)
         self._rows: Rows = self._bytes[: file_bytes - file_bytes % page_bytes].reshape(-1, page_bytes)
         self._pinning: Pinning | None = None
+        self._make_pinning: Callable[[SharedPages], Pinning] | None = None
+        self._may_pin = False
+        self._pin_lock = threading.Lock()  # one at a time pins
         self._describe(description)
         self.gib_per_s = 0.0
         """As measured by the probe."""
@@ -134,17 +140,39 @@ class SharedPages:
         """What `pin` was given, if that is in force still; good inside of one use."""
         return self._pinning
 
-    def pin(self, pinning: Pinning) -> None:
-        """Keep `pinning` until the mapping changes or is closed, then end it. Once at most.
+    def pin(self, make: "Callable[[SharedPages], Pinning]") -> None:
+        """Keep what `make` pins until the mapping changes or is closed, then end it. Not inside of a use.
 
-        Raises PeerFailed, with `pinning` ended, once closed.
+        `renew_pinning` pins anew after changes. Raises PeerFailed, as `make` does, with nothing pinned.
         """
+        self._make_pinning = make
+        self._pin(make)
+        self._may_pin = True
+
+    def renew_pinning(self) -> None:
+        """Before a use: pin anew what was pinned before it changed. Where that fails, uses go on without until it changes."""
+        make = self._make_pinning
+        if make is None or self._pinning is not None or not self._may_pin:
+            return
         try:
-            with self._uses.alone():
-                self._pinning = pinning
-        except PeerFailed:
-            pinning.end()
-            raise
+            self._pin(make)
+        except PeerFailed as error:
+            self._may_pin = False
+            if not self.closed:
+                Log(process=self._description.peer).event("not_pinned_again", text=str(error))
+
+    def _pin(self, make: "Callable[[SharedPages], Pinning]") -> None:
+        with self._pin_lock:
+            if self._pinning is not None:
+                return
+            description, made, kept = self._description, make(self), False
+            try:
+                with self._uses.alone():
+                    if description is self._description:
+                        self._pinning, kept = made, True
+            finally:
+                if not kept:
+                    made.end()  # closed, or changed meanwhile, which the next use makes up for
 
     def _unpin(self) -> None:
         if self._pinning is not None:
@@ -160,9 +188,10 @@ class SharedPages:
         if not isinstance(description, PoolDescription) or description.page_bytes != self._description.page_bytes:
             raise PeerFailed(f"{self._description.peer} describes another kind of memory than before")
         _require_consistent(description, self._file_bytes)
-        with self._uses.alone():
+        with self._uses.alone(), refusals("let go of"):
             self._unpin()  # the kernel keeps pinned memory, also if the host gave it back
             self._describe(description)
+            self._may_pin = self._make_pinning is not None
 
     def write_probe(self, pattern: bytes) -> None:
         """Write into this connection's scratch. Raises PeerFailed once closed."""

@@ -1,6 +1,8 @@
 """`penstock prefill | decode | mixed`: one worker process. The only place that reads the environment and builds things."""
 
+import contextlib
 import os
+import resource
 import signal
 import sys
 import threading
@@ -40,10 +42,22 @@ def _run(role: str, settings: WorkerSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: signals.append(received))
     threading.excepthook = _end_process
+    allow_open_files()
     sys.setswitchinterval(_SWITCH_S)
     with Worker(role, settings) as worker:
         worker.serve(lambda: bool(signals))
     return 0
+
+
+def allow_open_files() -> None:
+    """Raise the soft limit of open files, often 1024, to the hard one.
+
+    Chunks of device memory travel as descriptors, hundreds at a time to each peer that maps ours and from each whose
+    memory we map. The low soft limit protects programs that use `select`, of which we are none.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # a sandbox may forbid it: then fewer peers are mapped at once
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _end_process(failure: threading.ExceptHookArgs) -> None:

@@ -36,7 +36,7 @@ from services.worker.engine.make import EngineLimits, make_engine
 from services.worker.engine.torch_options import configure_torch
 from services.worker.engine.workspace import needs_model, page_bytes_of
 from services.worker.engine_thread import Engine, EngineThread
-from services.worker.inbox import BlocksMoved, CopyEnded, Events, MembersRead, PeerGone, PeerJoined
+from services.worker.inbox import BlocksMoved, CopyEnded, Events, MembersRead, PeerGone, PeerJoined, ShareDied
 from services.worker.links import Links, Movers
 from services.worker.model.identity import inspect_model
 from services.worker.model.load import LoadedModel, load_model, require_device
@@ -101,6 +101,7 @@ class Worker:
             peer,
             on_joined=lambda joined: inbox.put(PeerJoined(joined)),
             on_gone=lambda gone: inbox.put(PeerGone(gone)),
+            on_died=lambda error: inbox.put(ShareDied(error)),
             mapper=None if driver is None else CudaMapper(driver, memory.backend.device),
         )
         gate = LoadGate()

@@ -35,6 +35,13 @@ class EngineDied:
 
 
 @dataclass(frozen=True, slots=True)
+class ShareDied:
+    """Our own bug ended the share's thread: deaths of peers would go unheard. The process ends with this traceback."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
 class CopyEnded:
     """The copier finished a job, well or not."""
 
@@ -106,6 +113,7 @@ Event = (
     LayerDone
     | StepDone
     | EngineDied
+    | ShareDied
     | CopyEnded
     | BlocksMoved
     | MembersRead

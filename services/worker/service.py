@@ -48,6 +48,7 @@ from services.worker.inbox import (
     MemoryChanged,
     PeerGone,
     PeerJoined,
+    ShareDied,
     StepDone,
     joined,
 )
@@ -185,7 +186,7 @@ class WorkerService:
             case MemoryChanged(n_pages=n_pages, problem=problem):
                 self._log.event("memory_resized", pages=n_pages, problem=problem)
                 return self._core.on_memory(n_pages, problem, now_ms)
-            case EngineDied(error=error):
+            case EngineDied(error=error) | ShareDied(error=error):
                 raise error
 
     def _on_blocks(self, event: BlockEvent, now_ms: float) -> list[Action]:

@@ -113,6 +113,22 @@ def test_a_machine_without_the_driver_is_told_what_it_needs() -> None:
         cuda_driver.CudaDriver(0)
 
 
+def test_descriptors_are_exported_all_or_none(cuda: PretendedCuda) -> None:
+    backend = opened()
+    chunks = [backend.create(UNIT) for _ in range(4)]
+    fds, left = len(os.listdir("/proc/self/fd")), iter((False, False, True))
+    export = cuda.cuMemExportToShareableHandle
+
+    def fails_third(handle: int, kind: str, flags: int) -> tuple[Status, int] | tuple[Status]:
+        return (Status.CUDA_ERROR_INVALID_VALUE,) if next(left) else export(handle, kind, flags)
+
+    cuda.cuMemExportToShareableHandle = fails_third  # type: ignore[method-assign]
+    with pytest.raises(VmMisuse, match="cuMemExportToShareableHandle failed"):
+        backend.export_fds(chunks)
+    assert len(os.listdir("/proc/self/fd")) == fds
+    backend.close()
+
+
 def test_imported_memory_is_the_exporters(cuda: PretendedCuda) -> None:
     backend, guest = opened(), cuda_driver.CudaDriver(0)
     where, chunk = backend.reserve(UNIT), backend.create(UNIT)

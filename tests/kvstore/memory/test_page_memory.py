@@ -1,6 +1,7 @@
 """Laws of a worker's page memory: what it tells peers, and that it grows and shrinks at its end."""
 
 import os
+import random
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -145,6 +146,18 @@ def test_ledger_and_memory_shrink_to_what_is_held_and_grow_again(memory: PageMem
     pool.resize(memory.resize(memory.plan.chunks))
     assert pool.available_pages == (total_blocks - total_blocks // 4) * LAYOUT.layers
     pool.check()
+
+
+def test_low_marks_tell_how_many_chunks_stayed_since_any_generation(memory: PageMemory) -> None:
+    chance, most, history = random.Random(3), len(memory.pages.chunks), list[tuple[int, int]]()
+    for _ in range(30):
+        memory.resize(chance.randint(1, most))
+        told = memory.pages_in_file
+        history.append((told.generation, len(told.chunk_offsets)))
+        for generation in range(told.generation):
+            fewest = min(n_chunks for began, n_chunks in history if began > generation)
+            assert min(n_chunks for began, n_chunks in told.low_marks if began > generation) == fewest
+        assert len(told.low_marks) <= most
 
 
 def test_only_chunks_that_leave_start_a_new_generation(memory: PageMemory) -> None:

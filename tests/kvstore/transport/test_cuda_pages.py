@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from common.errors import PeerFailed
+from common.errors import OutOfChunks, PeerFailed
 from common.ids import PeerId
 from common.messages.handover import KvSpan
+from kvstore.memory.backend import VmMisuse
+from kvstore.memory.cuda_driver import CudaDriver
 from kvstore.memory.page_memory import open_page_memory
-from kvstore.transport.cuda_pages import CudaSharedPages
+from kvstore.transport import guest
+from kvstore.transport.cuda_pages import CudaSharedPages, Prober
 from kvstore.transport.descriptions import ChunksDescription
 from kvstore.transport.guest import Visited
 from kvstore.transport.own_pages import HostPages
+from kvstore.transport.page_mover import PageMover
 from kvstore.transport.probe import Ways, open_channel
 from kvstore.transport.share import Share
 from kvstore.transport.share_wire import Adapted, Chunks, Mailbox, Resized, Take, close_all, encode_frame, send_frame
@@ -76,7 +80,7 @@ def test_every_chunk_arrives_and_no_descriptor_or_handle_is_left(pair: Pair, cud
         assert torch.equal(rows, pair.host.rows)
     assert len(cuda.handles) == handles, "a mapping alone keeps the memory"
     assert open_fds() == fds + 3, "the two ends of the connection, and the host's watch over the guest"
-    assert cuda.calls.count("cuMemSetAccess") - accesses == 4, "scratch, and one for each message of descriptors"
+    assert cuda.calls.count("cuMemSetAccess") - accesses == 5, "scratch, each message of descriptors, the probe"
 
 
 @pytest.mark.parametrize("wanted", ["auto", "cuda_ipc"])
@@ -149,6 +153,94 @@ def test_pages_that_left_and_came_back_are_mapped_anew(pair: Pair) -> None:
     assert settled.acquire(timeout=WAIT_S)
     with pages.using() as rows:
         assert torch.equal(rows, pair.host.rows)
+
+
+def test_what_shrank_and_grew_less_is_mapped_anew_though_told_once(pair: Pair) -> None:
+    pages = pair.mapped()
+    pair.host.memory.resize(20)
+    pair.resize(30)
+    pair.guest.own.copy_out([3], pages, [25])
+    assert torch.equal(pair.host.rows[25], pair.guest.rows[3]), "written to memory that the host has no more"
+
+
+def test_what_stayed_is_not_mapped_again(pair: Pair, cuda: PretendedDevice) -> None:
+    pages = pair.mapped()
+    imported = cuda.calls.count("cuMemImportFromShareableHandle")
+    for n_chunks in (40, 45, 30):
+        pair.host.memory.resize(n_chunks)
+    pair.resize(35)
+    assert cuda.calls.count("cuMemImportFromShareableHandle") == imported + 5
+    with pages.using() as rows:
+        assert torch.equal(rows, pair.host.rows)
+
+
+@pytest.mark.parametrize("nth", [1, 2, 51], ids=["scratch", "first batch", "adapting"])
+@pytest.mark.parametrize("problem", [OSError(24, "Too many open files"), VmMisuse("not mapped"), OutOfChunks("none")])
+def test_a_descriptor_that_cannot_be_made_ends_one_connection_with_the_reason(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, nth: int, problem: Exception
+) -> None:
+    export, made = pair.host.driver.export_fd, 0
+
+    def export_fd(driver: CudaDriver, handle: int) -> int:
+        nonlocal made
+        made += 1
+        if made == nth + (nth == 51):
+            raise problem
+        return export(handle)
+
+    monkeypatch.setattr(CudaDriver, "export_fd", export_fd)
+    fds = open_fds()
+    if nth < N_CHUNKS:
+        opened = open_channel(pair.guest.member, pair.host.member, pair.guest.ways())
+        assert opened.report.kind == "tcp"
+        assert f"{pair.host.name} cannot answer" in opened.report.reason and str(problem) in opened.report.reason
+        assert pair.gone.get(timeout=WAIT_S) == pair.guest.name
+    else:
+        pages = pair.mapped()
+        pair.resize(N_CHUNKS + 1)
+        assert {pair.gone.get(timeout=WAIT_S), pair.gone.get(timeout=WAIT_S)} == {pair.host.name, pair.guest.name}
+        assert pages.closed
+    assert open_fds() == fds + (nth == 51), "what the host's new chunk has"
+    assert pair.mapped().n_pages == len(pair.host.memory.pages.chunks), "the next one is served"
+
+
+def test_a_change_that_a_guest_cannot_follow_ends_its_connection(pair: Pair, cuda: PretendedDevice) -> None:
+    pages = pair.mapped()
+    pair.host.memory.resize(N_CHUNKS - 1)
+    cuda.fail["cuMemUnmap"] = Status.CUDA_ERROR_INVALID_VALUE
+    settled = threading.Event()
+    pair.host.share.resized(settled.set)
+    assert settled.wait(WAIT_S)
+    assert {pair.gone.get(timeout=WAIT_S), pair.gone.get(timeout=WAIT_S)} == {pair.host.name, pair.guest.name}
+    assert pages.closed
+    assert pair.mapped().n_pages == N_CHUNKS - 1
+
+
+def test_all_peers_are_tried_in_one_stream_and_no_buffer_is_kept(
+    pair: Pair, cuda: PretendedDevice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    created = list[PageMover]()
+    made, mapped, handles = PageMover.__init__, len(cuda.mapped), len(cuda.handles)
+    monkeypatch.setattr(PageMover, "__init__", lambda mover, device: (created.append(mover), made(mover, device))[1])
+    for _ in range(3):
+        pair.mapped()
+    assert created == []
+    assert (len(cuda.mapped), len(cuda.handles)) == (mapped + N_CHUNKS + 1, handles), "its pages and its scratch"
+
+
+def test_descriptors_of_one_batch_at_a_time_are_taken(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And who gets no turn in time says so."""
+    monkeypatch.setattr(guest, "_TURN_WITHIN_S", 0.01)
+    with guest._turn:
+        opened = open_channel(pair.guest.member, pair.host.member, pair.guest.ways())
+    assert opened.report.kind == "tcp" and "no turn to map" in opened.report.reason
+    add, held = CudaSharedPages.add_chunks, list[bool]()
+    monkeypatch.setattr(
+        CudaSharedPages, "add_chunks", lambda pages, fds: (held.append(guest._turn.locked()), add(pages, fds))[1]
+    )
+    pair.mapped()
+    assert held == [True] * 3
+    assert not guest._turn.locked()
 
 
 def test_an_answer_that_crossed_with_a_change_is_not_mapped(pair: Pair, cuda: PretendedDevice) -> None:
@@ -272,5 +364,5 @@ def test_descriptions_that_contradict_themselves_are_refused(pair: Pair, cuda: P
     ):
         fields = {name: getattr(good, name) for name in good.__struct_fields__} | bad
         with pytest.raises(PeerFailed, match="do not fit each other"):
-            CudaSharedPages(ChunksDescription(**fields), 0, pair.guest.driver, CPU)
+            CudaSharedPages(ChunksDescription(**fields), 0, pair.guest.driver, Prober(PageMover(CPU)))
     assert len(cuda.reserved) == reserved

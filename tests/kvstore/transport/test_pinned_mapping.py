@@ -48,6 +48,12 @@ class Pair:
         assert isinstance(opened.mapping, SharedPages)
         return opened, opened.mapping
 
+    def resize(self, n_chunks: int) -> None:
+        settled = threading.Event()
+        self.file.resize(n_chunks)
+        self.store.resized(settled.set)
+        assert settled.wait(WAIT_S)
+
     def close(self) -> None:
         self.worker.close()
         self.store.close()
@@ -105,7 +111,7 @@ def test_pages_of_a_stretch_that_begins_later_are_found(pair: Pair) -> None:
     (fd,) = pair.file.export_fds()
     mapping = SharedPages(description, fd)
     os.close(fd)
-    mapping.pin(PinnedMapping(pair.worker.driver, mapping, CPU))
+    mapping.pin(lambda pages: PinnedMapping(pair.worker.driver, pages, CPU))
     pair.worker.own.copy_out([4], mapping, [1])
     first = chunk_bytes // LAYOUT.page_bytes
     assert np.array_equal(pair.file.pages.rows[first + 1], pair.worker.rows[4].numpy())
@@ -117,24 +123,56 @@ def test_pages_of_a_stretch_that_begins_later_are_found(pair: Pair) -> None:
 def test_what_is_pinned_too_late_is_let_go_again(pair: Pair, cuda: PretendedDevice) -> None:
     cuda.fail["cuMemHostRegister"] = Status.CUDA_ERROR_OUT_OF_MEMORY
     _, mapping = pair.open()
-    late = PinnedMapping(pair.worker.driver, mapping, CPU)
-    pair.worker.share.hang_up(STORE)
-    assert cuda.pinned
+
+    def too_late(pages: SharedPages) -> PinnedMapping:
+        made = PinnedMapping(pair.worker.driver, pages, CPU)
+        pair.worker.share.hang_up(STORE)
+        assert cuda.pinned
+        return made
+
     with pytest.raises(PeerFailed, match="not mapped any more"):
-        mapping.pin(late)
+        mapping.pin(too_late)
     assert not cuda.pinned
+
+
+def test_what_changes_while_it_is_pinned_is_pinned_by_the_next_use(pair: Pair, cuda: PretendedDevice) -> None:
+    """Else memory that the host gave back would stay pinned."""
+    cuda.fail["cuMemHostRegister"] = Status.CUDA_ERROR_OUT_OF_MEMORY
+    _, mapping = pair.open()
+
+    def overtaken(pages: SharedPages) -> PinnedMapping:
+        made = PinnedMapping(pair.worker.driver, pages, CPU)
+        if len(pages.description.chunk_offsets) != 2:
+            pair.resize(2)
+        return made
+
+    mapping.pin(overtaken)
+    assert (mapping.pinning, cuda.pinned) == (None, {})
+    pair.worker.own.copy_in([1], mapping, [0])
+    assert sum(cuda.pinned.values()) == pair.file.pages.rows.nbytes
+
+
+def test_a_file_that_cannot_be_pinned_again_is_used_through_buffers(pair: Pair, cuda: PretendedDevice) -> None:
+    _, mapping = pair.open()
+    pair.resize(2)
+    cuda.fail["cuMemHostRegister"] = Status.CUDA_ERROR_OUT_OF_MEMORY
+    for _ in range(2):
+        pair.worker.own.copy_in([5], mapping, [0])
+        assert (pair.worker.rows[5] == 3).all()
+        assert not cuda.pinned, "who fails once is not asked at every use"
+    pair.resize(3)
+    pair.worker.own.copy_in([5], mapping, [0])
+    assert cuda.pinned
 
 
 def test_nothing_stays_pinned_under_a_mapping_that_ends_or_changes(pair: Pair, cuda: PretendedDevice) -> None:
     _, mapping = pair.open()
-    settled = threading.Event()
-    pair.file.resize(2)
-    pair.store.resized(settled.set)
-    assert settled.wait(WAIT_S)
+    pair.resize(2)
     assert not cuda.pinned, "pinned memory would stay with the guest after the host gave it back"
     assert mapping.description.n_pages == pair.file.pages.n_pages
     pair.worker.own.copy_out([1], mapping, [mapping.description.n_pages - 1])
     assert np.array_equal(pair.file.pages.rows[-1], pair.worker.rows[1].numpy())
+    assert sum(cuda.pinned.values()) == pair.file.pages.rows.nbytes, "again, by the first use"
     pair.open()
     assert cuda.pinned
     pair.worker.share.hang_up(STORE)

@@ -5,7 +5,7 @@ import queue
 import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -355,3 +355,43 @@ def test_a_host_without_pages_says_so_and_can_serve_later(tmp_path: Path) -> Non
     assert news.get(timeout=WAIT_S) == ("gone", GUEST)
     guest.close()
     host.close()
+
+
+def test_a_file_whose_descriptor_cannot_be_made_ends_one_connection_with_the_reason(
+    parties: Callable[[PeerId], Party], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, guest = parties(HOST), parties(GUEST)
+
+    def no_more(*_: int) -> list[int]:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(host.memory, "export_fds", no_more)
+        with pytest.raises(PeerFailed, match=r"shares no memory: .*cannot answer Introduce: .*Too many open files"):
+            guest.share.connect(HOST, host.path)
+    assert [host.heard(), host.heard()] == [("joined", GUEST), ("gone", GUEST)]
+    assert not guest.share.connect(HOST, host.path).closed
+
+
+def test_what_ends_the_shares_thread_is_passed_on(tmp_path: Path) -> None:
+    died: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+
+    def broken(peer: PeerId) -> None:
+        raise ValueError(f"our own bug with {peer}")
+
+    memory = open_page_memory(4 * MIB, LAYOUT)
+    host = Share(HOST, on_joined=broken, on_gone=lambda peer: None, on_died=died.put)
+    with closing(memory), closing(host), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        with short_name(Path(host.serve(memory, tmp_path))) as name:
+            connection.connect(name)
+        connection.sendall(encode_frame(Introduce(peer=GUEST)))
+        assert str(died.get(timeout=WAIT_S)) == f"our own bug with {GUEST}"
+
+
+def test_a_process_without_descriptors_reaches_nobody_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more(*_: object) -> socket.socket:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", no_more)
+    with pytest.raises(PeerFailed, match="Too many open files"):
+        visit(GUEST, HOST, "nowhere")
