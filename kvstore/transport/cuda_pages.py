@@ -269,6 +269,8 @@ class CudaMapper:
     def __init__(self, driver: ImportDriver, device: torch.device) -> None:
         """`driver`: of `device`; the caller closes it, after every mapping."""
         self._driver, self._prober = driver, Prober(PageMover(device))
+        self.turn = threading.Lock()
+        """Held by the visit that takes a batch of descriptors."""
 
     def open(self, description: ChunksDescription, scratch_fd: int) -> CudaSharedPages:
         """Map the scratch, and reserve addresses for the chunks. Raises PeerFailed."""

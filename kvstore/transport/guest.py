@@ -33,13 +33,14 @@ from kvstore.transport.socket_path import short_name
 
 _ANSWER_WITHIN_S = 2.0
 _TURN_WITHIN_S = 10.0  # whose host hangs keeps its turn for as long as an answer may take
-_turn = threading.Lock()
-"""Of one batch of descriptors: a process may have as few as 1024 open, and several visits begin at once where many
-workers do. The process's own, as the table of its open files is."""
 
 
 class ChunkMapper(Protocol):
     """Maps device memory of other processes; None stands for a process without a device."""
+
+    turn: threading.Lock
+    """Held by the visit that takes a batch of descriptors: a process may have as few as 1024 open, and where many
+    workers begin at once, many visits do."""
 
     def open(self, description: ChunksDescription, scratch_fd: int) -> MappedPages:
         """Map the scratch, and reserve addresses for the chunks. `scratch_fd` stays the caller's. Raises PeerFailed."""
@@ -110,7 +111,8 @@ def visit(self_id: PeerId, host: PeerId, path: str, mapper: ChunkMapper | None =
             connection.connect(name)
         pages = _map(connection, mailbox, Introduce(peer=self_id, has_device=mapper is not None), host, mapper)
         try:
-            _complete(connection, mailbox, pages)
+            if mapper is not None:
+                _complete(connection, mailbox, pages, mapper.turn)
             _probe(connection, mailbox, pages)
         except BaseException:
             pages.close()
@@ -163,14 +165,14 @@ def _require_host(description: Description, host: PeerId) -> None:
         raise PeerFailed(f"{description.peer} listens where {host} was expected")
 
 
-def _complete(connection: socket.socket, mailbox: Mailbox, pages: MappedPages) -> None:
+def _complete(connection: socket.socket, mailbox: Mailbox, pages: MappedPages, turn: threading.Lock) -> None:
     """Take the chunks, batch by batch; fewer than were described if the pool shrank, which the host will tell of.
 
     Raises PeerFailed, also if other visits of this process, of which one must have met a host that hangs, take too long.
     """
     description = pages.description
     while (missing := pages.missing_chunks) and isinstance(description, ChunksDescription):
-        if not _turn.acquire(timeout=_TURN_WITHIN_S):
+        if not turn.acquire(timeout=_TURN_WITHIN_S):
             raise PeerFailed(f"no turn to map the memory of {description.peer} within {_TURN_WITHIN_S:g} s")
         try:
             send_frame(connection, Take(first=description.n_chunks - missing))
@@ -181,7 +183,7 @@ def _complete(connection: socket.socket, mailbox: Mailbox, pages: MappedPages) -
                 return
         finally:
             mailbox.close()  # descriptors that came and were not taken must not outlive the turn
-            _turn.release()
+            turn.release()
 
 
 def _map_chunks(mailbox: Mailbox, pages: MappedPages, frame: Chunks) -> bool:

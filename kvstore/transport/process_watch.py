@@ -24,7 +24,10 @@ class ProcessWatch:
             poll = select.poll()
             poll.register(self.fd, select.POLLIN)
             return bool(poll.poll(0))
-        return _began(self._pid) != self._began
+        try:
+            return _began(self._pid) != self._began
+        except OSError:  # too many open files, for example: it may live
+            return False
 
     def close(self) -> None:
         """Watch no more. A second call changes nothing."""
@@ -34,7 +37,7 @@ class ProcessWatch:
 
 
 def watch_peer(connection: socket.socket) -> ProcessWatch | None:
-    """Watch the process that connected; None if this system shows nothing of it."""
+    """Watch the process that connected; None if this system shows nothing of it. Raises OSError: not now."""
     pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
         return ProcessWatch(connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD), pid, "")
@@ -50,9 +53,9 @@ def watch_peer(connection: socket.socket) -> ProcessWatch | None:
 
 
 def _began(pid: int) -> str | None:
-    """When the process of that number began, in ticks; None if there is none that lives."""
+    """When the process of that number began, in ticks; None if there is none that lives. Raises OSError: unknown."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     return None if state in ("Z", "X") else fields[_START - 1]

@@ -66,7 +66,8 @@ class DeviceParty:
         assert len(self.memory.pages.chunks) == N_CHUNKS
         self.rows[:] = torch.from_numpy(np.random.default_rng(incarnation).integers(0, 256, self.rows.shape, np.uint8))
         self.driver = CudaDriver(0)
-        self.share = Share(self.name, on_joined=lambda peer: None, on_gone=on_gone, mapper=CudaMapper(self.driver, CPU))
+        self.mapper = CudaMapper(self.driver, CPU)
+        self.share = Share(self.name, on_joined=lambda peer: None, on_gone=on_gone, mapper=self.mapper)
         self.path = self.share.serve(self.memory, run_dir)
         self.own = AcceleratorPages(self.memory.pages, NoLayerEvents())
         self.member = Member(

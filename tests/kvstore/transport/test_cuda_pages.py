@@ -165,6 +165,8 @@ def test_what_shrank_and_grew_less_is_mapped_anew_though_told_once(pair: Pair) -
 
 def test_what_stayed_is_not_mapped_again(pair: Pair, cuda: PretendedDevice) -> None:
     pages = pair.mapped()
+    pair.resize(10)
+    pair.resize(N_CHUNKS)
     imported = cuda.calls.count("cuMemImportFromShareableHandle")
     for n_chunks in (40, 45, 30):
         pair.host.memory.resize(n_chunks)
@@ -231,16 +233,18 @@ def test_all_peers_are_tried_in_one_stream_and_no_buffer_is_kept(
 def test_descriptors_of_one_batch_at_a_time_are_taken(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """And who gets no turn in time says so."""
     monkeypatch.setattr(guest, "_TURN_WITHIN_S", 0.01)
-    with guest._turn:
+    with pair.guest.mapper.turn:
         opened = open_channel(pair.guest.member, pair.host.member, pair.guest.ways())
     assert opened.report.kind == "tcp" and "no turn to map" in opened.report.reason
     add, held = CudaSharedPages.add_chunks, list[bool]()
     monkeypatch.setattr(
-        CudaSharedPages, "add_chunks", lambda pages, fds: (held.append(guest._turn.locked()), add(pages, fds))[1]
+        CudaSharedPages,
+        "add_chunks",
+        lambda pages, fds: (held.append(pair.guest.mapper.turn.locked()), add(pages, fds))[1],
     )
     pair.mapped()
     assert held == [True] * 3
-    assert not guest._turn.locked()
+    assert not pair.guest.mapper.turn.locked()
 
 
 def test_an_answer_that_crossed_with_a_change_is_not_mapped(pair: Pair, cuda: PretendedDevice) -> None:
