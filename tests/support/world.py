@@ -313,6 +313,7 @@ class World:
     def require_fits(self, process: Process, plan: StepPlan) -> None:
         """What the buffers of an engine are sized by."""
         assert len(plan.segments) <= process.max_running
+        assert process.core._scheduler.n_running <= process.max_running
         assert all(one.start + one.count <= process.context_tokens for one in plan.segments)
 
     def do(self, process: Process, action: Action, payloads: list[list[Page]]) -> None:
