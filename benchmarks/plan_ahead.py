@@ -111,7 +111,7 @@ class Device:
     ) -> Step:
         """Queue a step."""
         fields = self._buffers.next_host()
-        fill_rows(fields, plan.segments, self._drawn, LAYOUT.block_tokens)
+        fill_rows(fields, plan.segments, len(plan.segments), self._drawn, LAYOUT.block_tokens)
         fill_sampling(fields, plan.segments)
         self._tables.update(plan.segments)
         self._buffers.send()
@@ -122,6 +122,10 @@ class Device:
         begun_s = max(now_s, self._free_s)
         self._free_s = begun_s + self._step_s
         return Step(plan, begun_s, self._free_s)
+
+    def use_pages(self, pages: torch.Tensor) -> None:
+        """Steps read no pages here."""
+        del pages
 
     def collect(self, launched: Step) -> StepResult:
         """Wait for its end."""

@@ -12,7 +12,6 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import require
-from kernels.early_start import early_start, wait_for_inputs
 
 GateKind = Literal["silu", "gelu_tanh"]
 """silu(x) = x * sigmoid(x); gelu_tanh is GELU with tanh in the place of the error function."""
@@ -36,7 +35,6 @@ def gated(gate_up: Tensor, *, kind: GateKind = "silu") -> Tensor:
         grid = (tokens, triton.cdiv(length, _BLOCK))
         _gate[grid](
             gate_up, out, length, gate_up.stride(0), GELU=kind == "gelu_tanh", BLOCK=_BLOCK, num_warps=4,
-            **early_start(gate_up.device),
         )  # fmt: skip
     return out
 
@@ -49,9 +47,7 @@ def _gate(
     stride: int,
     GELU: tl.constexpr,
     BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
 ) -> None:
-    wait_for_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < length

@@ -10,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import require, require_same_device
-from kernels.early_start import early_start, wait_for_inputs
 
 _LONGEST_ROW = 65536
 
@@ -65,7 +64,6 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, normed: Tensor, 
     _norm_rows[(rows,)](
         x, stream, weight, normed, length, x.stride(0), stream.stride(0), epsilon, offset,
         ADD=residual is not None, OFFSET=offset != 0.0, BLOCK=block, num_warps=min(16, max(1, block // 512)),
-        **early_start(x.device),
     )  # fmt: skip
 
 
@@ -83,9 +81,7 @@ def _norm_rows(
     ADD: tl.constexpr,
     OFFSET: tl.constexpr,
     BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
 ) -> None:
-    wait_for_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < length

@@ -10,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import require, require_same_device
-from kernels.early_start import early_start, wait_for_inputs
 
 _FEW_TOKENS = 256
 
@@ -64,7 +63,7 @@ def rope_write(
         HEADS=heads, KV_HEADS=kv_heads, BLOCK_TOKENS=block_tokens, HALF=head_dim // 2,
         NORM=query_norm is not None, OFFSET=offset != 0.0, AT_ONCE=at_once, HALF_BLOCK=half_block,
         num_warps=max(1, min(4, at_once * half_block // 256)),
-        **early_start(qkv.device), enable_fp_fusion=False,  # or 16-bit products are fused with their sum and lose their rounding
+        enable_fp_fusion=False,  # or 16-bit products are fused with their sum and lose their rounding
     )  # fmt: skip
     return query
 
@@ -108,9 +107,7 @@ def _rotate(
     OFFSET: tl.constexpr,
     AT_ONCE: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
 ) -> None:
-    wait_for_inputs(EARLY)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)[:, None]
     at = tl.arange(0, HALF_BLOCK)[None, :]

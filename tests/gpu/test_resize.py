@@ -52,7 +52,8 @@ def served(
                 lambda: PREFILL in driver.reports and bool(driver.reports[PREFILL].transports), "they are connected"
             )
             warm = [driver.send(PREFILL, prompt, decode=DECODE, max_tokens=N_TOKENS) for prompt in prompts]
-            driver.finish(warm)  # kernels are compiled and workspaces made: memory moves by pages alone from now on
+            driver.finish(warm)
+            driver.refresh()  # kernels are compiled and workspaces made: memory moves by pages alone from now on
             yield driver, prompts, expected
 
 

@@ -13,6 +13,9 @@ from services.worker.model.runner import LayerRunner
 if TYPE_CHECKING:
     from services.worker.engine.fused.engine import FusedEngine
 
+SHORT_TOKENS = 1024
+"""Rows of a step at the most that is one graph on a GPU: beyond, computing a layer takes longer than launching it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:

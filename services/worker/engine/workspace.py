@@ -15,12 +15,13 @@ from common.units import MIB, MemoryShare
 from kvstore.memory.page_memory import whole_memory_bytes
 from kvstore.memory.plan import kv_budget
 from services.worker.core.plan import Segment, StepPlan
-from services.worker.engine.make import EngineLimits, make_engine
+from services.worker.engine.make import SHORT_TOKENS, EngineLimits, make_engine
 from services.worker.engine.rehearsal import rehearsed
 from services.worker.model.load import LoadedModel
 
-_CONTEXT_BYTES = 640 * MIB
-"""CUDA's context, its libraries and compiled kernels, none of which torch counts."""
+_CONTEXT_BYTES = 1024 * MIB
+"""CUDA's context, its libraries and compiled kernels, none of which torch counts, and the scratch that peers probe. On an
+H200 they were 916 MiB."""
 
 
 def page_bytes_of(
@@ -47,23 +48,24 @@ def workspace_bytes(model: LoadedModel, limits: EngineLimits) -> int:
     """What the largest steps take of a CUDA device beside weights and pages. Computes them; leaves nothing behind."""
     device, layout = model.device, model.layout
     before_bytes = torch.cuda.memory_reserved(device)
-    torch.cuda.reset_peak_memory_stats(device)
     shape = (layout.layers, 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
     engine = make_engine(model, torch.zeros(shape, dtype=model.dtype, device=device), limits)
     prefill, decode = largest_steps(layout, limits)
+    short = StepPlan(3, (rehearsed(layout, "short", 0, min(SHORT_TOKENS, limits.max_step_tokens)),))
     engine.step(prefill)
-    torch.cuda.synchronize(device)
-    all_bytes, idle_bytes = torch.cuda.max_memory_reserved(device), torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    engine.step(decode)
-    torch.cuda.synchronize(device)
-    all_bytes = max(all_bytes, torch.cuda.max_memory_reserved(device))
-    decode_bytes = torch.cuda.max_memory_allocated(device) - idle_bytes
+    # Graphs have a pool of their own, as large as what the largest of them needs.
+    in_graphs_bytes = 0
+    for plan in (decode, short):
+        torch.cuda.synchronize(device)
+        idle_bytes = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        engine.step(plan)
+        in_graphs_bytes = max(in_graphs_bytes, torch.cuda.max_memory_allocated(device) - idle_bytes)
+    all_bytes = torch.cuda.memory_reserved(device)  # torch keeps what it once had
     del engine
     gc.collect()
     torch.cuda.empty_cache()
-    # Graphs have a pool of their own, as large as what the largest of them needs.
-    return all_bytes - before_bytes + decode_bytes + _CONTEXT_BYTES
+    return all_bytes - before_bytes + in_graphs_bytes + _CONTEXT_BYTES
 
 
 def largest_steps(layout: KvLayout, limits: EngineLimits) -> tuple[StepPlan, StepPlan]:

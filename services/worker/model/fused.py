@@ -21,7 +21,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from common.errors import ConfigError
 from kernels.activation import GateKind, gated
 from kernels.norms import add_rms_norm, rms_norm
-from kernels.thin_product import Norm, thin_product
 
 Angles = dict[str | None, tuple[Tensor, Tensor]]
 """Cosine and sine [tokens, head_dim] per rotary type."""
@@ -96,7 +95,6 @@ class FusedDecoder:
         self._rotary = model.get_submodule("model.rotary_emb")
         self._final = cast(Tensor, model.get_submodule("model.norm").weight)
         self._activation = activation_kind(model.config)
-        self._adds_at_once = all(layer.after_attention is None and layer.after_mlp is None for layer in self.layers)
 
     @property
     def n_layers(self) -> int:
@@ -119,8 +117,6 @@ class FusedDecoder:
             hidden = hidden * self._embedding_scale
         angles = self._angles(hidden, positions)
         norm = self._norm
-        if hidden.shape[0] == 1 and self._adds_at_once:
-            return self._run_one(hidden, angles, step)
         added: Tensor | None = None
         for layer in self.layers:
             x = self._normed(added, hidden, layer.before_attention)
@@ -134,19 +130,6 @@ class FusedDecoder:
             if layer.after_mlp is not None:
                 added = rms_norm(added, layer.after_mlp, norm.epsilon, offset=norm.offset)
         return hidden if added is None else hidden.add_(added)
-
-    def _run_one(self, hidden: Tensor, angles: Angles, step: FusedStep) -> Tensor:
-        """The same for one token, three of whose products take the norm before or the addition after them along."""
-        terms = self._norm
-        for layer in self.layers:
-            norm = Norm(layer.before_attention, terms.epsilon, terms.offset)
-            qkv = thin_product(hidden, layer.qkv, layer.qkv_bias, norm=norm)
-            attended = step.attend(layer, qkv, *angles[layer.rotary_type], terms)
-            thin_product(attended, layer.out, layer.out_bias, residual=hidden)
-            x = rms_norm(hidden, layer.before_mlp, terms.epsilon, offset=terms.offset)
-            gate_up = linear(x, layer.gate_up, layer.gate_up_bias)  # large enough for the library to win
-            thin_product(gated(gate_up, kind=self._activation), layer.down, layer.down_bias, residual=hidden)
-        return hidden
 
     def _normed(self, added: Tensor | None, hidden: Tensor, weight: Tensor) -> Tensor:
         """`hidden` += `added` in place, and its norm."""

@@ -19,8 +19,8 @@ from services.worker.engine.engine import require_fitting
 from services.worker.engine.fused.graphs import StepGraphs, decode_ladder, doubling_ladder
 from services.worker.engine.fused.inputs import fill_rows, fill_sampling, pad_draws, pad_rows, pad_sequences
 from services.worker.engine.fused.lane import Mark, open_lane
-from services.worker.engine.fused.steps import NO_HOOKS, SHORT_KEYS, SHORT_SEQUENCES, SHORT_TOKENS, Steps
-from services.worker.engine.make import EngineLimits
+from services.worker.engine.fused.steps import NO_HOOKS, SHORT_KEYS, SHORT_SEQUENCES, Steps
+from services.worker.engine.make import SHORT_TOKENS, EngineLimits
 from services.worker.engine.rehearsal import long_steps
 from services.worker.engine.sampling import sample
 from services.worker.model.fused import FusedDecoder

@@ -13,11 +13,9 @@ from services.worker.engine.fused.attention import PagedStep, StepPlaces, StepSh
 from services.worker.engine.fused.inputs import StepBuffers
 from services.worker.engine.fused.lane import Lane
 from services.worker.engine.fused.tables import BlockTables, layer_slots, layer_tables
-from services.worker.engine.make import EngineLimits
+from services.worker.engine.make import SHORT_TOKENS, EngineLimits
 from services.worker.model.fused import FusedDecoder
 
-SHORT_TOKENS = 1024
-"""Of a short step at the most: beyond, a device takes longer to compute a layer than the host to launch it."""
 SHORT_SEQUENCES = 32
 """Of a short step at the most: its kernels are launched for so many."""
 SHORT_KEYS = 4096
