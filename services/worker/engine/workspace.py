@@ -51,7 +51,8 @@ def workspace_bytes(model: LoadedModel, limits: EngineLimits) -> int:
     shape = (layout.layers, 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
     engine = make_engine(model, torch.zeros(shape, dtype=model.dtype, device=device), limits)
     prefill, decode = largest_steps(layout, limits)
-    short = StepPlan(3, (rehearsed(layout, "short", 0, min(SHORT_TOKENS, limits.max_step_tokens)),))
+    short_tokens = min(SHORT_TOKENS, limits.max_step_tokens, limits.context_tokens)
+    short = StepPlan(3, (rehearsed(layout, "short", 0, short_tokens),))
     engine.step(prefill)
     # Graphs have a pool of their own, as large as what the largest of them needs.
     in_graphs_bytes = 0
