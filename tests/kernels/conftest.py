@@ -85,3 +85,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def device() -> torch.device:
     """The CUDA device where there is one, or else the CPU through Triton's interpreter."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _the_same_numbers_in_every_run() -> None:
+    torch.manual_seed(0)
