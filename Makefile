@@ -50,7 +50,7 @@ bench: install ## list the benchmarks, or run one: make bench ARGS=handover_copy
 
 # Not through `install`: a GPU machine brings its own torch, triton and transformers. benchmarks/gpu/README.md.
 gpu-check: ## on a GPU machine: GPU tests, then GPU benchmarks, one table; parts: ARGS="--only kernels,vmm"
-	cd "$(ROOT)" && "$${GPU_PYTHON:-python3}" -m benchmarks.gpu $(ARGS)
+	cd "$(ROOT)" && "$${GPU_PYTHON:-$$([ -x "$(BIN)/python" ] && echo "$(BIN)/python" || echo python3)}" -m benchmarks.gpu $(ARGS)
 
 clean: ## remove the environment and every cache
 	rm -rf "$(VENV)" "$(ROOT)"/*.egg-info "$(ROOT)"/.mypy_cache "$(ROOT)"/.ruff_cache "$(ROOT)"/.hypothesis

@@ -67,8 +67,8 @@ def main() -> int:
     options = parser.parse_args()
     chosen = _chosen(options.only)
     options.out.mkdir(parents=True, exist_ok=True)
-    if not _has_gpu():
-        print("no CUDA device is visible to torch: nothing was run", file=sys.stderr)
+    if (problem := _no_gpu()) is not None:
+        print(f"{problem}: nothing was run", file=sys.stderr)
         return 2
     failed: list[str] = []
     rows: dict[str, list[Row]] = {}
@@ -95,11 +95,13 @@ def _chosen(only: str | None) -> Sequence[Part]:
     return [part for part in PARTS if part.name in names]
 
 
-def _has_gpu() -> bool:
-    found = subprocess.run(
-        [sys.executable, "-c", "import torch; raise SystemExit(not torch.cuda.is_available())"], check=False
-    )
-    return found.returncode == 0
+def _no_gpu() -> str | None:
+    """Why GPU code cannot run with this interpreter; None: it can."""
+    if find_spec("torch") is None:
+        return f"{sys.executable} has no torch; name an interpreter that has, with GPU_PYTHON=..."
+    asks = "import torch; raise SystemExit(not torch.cuda.is_available())"
+    found = subprocess.run([sys.executable, "-c", asks], check=False)
+    return None if found.returncode == 0 else f"no CUDA device is visible to the torch of {sys.executable}"
 
 
 def _run(part: Part, out: Path, *, quick: bool) -> int | None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from common.settings import bytes_setting, memory_setting, setting
+from common.transports import require_transport
 from common.units import GIB, MIB, MemoryShare
 
 _HIGHEST_PORT = 65_535
@@ -125,6 +126,7 @@ class UpSettings:
         if self.caching not in range(4):
             raise ValueError(f"--caching={self.caching}: must be 0, 1, 2 or 3")
         self._refuse_impossible_memory()
+        require_transport(self.transport, self.device)
         if not self.ready_timeout_s > 0:
             raise ValueError(f"--ready-timeout-s={self.ready_timeout_s}: must be above 0")
         if self.drain_s < 0:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from common.policy.eviction import EVICTION_POLICIES
 from common.policy.prefetch import FETCH_POLICIES
 from common.settings import memory_setting, setting
+from common.transports import require_transport
 from common.units import GIB, MemoryShare
 
 
@@ -122,6 +123,7 @@ class WorkerSettings:
                 raise ValueError(f"--{name.replace('_', '-')}={value}: must be 1 or more")
         if self.drain_s < 0:
             raise ValueError(f"--drain-s={self.drain_s}: must be 0 or more")
+        require_transport(self.transport, self.device)
         if self.caching not in range(4):
             raise ValueError(f"--caching={self.caching}: must be 0, 1, 2 or 3")
         if self.max_step_tokens is not None and self.max_step_tokens < 16:

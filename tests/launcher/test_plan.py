@@ -140,6 +140,7 @@ def test_a_wildcard_is_no_address_to_call(host: str, url: str) -> None:
         (["--device-memory", "plenty"], "--device-memory='plenty'"),
         (["--threads", "0"], "--threads=0"),
         (["--transport", "pigeon"], "auto or cuda_ipc or shm or tcp"),
+        (["--transport", "cuda_ipc"], "use --device cuda"),
     ],
 )
 def test_impossible_systems_are_refused_by_name(flags: list[str], named_setting: str) -> None:
