@@ -1,4 +1,4 @@
-"""Attention for serving: a run of queries of one sequence, or one query each of many sequences.
+"""Attention for serving on a CPU: a run of queries of one sequence, or one query each of many sequences.
 
 Every variant returns (out, lse): out normalised over the keys it saw, lse float32, the natural log of the sum of
 e^(scaled score). Results over disjoint keys meet in `kernels.merge.merge_partials`. Meaning: `kernels.reference`;
@@ -111,28 +111,6 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, *, scaling: float, mask: Tensor | None = None, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Attention over [batch, heads, length, head_dim]; `causal` needs equal lengths. Returns out and lse."""
-    if query.device.type == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, causal, attn_mask=mask, scale=scaling
-        )
-    return attend_in_steps(query, key, value, scaling=scaling, mask=mask, causal=causal)
-
-
-def attend_in_steps(
-    query: Tensor, key: Tensor, value: Tensor, *, scaling: float, mask: Tensor | None = None, causal: bool = False
-) -> tuple[Tensor, Tensor]:
-    """The same from basic operators, for devices without a fused one that returns lse. Holds all scores in float32.
-
-    query [batch, heads, length, head_dim], key and value [batch, heads, keys, head_dim], mask broadcast to
-    [batch, heads, length, keys]. A row without a seen key: out 0, lse -inf.
-    """
-    scores = torch.matmul(query.float(), key.float().transpose(2, 3)) * scaling
-    if mask is not None:
-        scores = scores + mask
-    if causal:
-        length = query.shape[2]
-        later = torch.ones(length, length, dtype=torch.bool, device=query.device).triu_(1)
-        scores = scores.masked_fill(later, float("-inf"))
-    lse = torch.logsumexp(scores, dim=-1)
-    weights = torch.exp(scores - lse.masked_fill(lse == float("-inf"), 0.0)[..., None])
-    return torch.matmul(weights, value.float()).to(query.dtype), lse
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, causal, attn_mask=mask, scale=scaling
+    )

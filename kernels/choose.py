@@ -31,7 +31,7 @@ from kernels.choose_passes import (
     narrow,
     take_tied,
 )
-from kernels.choose_scores import part_likeliest, take_likeliest
+from kernels.choose_scores import part_likeliest
 
 _TILE = 2048
 _PROGRAMS = 1024
@@ -87,18 +87,6 @@ def choose_tokens(
             narrow[grid](*row, pass_at, COUNTED=search == BY_COUNT.value, TILE=_TILE, num_warps=8)
     count_tied[grid](*row, TILE=_TILE, num_warps=8)
     take_tied[(rows,)](*row[:-1], tokens, num_warps=4)
-    return tokens
-
-
-def likeliest_tokens(logits: Tensor) -> Tensor:
-    """The likeliest token of each row, the first of equals: `choose_tokens` for batches known to be greedy."""
-    rows, vocab = _check(logits)
-    tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    if rows == 0:
-        return tokens
-    cut = _cut(rows, vocab)
-    best, best_at = _likeliest_of_parts(logits, cut)
-    take_likeliest[(rows,)](best, best_at, tokens, cut.parts, PARTS=_MOST_TILES, num_warps=2)
     return tokens
 
 

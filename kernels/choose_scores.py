@@ -62,11 +62,3 @@ def row_likeliest(best: tl.tensor, best_at: tl.tensor, parts: int, PARTS: tl.con
     ids = tl.load(best_at + part, mask=part < parts, other=2147483647)
     largest = tl.max(values, axis=0)
     return largest, tl.min(tl.where(values == largest, ids, 2147483647), axis=0)
-
-
-@triton.jit(do_not_specialize=["parts"])
-def take_likeliest(best: tl.tensor, best_at: tl.tensor, tokens: tl.tensor, parts: int, PARTS: tl.constexpr) -> None:
-    """The likeliest token of one row."""
-    row = tl.program_id(0).to(tl.int64)
-    _, token = row_likeliest(best + row * parts, best_at + row * parts, parts, PARTS)
-    tl.store(tokens + row, token.to(tl.int64))

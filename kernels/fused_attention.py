@@ -9,7 +9,7 @@ from torch import Tensor
 from kernels.kv_source import PagedKv
 
 
-def gather_pages(kv: PagedKv, sequence: int, keys: int, room: int | None = None) -> tuple[Tensor, Tensor]:
+def copied_keys_values(kv: PagedKv, sequence: int, keys: int, room: int | None = None) -> tuple[Tensor, Tensor]:
     """Copies of the first `keys` keys and values of one sequence, [room or keys, kv_heads, head_dim] each.
 
     Places from `keys` on are 0.

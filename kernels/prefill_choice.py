@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.fused_attention import cudnn_attention, gather_pages
+from kernels.fused_attention import copied_keys_values, cudnn_attention
 from kernels.kv_source import PagedKv
 from kernels.merge import merge_partials
 from kernels.paged_prefill import Rules, Runs, prefill_in_splits, prefill_into
@@ -141,10 +141,10 @@ def _run_over_copy(
     mine = query[stretch.rows]
     filled = torch.cat([mine, mine.new_zeros(room - queries, *mine.shape[1:])]) if room > queries else mine
     if prefix == keys - queries:
-        key, value = gather_pages(kv, 0, keys, prefix + room)
+        key, value = copied_keys_values(kv, 0, keys, prefix + room)
         found = cudnn_attention(filled, key[prefix:], value[prefix:], scaling=rules.scaling, causal=True)
     else:
-        key, value = gather_pages(kv, 0, prefix)
+        key, value = copied_keys_values(kv, 0, prefix)
         after = PagedKv(kv.pages, kv.table[:, prefix // kv.block_tokens :], kv.page_shift)
         prefill_into(results, query, after, Runs(runs.query_starts, runs.lengths - prefix, queries), rules)
         found = results[0][stretch.rows], results[1][stretch.rows]

@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.gpu._attention_inputs import DTYPE, HEAD_DIM, HEADS, Pool, cold_sets, eager_s, graph_s
 from benchmarks.gpu.limits import copy_bytes_per_s, matmul_flop_per_s
 from benchmarks.gpu.table import Row, run_and_write
-from kernels.fused_attention import cudnn_attention, gather_pages
+from kernels.fused_attention import copied_keys_values, cudnn_attention
 from kernels.kv_source import PagedKv, ViewKv
 from kernels.merge import merge_partials
 from kernels.paged_decode import paged_decode
@@ -135,14 +135,14 @@ def prefill_rows(pool: Pool, queries: int, before: int) -> list[Row]:
     flop = 4 * HEADS * HEAD_DIM * queries * (before + (queries + 1) / 2)
     query = torch.randn(queries, HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
     paged, view = pool.paged(1, keys, HEADS // 4, 1)[0], pool.views(1, keys, HEADS // 4, 1)[0]
-    key, value = gather_pages(paged, 0, keys)
+    key, value = copied_keys_values(paged, 0, keys)
     ways: dict[str, Callable[[], Tensor]] = {
         "pages": lambda: _paged_prefill(query, paged, runs),
         "views": lambda: _paged_prefill(query, view, runs),
         "torch flash, contiguous": lambda: _flash(query, key, value, runs),
-        "gather, then torch flash": lambda: _flash(query, *gather_pages(paged, 0, keys), runs),
+        "gather, then torch flash": lambda: _flash(query, *copied_keys_values(paged, 0, keys), runs),
         "cuDNN, contiguous": lambda: _cudnn(query, key, value),
-        "gather, then cuDNN": lambda: _cudnn(query, *gather_pages(paged, 0, keys)),
+        "gather, then cuDNN": lambda: _cudnn(query, *copied_keys_values(paged, 0, keys)),
         "as served": lambda: prefill_runs(
             query, paged, runs.query_starts, runs.lengths, [(queries, keys)], scaling=_SCALING
         ),
@@ -175,7 +175,7 @@ def batch_rows(pool: Pool) -> list[Row]:
         flop = sum(4 * HEADS * HEAD_DIM * queries * (keys - (queries - 1) / 2) for queries, keys in counts)
         rate = flop / graph_s([lambda query=query, paged=paged, runs=runs: _paged_prefill(query, paged, runs)])
         rows.append(Row(f"prefill {name}, pages", rate / 1e12, "TFLOP/s", rate / matmul_flop_per_s(), "bf16 product"))
-        per_run = [gather_pages(paged, sequence, keys) for sequence, (_, keys) in enumerate(counts)]
+        per_run = [copied_keys_values(paged, sequence, keys) for sequence, (_, keys) in enumerate(counts)]
         key, value = (torch.cat([pair[side] for pair in per_run]) for side in (0, 1))
 
         def flash(query: Tensor = query, key: Tensor = key, value: Tensor = value, runs: Runs = runs) -> Tensor:

@@ -15,7 +15,7 @@ from benchmarks.gpu.limits import copy_bytes_per_s
 from benchmarks.gpu.table import Row, run_and_write
 from kernels import reference_ops
 from kernels.activation import gated
-from kernels.choose import choose_tokens, likeliest_tokens
+from kernels.choose import choose_tokens
 from kernels.norms import add_rms_norm, rms_norm
 from kernels.page_copy import copy_pages, gather_pages
 from kernels.rope import rope_write
@@ -150,10 +150,7 @@ def _choice_rows(sequences: int) -> Iterator[Row]:
 
         return logits, column(temperature), column(top_k, torch.int32), column(top_p), column(min_p), chances
 
-    greedy_s = graph_s([lambda: likeliest_tokens(logits)])
-    argmax_s = graph_s([lambda: logits.argmax(dim=-1)])
     name = f"token of {sequences} rows"
-    yield Row(f"{name}, argmax alone", greedy_s * 1e6, "us", argmax_s / greedy_s, "ours: torch argmax over it")
     cases = {
         "greedy": asked(0.0, 0, 1.0, 0.0),
         "temperature": asked(1.0, 0, 1.0, 0.0),

@@ -1,8 +1,8 @@
 """An accelerator's own memory under CUDA's virtual memory management.
 
-A chunk is one driver handle, which other processes map through a descriptor of its own. Creating a handle and making a
-run of chunks accessible are the dear calls, so a run takes one access call, and released handles may
-be kept for the next `create` (`spare_bytes`). No call waits for kernels.
+A chunk is one driver handle, which other processes map through a descriptor of its own. What costs is counted by the
+chunk, whatever its length: access above all, in one call for a run or in many (docs/benchmarks/gpu.md). No call waits for
+kernels.
 """
 
 import os
@@ -22,18 +22,17 @@ MAX_LIVE_MAPPINGS = 500_000
 
 
 class CudaVmmBackend:
-    """VmBackend over one device. Owns a handle for each chunk, mapped or spare.
+    """VmBackend over one device. Owns a handle for each chunk.
 
     A chunk's `offset_bytes` is a name that is never given twice. New chunks hold whatever their memory held before.
     """
 
-    def __init__(self, device: torch.device, driver: CudaDriver, *, spare_bytes: int = 0) -> None:
-        """Takes over `driver`. Released chunks of up to `spare_bytes` keep their memory for the next `create`."""
-        self._device, self._driver, self._spare_bytes = device, driver, spare_bytes
+    def __init__(self, device: torch.device, driver: CudaDriver) -> None:
+        """Takes over `driver`."""
+        self._device, self._driver = device, driver
         self._table = MappingTable(driver.granularity_bytes)
         self._handles: dict[Chunk, int] = {}
-        self._spare: dict[int, list[Chunk]] = {}  # by length; not in the table
-        self._spared_bytes = self._next_name_bytes = 0
+        self._next_name_bytes = 0
         self._closed = False
 
     @property
@@ -53,7 +52,7 @@ class CudaVmmBackend:
 
     @property
     def created_bytes(self) -> int:
-        """Memory that is taken from the device, mapped or not, spare or not."""
+        """Memory that is taken from the device, mapped or not."""
         return sum(chunk.length_bytes for chunk in self._handles)
 
     @property
@@ -74,27 +73,18 @@ class CudaVmmBackend:
         self._driver.unreserve(where.address, where.length_bytes)
 
     def create(self, length_bytes: int) -> Chunk:
-        """Physical memory: a spare chunk, or a new handle. Raises OutOfChunks."""
+        """Physical memory: a new handle. Raises OutOfChunks."""
         self._table.require_aligned("chunk", length_bytes)
-        spare = self._spare.get(length_bytes)
-        if spare:
-            chunk = spare.pop()
-            self._spared_bytes -= length_bytes
-        else:
-            chunk = Chunk(self._next_name_bytes, length_bytes)
-            self._handles[chunk] = self._driver.create(length_bytes)
-            self._next_name_bytes += length_bytes
+        chunk = Chunk(self._next_name_bytes, length_bytes)
+        self._handles[chunk] = self._driver.create(length_bytes)
+        self._next_name_bytes += length_bytes
         self._table.add_chunk(chunk)
         return chunk
 
     def release(self, chunk: Chunk) -> None:
-        """Give physical memory back to the device, or keep it as a spare. A peer that maps it keeps it alive."""
+        """Give physical memory back to the device. A peer that maps it keeps it alive."""
         self._table.drop_chunk(chunk)
-        if self._spared_bytes + chunk.length_bytes <= self._spare_bytes:
-            self._spare.setdefault(chunk.length_bytes, []).append(chunk)
-            self._spared_bytes += chunk.length_bytes
-        else:
-            self._driver.release(self._handles.pop(chunk))
+        self._driver.release(self._handles.pop(chunk))
 
     def map_run(self, where: Range, offset_bytes: int, chunks: Sequence[Chunk]) -> None:
         """Make the chunks readable and writable there, with one access call."""
@@ -170,7 +160,7 @@ class CudaVmmBackend:
         self._closed = True
 
 
-def open_cuda(device: torch.device, *, spare_bytes: int = 0) -> CudaVmmBackend:
+def open_cuda(device: torch.device) -> CudaVmmBackend:
     """The back end of a CUDA device. Raises ConfigError if the driver or the device cannot do it."""
     index = torch.cuda.current_device() if device.index is None else device.index
-    return CudaVmmBackend(torch.device("cuda", index), CudaDriver(index), spare_bytes=spare_bytes)
+    return CudaVmmBackend(torch.device("cuda", index), CudaDriver(index))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.attention import attend_in_steps, decode_attention, prefill_attention
+from kernels.attention import decode_attention, prefill_attention
 from kernels.checks import KernelInputError
 from kernels.merge import merge_partials
 
@@ -95,24 +95,6 @@ def test_merge_is_the_same_in_both_orders() -> None:
     a, b = (drawn(5, 2, 8), drawn(5, 2, seed=1)), (drawn(5, 2, 8, seed=2), drawn(5, 2, seed=3))
     for found, swapped in zip(merge_partials(*a, *b), merge_partials(*b, *a), strict=True):
         assert torch.equal(found, swapped)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_attention_in_steps_equals_the_reference(causal: bool) -> None:
-    query, key, value = drawn(9, 4, 16), drawn(9, 4, 16, seed=1), drawn(9, 4, 16, seed=2)
-    batched = [one.transpose(0, 1)[None] for one in (query, key, value)]
-    out, lse = attend_in_steps(*batched, scaling=0.25, causal=causal)
-    meant = reference.attention(query, key, value, offset=0 if causal else 100, scaling=0.25)
-    assert_close((out[0].transpose(0, 1), lse[0].transpose(0, 1)), meant, torch.float32)
-
-
-def test_attention_in_steps_of_a_row_without_keys_is_zero_with_lse_minus_infinity() -> None:
-    mask = torch.full((1, 1, 2, 3), float("-inf"))
-    mask[..., 0, :] = 0.0
-    out, lse = attend_in_steps(drawn(1, 1, 2, 8), drawn(1, 1, 3, 8), drawn(1, 1, 3, 8), scaling=1.0, mask=mask)
-    assert torch.isfinite(out).all()
-    assert not out[0, 0, 1].any()
-    assert lse[0, 0, 1] == float("-inf")
 
 
 def test_wrong_shapes_are_refused_by_the_name_of_the_argument() -> None:

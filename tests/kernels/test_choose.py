@@ -10,7 +10,7 @@ from common.messages.requests import Sampling
 from kernels import choose as choose_module
 from kernels import reference_ops
 from kernels.checks import KernelInputError
-from kernels.choose import choose_tokens, likeliest_tokens
+from kernels.choose import choose_tokens
 from services.worker.engine.drawing import draw_rows
 
 INF = float("inf")
@@ -183,7 +183,10 @@ def test_the_likeliest_is_the_first_of_equals(
     logits[0, [17 + 2048, 17, 2500]] = 50.0
     logits[1] = -INF
     logits[2, [30, 40]] = INF
-    assert likeliest_tokens(logits).tolist() == [17, 0, 30]
+    zeros = torch.zeros(3, device=device)
+    none = torch.zeros(3, dtype=torch.int32, device=device)
+    found = choose_tokens(logits, zeros, none, zeros + 1, zeros, zeros.double())
+    assert found.tolist() == [17, 0, 30]
 
 
 def test_the_reference_draws_as_the_host_does() -> None:

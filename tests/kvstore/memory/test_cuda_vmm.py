@@ -19,8 +19,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> PretendedCuda:
     return made
 
 
-def opened(*, spare_bytes: int = 0) -> CudaVmmBackend:
-    return CudaVmmBackend(torch.device("cpu"), cuda_driver.CudaDriver(0), spare_bytes=spare_bytes)
+def opened() -> CudaVmmBackend:
+    return CudaVmmBackend(torch.device("cpu"), cuda_driver.CudaDriver(0))
 
 
 def test_a_run_takes_one_access_call_and_one_unmap(cuda: PretendedCuda) -> None:
@@ -44,18 +44,13 @@ def test_a_run_that_fails_halfway_leaves_nothing_mapped(cuda: PretendedCuda) -> 
     backend.close()
 
 
-def test_released_memory_is_used_again_up_to_the_spare_limit(cuda: PretendedCuda) -> None:
-    backend = opened(spare_bytes=2 * UNIT)
-    chunks = [backend.create(UNIT) for _ in range(3)]
-    for chunk in chunks:
-        backend.release(chunk)
-    assert backend.created_bytes == 2 * UNIT
-    again = [backend.create(UNIT) for _ in range(3)]
-    assert set(again[:2]) == set(chunks[:2])
-    assert again[2] not in chunks
-    assert cuda.calls.count("cuMemCreate") == 4
+def test_released_memory_goes_back_and_its_name_never_comes_again(cuda: PretendedCuda) -> None:
+    backend = opened()
+    chunk = backend.create(UNIT)
+    backend.release(chunk)
+    assert backend.created_bytes == 0 and not cuda.handles
+    assert backend.create(UNIT) != chunk
     backend.close()
-    assert not cuda.handles
 
 
 def test_mappings_stop_at_the_ceiling(cuda: PretendedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +87,7 @@ def test_every_call_is_made_in_the_devices_context(cuda: PretendedCuda) -> None:
 
 
 def test_closing_gives_back_handles_mappings_and_addresses(cuda: PretendedCuda) -> None:
-    backend = opened(spare_bytes=UNIT)
+    backend = opened()
     where = backend.reserve(8 * UNIT)
     backend.map_run(where, 2 * UNIT, [backend.create(UNIT), backend.create(2 * UNIT)])
     backend.release(backend.create(UNIT))
