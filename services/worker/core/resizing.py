@@ -40,7 +40,10 @@ class Resizing:
         """Whether requests that were accepted may be too large for the pool by now."""
 
     def ask(self, asker: PeerId, message: Resize) -> list[Action]:
-        """An operator's word. The answer goes to `asker` when all that can be done at once is done."""
+        """An operator's word. The answer goes to `asker` when all that can be done at once is done.
+
+        Whoever still waits for another size is told that this one came after it.
+        """
         pages = message.device_memory_bytes // (self._chunk_pages * self._page_bytes) * self._chunk_pages
         least = self._whole_chunks(self._pool.pages_per_block)
         if pages < least:
@@ -49,12 +52,15 @@ class Resizing:
                 f"a request needs: give {self._worker} at least {format_bytes(least * self._page_bytes)}"
             )
             return [Send(asker, self._answer(message.call, text))]
+        others, self._asked = (self._asked, []) if pages != self._target_pages else ([], self._asked)
         self._target_pages, self._problem = pages, ""
+        text = f"a later order came before this one was carried out: {format_bytes(pages * self._page_bytes)}"
+        overtaken: list[Action] = [Send(other, self._answer(call, text)) for other, call in others]
         self._asked.append((asker, message.call))
         if pages < self._pool.ledger.total_pages:
             self._pool.resize(pages)
             self.has_shrunk = True
-        return self._advance()
+        return overtaken + self._advance()
 
     def on_memory(self, n_pages: int, problem: str) -> list[Action]:
         """The ordered change has ended, with memory for `n_pages`. `problem`: why it is not as much as was ordered."""
