@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from common.memory_modes import ADMISSION_RULES, ELASTIC_MODES, KV_LAYOUTS, SPARE_MEMORY, parse_layer_offload
 from common.settings import bytes_setting, memory_setting, setting
 from common.transports import require_transport
 from common.units import GIB, MIB, MemoryShare
@@ -85,6 +86,38 @@ class UpSettings:
         help="Rule that picks who computes prompts; see `penstock gateway --help`.",
     )
     route_decode: str = setting("predicted-time", choices=ROUTING_RULES, help="Rule that picks who draws answers.")
+    kv_layout: str = setting(
+        "paged", choices=KV_LAYOUTS, help="How attention finds K and V; see `penstock decode --help`."
+    )
+    block_tokens: int | None = setting(
+        None, help="Tokens of a block of KV, on all workers; unset: 16, with --kv-layout=virtual what can be mapped."
+    )
+    elastic: str = setting(
+        "off", choices=ELASTIC_MODES, help="How KV and the scratch of steps share memory; see `penstock decode --help`."
+    )
+    layer_offload: str | int = setting(
+        "off",
+        parse=parse_layer_offload,
+        allowed="off, auto or a number of layers",
+        help="How many layers' KV leaves for the host while a prompt is computed; see `penstock decode --help`.",
+    )
+    host_buffer_bytes: int | None = bytes_setting(
+        None, flag="host-buffer", help="Host memory of each worker for KV that gave way; see `penstock decode --help`."
+    )
+    admission: str = setting(
+        "fcfs", choices=ADMISSION_RULES, help="When a prompt may start beside answers; see `penstock decode --help`."
+    )
+    slo_ttft_ms: float = setting(3000.0, flag="slo-ttft", help="Time to the first token that is promised, ms.")
+    slo_tpot_ms: float = setting(200.0, flag="slo-tpot", help="Mean time per token after it that is promised, ms.")
+    spare_memory: str = setting(
+        "keep", choices=SPARE_MEMORY, help="Page memory that nobody uses for a while: keep it or give it back."
+    )
+    max_running: int | None = setting(
+        None, help="Sequences in one step of a worker at the most; unset: 64, on a GPU 256."
+    )
+    max_step_tokens: int | None = setting(
+        None, help="Rows of one step at the most; longer prompts are computed in chunks. Unset: 512, on a GPU 8192."
+    )
     threads: int | None = setting(
         None, help="Compute threads of each worker; unset: the cores that may be used, shared out evenly."
     )

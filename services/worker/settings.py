@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from common.memory_modes import ADMISSION_RULES, ELASTIC_MODES, KV_LAYOUTS, SPARE_MEMORY, parse_layer_offload
 from common.policy.eviction import EVICTION_POLICIES
 from common.policy.prefetch import FETCH_POLICIES
-from common.settings import memory_setting, setting
+from common.settings import bytes_setting, memory_setting, setting
 from common.transports import require_transport
 from common.units import GIB, MemoryShare
 
@@ -44,6 +45,51 @@ class WorkerSettings:
     )
     threads: int | None = setting(None, help="Compute threads of this process; unset: all cores it may use.")
     max_context_tokens: int | None = setting(None, help="Prompt plus output; unset: the model's own limit.")
+
+    kv_layout: str = setting(
+        "paged",
+        choices=KV_LAYOUTS,
+        help="How attention finds K and V. paged: blocks anywhere, gathered by a table; virtual: the blocks of a sequence "
+        "are mapped one behind the other, so that each layer reads one plain tensor (vTensor).",
+    )
+    block_tokens: int | None = setting(
+        None,
+        help="Tokens of a block, the unit in which KV is kept, shared and moved; equal on all workers that exchange KV. "
+        "Unset: 16; with --kv-layout=virtual the fewest whose pages can be mapped one by one.",
+    )
+    elastic: str = setting(
+        "off",
+        choices=ELASTIC_MODES,
+        help="Who gets --device-memory. off: KV pages, and the scratch of steps is extra; static: the scratch of the largest "
+        "step is set aside in it; kv: KV takes what the scratch of a step does not need (eLLM); full: KV also goes to "
+        "the host buffer, as far as the SLOs allow.",
+    )
+    layer_offload: str | int = setting(
+        "off",
+        parse=parse_layer_offload,
+        allowed="off, auto or a number of layers",
+        help="How many layers' KV leaves for the host buffer while a prompt is computed (LayerKV); auto: as many as are "
+        "hidden behind computing, by what copies and steps were measured to take.",
+    )
+    host_buffer_bytes: int | None = bytes_setting(
+        None,
+        flag="host-buffer",
+        help="Host memory for the KV of requests that gave way or are not wholly on the device; unset: as large as the page "
+        "memory with --layer-offload or --elastic=full, else none: who gives way is computed again.",
+    )
+    admission: str = setting(
+        "fcfs",
+        choices=ADMISSION_RULES,
+        help="When a prompt may start beside answers being drawn here. fcfs: when there is room; slo: when those answers "
+        "also have the time to spare under --slo-tpot.",
+    )
+    slo_ttft_ms: float = setting(3000.0, flag="slo-ttft", help="Time to the first token that is promised, ms.")
+    slo_tpot_ms: float = setting(200.0, flag="slo-tpot", help="Mean time per token after it that is promised, ms.")
+    spare_memory: str = setting(
+        "keep",
+        choices=SPARE_MEMORY,
+        help="Page memory that nobody uses for a while: keep it, or give it back to the system until it is needed.",
+    )
 
     cost_profile: str | None = setting(
         None,
@@ -121,6 +167,13 @@ class WorkerSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')}={value}: must be 1 or more")
+        for flag, value in (("slo-ttft", self.slo_ttft_ms), ("slo-tpot", self.slo_tpot_ms)):
+            if not value > 0:
+                raise ValueError(f"--{flag}={value}: must be above 0")
+        if isinstance(self.layer_offload, int) and self.layer_offload < 0:
+            raise ValueError(f"--layer-offload={self.layer_offload}: must be off, auto, or 0 layers or more")
+        if self.block_tokens is not None and (self.block_tokens < 1 or self.block_tokens % 16):
+            raise ValueError(f"--block-tokens={self.block_tokens}: must be a multiple of 16")
         if self.drain_s < 0:
             raise ValueError(f"--drain-s={self.drain_s}: must be 0 or more")
         require_transport(self.transport, self.device)

@@ -15,6 +15,9 @@ from services.worker.engine.batch import DecodeGroup, FlatBatch, PrefillRun, dec
 class LayerHooks:
     """Who wants to hear of every layer of a step."""
 
+    before_write: Callable[[int], None] | None = None
+    """The layer's K and V are about to be written; returns when its pages may be: others may still read them as another
+    layer's."""
     on_written: Callable[[int], None] | None = None
     """All K and V of the step are in the layer's pages."""
     before_read: Callable[[int], None] | None = None
@@ -38,6 +41,8 @@ class PagedAttention:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window_tokens: int | None
     ) -> Tensor:
         """See StepAttention. Tells the hooks of this layer."""
+        if self._hooks.before_write is not None:
+            self._hooks.before_write(layer)
         self._write(layer, key, value)
         if self._hooks.on_written is not None:
             self._hooks.on_written(layer)

@@ -95,7 +95,7 @@ class TorchEngine:
         batch = build_batch(plan, self._block_tokens, model.device, self._drawn)
         streamed = any(segment.streamed for segment in plan.segments)
         announce = on_layer if streamed else None
-        hooks = LayerHooks(announce, await_layer if plan.loads else None)
+        hooks = LayerHooks(on_written=announce, before_read=await_layer if plan.loads else None)
         attention = PagedAttention(batch, self._views, model.compute_dtype, hooks)
         hidden = self._runner.run(batch.ids, batch.positions, attention)
         sampling = [segment for segment in plan.segments if segment.sample]

@@ -152,7 +152,7 @@ class FusedEngine:
             self._marks.record(layer)
             on_layer(layer)
 
-        return LayerHooks(on_written if streamed else None, await_layer if plan.loads else None)
+        return LayerHooks(on_written=on_written if streamed else None, before_read=await_layer if plan.loads else None)
 
     def _queue(self, plan: StepPlan, hooks: LayerHooks) -> None:
         """Queue the step; its tokens are drawn on the device, also those that the host will draw again."""
