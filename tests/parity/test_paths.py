@@ -9,6 +9,7 @@ from tests.parity.prompts import CHUNK_TOKENS, twenty
 from tests.support.driver import Driver
 from tests.support.processes import cluster
 from tests.support.reference import Reference
+from tests.support.threads import thread_cluster
 
 pytestmark = pytest.mark.system
 
@@ -22,7 +23,8 @@ def served(
     request: pytest.FixtureRequest, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Driver, list[list[int]], list[list[int]]]]:
     folder = tiny_model(request.param)
-    with cluster(tmp_path_factory.mktemp("logs")) as processes:
+    start = cluster if request.param == "llama" else thread_cluster  # one family as it is deployed, the others sooner
+    with start(tmp_path_factory.mktemp("logs")) as processes:
         common = {"model": folder, "dtype": "float32", "device_memory": "64MiB", "max_step_tokens": CHUNK_TOKENS}
         processes.start("decode", "decode-0", **common)
         processes.start("prefill", "prefill-shm", transport="shm", **common)

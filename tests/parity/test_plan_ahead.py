@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.driver import Driver
-from tests.support.processes import cluster
 from tests.support.reference import Reference
+from tests.support.threads import thread_cluster
 
 pytestmark = pytest.mark.system
 
@@ -40,7 +40,7 @@ def served(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
     vocab = reference.model.config.vocab_size
     prompts = [[rng.randrange(8, vocab) for _ in range(rng.randrange(120, 200))] for _ in range(24)]
     expected = [reference.generate(prompt, N_TOKENS) for prompt in prompts]
-    with cluster(tmp_path_factory.mktemp("logs")) as processes:
+    with thread_cluster(tmp_path_factory.mktemp("logs")) as processes:
         common = {"model": folder, "dtype": "float32", "max_step_tokens": 128, "caching": 0}
         for role, name in (("decode", "decode-0"), ("prefill", "prefill-0"), ("mixed", "scarce")):
             processes.start(role, name, device_memory="2MiB", plan_ahead="on", **common)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.driver import Driver
-from tests.support.processes import cluster
 from tests.support.reference import Reference
+from tests.support.threads import thread_cluster
 
 pytestmark = pytest.mark.system
 
@@ -24,7 +24,7 @@ def test_preempted_requests_get_the_same_tokens(
     vocab = reference.model.config.vocab_size
     prompts = [[rng.randrange(8, vocab) for _ in range(rng.randrange(120, 200))] for _ in range(24)]
     expected = [reference.generate(prompt, N_TOKENS) for prompt in prompts]
-    with cluster(tmp_path_factory.mktemp("logs")) as processes:
+    with thread_cluster(tmp_path_factory.mktemp("logs")) as processes:
         common = {"model": folder, "dtype": "float32", "max_step_tokens": 128}
         processes.start("decode", "decode-0", device_memory="2MiB", **common)  # 4,096 tokens for 24 times about 260
         processes.start("prefill", "prefill-0", device_memory="2MiB", **common)

@@ -8,7 +8,7 @@ import pytest
 from tests.parity.caching import Answers
 from tests.parity.prompts import CHUNK_TOKENS
 from tests.support.driver import Driver
-from tests.support.processes import cluster
+from tests.support.threads import thread_cluster
 
 pytestmark = pytest.mark.system
 
@@ -35,7 +35,7 @@ def answers(tiny_model: Callable[[str], Path]) -> Answers:
 
 @pytest.fixture(scope="module")
 def driver(answers: Answers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
-    with cluster(tmp_path_factory.mktemp("logs")) as processes:
+    with thread_cluster(tmp_path_factory.mktemp("logs")) as processes:
         common = {
             "model": answers.folder,
             "dtype": "float32",
