@@ -21,12 +21,15 @@ from loadgen.flags.run import cluster_words as words
 from loadgen.flags.run import parse as parse_run
 from loadgen.measure import Asked
 from loadgen.output.paper_table import paper_table
+from loadgen.papers.ellm import ELLM
 from loadgen.papers.experiment import Experiment, PaperWorkload, System
+from loadgen.papers.layerkv import LAYERKV
 from loadgen.papers.memserve import MEMSERVE
+from loadgen.papers.vtensor import VTENSOR
 from loadgen.results.result import Result
 from loadgen.server.cluster_spec import parse_cluster
 
-EXPERIMENTS: Mapping[str, Experiment] = {"memserve": MEMSERVE}
+EXPERIMENTS: Mapping[str, Experiment] = {"memserve": MEMSERVE, "vtensor": VTENSOR, "ellm": ELLM, "layerkv": LAYERKV}
 _CAPACITY_CONCURRENCY = 8
 _Part = TypeVar("_Part", PaperWorkload, System)
 
@@ -39,7 +42,8 @@ class PaperSettings:
     model: str | None
     requests: int
     capacity_requests: int
-    load: float
+    load: float | None
+    """None: as the experiment has it."""
     live: int
     scale: float
     seed: int
@@ -62,24 +66,18 @@ def parse(arguments: Sequence[str]) -> PaperSettings:
         description="Repeat a paper's experiment here: its workloads on its systems, with the paper's figures beside.",
     )
     add = parser.add_argument
-    add("name", choices=sorted(EXPERIMENTS), help="memserve: mixed, separated, with caching; ShareGPT, LooGLE, ReAct")
-    add("--out", required=True, metavar="DIR", help="a folder a run, table.md and a report a workload")
-    add("--model", help="folder or hub id [the `mini` preset, made with random weights]")
-    add("--requests", type=types.at_least(1), default=250, help="per run; p99 needs 200 [%(default)s]")
     add(
-        "--load",
-        type=types.above_zero,
-        default=0.6,
-        help="rate, as a share of what the first system can do [%(default)s]",
+        "name",
+        choices=sorted(EXPERIMENTS),
+        help="memserve: mixed, separated, with caching; vtensor: paged, virtual; ellm: static to elastic; layerkv: by layers",
     )
+    add("--out", required=True, metavar="DIR", help="a folder a run, table.md and a report a workload")
+    add("--model", help="folder or hub id [a preset of the experiment's, made with random weights]")
+    add("--requests", type=types.at_least(1), help="per run; p99 needs 200 [the experiment's]")
+    add("--load", type=types.above_zero, help="rate, as a share of what one system can do [the experiment's]")
     add("--capacity-requests", type=types.at_least(1), default=80, help="requests that find that out [%(default)s]")
     add("--live", type=types.at_least(1), default=24, help="conversations that are open at a time [%(default)s]")
-    add(
-        "--scale",
-        type=types.above_zero,
-        default=0.25,
-        help="factor of all lengths; 1: the data sets' own [%(default)s]",
-    )
+    add("--scale", type=types.above_zero, help="factor of all lengths; 1: the data sets' own [the experiment's]")
     add("--seed", type=int, default=0, help="of the work; round k adds k [%(default)s]")
     add("--rounds", type=types.at_least(1), default=1, help="of everything; every other one in reverse [%(default)s]")
     add("--workloads", metavar="NAME,NAME", help="only these")
@@ -90,11 +88,11 @@ def parse(arguments: Sequence[str]) -> PaperSettings:
     return PaperSettings(
         experiment=experiment,
         model=values.model,
-        requests=values.requests,
+        requests=values.requests or experiment.requests,
         capacity_requests=values.capacity_requests,
         load=values.load,
         live=values.live,
-        scale=values.scale,
+        scale=values.scale or experiment.scale,
         seed=values.seed,
         rounds=values.rounds,
         workloads=_chosen(values.workloads, experiment.workloads, "--workloads"),
@@ -116,7 +114,7 @@ def _chosen(text: str | None, offered: tuple[_Part, ...], flag: str) -> tuple[_P
 def _run(settings: PaperSettings, environ: Mapping[str, str]) -> int:
     check_writable(settings.out, empty=True)
     with TemporaryDirectory() as scratch:
-        bench = _Bench(settings, settings.model or _make_model(Path(scratch) / "mini"), environ)
+        bench = _Bench(settings, settings.model or _make_model(settings.experiment.preset, Path(scratch)), environ)
         for workload in settings.workloads:
             bench.cross(workload)
     table = paper_table(settings.experiment, bench.cells)
@@ -130,12 +128,20 @@ def _run(settings: PaperSettings, environ: Mapping[str, str]) -> int:
     return max(bench.codes)
 
 
-def _make_model(folder: Path) -> str:
-    command = [sys.executable, "-P", "-m", "services.launcher.cli", "model", "make", "--preset", "mini"]
+def _make_model(preset: str, parent: Path) -> str:
+    folder = parent / preset
+    command = [sys.executable, "-P", "-m", "services.launcher.cli", "model", "make", "--preset", preset]
+    if preset == "deep":
+        command += ["--family", "llama"]
     made = subprocess.run([*command, "--out", str(folder)], capture_output=True, text=True, check=False)
     if made.returncode:
         raise ConfigError(f"cannot make a model: {made.stderr.strip()}; name one with --model")
     return str(folder)
+
+
+def _no_pauses(experiment: Experiment) -> tuple[str, ...]:
+    """Conversations whose next turn comes at once."""
+    return ("--think-time", "0") if experiment.turns_by_arrivals else ()
 
 
 class _Bench:
@@ -146,10 +152,11 @@ class _Bench:
         self.cells: dict[tuple[str, str], list[Result]] = {}
         """By (workload, system), one result a round."""
         self.codes = [OK]
+        self._capacities: dict[str, float] = {}
 
     def cross(self, workload: PaperWorkload) -> None:
         """One workload on every system, so often."""
-        rate = self._rate(workload)
+        rate = None if self._settings.experiment.rhythm is not None else self._rate(workload)
         for round_ in range(self._settings.rounds):
             systems = self._settings.systems if round_ % 2 == 0 else self._settings.systems[::-1]
             for system in systems:
@@ -157,25 +164,42 @@ class _Bench:
 
     def _rate(self, workload: PaperWorkload) -> float:
         """Requests per second that every system gets: a share of what one system answers when it never rests."""
-        system = self._settings.experiment.system(self._settings.experiment.capacity_of)
-        rhythm = ("--concurrency", str(_CAPACITY_CONCURRENCY), "--num-requests", str(self._settings.capacity_requests))
-        flags = self._flags(workload, system, 0, (*rhythm, "--think-time", "0"))
-        result = self._measured(flags, system, None, f"{workload.name}: what {system.name} can do")
-        steady = result.summary.steady
-        return self._settings.load * (result.summary.requests_per_s if steady is None else steady.requests_per_s)
+        experiment = self._settings.experiment
+        system = experiment.system(experiment.capacity_of)
+        load = self._settings.load or workload.load or experiment.load
+        key = shlex.join(workload.flags)
+        if key not in self._capacities:
+            rhythm = (
+                "--concurrency",
+                str(_CAPACITY_CONCURRENCY),
+                "--num-requests",
+                str(self._settings.capacity_requests),
+            )
+            flags = self._flags(workload, system, 0, (*rhythm, *_no_pauses(experiment)))
+            result = self._measured(flags, system, None, f"{workload.name}: what {system.name} can do")
+            steady = result.summary.steady
+            self._capacities[key] = result.summary.requests_per_s if steady is None else steady.requests_per_s
+        return load * self._capacities[key]
 
-    def _cell(self, workload: PaperWorkload, system: System, rate: float, round_: int) -> None:
+    def _cell(self, workload: PaperWorkload, system: System, rate: float | None, round_: int) -> None:
         title, folder = (
             f"{workload.name}: {system.name}",
             self._settings.out / f"{workload.name}-{system.name}-{round_}",
         )
-        rhythm = ("--rate", f"{rate:.4g}", "--turns-by", "arrivals", "--live", str(self._settings.live))
-        count = ("--num-requests", str(self._settings.requests), "--warmup", "8", "--session-ids")
-        flags = self._flags(workload, system, round_, (*rhythm, *count, "--label", f"system={system.name}"))
+        count = ("--num-requests", str(self._settings.requests), "--warmup", "8")
+        label = ("--label", f"system={system.name}")
+        flags = self._flags(workload, system, round_, (*self._rhythm(rate), *count, *label))
         result = self._measured(flags, system, folder, title)
         print(f"\n{title}")
         self.codes.append(deliver(result, parse_run(flags, {}).output, folder))
         self.cells.setdefault((workload.name, system.name), []).append(result)
+
+    def _rhythm(self, rate: float | None) -> tuple[str, ...]:
+        experiment = self._settings.experiment
+        if rate is None:
+            return experiment.rhythm or ()
+        turns = ("--turns-by", "arrivals", "--live", str(self._settings.live)) if experiment.turns_by_arrivals else ()
+        return ("--rate", f"{rate:.4g}", *turns)
 
     def _flags(self, workload: PaperWorkload, system: System, round_: int, rest: Sequence[str]) -> list[str]:
         """Of `bench run`, whole: this command alone repeats the cell."""
@@ -183,7 +207,17 @@ class _Bench:
         up = shlex.join(("--model", self._model, *system.flags, *settings.cluster_flags))
         scale = ("--scale-isl", f"{settings.scale:g}", "--scale-osl", f"{settings.scale:g}")
         seed = ("--seed", str(settings.seed + round_))
-        return ["--cluster", system.cluster, "--cluster-flags", up, *workload.flags, *scale, *seed, *rest]
+        return [
+            "--cluster",
+            system.cluster,
+            "--cluster-flags",
+            up,
+            *workload.flags,
+            *scale,
+            *seed,
+            *settings.experiment.flags,
+            *rest,
+        ]
 
     def _measured(self, flags: Sequence[str], system: System, folder: Path | None, title: str) -> Result:
         run = parse_run(flags, {})

@@ -9,33 +9,27 @@ from loadgen.results.result import Result
 
 Cells = Mapping[tuple[str, str], Sequence[Result]]
 """By (workload, system)."""
-_SHOWN = {
-    "mean_e2el_ms": "mean JCT",
-    "p99_e2el_ms": "P99 JCT",
-    "mean_ttft_ms": "mean TTFT",
-    "p99_ttft_ms": "P99 TTFT",
-}
 
 
 def paper_table(experiment: Experiment, cells: Cells) -> str:
     """Two tables; several rounds are averaged, and their range is shown beside the ratios."""
-    return f"{_measured(cells)}\n\n{_claims(experiment, cells)}\n"
+    return f"{_measured(experiment, cells)}\n\n{_claims(experiment, cells)}\n"
 
 
-def _measured(cells: Cells) -> str:
-    titles = ["workload", "system", "req/s", *(f"{title} (ms)" for title in _SHOWN.values())]
+def _measured(experiment: Experiment, cells: Cells) -> str:
+    titles = ["workload", "system", "req/s", *experiment.shown.values()]
     titles += ["mean TPOT (ms)", "prompt tokens cached", "failed"]
     rows = []
     for (workload, system), results in cells.items():
         numbers = [to_json(result) for result in results]
-        values = [_mean(numbers, name) for name in (*_SHOWN, "mean_tpot_ms")]
+        values = [_mean(numbers, name) for name in (*experiment.shown, "mean_tpot_ms")]
         hits = [result.summary.cache_hit_ratio for result in results]
         rows.append(
             [
                 workload,
                 system,
-                ", ".join(dict.fromkeys(f"{result.facts.request_rate:.2f}" for result in results)),
-                *("-" if value is None else f"{value:,.0f}" for value in values[:-1]),
+                ", ".join(dict.fromkeys(_rate(result) for result in results)),
+                *("-" if value is None else _number(value) for value in values[:-1]),
                 "-" if values[-1] is None else f"{values[-1]:,.1f}",
                 "-" if None in hits else f"{fmean(hit or 0.0 for hit in hits):.0%}",
                 str(sum(result.summary.failed for result in results)),
@@ -45,12 +39,12 @@ def _measured(cells: Cells) -> str:
 
 
 def _claims(experiment: Experiment, cells: Cells) -> str:
-    titles = ["workload", "instead of", "", *(f"{title}: here (paper)" for title in _SHOWN.values())]
+    titles = ["workload", "instead of", "", *(f"{_bare(title)}: here (paper)" for title in experiment.shown.values())]
     rows = []
     for claim in experiment.claims:
         base, other = cells.get((claim.workload, claim.base)), cells.get((claim.workload, claim.other))
         if base and other:
-            shown = [_ratio(claim, name, base, other) for name in _SHOWN]
+            shown = [_ratio(claim, name, base, other) for name in experiment.shown]
             rows.append([claim.workload, claim.base, claim.other, *shown])
     notes = [f"{claim.workload}, {claim.other}: {claim.note}" for claim in experiment.claims if claim.note]
     return "\n\n".join([_markdown(titles, rows), *notes])
@@ -65,6 +59,22 @@ def _ratio(claim: Claim, name: str, base: Sequence[Result], other: Sequence[Resu
         here += f" [{min(ratios):.2f}, {max(ratios):.2f}]"
     stated = claim.changes.get(name)
     return here if stated is None else f"**{here}** ({stated:.2f})"
+
+
+def _rate(result: Result) -> str:
+    """A closed loop has none of its own: what it came to."""
+    rate = result.facts.request_rate
+    return f"({result.summary.requests_per_s:.2f})" if rate is None else f"{rate:.2f}"
+
+
+def _number(value: float) -> str:
+    """Shares with their digits, the rest without."""
+    return f"{value:.2f}" if abs(value) < 2 else f"{value:,.0f}"
+
+
+def _bare(title: str) -> str:
+    """A ratio has no unit."""
+    return title.removesuffix(" (ms)")
 
 
 def _mean(numbers: Sequence[Mapping[str, object]], name: str) -> float | None:

@@ -22,6 +22,8 @@ class PaperWorkload:
     name: str
     flags: tuple[str, ...]
     """Of `bench run`."""
+    load: float | None = None
+    """Rate, as a share of what the system `capacity_of` can do; None: as `--load` says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,28 @@ class Experiment:
     capacity_of: str
     """The system whose capacity sets the rate for all."""
     claims: tuple[Claim, ...] = field(default_factory=tuple)
+    shown: Mapping[str, str] = field(
+        default_factory=lambda: {
+            "mean_e2el_ms": "mean JCT (ms)",
+            "p99_e2el_ms": "P99 JCT (ms)",
+            "mean_ttft_ms": "mean TTFT (ms)",
+            "p99_ttft_ms": "P99 TTFT (ms)",
+        }
+    )
+    """Numbers of `result.json` that the paper is about, and their titles."""
+    preset: str = "mini"
+    """The model that is made if none is named."""
+    requests: int = 250
+    """Of a run, if nothing is said."""
+    load: float = 0.6
+    scale: float = 0.25
+    """Factor of all lengths, if nothing is said."""
+    turns_by_arrivals: bool = False
+    """Whether conversations are cut into requests that arrive one by one (`--turns-by arrivals`)."""
+    rhythm: tuple[str, ...] | None = None
+    """Flags of `bench run` for how requests follow one another, instead of a rate; None: a rate."""
+    flags: tuple[str, ...] = ()
+    """Of every `bench run`, such as targets."""
 
     def system(self, name: str) -> System:
         """Raises StopIteration for a name that is none."""

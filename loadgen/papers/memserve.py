@@ -24,6 +24,8 @@ MEMSERVE = Experiment(
         System(name="separated+caching", cluster="1P1D", flags=_CACHED),
     ),
     capacity_of="mixed",
+    turns_by_arrivals=True,
+    flags=("--session-ids",),
     claims=(
         Claim(
             workload="sharegpt",

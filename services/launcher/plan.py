@@ -120,6 +120,7 @@ def _worker(settings: UpSettings, site: Site, role: str, index: int) -> ProcessP
         slo_ttft=settings.slo_ttft_ms,
         slo_tpot=settings.slo_tpot_ms,
         spare_memory=settings.spare_memory,
+        max_context_tokens=settings.max_context_tokens,
         max_running=settings.max_running,
         max_step_tokens=settings.max_step_tokens,
         drain_s=settings.drain_s,

@@ -115,6 +115,7 @@ class UpSettings:
     max_running: int | None = setting(
         None, help="Sequences in one step of a worker at the most; unset: 64, on a GPU 256."
     )
+    max_context_tokens: int | None = setting(None, help="Prompt plus output; unset: the model's own limit.")
     max_step_tokens: int | None = setting(
         None, help="Rows of one step at the most; longer prompts are computed in chunks. Unset: 512, on a GPU 8192."
     )

@@ -42,7 +42,7 @@ class _Running:
                 worker.serve(self._stopping.is_set)
             finally:
                 worker.__exit__(None, None, None)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whoever waits for the worker raises it
             self._failure = error
         finally:
             self._built.set()

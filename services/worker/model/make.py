@@ -68,6 +68,21 @@ PRESETS = {
         embedding_spread=0.04,
         dtype="float32",
     ),
+    "deep": Preset(
+        shape={
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 32,
+        },
+        vocab_tokens=1536,
+        context_tokens=16_384,
+        weight_spread=0.1,
+        embedding_spread=0.04,
+        dtype="float32",
+    ),
     "small": Preset(
         shape={
             "hidden_size": 896,
@@ -98,8 +113,11 @@ _TINY_FAMILIES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 FAMILIES = tuple(_TINY_FAMILIES)
-_PRESET_FAMILIES = {"tiny": FAMILIES, "mini": ("llama", "qwen2"), "small": ("qwen2",)}
-_PRESET_HELP = "tiny: for tests; mini: computing outweighs HTTP, and two cores suffice; small: 0.5B shape"
+_PRESET_FAMILIES = {"tiny": FAMILIES, "mini": ("llama", "qwen2"), "deep": ("llama",), "small": ("qwen2",)}
+_PRESET_HELP = (
+    "tiny: for tests; mini: computing outweighs HTTP, and two cores suffice; deep: layers and KV outweigh computing; "
+    "small: 0.5B shape"
+)
 _MODEL_TYPES = {"gemma3": "gemma3_text"}
 
 

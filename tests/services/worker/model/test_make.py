@@ -50,7 +50,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_unknown_names_are_refused_with_what_is_allowed(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="tiny or mini or small"):
+    with pytest.raises(ConfigError, match="tiny or mini or deep or small"):
         make_model("huge", tmp_path / "m")
     with pytest.raises(ConfigError, match="gemma3"):
         make_model("tiny", tmp_path / "m", family="gpt2")
