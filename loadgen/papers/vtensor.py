@@ -20,14 +20,36 @@ VTENSOR = Experiment(
         ),
         PaperWorkload(
             name="multi-turn",
-            flags=tuple(
-                "--dataset multi-turn --prefix-len 512 --isl 96 --osl 128 --turns 4 --think-time 0 --ignore-eos".split()
+            flags=(
+                "--dataset",
+                "multi-turn",
+                "--prefix-len",
+                "512",
+                "--isl",
+                "96",
+                "--osl",
+                "128",
+                "--turns",
+                "4",
+                "--think-time",
+                "0",
+                "--ignore-eos",
             ),
         ),
         PaperWorkload(
             name="shared prefix",
-            flags=tuple(
-                "--dataset shared-prefix --prefix-len 1024 --prefix-groups 4 --isl 64 --osl 128 --ignore-eos".split()
+            flags=(
+                "--dataset",
+                "shared-prefix",
+                "--prefix-len",
+                "1024",
+                "--prefix-groups",
+                "4",
+                "--isl",
+                "64",
+                "--osl",
+                "128",
+                "--ignore-eos",
             ),
         ),
     ),
