@@ -46,14 +46,15 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: signals.append(received))
     try:
-        _run(load(KvStoreSettings, argv, os.environ), lambda: bool(signals))
+        run(load(KvStoreSettings, argv, os.environ), lambda: bool(signals))
     except ConfigError as error:
         print(f"penstock kvstore: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
+def run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
+    """One KV store, from its parts to its end."""
     worker = WorkerId(settings.id or f"kvstore-{secrets.token_hex(4)}")
     incarnation = Incarnation(secrets.randbits(64))
     log = Log(process="kvstore", id=worker)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support.driver import Driver, Outcome
-from tests.support.processes import cluster
 from tests.support.reference import Reference
+from tests.support.threads import thread_cluster
 
 BLOCK = 16
 N_TOKENS = 40
@@ -138,7 +138,7 @@ def _n_ways(name: str, workers: dict[str, dict[str, str]], level: int) -> int:
 @contextmanager
 def rig(folder: Path, answers: Answers, level: int, workers: dict[str, dict[str, str]], **decode: str) -> Iterator[Rig]:
     """A decode worker, a KV store with a disk, and prefill or mixed workers, each with flags of its own."""
-    with cluster(folder) as processes:
+    with thread_cluster(folder) as processes:
         common = {"model": answers.folder, "dtype": "float32", "caching": level, "fetch": "always"}
         processes.start("kvstore", STORE, host_memory=HOST_MEMORY, disk=folder / "disk", disk_size="64MiB")
         processes.start("decode", DECODE, **{"device_memory": "64MiB", **common, **decode})

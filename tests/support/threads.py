@@ -1,18 +1,21 @@
-"""Real workers as threads of the test's own process: everything but the process itself, in a tenth of the time.
+"""Real workers and KV stores as threads of the test's own process: all but the process itself, in a tenth of the time.
 
-A worker here is built from the same settings, joins the same Redis, listens on real sockets and shares its real page
-memory; what needs a process of its own (kill -9, signals, exit codes) is for tests.support.processes.
+They are built from the same settings, join the same Redis, listen on real sockets and share their real memory; what needs
+a process of its own (kill -9, signals, exit codes) is for tests.support.processes.
 """
 
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from common.messages.liveness import Member
 from common.net.redis import Registry
 from common.settings import load
+from kvstore.server import __main__ as kvstore
+from kvstore.server.settings import KvStoreSettings
 from services.worker.build import Worker
 from services.worker.settings import WorkerSettings
 from tests.support.redis import redis_server
@@ -20,38 +23,25 @@ from tests.support.redis import redis_server
 _SWITCH_S = 0.0005  # as a worker process has it
 _BUILDING = threading.Lock()
 """transformers sets torch's default dtype while it builds a model: one at a time."""
+_START_S = 60.0
+
+Stopping = Callable[[], bool]
 
 
 class _Running:
-    """One worker and the thread that builds, serves and closes it."""
+    """The thread that builds, serves and closes one of them."""
 
-    def __init__(self, role: str, settings: WorkerSettings) -> None:
-        self._role, self._settings = role, settings
-        self._failure: BaseException | None = None
-        self._stopping, self._built = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"worker {settings.id}", daemon=True)
+    def __init__(self, name: str, serve: Callable[[Stopping], None]) -> None:
+        self._stopping = threading.Event()
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(serve,), name=name, daemon=True)
         self._thread.start()
 
-    def _run(self) -> None:
+    def _run(self, serve: Callable[[Stopping], None]) -> None:
         try:
-            worker = Worker(self._role, self._settings)
-            with _BUILDING:
-                worker.__enter__()
-            self._built.set()
-            try:
-                worker.serve(self._stopping.is_set)
-            finally:
-                worker.__exit__(None, None, None)
-        except BaseException as error:  # noqa: BLE001 - whoever waits for the worker raises it
-            self._failure = error
-        finally:
-            self._built.set()
-
-    def await_built(self, timeout_s: float = 60.0) -> None:
-        """Raises what building raised."""
-        assert self._built.wait(timeout_s), "a worker was not built in time"
-        if self._failure is not None:
-            raise self._failure
+            serve(self._stopping.is_set)
+        except BaseException as error:  # noqa: BLE001 - whoever waits for it raises it
+            self.failure = error
 
     def tell_to_stop(self) -> None:
         """As SIGTERM would: it begins to drain."""
@@ -61,13 +51,13 @@ class _Running:
         """Wait until it has ended; raises what serving raised."""
         self.tell_to_stop()
         self._thread.join(timeout_s)
-        assert not self._thread.is_alive(), "a worker did not end when it was told to"
-        if self._failure is not None:
-            raise self._failure
+        assert not self._thread.is_alive(), f"{self._thread.name} did not end when it was told to"
+        if self.failure is not None:
+            raise self.failure
 
 
 class ThreadCluster:
-    """A Redis and any number of workers of this process that found each other through it."""
+    """A Redis and any number of workers and KV stores of this process that found each other through it."""
 
     def __init__(self, redis_url: str, folder: Path) -> None:
         self.redis_url, self._folder = redis_url, folder
@@ -75,24 +65,31 @@ class ThreadCluster:
         self._running: dict[str, _Running] = {}
 
     def start(self, role: str, name: str, **flags: object) -> Member:
-        """Start a worker and wait until it has joined. Raises what building it raised."""
-        given = {"threads": 1, "drain_s": 5, **flags}
-        given |= {"redis": self.redis_url, "cluster": "test", "run_dir": self._folder, "id": name}
-        arguments = [word for flag, value in given.items() for word in (f"--{flag.replace('_', '-')}", str(value))]
-        self._running[name] = _Running(role, load(WorkerSettings, arguments, {}))
-        self._running[name].await_built()
+        """Start it and wait until it has joined. Raises what building it raised."""
+        given = {} if role == "kvstore" else {"threads": 1, "drain_s": 5}
+        given |= {**flags, "redis": self.redis_url, "cluster": "test", "run_dir": self._folder, "id": name}
+        words = [word for flag, value in given.items() for word in (f"--{flag.replace('_', '-')}", str(value))]
+        serve = _store(load(KvStoreSettings, words, {})) if role == "kvstore" else _worker(role, words)
+        self._running[name] = _Running(name, serve)
+        self.await_members(name)
         return self.members()[name]
 
     def await_members(self, *names: str) -> None:
-        """As a Cluster of processes has it; here they have joined when `start` returns."""
-        assert set(names) <= set(self.members())
+        """Wait until all have joined."""
+        deadline_s = time.monotonic() + _START_S
+        while missing := set(names) - set(self.members()):
+            for name in missing:
+                if (failure := self._running[name].failure) is not None:
+                    raise failure
+            assert time.monotonic() < deadline_s, f"{missing} not there after {_START_S} s"
+            time.sleep(0.01)
 
     def members(self) -> Mapping[str, Member]:
         """Who has joined, by name."""
         return {member.id: member for member in self.registry.members()}
 
     def stop(self, name: str) -> None:
-        """As SIGTERM would."""
+        """As SIGTERM would, and wait."""
         self._running.pop(name).stop()
 
     def close(self) -> None:
@@ -106,9 +103,27 @@ class ThreadCluster:
             self.registry.close()
 
 
+def _store(settings: KvStoreSettings) -> Callable[[Stopping], None]:
+    return lambda stopping: kvstore.run(settings, stopping)
+
+
+def _worker(role: str, words: list[str]) -> Callable[[Stopping], None]:
+    worker = Worker(role, load(WorkerSettings, words, {}))
+
+    def serve(stopping: Stopping) -> None:
+        with _BUILDING:
+            worker.__enter__()
+        try:
+            worker.serve(stopping)
+        finally:
+            worker.__exit__(None, None, None)
+
+    return serve
+
+
 @contextmanager
 def thread_cluster(folder: Path) -> Iterator[ThreadCluster]:
-    """A Redis and no worker yet."""
+    """A Redis and nobody yet."""
     before_s = sys.getswitchinterval()
     with redis_server() as url:
         made = ThreadCluster(url, folder)
