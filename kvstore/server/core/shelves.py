@@ -58,11 +58,13 @@ class Shelves:
         """Who has the memory. Blocks that are being written count as cached; of the disk, what files take."""
         counts = self.pool.ledger.counts()
         page_bytes = self.block_bytes // self.pool.pages_per_block
-        return (
+        host = (
             MemoryPart(owner="cached", tier="host", n_bytes=(counts.total - counts.free) * page_bytes),
             MemoryPart(owner="free", tier="host", n_bytes=counts.free * page_bytes),
-            MemoryPart(owner="cached", tier="disk", n_bytes=len(self.disk) * self._file_bytes),
         )
+        if not self.disk.capacity_blocks:
+            return host
+        return (*host, MemoryPart(owner="cached", tier="disk", n_bytes=len(self.disk) * self._file_bytes))
 
     def check(self) -> None:
         """Raise LedgerMisuse or AssertionError if a law is broken. O(pages)."""
