@@ -9,21 +9,33 @@ Counted from the pool's pages, so that it is the same story as `Report.pages`, i
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from common.messages.liveness import MemoryPart, PageCounts
+from common.messages.liveness import MemoryPart
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.resizing import Resizing
 
 
 @dataclass(frozen=True, slots=True)
 class Lent:
-    """Memory that is not the KV's, though the pool's pages stand for most of it."""
+    """Memory that is not the KV's, though the pool's pages stand for most of it.
+
+    Whole chunks count. Pages beside them that are out of use with them, as a block reaches into a lent chunk, are nobody's.
+    """
 
     activation_pages: int = 0
-    """Pages of the pool whose memory the forward pass uses."""
+    """Pages of the pool whose memory the forward pass has."""
     system_pages: int = 0
     """Pages of the pool that have no memory: the system has it."""
     scratch_bytes: int = 0
     """Of the forward pass, beside the pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class Buffered:
+    """Pages of the host buffer, as large as the pool's."""
+
+    used_pages: int = 0
+    capacity_pages: int = 0
+    """0: there is no buffer."""
 
 
 class MemoryOwners:
@@ -36,11 +48,11 @@ class MemoryOwners:
         *,
         weight_bytes: int,
         lent: Callable[[], Lent] = Lent,
-        host_buffer: Callable[[], PageCounts] = PageCounts,
+        buffered: Callable[[], Buffered] = Buffered,
     ) -> None:
-        """`lent`: what the pool has lent now. `host_buffer`: the buffer's pages, as large as the pool's; a total of 0: none."""
+        """`lent`, `buffered`: what they are at the moment of a report; by default nothing is lent, and there is no buffer."""
         self._pool, self._resizing, self._weight_bytes = pool, resizing, weight_bytes
-        self._lent, self._host_buffer = lent, host_buffer
+        self._lent, self._buffered = lent, buffered
 
     def parts(self) -> tuple[MemoryPart, ...]:
         """Every tier, in the order of MemoryPart's table."""
@@ -63,11 +75,11 @@ class MemoryOwners:
         return tuple(MemoryPart(owner=owner, tier="device", n_bytes=value) for owner, value in n_bytes.items())
 
     def _host(self) -> tuple[MemoryPart, ...]:
-        counts, page_bytes = self._host_buffer(), self._resizing.page_bytes
-        if not counts.total:
+        buffered, page_bytes = self._buffered(), self._resizing.page_bytes
+        if not buffered.capacity_pages:
             return ()
-        parked = (counts.total - counts.free) * page_bytes
+        free_pages = buffered.capacity_pages - buffered.used_pages
         return (
-            MemoryPart(owner="parked", tier="host", n_bytes=parked),
-            MemoryPart(owner="parked_free", tier="host", n_bytes=counts.free * page_bytes),
+            MemoryPart(owner="parked", tier="host", n_bytes=buffered.used_pages * page_bytes),
+            MemoryPart(owner="parked_free", tier="host", n_bytes=free_pages * page_bytes),
         )

@@ -3,10 +3,10 @@
 import random
 
 from common.ids import Owner
-from common.messages.liveness import PageCounts, Report
+from common.messages.liveness import Report
 from kvstore.index.block_pool import BlockPool
 from kvstore.index.ledger import PageState
-from services.worker.core.memory_owners import Lent, MemoryOwners
+from services.worker.core.memory_owners import Buffered, Lent, MemoryOwners
 from services.worker.core.resizing import PoolSize, Resizing
 from tests.kvstore.index.chains import ROOT, block_pool, straight
 from tests.support.world import LAYOUT, World
@@ -79,5 +79,5 @@ def test_lent_pages_belong_to_whom_they_are_lent_and_the_sum_stays() -> None:
 def test_the_host_buffer_is_a_tier_of_its_own_where_there_is_one() -> None:
     pool = block_pool(8)
     assert by_owner(owners(pool), "host") == {}
-    buffered = owners(pool, host_buffer=lambda: PageCounts(total=10, free=4, cached=6))
+    buffered = owners(pool, buffered=lambda: Buffered(used_pages=6, capacity_pages=10))
     assert by_owner(buffered, "host") == {"parked": 6 * PAGE_BYTES, "parked_free": 4 * PAGE_BYTES}
