@@ -22,11 +22,12 @@ from gateway.metrics import GatewayMetrics
 
 ADMIN = "/admin"
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+_OPERATORS_TOO = frozenset({"/status", "/status/memory"})
 BODY_TIMEOUT_S = 30.0
 CLIENT_LEFT_STATUS = 499  # never sent; how proxies log a client that did not wait
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _KNOWN_PATH = re.compile(
-    r"/(v1/(models|completions|chat/completions)|health|ready|metrics|status|admin/workers/\{id\}/(drain|resume|memory))"
+    r"/(v1/(models|completions|chat/completions)|health|ready|metrics|status(/memory)?|admin/workers/\{id\}/(drain|resume|memory))"
 )
 _ADMIN_PATH = re.compile(r"^(/admin/workers/)[^/]+/(drain|resume|memory)$")
 
@@ -87,7 +88,7 @@ class Border:
             return
         if not self._keys.needed:
             return
-        if scope["path"] == "/status" and self._keys.is_admin(given):
+        if scope["path"] in _OPERATORS_TOO and self._keys.is_admin(given):
             return
         name = self._keys.name_of(given)
         if name is None:

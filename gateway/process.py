@@ -23,6 +23,7 @@ from gateway.api_keys import ApiKeys, read_api_keys
 from gateway.app import build_app
 from gateway.core.prompt_tree import PromptTree
 from gateway.core.roster import Fit
+from gateway.memory_history import MemoryHistory
 from gateway.metrics import GatewayMetrics
 from gateway.model_files import ModelFiles, read_model_files
 from gateway.route_parts import build_dispatch
@@ -61,9 +62,10 @@ class Gateway:
             settings.api_key, settings.api_keys, settings.admin_key, open_admin=settings.host in _LOOPBACK
         )
         self.switchboard = self._switchboard(settings, files, keys)
+        self._memory = MemoryHistory(self.switchboard.workers, _unix_ms)
         app = build_app(
             self._openai(settings, files, tokens, metrics),
-            StatusRoutes(self.member, self.switchboard, self._keeper, metrics),
+            StatusRoutes(self.member, self.switchboard, self._keeper, metrics, self._memory),
             AdminRoutes(self.switchboard),
             metrics,
             self._log,
@@ -108,12 +110,14 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self.switchboard.start()
         self._keeper.start()
+        self._memory.start()
         try:
             await asyncio.to_thread(self._membership.join)
             self._log.event("listening", url=self.member.endpoint, model=self._model_name)
             await self._server.serve(sockets=[self._listener])
         finally:
             await asyncio.to_thread(self._membership.stop)
+            self._memory.stop()
             await self._keeper.stop()
             self.switchboard.stop()
             self._listener.close()
@@ -165,5 +169,9 @@ def _member(settings: GatewaySettings, port: int) -> Member:
         endpoint=f"http://{settings.advertise_host or settings.host}:{port}",
         host=kernel_identity(),
         pid=os.getpid(),
-        joined_unix_ms=time.time_ns() // 1_000_000,
+        joined_unix_ms=_unix_ms(),
     )
+
+
+def _unix_ms() -> int:
+    return time.time_ns() // 1_000_000

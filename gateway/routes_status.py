@@ -14,6 +14,7 @@ from common.messages.liveness import Member, PageCounts, QueueCounts
 from gateway.cache_fields import cache_fields
 from gateway.core.roster import WorkerState
 from gateway.errors import error_response
+from gateway.memory_history import MemoryHistory, memory_fields
 from gateway.metrics import GatewayMetrics, MetricsPage
 from gateway.switchboard import Switchboard
 from gateway.tree_keeper import TreeKeeper
@@ -23,9 +24,11 @@ from gateway.worker_metrics import pool_tier
 class StatusRoutes:
     """Reads; owns nothing."""
 
-    def __init__(self, this: Member, switchboard: Switchboard, tree: TreeKeeper, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self, this: Member, switchboard: Switchboard, tree: TreeKeeper, metrics: GatewayMetrics, memory: MemoryHistory
+    ) -> None:
         """`this`: the gateway's own membership record."""
-        self._this, self._switchboard, self._tree = this, switchboard, tree
+        self._this, self._switchboard, self._tree, self._memory = this, switchboard, tree, memory
         self._page = MetricsPage(metrics, self._gauges, self._counters, switchboard.workers)
 
     def _gauges(self) -> dict[str, float]:
@@ -48,6 +51,7 @@ class StatusRoutes:
             "/ready": self.ready,
             "/metrics": self.metrics,
             "/status": self.status,
+            "/status/memory": self.memory,
         }
         for path, endpoint in routes.items():
             app.add_api_route(path, endpoint, methods=["GET", "HEAD"])
@@ -82,6 +86,10 @@ class StatusRoutes:
         workers = [_worker_fields(state) for state in self._switchboard.workers()]
         return _json({"gateway": gateway, "workers": workers})
 
+    async def memory(self, request: Request) -> Response:
+        """Who had which memory over the last 10 minutes."""
+        return Response(self._memory.page(), media_type="application/json")
+
 
 def _worker_fields(state: WorkerState) -> dict[str, Any]:
     report = state.report
@@ -96,6 +104,7 @@ def _worker_fields(state: WorkerState) -> dict[str, Any]:
         "pid": state.member.pid,
         "pages": msgspec.to_builtins(PageCounts() if report is None else report.pages),
         "tier": pool_tier(state.member.role),
+        "memory": memory_fields(report),
         "cache": cache_fields(report),
         "queue": msgspec.to_builtins(QueueCounts() if report is None else report.queue),
         "transports": [] if report is None else msgspec.to_builtins(report.transports),

@@ -21,13 +21,16 @@ def worker_families(workers: Sequence[WorkerState]) -> Iterator[Metric]:
     """Gauges and counters of every worker's last report."""
     up = GaugeMetricFamily(_PREFIX + "up", "1 if the worker takes requests.", labels=["worker", "role"])
     pages = GaugeMetricFamily(_PREFIX + "pages", "KV pages by tier and state.", labels=["worker", "tier", "state"])
+    memory = GaugeMetricFamily(
+        _PREFIX + "memory_bytes", "Memory by tier and by who has it.", labels=["worker", "tier", "owner"]
+    )
     queue = GaugeMetricFamily(_PREFIX + "queue", "Requests and waiting tokens.", labels=["worker", "state"])
     steps = CounterMetricFamily(_PREFIX + "engine_steps", "Engine steps finished.", labels=["worker"])
     unreadable = GaugeMetricFamily(
         _PREFIX + "unreadable_series", "Values of the last report that are no metrics.", labels=["worker"]
     )
     opened = CounterMetricFamily(_PREFIX + "breaker_opened", "Times this gateway passed it over.", labels=["worker"])
-    fixed = (up, pages, queue, steps, opened, unreadable)
+    fixed = (up, pages, memory, queue, steps, opened, unreadable)
     reported = _Families({family.name for family in fixed})
     for state in workers:
         name, role = state.member.id, state.member.role
@@ -37,6 +40,8 @@ def worker_families(workers: Sequence[WorkerState]) -> Iterator[Metric]:
             continue
         for field in state.report.pages.__struct_fields__:
             pages.add_metric([name, pool_tier(role), field], getattr(state.report.pages, field))
+        for part in state.report.memory:
+            memory.add_metric([name, part.tier, part.owner], part.n_bytes)
         for field in state.report.queue.__struct_fields__:
             queue.add_metric([name, field], getattr(state.report.queue, field))
         steps.add_metric([name], state.report.engine_steps)

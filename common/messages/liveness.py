@@ -150,6 +150,27 @@ class TransportReport(msgspec.Struct, frozen=True, kw_only=True):
     """Why not the faster one; empty if it is the fastest this build has."""
 
 
+class MemoryPart(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory of one tier that serves one purpose. The parts of a tier add up to what the process has of it.
+
+    A worker's `device` tier (host memory on a CPU) is its weights, its activations and its pool of pages:
+
+        weights       the model
+        activations   scratch of the forward pass, and pages of the pool that are lent to it
+        kv_requests   KV that requests hold, with cached blocks that running requests or readers pin
+        kv_prefix     cached blocks that can go at any time
+        kv_free       pages that nobody holds, and memory on its way into or out of the pool
+        released      pages whose memory is given back to the system until it is wanted again
+
+    Its `host` tier is `parked` and `parked_free`. A KV store has `cached` and `free` on `host`, and `cached` on `disk`.
+    """
+
+    owner: str
+    tier: str
+    """device, host or disk."""
+    n_bytes: int
+
+
 class Report(Message, frozen=True, kw_only=True):
     """State of one worker when it answered."""
 
@@ -173,3 +194,5 @@ class Report(Message, frozen=True, kw_only=True):
     """Fitted to this worker's own steps; None while there is nothing to fit."""
     links: tuple[LinkCost, ...] = ()
     """Sources of KV that this worker reads from, as far as it has measured them."""
+    memory: tuple[MemoryPart, ...] = ()
+    """Who has the process' memory, tier by tier, in the order of MemoryPart's table."""

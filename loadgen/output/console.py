@@ -4,11 +4,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from common.units import format_bytes
 from loadgen.output.warnings import warnings
 from loadgen.results.health import GeneratorHealth
+from loadgen.results.memory_use import memory_use
 from loadgen.results.metrics import Distribution, Summary, samples_needed
 from loadgen.results.records import RequestRecord
 from loadgen.results.result import Result, RunFacts
+from loadgen.results.timeline import ServerSample
 from loadgen.stats.resampling import Interval
 
 _WIDTH = 78
@@ -36,6 +39,8 @@ def table(result: Result) -> str:
             lines += [_rule("-", title), *map(_row, _latency_rows(name, shown, result))]
     if phases := list(_phase_rows(result.records)):
         lines += [_rule("-", "Time to First Token by Phase"), *map(_row, phases)]
+    if memory := list(_memory_rows(result.server.samples)):
+        lines += [_rule("-", "Memory, All Workers"), *map(_row, memory)]
     lines += [_rule("-", "Generator"), *map(_row, _health_rows(result.health)), "=" * _WIDTH]
     errors = [f"{record.outcome}: {record.detail}" for record in result.records if record.outcome.failed]
     lines += [f"error: {text}" for text in list(dict.fromkeys(errors))[:_ERRORS_SHOWN]]
@@ -113,6 +118,14 @@ def _phase_rows(records: Sequence[RequestRecord]) -> Iterator[Row]:
         yield f"Mean {phase.replace('_', ' ')} (ms)", f"{mean_ms:.2f}"
     ttft_ms = float(np.mean([(record.ttft_s or 0.0) * 1e3 for record in told]))
     yield "Mean gateway, network, client (ms)", f"{ttft_ms - known_ms:.2f}"
+
+
+def _memory_rows(samples: Sequence[ServerSample]) -> Iterator[Row]:
+    """Owners that had some."""
+    for use in memory_use(samples):
+        if use.peak_bytes:
+            name = f"Mean, peak of {use.owner.replace('_', ' ')} ({use.tier})"
+            yield name, f"{format_bytes(round(use.mean_bytes))}, {format_bytes(use.peak_bytes)}"
 
 
 def _health_rows(health: GeneratorHealth) -> Iterator[Row]:

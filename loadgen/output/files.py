@@ -136,6 +136,9 @@ def _sample(line: bytes) -> ServerSample:
     every: tuple[ServerSample | WorkerSample, ...] = (sample, *sample.workers.values())
     if abs(sample.at_s) > MOST_S or any(abs(one.waiting) + abs(one.running) > _MOST_COUNT for one in every):
         raise ValueError("a time or a number of requests beyond all sense")
+    parts = (owners for tiers in sample.memory.values() for owners in tiers.values())
+    if any(not 0 <= n_bytes <= _MOST_COUNT for owners in parts for n_bytes in owners.values()):
+        raise ValueError("a size of memory beyond all sense")
     return sample
 
 

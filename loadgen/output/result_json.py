@@ -10,6 +10,7 @@ from typing import Any  # Any: JSON
 
 from loadgen.output.warnings import warnings
 from loadgen.results.buckets import Bucket, by_group, by_input_length, by_turn, by_worker, phases_served
+from loadgen.results.memory_use import MemoryUse, memory_use, memory_use_by_worker
 from loadgen.results.metrics import Distribution
 from loadgen.results.records import RequestRecord
 from loadgen.results.result import Result
@@ -127,6 +128,10 @@ def _own_json(result: Result) -> dict[str, Any]:
         "saturated": None if result.saturation is None else result.saturated,
         "leaked": None if result.server.leak_check is None else result.leaked,
         "intervals": {name: [found.low, found.high] for name, found in result.intervals.items()},
+        "memory": [_memory_json(use) for use in memory_use(result.server.samples)],
+        "memory_by_worker": [
+            {"worker": use.worker} | _memory_json(use) for use in memory_use_by_worker(result.server.samples)
+        ],
         "warnings": warnings(result),
         **_parts_json(result.records),
     }
@@ -150,6 +155,10 @@ def _parts_json(records: Sequence[RequestRecord]) -> dict[str, Any]:
             for part in parts
         ]
     return {name: parts for name, parts in found.items() if len(parts) > 1}
+
+
+def _memory_json(use: MemoryUse) -> dict[str, Any]:
+    return {"tier": use.tier, "owner": use.owner, "mean_bytes": use.mean_bytes, "peak_bytes": use.peak_bytes}
 
 
 def _part_json(part: Bucket[Any]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ class ServerSample:
     """Share of all KV memory that running requests hold; None: not told."""
     workers: Mapping[str, WorkerSample] = field(default_factory=dict)
     """By name; empty where a server does not tell them apart."""
+    memory: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
+    """Bytes by process (KV stores too), tier and owner; empty where a server does not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Penstock's own `/status`. Pure. Fields that a gateway of another version lacks read as 0."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any  # Any: JSON
 
 import msgspec
@@ -36,6 +36,12 @@ class _Model(msgspec.Struct):
     layers: _Count = 0
 
 
+class _MemoryPart(msgspec.Struct, rename={"n_bytes": "bytes"}):
+    owner: str
+    tier: str
+    n_bytes: _Count
+
+
 class _Worker(msgspec.Struct):
     id: str
     role: str = ""
@@ -44,6 +50,7 @@ class _Worker(msgspec.Struct):
     queue: _Queue = msgspec.field(default_factory=_Queue)
     gauges: dict[str, _Number] = {}
     charged_requests: _Count = 0
+    memory: list[_MemoryPart] = []
 
     @property
     def computes(self) -> bool:
@@ -86,7 +93,7 @@ class PenstockStatus:
     path = "/status"
 
     def sample(self, body: bytes, at_s: float) -> ServerSample:
-        """The system at that moment, as of the workers' last reports. KV stores compute nothing and do not count."""
+        """The system at that moment, as of the workers' last reports. KV stores compute nothing: only their memory counts."""
         status = _read(body)
         workers = [worker for worker in status.workers if worker.computes]
         pages = sum(worker.pages.total for worker in workers)
@@ -96,6 +103,7 @@ class PenstockStatus:
             running=sum(worker.running for worker in workers),
             kv_used=sum(worker.used_pages for worker in workers) / pages if pages else None,
             workers={worker.id: _worker_sample(worker) for worker in workers},
+            memory={worker.id: _by_tier(worker.memory) for worker in status.workers if worker.memory},
         )
 
     def held(self, body: bytes) -> dict[str, float]:
@@ -134,6 +142,13 @@ def _worker_sample(worker: _Worker) -> WorkerSample:
         kv_used=worker.used_pages / total,
         kv_cached=(worker.pages.cached - worker.pinned_pages) / total,
     )
+
+
+def _by_tier(parts: Sequence[_MemoryPart]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for part in parts:
+        found.setdefault(part.tier, {})[part.owner] = part.n_bytes
+    return found
 
 
 def _held_by(worker: _Worker) -> Iterator[tuple[str, float]]:

@@ -1,11 +1,14 @@
 """How a system looks on a terminal: workers, memory, links. Pure: status documents in, text out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any  # Any: JSON
 
 from common.kv_layout import DTYPE_BYTES, KvLayout
 from common.units import format_bytes
 from services.launcher.readiness import peer_name
+
+_SPARE = frozenset({"kv_free", "released", "parked_free", "free"})
+"""Owners that nobody stands behind."""
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -41,6 +44,26 @@ def _change_text(worker: Mapping[str, Any]) -> str:
     gauges = worker.get("gauges", {})
     there, target = gauges.get("pool_bytes", 0.0), gauges.get("pool_target_bytes", 0.0)
     return "" if there == target else f", on the way to {format_bytes(int(target))}"
+
+
+def memory_table(status: Mapping[str, Any]) -> str:
+    """Who has each process' memory, a line per tier; empty text if nobody tells."""
+    rows = [row for worker in status["workers"] for row in _memory_rows(worker)]
+    return columns(["MEMORY OF", "TIER", "SIZE", "HELD BY", "FREE"], rows) if rows else ""
+
+
+def _memory_rows(worker: Mapping[str, Any]) -> Iterator[list[str]]:
+    parts: Sequence[Mapping[str, Any]] = worker.get("memory", [])  # a gateway of another version has none
+    for tier in dict.fromkeys(part["tier"] for part in parts):
+        n_bytes = {part["owner"]: part["bytes"] for part in parts if part["tier"] == tier}
+        held = {owner: there for owner, there in n_bytes.items() if owner not in _SPARE}
+        free = {owner: there for owner, there in n_bytes.items() if owner in _SPARE}
+        yield [worker["id"], tier, format_bytes(sum(n_bytes.values())), _shares_text(held), _shares_text(free)]
+
+
+def _shares_text(n_bytes: Mapping[str, int]) -> str:
+    shares = [f"{owner.replace('_', ' ')} {format_bytes(there)}" for owner, there in n_bytes.items() if there]
+    return ", ".join(shares) or "-"
 
 
 def cache_table(status: Mapping[str, Any]) -> str:
@@ -90,7 +113,13 @@ def status_text(status: Mapping[str, Any]) -> str:
     head = f"{gateway['id']} at {gateway['endpoint']}: {state}, {gateway['open_requests']} open requests"
     rows = [_status_row(worker) for worker in status["workers"]]
     table = columns(["WORKER", "ROLE", "STATE", "PID", "MODEL", "MEMORY", "WAITING", "RUNNING", "HANDING OVER"], rows)
-    parts = [head, table if rows else "no worker has joined", cache_table(status), links_table(status)]
+    parts = [
+        head,
+        table if rows else "no worker has joined",
+        memory_table(status),
+        cache_table(status),
+        links_table(status),
+    ]
     parts.append(routing_text(gateway["routing"], gateway["prompt_tree"]))
     reasons = [f"{w['id']}: {w['reason']}" for w in status["workers"] if w["reason"]]
     return "\n\n".join(part for part in [*parts, "\n".join(reasons)] if part)

@@ -122,7 +122,7 @@ class Worker:
         engine = EngineThread(cast(Engine[Any], computing), inbox, gate)
         self._cleanup.callback(engine.stop, _STEP_END_S)
         fit = self._starting_fit(profile, model, threads)
-        core = build_core(mine, settings, _size(memory), inspected.layout, fit)
+        core = build_core(mine, settings, _size(memory), inspected.layout, fit, weight_bytes=model.weight_bytes)
         resizer = PageResizer(memory, inbox, use_pages=engine.use_pages, tell_peers=links.tell_resized)
         events = CacheEventPublisher(settings.redis, settings.cluster, mine)
         self._cleanup.callback(events.close)

@@ -21,6 +21,7 @@ from services.worker.core.incoming import GrantTerms, Incoming
 from services.worker.core.kv_cache import CacheParts, KvCache
 from services.worker.core.lender import Lender
 from services.worker.core.lookups import Lookups
+from services.worker.core.memory_owners import MemoryOwners
 from services.worker.core.neighbours import Neighbours
 from services.worker.core.offers import Offers
 from services.worker.core.parts import Parts
@@ -54,10 +55,16 @@ def build_core(
     size: PoolSize,
     layout: KvLayout,
     fit: StepFit | None = None,
+    *,
+    weight_bytes: int = 0,
 ) -> WorkerRole:
-    """A core of `mine.role` over a pool of that `size`. `fit`: what is known of the engine's cost; None: nothing."""
+    """A core of `mine.role` over a pool of that `size`. `fit`: what is known of the engine's cost; None: nothing.
+
+    `weight_bytes`: what the model takes beside the pool.
+    """
     keep = kept(mine.role, settings.caching)
-    parts = _parts(mine, settings, size, layout, fit or StepFit(settings.step_tokens_limit))
+    fit = fit or StepFit(settings.step_tokens_limit)
+    parts = _parts(mine, settings, size, layout, fit, weight_bytes)
     fail_lost_loads = settings.on_load_failure == "fail"
     if mine.role == "prefill":
         terms = PrefillTerms(
@@ -92,7 +99,9 @@ def build_core(
     return DecodeCore(mine, parts, generation, incoming, decode)
 
 
-def _parts(mine: Member, settings: WorkerSettings, size: PoolSize, layout: KvLayout, fit: StepFit) -> Parts:
+def _parts(
+    mine: Member, settings: WorkerSettings, size: PoolSize, layout: KvLayout, fit: StepFit, weight_bytes: int
+) -> Parts:
     keep = kept(mine.role, settings.caching)
     block_bytes = layout.layers * layout.page_bytes
     use_store = settings.kvstore == "auto" and keep is not Keep.NOTHING
@@ -130,4 +139,5 @@ def _parts(mine: Member, settings: WorkerSettings, size: PoolSize, layout: KvLay
     costing = Costing(fit, pool, layout.block_tokens, keeps=keeps)
     shared = SharedPrefixes(pool, scheduler, layout.block_tokens, keeps=keeps)
     resizing = Resizing(pool, size, worker=mine.id, block_tokens=layout.block_tokens)
-    return Parts(pool, reuse, scheduler, callers, neighbours, cache, costing, shared, resizing)
+    memory = MemoryOwners(pool, resizing, weight_bytes=weight_bytes)
+    return Parts(pool, reuse, scheduler, callers, neighbours, cache, costing, shared, resizing, memory)

@@ -10,7 +10,18 @@ from typing import TypeVar
 from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
 from common.messages import AnyMessage
 from common.messages.base import Message
-from common.messages.liveness import Drain, Hello, Member, ModelIdentity, PageCounts, Ping, QueueCounts, Report, Welcome
+from common.messages.liveness import (
+    Drain,
+    Hello,
+    Member,
+    MemoryPart,
+    ModelIdentity,
+    PageCounts,
+    Ping,
+    QueueCounts,
+    Report,
+    Welcome,
+)
 from common.messages.requests import Cancel, Generate, Timings, TokenDelta, TokenLogprob, Tokens
 from common.messages.resizing import Resize
 from common.net.redis import Membership
@@ -18,6 +29,12 @@ from common.net.sockets import Exchange
 
 PATIENCE_S = 20.0
 M = TypeVar("M", bound=Message)
+
+MEMORY = (
+    MemoryPart(owner="weights", tier="device", n_bytes=7000),
+    MemoryPart(owner="kv_free", tier="device", n_bytes=9000),
+    MemoryPart(owner="parked", tier="host", n_bytes=300),
+)
 
 
 class FakeWorker:
@@ -110,6 +127,7 @@ class FakeWorker:
             queue=QueueCounts(),
             counters={"generated_tokens_total": 7.0, "hit_tokens_total{tier=host}": 64.0},
             gauges=self.gauges,
+            memory=MEMORY,
             draining=self.draining,
         )
 

@@ -192,7 +192,8 @@ def test_the_api_key_guards_the_api_but_not_the_probes(redis_url: str, model: Pa
         assert caught.value.status_code == 401
         assert up.client(api_key="sesame").completions.create(model=NAME, prompt="x").choices[0].text == "x"
         with up.http() as client:
-            assert error_of(client.get("/status"))["code"] == "invalid_api_key"
+            for path in ("/status", "/status/memory"):
+                assert error_of(client.get(path))["code"] == "invalid_api_key"
             assert [client.get(path).status_code for path in ("/health", "/ready", "/metrics")] == [200, 200, 200]
 
 

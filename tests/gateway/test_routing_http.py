@@ -165,11 +165,12 @@ def test_a_worker_is_drained_and_resumed_over_http(up: Cluster) -> None:
     assert heard[0] == Drain(on=True) and heard[-1] == Drain(on=False)
 
 
-def test_only_operators_drain(redis_url: str, model: Path) -> None:
+def test_only_operators_drain_and_their_key_opens_the_pages_of_state(redis_url: str, model: Path) -> None:
     with cluster(redis_url, model, api_key="user", admin_key="boss") as up:
-        for key, status in ((None, 403), ("user", 403), ("boss", 202)):
+        for key, drained, looked in ((None, 403, 401), ("user", 403, 200), ("boss", 202, 200)):
             with up.http(headers={} if key is None else {"authorization": f"Bearer {key}"}) as client:
-                assert client.post("/admin/workers/decode-0/drain").status_code == status
+                assert client.post("/admin/workers/decode-0/drain").status_code == drained
+                assert [client.get(f"/status{page}").status_code for page in ("", "/memory")] == [looked, looked]
 
 
 def test_keys_have_limits_of_their_own(redis_url: str, model: Path, tmp_path: Path) -> None:

@@ -67,6 +67,27 @@ def test_the_status_tells_what_a_worker_caches(up: Cluster) -> None:
     assert found["gauges"] == {"oldest_pin_ms": 12.5}
 
 
+def test_status_and_metrics_tell_who_has_a_workers_memory(up: Cluster) -> None:
+    with up.http() as client:
+        while not (found := client.get("/status").json()["workers"][0])["reported"]:
+            continue  # the Report is on its way
+        page = client.get("/metrics").text
+    assert found["memory"] == [
+        {"owner": "weights", "tier": "device", "bytes": 7000},
+        {"owner": "kv_free", "tier": "device", "bytes": 9000},
+        {"owner": "parked", "tier": "host", "bytes": 300},
+    ]
+    assert 'penstock_worker_memory_bytes{owner="kv_free",tier="device",worker="decode-0"} 9000.0' in page
+    assert 'penstock_worker_memory_bytes{owner="parked",tier="host",worker="decode-0"} 300.0' in page
+
+
+def test_the_history_of_memory_has_its_own_page(up: Cluster) -> None:
+    with up.http() as client:
+        found = client.get("/status/memory").json()
+    assert found["every_s"] == 1.0
+    assert found["samples"] and set(found["samples"][0]) == {"unix_ms", "workers"}
+
+
 def test_a_kv_store_is_shown_with_its_tiers(redis_url: str, model: Path) -> None:
     with cluster(redis_url, model) as one:
         store = FakeWorker("kvstore-0", "kvstore", None)

@@ -8,6 +8,7 @@ from services.launcher.tables import (
     cache_table,
     columns,
     links_table,
+    memory_table,
     memory_text,
     process_table,
     routing_text,
@@ -120,6 +121,20 @@ def test_memory_is_told_in_pages_bytes_and_tokens() -> None:
     resized = {**full, "gauges": {"pool_bytes": 2.0**20, "pool_target_bytes": 2.0**19}}
     assert "3 cached, on the way to 512.0 KiB; " in memory_text(resized)
     assert memory_text(worker("x-0", 1)) == "-"
+
+
+def test_memory_is_told_by_tier_and_owner_with_what_is_free_apart() -> None:
+    workers = complete()
+    shares = [("weights", "device", 2**20), ("released", "device", 0), ("kv_requests", "device", 2**19)]
+    shares += [("kv_free", "device", 2**21), ("parked", "host", 0), ("parked_free", "host", 2**10)]
+    workers[1]["memory"] = [{"owner": owner, "tier": tier, "bytes": n_bytes} for owner, tier, n_bytes in shares]
+    rows = [re.split(r"  +", line) for line in memory_table(status(*workers)).splitlines()[1:]]
+    assert rows == [
+        ["decode-0", "device", "3.5 MiB", "weights 1.0 MiB, kv requests 512.0 KiB", "kv free 2.0 MiB"],
+        ["decode-0", "host", "1.0 KiB", "-", "parked free 1.0 KiB"],
+    ]
+    assert "MEMORY OF" in status_text(status(*workers))
+    assert memory_table(status(*complete())) == "", "workers of another version do not tell"
 
 
 def test_links_name_both_ends_and_why_not_the_faster_way() -> None:

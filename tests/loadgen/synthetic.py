@@ -138,6 +138,7 @@ def _server(records: list[RequestRecord], duration_s: float) -> ServerView:
             running=sum(worker.running for worker in workers.values()),
             kv_used=sum(worker.kv_used for worker in workers.values()) / len(workers),
             workers=workers,
+            memory=_memory(workers, at_s),
         )
         samples.append(sample)
     status = {"workers": [{"name": name, "state": "ready"} for name in ("prefill-0", "decode-0")]}
@@ -148,6 +149,18 @@ def _server(records: list[RequestRecord], duration_s: float) -> ServerView:
         after=status,
         leak_check=LeakCheck(held={"decode-1: pages": (0.0, 3.0)}, waited_s=5.0),
     )
+
+
+def _memory(workers: dict[str, WorkerSample], at_s: float) -> dict[str, dict[str, dict[str, int]]]:
+    """Pools of 2 GiB next to 600 MB of weights, a KV store of 1 GiB that fills up."""
+    found = {}
+    for name, worker in workers.items():
+        requests, prefix = int(worker.kv_used * 2**30), int(worker.kv_cached * 2**30)
+        parts = {"weights": 600_000_000, "activations": 2**27 * worker.running // 8, "kv_requests": requests}
+        found[name] = {"device": parts | {"kv_prefix": prefix, "kv_free": 2**31 - requests - prefix, "released": 0}}
+    stored = int(min(0.8, at_s / 60) * 2**30)
+    found["kvstore-0"] = {"host": {"cached": stored, "free": 2**30 - stored}, "disk": {"cached": stored // 2}}
+    return found
 
 
 def _facts(shape: Shape) -> RunFacts:

@@ -2,6 +2,7 @@
 
 from common.kv_layout import KvLayout
 from common.messages.cache_events import CacheEvent
+from common.messages.liveness import MemoryPart
 from common.policy.eviction import EvictionPolicy
 from kvstore.index.block_pool import BlockPool
 from kvstore.index.event_log import EventLog
@@ -52,6 +53,18 @@ class Shelves:
             "bytes{tier=disk}": float(n_files * self._file_bytes),
             "waiting_disk_writes": float(self.disk.n_waiting),
         }
+
+    def memory(self) -> tuple[MemoryPart, ...]:
+        """Who has the memory. Blocks that are being written count as cached; of the disk, what files take."""
+        counts = self.pool.ledger.counts()
+        page_bytes = self.block_bytes // self.pool.pages_per_block
+        host = (
+            MemoryPart(owner="cached", tier="host", n_bytes=(counts.total - counts.free) * page_bytes),
+            MemoryPart(owner="free", tier="host", n_bytes=counts.free * page_bytes),
+        )
+        if not self.disk.capacity_blocks:
+            return host
+        return (*host, MemoryPart(owner="cached", tier="disk", n_bytes=len(self.disk) * self._file_bytes))
 
     def check(self) -> None:
         """Raise LedgerMisuse or AssertionError if a law is broken. O(pages)."""

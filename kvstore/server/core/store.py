@@ -243,6 +243,7 @@ class KvStoreCore:
             queue=QueueCounts(),
             counters=self._tally.totals if shelves is None else shelves.counters(),
             gauges={} if shelves is None else shelves.gauges(now_ms),
+            memory=() if shelves is None else shelves.memory(),
         )
 
     def check(self) -> None:

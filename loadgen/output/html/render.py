@@ -17,6 +17,7 @@ from loadgen.output.html.sections import (
     facts,
     groups,
     lengths,
+    memory,
     numbers,
     phases,
     timeline,
@@ -99,7 +100,7 @@ def _several(runs: Sequence[RunView]) -> tuple[Section, ...]:
 
 
 def _inside(run: RunView, prefix: str) -> tuple[Section, ...]:
-    builders = (timeline.build, phases.build, turns.build, lengths.build, groups.build)
+    builders = (timeline.build, memory.build, phases.build, turns.build, lengths.build, groups.build)
     return tuple(section for build in builders if (section := build(run, prefix)) is not None)
 
 

@@ -20,6 +20,20 @@ PHASES = {
     "decode_queue": ("$orange", "waits for decode"),
 }
 """Phase: colour and what readers call it, in the order of time."""
+MEMORY_OWNERS = {
+    "weights": ("$grey", "weights"),
+    "activations": ("$yellow", "activations"),
+    "kv_requests": ("$green", "KV of requests"),
+    "kv_prefix": ("$sky", "KV kept for reuse"),
+    "parked": ("$purple", "KV of parked requests"),
+    "cached": ("$blue", "KV in the store"),
+    "kv_free": ("$line", "free"),
+    "parked_free": ("$line", "free"),
+    "free": ("$line", "free"),
+    "released": ("$orange", "given back to the system"),
+}
+"""Who has memory: colour and what readers call it, from the ground up."""
+OTHER_OWNERS = "$red"
 REST = ("$grey", "gateway, network, client")
 OTHER_PHASES = ("$purple", "$red")
 CACHED_SCALE = [[0, "$scale0"], [0.5, "$scale1"], [1, "$scale2"]]

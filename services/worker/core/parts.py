@@ -6,6 +6,7 @@ from kvstore.index.block_pool import BlockPool
 from services.worker.core.callers import Callers
 from services.worker.core.costing import Costing
 from services.worker.core.kv_cache import KvCache
+from services.worker.core.memory_owners import MemoryOwners
 from services.worker.core.neighbours import Neighbours
 from services.worker.core.prefix import PrefixReuse
 from services.worker.core.resizing import Resizing
@@ -26,3 +27,4 @@ class Parts:
     costing: Costing
     shared: SharedPrefixes
     resizing: Resizing
+    memory: MemoryOwners

@@ -86,4 +86,5 @@ class Reporter:
             gauges={**parts.cache.gauges(now_ms), **parts.costing.gauges(), **parts.resizing.gauges()},
             cost=parts.costing.cost,
             links=parts.cache.links(now_ms),
+            memory=parts.memory.parts(),
         )

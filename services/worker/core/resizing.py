@@ -39,6 +39,16 @@ class Resizing:
         self.has_shrunk = False
         """Whether requests that were accepted may be too large for the pool by now."""
 
+    @property
+    def memory_pages(self) -> int:
+        """Pages that there is memory for, as of the last change that has ended."""
+        return self._memory_pages
+
+    @property
+    def page_bytes(self) -> int:
+        """Of one page."""
+        return self._page_bytes
+
     def ask(self, asker: PeerId, message: Resize) -> list[Action]:
         """An operator's word. The answer goes to `asker` when all that can be done at once is done.
 

@@ -10,7 +10,7 @@ from common.messages.blocks import BlockName, Find, Found, Publish, Put, Release
 from common.messages.cache_events import CacheEvent
 from kvstore.server.core.actions import Action, DeleteDisk, Pages, ReadDisk, Reply, Write, WriteDisk
 from kvstore.server.core.store import KvStoreCore
-from tests.kvstore.server.builders import BLOCK_BYTES, block, core
+from tests.kvstore.server.builders import BLOCK_BYTES, FILE_BYTES, block, core
 
 PEERS = [PeerId(f"worker-{number}@1") for number in range(3)]
 CAPACITY_BLOCKS, DISK_BLOCKS, STEPS = 12, 10, 1500
@@ -195,7 +195,11 @@ class World:
         self.core.check()
         for _, asked, places in self.model.leased.values():
             assert [self.model.read(pages) for pages in places] == list(asked[: len(places)])
-        gauges = self.core.report(1, self.now_ms).gauges
+        report = self.core.report(1, self.now_ms)
+        gauges, n_bytes = report.gauges, {(part.owner, part.tier): part.n_bytes for part in report.memory}
+        assert n_bytes["cached", "host"] + n_bytes["free", "host"] == CAPACITY_BLOCKS * BLOCK_BYTES
+        assert n_bytes["cached", "host"] >= len(self.model.cached["host"]) * BLOCK_BYTES
+        assert n_bytes["cached", "disk"] == len(self.model.cached["disk"]) * FILE_BYTES
         assert gauges["blocks{tier=host}"] == len(self.model.cached["host"]) <= CAPACITY_BLOCKS
         assert gauges["blocks{tier=disk}"] == len(self.model.cached["disk"]) <= DISK_BLOCKS
 

@@ -239,3 +239,11 @@ def test_events_tell_of_every_change_under_one_sequence_of_numbers() -> None:
         ("stored", name(3), "host"),
     ]
     assert (events[1].parent, events[1].depth) == (name(1), 1)
+
+
+def test_a_tier_that_is_not_there_has_no_part_in_the_memory_report() -> None:
+    kept = core(capacity_blocks=2)
+    put(kept, 1)
+    parts = [(part.owner, part.tier, part.n_bytes) for part in kept.report(1, 0.0).memory]
+    assert parts == [("cached", "host", BLOCK_BYTES), ("free", "host", BLOCK_BYTES)]
+    assert core(layout=None).report(1, 0.0).memory == (), "before a layout is known there is no memory"

@@ -148,6 +148,10 @@ def drop_line(folder: Path) -> None:
         (lambda folder: edit_line(folder / REQUESTS, chunk_s=[1.0] * 30, chunk_tokens=[10**6] * 30), "speaks of 30000"),
         (lambda folder: edit_line(folder / TIMELINE, at_s=1e300), "timeline.jsonl:1: damaged: a time"),
         (lambda folder: edit_line(folder / TIMELINE, waiting=10**30), "timeline.jsonl:1: damaged: .*requests beyond"),
+        (
+            lambda folder: edit_line(folder / TIMELINE, memory={"w": {"device": {"weights": 10**30}}}),
+            "timeline.jsonl:1: damaged: a size of memory",
+        ),
         (lambda folder: edit_line(folder / TIMELINE, extra="DEEP"), "timeline.jsonl:1: damaged: .*recursion"),
     ],
 )

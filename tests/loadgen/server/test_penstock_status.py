@@ -75,6 +75,17 @@ def test_all_that_a_request_can_leave_behind_is_held() -> None:
     }
 
 
+def test_memory_is_told_by_process_tier_and_owner_kv_stores_included() -> None:
+    parts = [("weights", "device", 5), ("kv_free", "device", 7), ("parked", "host", 3)]
+    memory = [{"owner": owner, "tier": tier, "bytes": n_bytes} for owner, tier, n_bytes in parts]
+    store = worker("kvstore-0", "kvstore", memory=[{"owner": "cached", "tier": "disk", "bytes": 9}])
+    found = SOURCE.sample(status(worker("m", "mixed", memory=memory), worker("old", "mixed"), store), 0.0)
+    assert found.memory == {
+        "m": {"device": {"weights": 5, "kv_free": 7}, "host": {"parked": 3}},
+        "kvstore-0": {"disk": {"cached": 9}},
+    }
+
+
 def test_missing_fields_read_as_nothing() -> None:
     found = SOURCE.sample(b'{"gateway": {}, "workers": [{"id": "x", "role": "mixed", "new": [1]}]}', 0.0)
     assert (found.waiting, found.running, found.kv_used) == (0, 0, None)

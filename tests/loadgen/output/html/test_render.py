@@ -5,6 +5,7 @@ import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,9 @@ def test_colours_of_figures_are_variables_of_both_themes() -> None:
 def test_nothing_from_outside_becomes_markup() -> None:
     plain = run(Shape(n_requests=20, failures=0.3))
     records = [replace(r, detail=EVIL, group=f"{EVIL}{r.index % 2}", workers={"prefill": EVIL}) for r in plain.records]
-    samples = [replace(s, workers={EVIL: s.workers["prefill-0"]}) for s in plain.server.samples]
+    named: dict[str, Any] = {"workers": {EVIL: plain.server.samples[0].workers["prefill-0"]}}
+    named["memory"] = {EVIL: {EVIL: {EVIL: 5}}}
+    samples = [replace(s, **named) for s in plain.server.samples]
     server = replace(plain.server, source=EVIL, samples=tuple(samples))
     facts = replace(plain.facts, model=EVIL, url=EVIL, command=(EVIL,), settings={EVIL: EVIL}, host={EVIL: EVIL})
     evil = replace(plain, facts=facts, records=records, server=server)

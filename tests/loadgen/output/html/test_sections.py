@@ -15,6 +15,7 @@ from loadgen.output.html.sections import (
     facts,
     groups,
     lengths,
+    memory,
     numbers,
     phases,
     timeline,
@@ -57,7 +58,7 @@ def texts(section: Section | None) -> list[str]:
 
 
 def test_a_rich_run_has_every_section() -> None:
-    builders = (timeline.build, phases.build, turns.build, lengths.build, groups.build)
+    builders = (timeline.build, memory.build, phases.build, turns.build, lengths.build, groups.build)
     shown = [found(build(RICH)) for build in builders]
     shown += [found(build([RICH])) for build in (cdf.build, errors.build, facts.build, numbers.build)]
     assert all(section.figures or section.tables or section.facts for section in shown)
