@@ -1,0 +1,72 @@
+"""How many waiting prompts may be computed beside answers that are being drawn. Pure.
+
+Source: LayerKV (arXiv 2410.00428), equations 1 and 2. A request may take slo * tokens in all from its first token to its
+last; what it does not need of that can be spent on other people's prompts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, takewhile
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A request whose first token is out."""
+
+    past_tokens: int
+    """Drawn since the first one."""
+    past_ms: float
+    """Since the first one."""
+    future_tokens: int
+    """Still to be drawn, by prediction."""
+    tpot_ms: float
+    """What each of those will take if no prompt is computed meanwhile."""
+
+
+def slack_ms(drawing: Drawing, slo_tpot_ms: float) -> float:
+    """Time that the request can lose and still have a mean time per token of `slo_tpot_ms`; below 0: it cannot reach it."""
+    allowed_ms = slo_tpot_ms * (drawing.past_tokens + drawing.future_tokens)
+    return allowed_ms - (drawing.past_ms + drawing.future_tokens * drawing.tpot_ms)
+
+
+class AdmissionGate(Protocol):
+    """Decides anew at every event; it remembers nothing."""
+
+    def admit(self, drawings: Sequence[Drawing], prefill_ms: Sequence[float]) -> int:
+        """How many of the prompts, from the first on, may be computed now; each takes `prefill_ms` alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FirstComeFirstServed:
+    """Never holds anybody."""
+
+    def admit(self, drawings: Sequence[Drawing], prefill_ms: Sequence[float]) -> int:
+        """All of them."""
+        return len(prefill_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class SlackGate:
+    """As many prompts as the drawing request with the least slack can wait for.
+
+    A request that cannot reach the SLO any more (slack below 0) is left out: holding prompts would not help it, and it would
+    hold them for as long as it lives. With nobody left to protect there is no bound, so whoever waits is admitted at the
+    latest when those who draw now have ended.
+    """
+
+    slo_tpot_ms: float
+
+    def __post_init__(self) -> None:
+        """Raises ValueError."""
+        if not self.slo_tpot_ms > 0:
+            raise ValueError(f"slo_tpot_ms={self.slo_tpot_ms}: must be above 0")
+
+    def admit(self, drawings: Sequence[Drawing], prefill_ms: Sequence[float]) -> int:
+        """The largest n whose first n prompts together take no longer than the least slack."""
+        slacks = [slack for one in drawings if (slack := slack_ms(one, self.slo_tpot_ms)) >= 0.0]
+        if not slacks:
+            return len(prefill_ms)
+        budget_ms = min(slacks)
+        return sum(1 for _ in takewhile(lambda sum_ms: sum_ms <= budget_ms, accumulate(prefill_ms)))
