@@ -5,27 +5,34 @@ last; what it does not need of that can be spent on other people's prompts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, takewhile
 from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A request whose first token is out."""
+    """A request whose first token is out, or will be."""
 
     past_tokens: int
     """Drawn since the first one."""
     past_ms: float
-    """Since the first one."""
+    """Since the first one; below 0: until the first one, which follows from work that is admitted already."""
     future_tokens: int
     """Still to be drawn, by prediction."""
     tpot_ms: float
     """What each of those will take if no prompt is computed meanwhile."""
+    least_tpot_ms: float | None = None
+    """What each would take if it never had to give its place to another answer; None: `tpot_ms`, it need not."""
+
+    def is_hopeless(self, slo_tpot_ms: float) -> bool:
+        """Whether it cannot reach that mean time per token any more, whoever is held back for it."""
+        best_ms = self.tpot_ms if self.least_tpot_ms is None else self.least_tpot_ms
+        return slack_ms(replace(self, tpot_ms=best_ms), slo_tpot_ms) < 0.0
 
 
 def slack_ms(drawing: Drawing, slo_tpot_ms: float) -> float:
-    """Time that the request can lose and still have a mean time per token of `slo_tpot_ms`; below 0: it cannot reach it."""
+    """Time that the request can lose and still have a mean time per token of `slo_tpot_ms`; below 0: it will not, as things are."""
     allowed_ms = slo_tpot_ms * (drawing.past_tokens + drawing.future_tokens)
     return allowed_ms - (drawing.past_ms + drawing.future_tokens * drawing.tpot_ms)
 
@@ -51,9 +58,9 @@ class FirstComeFirstServed:
 class SlackGate:
     """As many prompts as the drawing request with the least slack can wait for.
 
-    A request that cannot reach the SLO any more (slack below 0) is left out: holding prompts would not help it, and it would
-    hold them for as long as it lives. With nobody left to protect there is no bound, so whoever waits is admitted at the
-    latest when those who draw now have ended.
+    A request that cannot reach the SLO any more is left out: holding prompts would not help it, and it would hold them for as
+    long as it lives. One that will not reach it as things are, and still could, holds all of them. With nobody left to protect
+    there is no bound, so whoever waits is admitted at the latest when those who draw now have ended.
     """
 
     slo_tpot_ms: float
@@ -65,7 +72,7 @@ class SlackGate:
 
     def admit(self, drawings: Sequence[Drawing], prefill_ms: Sequence[float]) -> int:
         """The largest n whose first n prompts together take no longer than the least slack."""
-        slacks = [slack for one in drawings if (slack := slack_ms(one, self.slo_tpot_ms)) >= 0.0]
+        slacks = [slack_ms(one, self.slo_tpot_ms) for one in drawings if not one.is_hopeless(self.slo_tpot_ms)]
         if not slacks:
             return len(prefill_ms)
         budget_ms = min(slacks)

@@ -51,11 +51,9 @@ def test_with_lengths_foretold_rightly_nobody_s_mean_time_per_token_breaks_the_s
 ) -> None:
     """A device that either computes one prompt or gives every drawing request a token, each in 100 ms."""
     draw = random.Random(4)
-    now_ms, waiting, running = (
-        0,
-        [],
-        [],
-    )  # waiting: (arrived, prefill, tokens); running: [first token at, drawn, tokens]
+    now_ms = 0
+    waiting: list[tuple[int, int, int]] = []  # arrived at, time to compute, tokens after the first
+    running: list[list[int]] = []  # first token at, drawn since, tokens
     arrivals = sorted((draw.randrange(30_000), draw.randrange(50, 900), draw.randrange(2, 40)) for _ in range(60))
     mean_ms: list[float] = []
     while arrivals or waiting or running:
@@ -81,6 +79,13 @@ def test_who_cannot_keep_the_slo_any_more_holds_nobody_back() -> None:
     gate = SlackGate(SLO_MS)
     assert gate.admit([hopeless], [10.0, 1e9]) == 2
     assert gate.admit([hopeless, relaxed], [1000.0, 500.0, 1.0]) == 2
+
+
+def test_who_gives_its_place_to_others_too_often_but_could_still_be_in_time_holds_every_prompt() -> None:
+    crowded = Drawing(10, 1000.0, 5, 500.0, least_tpot_ms=100.0)  # slack -500, and 1500 if nobody took turns with it
+    lost = Drawing(10, 3000.0, 5, 500.0, least_tpot_ms=100.0)
+    assert SlackGate(SLO_MS).admit([crowded, lost], [1.0]) == 0
+    assert SlackGate(SLO_MS).admit([lost], [1.0]) == 1
 
 
 def test_with_nobody_to_protect_everybody_is_admitted() -> None:
