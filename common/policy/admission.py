@@ -5,7 +5,7 @@ last; what it does not need of that can be spent on other people's prompts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, takewhile
 from typing import Protocol
 
@@ -24,17 +24,21 @@ class Drawing:
     """What each of those will take if no prompt is computed meanwhile."""
     least_tpot_ms: float | None = None
     """What each would take if it never had to give its place to another answer; None: `tpot_ms`, it need not."""
+    most_tokens: int | None = None
+    """That it may still draw, however long answers are by prediction; None: `future_tokens`."""
+
+    def slack_ms(self, slo_tpot_ms: float) -> float:
+        """Equation 1: time that it can lose and still have a mean time per token of `slo_tpot_ms`; below 0: it will not, as things are."""
+        return self._slack_ms(slo_tpot_ms, self.future_tokens, self.tpot_ms)
 
     def is_hopeless(self, slo_tpot_ms: float) -> bool:
-        """Whether it cannot reach that mean time per token any more, whoever is held back for it."""
+        """Whether it cannot reach that mean time per token any more, whoever is held back for it and however long it gets."""
         best_ms = self.tpot_ms if self.least_tpot_ms is None else self.least_tpot_ms
-        return slack_ms(replace(self, tpot_ms=best_ms), slo_tpot_ms) < 0.0
+        most = self.future_tokens if self.most_tokens is None else self.most_tokens
+        return all(self._slack_ms(slo_tpot_ms, n_tokens, best_ms) < 0.0 for n_tokens in (self.future_tokens, most))
 
-
-def slack_ms(drawing: Drawing, slo_tpot_ms: float) -> float:
-    """Time that the request can lose and still have a mean time per token of `slo_tpot_ms`; below 0: it will not, as things are."""
-    allowed_ms = slo_tpot_ms * (drawing.past_tokens + drawing.future_tokens)
-    return allowed_ms - (drawing.past_ms + drawing.future_tokens * drawing.tpot_ms)
+    def _slack_ms(self, slo_tpot_ms: float, n_tokens: int, tpot_ms: float) -> float:
+        return slo_tpot_ms * (self.past_tokens + n_tokens) - (self.past_ms + n_tokens * tpot_ms)
 
 
 class AdmissionGate(Protocol):
@@ -72,7 +76,7 @@ class SlackGate:
 
     def admit(self, drawings: Sequence[Drawing], prefill_ms: Sequence[float]) -> int:
         """The largest n whose first n prompts together take no longer than the least slack."""
-        slacks = [slack_ms(one, self.slo_tpot_ms) for one in drawings if not one.is_hopeless(self.slo_tpot_ms)]
+        slacks = [one.slack_ms(self.slo_tpot_ms) for one in drawings if not one.is_hopeless(self.slo_tpot_ms)]
         if not slacks:
             return len(prefill_ms)
         budget_ms = min(slacks)

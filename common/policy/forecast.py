@@ -21,7 +21,7 @@ class Victim:
     """Who could give way."""
 
     slack_ms: float
-    """`common.policy.admission.slack_ms`."""
+    """`common.policy.admission.Drawing.slack_ms`."""
     n_blocks: int
     """That this would free."""
     order: int

@@ -31,12 +31,12 @@ class LengthPredictor:
         self._in_time.append(tokens)
         insort(self._sorted, tokens)
 
-    def remaining(self, generated: int) -> int:
-        """Tokens that an answer of `generated`, which has not ended, will still get: the percentile of the lengths seen that
-        are longer, less what it has. 1 if none was longer: it has not ended, and nothing more is known of it.
+    def remaining(self, generated: int, most: int) -> int:
+        """Tokens, up to `most`, that an answer of `generated`, which has not ended, will still get: the percentile of the lengths
+        seen that are longer, less what it has. `most` if none was longer: nothing else is known of it.
         """
         first = bisect_right(self._sorted, generated)
         n_longer = len(self._sorted) - first
         if not n_longer:
-            return 1
-        return self._sorted[first + math.ceil(self._percentile * n_longer) - 1] - generated
+            return most
+        return min(most, self._sorted[first + math.ceil(self._percentile * n_longer) - 1] - generated)

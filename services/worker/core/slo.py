@@ -5,6 +5,7 @@ nothing but a count: it asks the policy anew at every event.
 Source: LayerKV (arXiv 2410.00428), its SLO-aware scheduler; eLLM (arXiv 2506.15155), whose misses per step these are.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -36,6 +37,26 @@ class StepMisses:
     tpot: bool
     """A request whose mean time per token is above the SLO got a token that took longer than the SLO, too: one that is late and
     catching up says nothing new."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How fast tokens will come."""
+
+    step_ms: float
+    """One token for all who draw in every step."""
+    least_tpot_ms: float
+    """The same if no prompt is computed and nobody more draws."""
+    stepping: int
+    """How many draw in every step; 1 or more."""
+    places: Mapping[RequestId, int]
+    """Those who draw, have no pages and wait for the end of others: who is before them, themselves included."""
+
+    def tpot_ms(self, request: RequestId) -> float:
+        """Mean time per token that is still to come, with the wait before it: one of those who step ends whenever the time of an
+        answer, divided by their number, has passed.
+        """
+        return self.step_ms * (1.0 + self.places.get(request, 0) / self.stepping)
 
 
 @dataclass(slots=True)
@@ -129,23 +150,34 @@ class SloWatch:
         one = self._watched.get(request)
         return one is not None and one.first_ms is not None
 
-    def drawings(self, now_ms: float, tpot_ms: float, least_tpot_ms: float) -> list[Drawing]:
-        """All whose first token is out. `tpot_ms`: what each of their next tokens will take; `least_tpot_ms`: in every step."""
+    def drawings(self, now_ms: float, pace: Pace) -> list[Drawing]:
+        """All whose first token is out."""
         return [
-            Drawing(one.tokens, now_ms - one.first_ms, self._future_tokens(one), tpot_ms, least_tpot_ms)
-            for one in self._watched.values()
+            Drawing(
+                past_tokens=one.tokens,
+                past_ms=now_ms - one.first_ms,
+                future_tokens=self._lengths.remaining(one.generated_tokens, one.left_tokens),
+                tpot_ms=pace.tpot_ms(request),
+                least_tpot_ms=pace.least_tpot_ms,
+                most_tokens=one.left_tokens,
+            )
+            for request, one in self._watched.items()
             if one.first_ms is not None
         ]
 
     def foretell(self, sequence: Sequence) -> int:
         """Tokens after its first one, of a request that has none; 0: there will be none, or it draws already."""
-        most = sequence.limit_tokens - len(sequence.tokens) - 1
-        if self.is_drawing(sequence.request) or most < 1:
+        if self.is_drawing(sequence.request):
             return 0
-        return min(most, max(1, self._lengths.remaining(sequence.generated_tokens) - 1))
+        return self._after_first(sequence.generated_tokens, sequence.limit_tokens - len(sequence.tokens))
 
-    def _future_tokens(self, one: _Watched) -> int:
-        return min(one.left_tokens, self._lengths.remaining(one.generated_tokens))
+    def foretell_new(self, prompt: WaitingPrompt) -> int:
+        """The same of a prompt that waits."""
+        emitted = len(prompt.message.emitted)
+        return self._after_first(emitted, prompt.message.sampling.max_tokens - emitted)
+
+    def _after_first(self, generated: int, most: int) -> int:
+        return max(1, self._lengths.remaining(generated, most) - 1) if most > 1 else 0
 
     def counters(self) -> dict[str, float]:
         """As in reports."""
@@ -169,27 +201,42 @@ class PromptGate:
         if cost is None:
             return True
         computing = self._scheduler.prompts
-        computing_ms = [self._costing.sequence_ms(sequence) for sequence in computing]
-        token_ms, least_ms = self._token_ms(computing, len(prompt.tokens), cost)
-        drawings = self._watch.drawings(now_ms, token_ms, least_ms)
+        computing_ms = [self._missing_ms(sequence, cost) for sequence in computing]
+        pace = self._pace(computing, prompt, cost)
+        drawings = self._watch.drawings(now_ms, pace)
         for sequence, first_in_ms in zip(computing, accumulate(computing_ms), strict=True):
             n_tokens = self._watch.foretell(sequence)
             if n_tokens:  # who is computed before the new prompt draws while that is computed
-                drawings.append(Drawing(0, -first_in_ms, n_tokens, token_ms, least_ms))
-        n_admitted = self._policy.admit(drawings, [*computing_ms, self._costing.prompt_ms(prompt)])
-        return n_admitted > len(computing_ms)
+                drawings.append(_unborn(sequence.request, n_tokens, first_in_ms, pace))
+        prompt_ms = self._costing.prompt_ms(prompt)
+        if drawings and pace.places:  # it would be the last to wait for pages: for nothing, if it can only be late then
+            n_tokens = self._watch.foretell_new(prompt)
+            drawings.append(_unborn(prompt.message.request, n_tokens, sum(computing_ms) + prompt_ms, pace))
+        return self._policy.admit(drawings, [*computing_ms, prompt_ms]) > len(computing_ms)
 
-    def _token_ms(self, computing: list[Sequence], new_tokens: int, cost: StepCost) -> tuple[float, float]:
-        """What a token will take who draws, and at the least. Foretold as if the new prompt, and those that are computed, drew already: either all draw in every step, which takes
-        longer with each; or, where some who draw have no pages, they take turns, more of them with each.
+    def _missing_ms(self, sequence: Sequence, cost: StepCost) -> float:
+        """Who draws already is computed in steps that are taken anyway."""
+        shared_ms = cost.base_ms if self._watch.is_drawing(sequence.request) else 0.0
+        return max(0.0, self._costing.sequence_ms(sequence) - shared_ms)
+
+    def _pace(self, computing: list[Sequence], prompt: WaitingPrompt, cost: StepCost) -> Pace:
+        """Foretold as if the new prompt, and those that are computed, drew already: either all draw in every step, which takes
+        longer with each; or, where some who draw have no pages, they wait behind those.
         """
-        without_pages = sum(self._watch.is_drawing(one.request) for one in computing)
-        stepping = max(1, self._watch.n_drawing - without_pages)
-        n_more, kv_tokens = len(computing) - without_pages + 1, self._scheduler.queue().kv_tokens
+        absent = [one.request for one in computing if self._watch.is_drawing(one.request)]
+        stepping = max(1, self._watch.n_drawing - len(absent))
+        kv_tokens = self._scheduler.queue().kv_tokens
         least_ms = cost.step_ms(stepping, kv_tokens)
-        if without_pages:
-            token_ms = least_ms * (stepping + without_pages + n_more) / stepping
-        else:
-            more_tokens = new_tokens + sum(one.uncomputed_tokens for one in computing)
-            token_ms = cost.step_ms(stepping + n_more, kv_tokens + more_tokens)
-        return token_ms, least_ms
+        if not absent:
+            n_more = len(computing) + 1
+            more_tokens = len(prompt.tokens) + sum(one.uncomputed_tokens for one in computing)
+            step_ms = cost.step_ms(stepping + n_more, kv_tokens + more_tokens)
+            return Pace(step_ms=step_ms, least_tpot_ms=least_ms, stepping=stepping + n_more, places={})
+        waiting = [*absent, *(one.request for one in computing if not self._watch.is_drawing(one.request))]
+        places = {request: place for place, request in enumerate([*waiting, prompt.message.request], 1)}
+        return Pace(step_ms=least_ms, least_tpot_ms=least_ms, stepping=stepping, places=places)
+
+
+def _unborn(request: RequestId, n_tokens: int, first_in_ms: float, pace: Pace) -> Drawing:
+    """Of one that gets its first token when the work admitted so far, up to its own, is done."""
+    return Drawing(0, -first_in_ms, n_tokens, pace.tpot_ms(request), pace.least_tpot_ms)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from common.policy.admission import Drawing, FirstComeFirstServed, SlackGate, slack_ms
+from common.policy.admission import Drawing, FirstComeFirstServed, SlackGate
 
 SLO_MS = 200
 
@@ -18,15 +18,15 @@ def drawings(draw: random.Random, most: int = 6) -> list[Drawing]:
 
 
 def test_slack_is_what_the_slo_allows_in_all_less_what_was_and_will_be_taken() -> None:
-    assert slack_ms(Drawing(10, 700.0, 5, 100.0), 200.0) == 15 * 200.0 - 700.0 - 500.0
-    assert slack_ms(Drawing(10, 2500.0, 5, 110.0), 200.0) == -50.0
+    assert Drawing(10, 700.0, 5, 100.0).slack_ms(200.0) == 15 * 200.0 - 700.0 - 500.0
+    assert Drawing(10, 2500.0, 5, 110.0).slack_ms(200.0) == -50.0
 
 
 def test_as_many_are_admitted_as_trying_every_number_finds() -> None:
     draw, gate = random.Random(2), SlackGate(SLO_MS)
     for _ in range(3000):
         running, prompts = drawings(draw), [draw.randrange(1500) for _ in range(draw.randrange(8))]
-        slacks = [slack for one in running if (slack := slack_ms(one, SLO_MS)) >= 0]
+        slacks = [slack for one in running if (slack := one.slack_ms(SLO_MS)) >= 0]
 
         def nobody_is_hurt(n: int, slacks: list[float] = slacks, prompts: list[int] = prompts) -> bool:
             return all(sum(prompts[:n]) <= slack for slack in slacks)
@@ -40,9 +40,9 @@ def test_whoever_could_keep_the_slo_still_can_after_the_admitted_prompts() -> No
         running, prompts = drawings(draw), [draw.randrange(1500) for _ in range(8)]
         lost_ms = sum(prompts[: gate.admit(running, prompts)])
         for one in running:
-            if slack_ms(one, SLO_MS) >= 0:
+            if one.slack_ms(SLO_MS) >= 0:
                 after = Drawing(one.past_tokens, one.past_ms + lost_ms, one.future_tokens, one.tpot_ms)
-                assert slack_ms(after, SLO_MS) >= 0
+                assert after.slack_ms(SLO_MS) >= 0
 
 
 @pytest.mark.parametrize(("gate", "keeps"), [(SlackGate(SLO_MS), True), (FirstComeFirstServed(), False)])
@@ -86,6 +86,13 @@ def test_who_gives_its_place_to_others_too_often_but_could_still_be_in_time_hold
     lost = Drawing(10, 3000.0, 5, 500.0, least_tpot_ms=100.0)
     assert SlackGate(SLO_MS).admit([crowded, lost], [1.0]) == 0
     assert SlackGate(SLO_MS).admit([lost], [1.0]) == 1
+
+
+def test_who_may_yet_get_long_enough_to_be_in_time_is_not_given_up() -> None:
+    perhaps = Drawing(10, 4000.0, 5, 100.0, most_tokens=20)  # slack -1500, and 0 if it gets 20 tokens more
+    short = Drawing(10, 4000.0, 5, 100.0, most_tokens=19)
+    assert SlackGate(SLO_MS).admit([perhaps], [1.0]) == 0
+    assert SlackGate(SLO_MS).admit([short], [1.0]) == 1
 
 
 def test_with_nobody_to_protect_everybody_is_admitted() -> None:

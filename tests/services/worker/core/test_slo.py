@@ -11,7 +11,7 @@ from common.ids import RequestId
 from common.kv_layout import KvLayout
 from common.policy.admission import Drawing
 from common.policy.output_length import LengthPredictor
-from services.worker.core.slo import Slo, SloWatch, StepMisses
+from services.worker.core.slo import Pace, Slo, SloWatch, StepMisses
 from services.worker.settings import WorkerSettings
 
 SLO = Slo(ttft_ms=1000.0, tpot_ms=200.0)
@@ -29,6 +29,11 @@ def sequence(generated: int, *, request: str = "r", limit: int = 10**6) -> Simpl
     return SimpleNamespace(
         request=RequestId(request), generated_tokens=generated, tokens=tokens, limit_tokens=8 + limit
     )
+
+
+def pace(**places: int) -> Pace:
+    by_request = {RequestId(name): place for name, place in places.items()}
+    return Pace(step_ms=30.0, least_tpot_ms=20.0, stepping=5, places=by_request)
 
 
 def draw_all(target: SloWatch, times_ms: list[float], request: str = "r") -> None:
@@ -93,10 +98,11 @@ def test_a_drawing_says_what_was_taken_and_what_lengths_seen_before_foretell() -
         if name == "old":
             target.finished(RequestId(name))
     target.arrived(RequestId("waits"), 0.0)
-    assert target.drawings(300.0, 30.0, 20.0) == [Drawing(2, 200.0, 6, 30.0, 20.0)]
+    assert target.drawings(300.0, pace()) == [Drawing(2, 200.0, 6, 30.0, 20.0, 10**6 - 3)]
+    assert target.drawings(300.0, pace(r=2))[0].tpot_ms == 30.0 * (1 + 2 / 5)  # two of five who step must end first
     assert target.is_drawing(R) and not target.is_drawing(RequestId("waits"))
     target.drawn(sequence(4, limit=6), 300.0)  # type: ignore[arg-type]
-    assert target.drawings(300.0, 30.0, 20.0)[0].future_tokens == 2  # it may have no more
+    assert target.drawings(300.0, pace())[0].future_tokens == 2  # it may have no more
 
 
 def test_who_failed_or_was_cancelled_counts_for_nothing() -> None:
@@ -106,7 +112,7 @@ def test_who_failed_or_was_cancelled_counts_for_nothing() -> None:
     target.forget(R)
     target.forget(R)
     assert (len(target), target.n_drawing, totals(target)) == (0, 0, (0.0, 0.0, 0.0))
-    assert target.drawings(300.0, 1.0, 1.0) == []
+    assert target.drawings(300.0, pace()) == []
 
 
 def served(asks: list[Ask], *, n_pages: int = 10_000, **settings: object) -> tuple[list[Timed], dict[str, float]]:
