@@ -165,6 +165,14 @@ class SloWatch:
             if one.first_ms is not None
         ]
 
+    def slack_ms(self, request: RequestId, tpot_ms: float) -> float:
+        """Of one that draws, as of its last token (common.policy.admission); 0 of anybody else, who can spare nothing."""
+        one = self._watched.get(request)
+        if one is None or one.first_ms is None:
+            return 0.0
+        future_tokens = self._lengths.remaining(one.generated_tokens, one.left_tokens)
+        return Drawing(one.tokens, one.past_ms, future_tokens, tpot_ms).slack_ms(self._slo.tpot_ms)
+
     def foretell(self, sequence: Sequence) -> int:
         """Tokens after its first one, of a request that has none; 0: there will be none, or it draws already."""
         if self.is_drawing(sequence.request):
@@ -213,6 +221,14 @@ class PromptGate:
             n_tokens = self._watch.foretell_new(prompt)
             drawings.append(_unborn(prompt.message.request, n_tokens, sum(computing_ms) + prompt_ms, pace))
         return self._policy.admit(drawings, [*computing_ms, prompt_ms]) > len(computing_ms)
+
+    def slack_ms(self, sequence: Sequence) -> float:
+        """How long a sequence that draws can wait, for who chooses who gives way; nothing is known of costs: all alike."""
+        cost = self._costing.cost
+        if cost is None:
+            return 0.0
+        stepping = max(1, self._watch.n_drawing)
+        return self._watch.slack_ms(sequence.request, cost.step_ms(stepping, self._scheduler.queue().kv_tokens))
 
     def _missing_ms(self, sequence: Sequence, cost: StepCost) -> float:
         """Who draws already is computed in steps that are taken anyway."""

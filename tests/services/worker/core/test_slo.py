@@ -105,6 +105,15 @@ def test_a_drawing_says_what_was_taken_and_what_lengths_seen_before_foretell() -
     assert target.drawings(300.0, pace())[0].future_tokens == 2  # it may have no more
 
 
+def test_who_draws_can_spare_what_the_slo_leaves_it_and_others_nothing() -> None:
+    target = watch()
+    target.arrived(R, 0.0)
+    assert target.slack_ms(R, 30.0) == target.slack_ms(RequestId("stranger"), 30.0) == 0.0
+    target.drawn(sequence(1, limit=6), 100.0)  # type: ignore[arg-type]
+    target.drawn(sequence(2, limit=6), 350.0)  # type: ignore[arg-type]
+    assert target.slack_ms(R, 30.0) == (200.0 - 250.0) + 4 * (200.0 - 30.0)
+
+
 def test_who_failed_or_was_cancelled_counts_for_nothing() -> None:
     target = watch()
     target.arrived(R, 0.0)
