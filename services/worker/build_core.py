@@ -4,8 +4,10 @@ from common.block_hash import root_hash
 from common.cost.step_fit import StepFit
 from common.kv_layout import KvLayout
 from common.messages.liveness import Member
+from common.policy.admission import AdmissionGate, FirstComeFirstServed, SlackGate
 from common.policy.batching import DecodeFirst
 from common.policy.eviction import EVICTION_POLICIES
+from common.policy.output_length import LengthPredictor
 from kvstore.handover.receiver import Receiver
 from kvstore.handover.sender import Sender
 from kvstore.index.block_pool import BlockPool
@@ -33,6 +35,7 @@ from services.worker.core.returns import Returns
 from services.worker.core.role import WorkerRole
 from services.worker.core.scheduler import Scheduler
 from services.worker.core.shared_prefix import SharedPrefixes
+from services.worker.core.slo import Slo, SloWatch
 from services.worker.core.spill import Spiller
 from services.worker.settings import WorkerSettings
 
@@ -78,7 +81,8 @@ def build_core(
         )
     model = mine.model
     assert model is not None, "a worker serves a model"
-    generation = Generation(parts.scheduler)
+    slo = Slo(ttft_ms=settings.slo_ttft_ms, tpot_ms=settings.slo_tpot_ms)
+    generation = Generation(parts.scheduler, SloWatch(slo, LengthPredictor()))
     grants = GrantTerms(
         layout=layout,
         keeps_blocks=keep is not Keep.NOTHING,
@@ -93,10 +97,15 @@ def build_core(
     decode = DecodeTerms(
         max_queued=settings.max_queued,
         layout=layout,
+        admission=_admission(settings),
         returns_answers=settings.caching >= 3,
         fail_lost_loads=fail_lost_loads,
     )
     return DecodeCore(mine, parts, generation, incoming, decode)
+
+
+def _admission(settings: WorkerSettings) -> AdmissionGate:
+    return SlackGate(settings.slo_tpot_ms) if settings.admission == "slo" else FirstComeFirstServed()
 
 
 def _parts(

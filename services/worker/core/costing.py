@@ -51,6 +51,14 @@ class Costing:
         share = cached_tokens / max(1, looked_at_tokens)
         return total_ms + sum(cost.exec_ms(_tokens(one), int(share * _tokens(one))) for one in prompts)
 
+    def sequence_ms(self, sequence: Sequence) -> float:
+        """Predicted time to compute what is missing of a sequence, alone. KV that is fetched takes the link's time, not ours."""
+        return (self._fit.cost or UNKNOWN_COST).exec_ms(len(sequence.tokens), self._coming_tokens(sequence))
+
+    def prompt_ms(self, prompt: WaitingPrompt) -> float:
+        """The same of a prompt that waits; what is cached now need not be computed."""
+        return (self._fit.cost or UNKNOWN_COST).exec_ms(_tokens(prompt), self._cached_tokens(prompt.names))
+
     def gauges(self) -> dict[str, float]:
         """As in reports: the median share by which the last predictions were off, once there were any."""
         errors = {"prefill": self._fit.prefill_misses.median, "decode": self._fit.decode_misses.median}
@@ -59,6 +67,13 @@ class Costing:
 
     def _known_tokens(self, sequence: Sequence) -> int:
         return sequence.computed_tokens or self._cached_tokens(sequence.hashes)
+
+    def _coming_tokens(self, sequence: Sequence) -> int:
+        """Behind what is known, what was found elsewhere."""
+        known, found = self._known_tokens(sequence), sequence.found
+        if found is None or found.first_block * self._block_tokens > known:
+            return known
+        return max(known, found.end_block * self._block_tokens)
 
     def _cached_tokens(self, names: list[BlockHash], coming: Collection[BlockHash] = ()) -> int:
         blocks = self._pool.match(names)

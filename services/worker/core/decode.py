@@ -16,6 +16,7 @@ from common.messages.actions import Send
 from common.messages.handover import Abort, GrantRefused, GrantRequest, HandOver, KvSent, Renew, Stopped
 from common.messages.liveness import Member, Report
 from common.messages.requests import Cancel, Failed, Generate
+from common.policy.admission import AdmissionGate
 from services.worker.core.actions import Action
 from services.worker.core.generation import Generation
 from services.worker.core.incoming import Incoming
@@ -24,6 +25,7 @@ from services.worker.core.parts import Parts
 from services.worker.core.plan import StepResult
 from services.worker.core.preparation import Preparation
 from services.worker.core.role import DRAINED, WorkerRole
+from services.worker.core.slo import PromptGate
 from services.worker.core.wire import too_large
 
 _TOMBSTONE_MS = 60_000.0
@@ -36,6 +38,8 @@ class DecodeTerms:
 
     max_queued: int
     layout: KvLayout
+    admission: AdmissionGate
+    """When a prompt that has room may start beside answers."""
     returns_answers: bool = False
     """Offer the KV of answers to the prefill workers of their prompts."""
     fail_lost_loads: bool = False
@@ -52,8 +56,8 @@ class DecodeCore(WorkerRole):
         self._generation, self._incoming = generation, incoming
         self._layout, self._fail_lost_loads = terms.layout, terms.fail_lost_loads
         self._returns_answers = terms.returns_answers
-        preparation = Preparation(parts)
-        self._local = LocalPrompts(generation, parts.cache, preparation, terms.layout.block_tokens)
+        gate = PromptGate(terms.admission, generation.watch, parts)
+        self._local = LocalPrompts(generation, parts.cache, Preparation(parts), gate, terms.layout.block_tokens)
         self._cancelled: dict[RequestId, float] = {}  # -> when to forget it
 
     def _on_request(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
@@ -138,6 +142,7 @@ class DecodeCore(WorkerRole):
         """The engine finished a step."""
         self._costing.learn(self._scheduler.step, result)
         tokens = self._generation.on_tokens(self._scheduler.complete(result), now_ms)
+        self._generation.watch.end_step(now_ms)
         return self._offer_finished(now_ms) + tokens + self._after_cache(now_ms) + self._cache.pump(now_ms)
 
     def _offer_finished(self, now_ms: float) -> list[Action]:
@@ -186,6 +191,8 @@ class DecodeCore(WorkerRole):
         counters = {
             "generated_tokens_total": float(self._generation.generated_tokens_total),
             "finished_requests_total": float(self._generation.finished_total),
+            "gate_held_total": float(local.held_total),
+            **self._generation.watch.counters(),
         }
         return self._reporter.report(sequence, queue, counters, now_ms, local.prompts)
 
@@ -199,6 +206,11 @@ class DecodeCore(WorkerRole):
         """Conservation laws. Raises RuntimeError with the numbers."""
         super().check()
         self._incoming.check()
+        if len(self._generation.watch) != len(self._local) + len(self._generation):
+            raise RuntimeError(
+                f"{len(self._generation.watch)} requests are watched for their SLO, but {len(self._local)} wait and "
+                f"{len(self._generation)} are answered"
+            )
 
 
 def _failed(gateway: PeerId, request: RequestId, code: str, text: str, *, retryable: bool) -> Send:

@@ -19,6 +19,7 @@ from services.worker.core.actions import Action
 from services.worker.core.outputs import Outbox, finish_of
 from services.worker.core.scheduler import NewToken, Scheduler
 from services.worker.core.sequence import NewPrompt, Sequence
+from services.worker.core.slo import SloWatch
 from services.worker.core.wire import too_large
 
 
@@ -67,8 +68,9 @@ class Finished:
 class Generation:
     """Draws answers: local requests from their prompt on, handed-over ones from their second token on."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
+    def __init__(self, scheduler: Scheduler, watch: SloWatch) -> None:
+        """`watch` is told of all tokens and ends."""
+        self._scheduler, self.watch = scheduler, watch
         self._answers: dict[RequestId, _Answer] = {}
         self._outbox = Outbox()
         self._finished: list[Finished] = []
@@ -78,13 +80,19 @@ class Generation:
     def __contains__(self, request: RequestId) -> bool:
         return request in self._answers
 
+    def __len__(self) -> int:
+        return len(self._answers)
+
     def start(self, prompt: NewPrompt, gateway: PeerId, arrived_ms: float, deadline_ms: float, now_ms: float) -> None:
         """Compute prompt and answer here. The caller checked that the request fits."""
         timings = Timings(prefill_queue_ms=now_ms - arrived_ms)
         self._answers[prompt.request] = _Answer(gateway, deadline_ms, None, timings, now_ms)
+        self.watch.arrived(prompt.request, arrived_ms)
         self._scheduler.submit(prompt)
 
-    def take_over(self, arrival: Arrival, table: PageTable, cached_blocks: int, handover: HandOver) -> list[Action]:
+    def take_over(
+        self, arrival: Arrival, table: PageTable, cached_blocks: int, handover: HandOver, now_ms: float
+    ) -> list[Action]:
         """Go on with a request whose prompt is computed; its first token goes out at once.
 
         `cached_blocks`: leading blocks of the table that were cached here.
@@ -101,7 +109,8 @@ class Generation:
             hashes=arrival.names,
         )
         sequence = self._scheduler.adopt(prompt, handover.first_token, table, cached_blocks)
-        self._emit(answer, NewToken(sequence, handover.first_token, handover.logprob))
+        self.watch.arrived(arrival.request, now_ms - _total_ms(handover.timings))
+        self._emit(answer, NewToken(sequence, handover.first_token, handover.logprob), now_ms)
         return [*self._outbox.flush()]
 
     def on_tokens(self, new_tokens: list[NewToken], now_ms: float) -> list[Action]:
@@ -110,15 +119,16 @@ class Generation:
             answer = self._answers[new.sequence.request]
             if not answer.started:
                 answer.timings = msgspec.structs.replace(answer.timings, compute_ms=now_ms - answer.begun_ms)
-            self._emit(answer, new)
+            self._emit(answer, new, now_ms)
         return [*self._outbox.flush()]
 
-    def _emit(self, answer: _Answer, new: NewToken) -> None:
+    def _emit(self, answer: _Answer, new: NewToken, now_ms: float) -> None:
         sequence = new.sequence
         finish = finish_of(sequence)
         first = not answer.started
         answer.started = True
         self.generated_tokens_total += 1
+        self.watch.drawn(sequence, now_ms)
         delta = TokenDelta(
             sequence.request,
             sequence.generated_tokens - 1,
@@ -131,6 +141,7 @@ class Generation:
         self._outbox.add(answer.gateway, delta)
         if finish is not None:
             self.finished_total += 1
+            self.watch.finished(sequence.request)
             if answer.origin is not None:
                 self._finished.append(Finished(sequence, answer.origin))
             self.forget(sequence.request)
@@ -149,6 +160,7 @@ class Generation:
     def forget(self, request: RequestId) -> None:
         """The request is over; its pages go as soon as no step uses them. Unknown requests are ignored."""
         if self._answers.pop(request, None) is not None:
+            self.watch.forget(request)
             self._scheduler.drop(request)
 
     def end_too_large(self, layout: KvLayout, total_pages: int) -> list[Action]:
@@ -185,3 +197,9 @@ class Generation:
         late = [request for request, answer in self._answers.items() if now_ms >= answer.deadline_ms]
         text = "the request's time ran out"
         return [a for request in late for a in self.fail(request, "deadline_exceeded", text, retryable=False)]
+
+
+def _total_ms(timings: Timings) -> float:
+    """What it took until the hand-over."""
+    parts = (timings.prefill_queue_ms, timings.grant_wait_ms, timings.compute_ms, timings.transfer_ms)
+    return sum(parts) + timings.decode_queue_ms

@@ -212,7 +212,7 @@ class Incoming:
                 case Asked(sender=sender, request=request):
                     actions += self._on_asked(sender, request, now_ms)
                 case Deliver(transfer=transfer, handover=handover):
-                    actions += self._deliver(transfer, handover)
+                    actions += self._deliver(transfer, handover, now_ms)
                 case Quarantine(transfer=transfer):
                     self._pool.move(_owner(transfer), PageState.QUARANTINED)
                     self._transfers[transfer].quarantined = True
@@ -224,13 +224,13 @@ class Incoming:
                     actions += self._on_gave_up(step)
         return actions
 
-    def _deliver(self, transfer: TransferId, handover: HandOver) -> list[Action]:
+    def _deliver(self, transfer: TransferId, handover: HandOver, now_ms: float) -> list[Action]:
         incoming = self._transfers.pop(transfer)
         assert incoming.table is not None, f"{transfer} was delivered without a grant"
         owner = request_owner(incoming.arrival.request)
         self._pool.rename(_owner(transfer), owner)
         self._pool.move(owner, PageState.ACTIVE)
-        return self._generation.take_over(incoming.arrival, incoming.table, incoming.cached_blocks, handover)
+        return self._generation.take_over(incoming.arrival, incoming.table, incoming.cached_blocks, handover, now_ms)
 
     def _on_gave_up(self, gave_up: GaveUp) -> list[Action]:
         incoming = self._transfers.get(gave_up.transfer)

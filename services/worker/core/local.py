@@ -19,6 +19,7 @@ from services.worker.core.generation import Generation
 from services.worker.core.kv_cache import KvCache
 from services.worker.core.preparation import Preparation
 from services.worker.core.sequence import NewPrompt, Sequence
+from services.worker.core.slo import PromptGate
 from services.worker.core.waiting import WaitingPrompt
 from services.worker.core.wire import too_large
 
@@ -36,6 +37,7 @@ class _Waiting:
     looked_up: bool = False
     leader: Sequence | None = None
     shared_blocks: int = 0
+    held: bool = False
 
     @property
     def deadline_ms(self) -> float:
@@ -47,11 +49,20 @@ class _Waiting:
 
 
 class LocalPrompts:
-    """By priority and arrival, as far as room and lookups allow; who waits for a sibling lets others pass."""
+    """By priority and arrival, as far as room, the gate and lookups allow; who waits for a sibling lets others pass."""
 
-    def __init__(self, generation: Generation, cache: KvCache, preparation: Preparation, block_tokens: int) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        cache: KvCache,
+        preparation: Preparation,
+        gate: PromptGate,
+        block_tokens: int,
+    ) -> None:
         self._generation, self._cache, self._preparation = generation, cache, preparation
-        self._block_tokens = block_tokens
+        self._gate, self._block_tokens = gate, block_tokens
+        self.held_total = 0
+        """Prompts that had room and were held all the same, for the sake of answers."""
         self._waiting: dict[RequestId, _Waiting] = {}  # in the order in which they go
 
     def __contains__(self, request: RequestId) -> bool:
@@ -75,6 +86,7 @@ class LocalPrompts:
         tokens = message.prompt + message.emitted
         names = hash_blocks(tokens[:-1], root, self._block_tokens)
         self._waiting[message.request] = _Waiting(message, tokens, gateway, root, names, now_ms)
+        self._generation.watch.arrived(message.request, now_ms)
         if any(one.rank_ms > self._waiting[message.request].rank_ms for one in self._waiting.values()):
             self._waiting = dict(sorted(self._waiting.items(), key=lambda entry: entry[1].rank_ms))  # stable
 
@@ -92,11 +104,18 @@ class LocalPrompts:
             if not ready:
                 unready += 1
                 continue
-            if not self._preparation.has_room(one):
+            if not self._preparation.has_room(one) or self._is_held(one, now_ms):
                 break
             del self._waiting[request]
             self._start(one, now_ms)
         return actions
+
+    def _is_held(self, one: _Waiting, now_ms: float) -> bool:
+        """Asked again at every event; the tokens of those for whose sake it is held are such events."""
+        held = not self._gate.admits(one, now_ms)
+        self.held_total += held and not one.held
+        one.held = one.held or held
+        return held
 
     def _start(self, one: _Waiting, now_ms: float) -> None:
         message = one.message
@@ -113,7 +132,8 @@ class LocalPrompts:
 
     def cancel(self, request: RequestId) -> list[Action]:
         """The request is over. Unknown requests are ignored."""
-        self._waiting.pop(request, None)
+        if self._waiting.pop(request, None) is not None:
+            self._generation.watch.forget(request)
         return self._cache.forget(request)
 
     def on_tick(self, now_ms: float) -> list[Action]:

@@ -1,0 +1,168 @@
+"""Who is in time, and who is held for whose sake: the watch against judging afterwards, and the gate on the real core."""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks._virtual_worker import Ask, Timed, VirtualWorker
+from common.cost.step_cost import StepCost
+from common.ids import RequestId
+from common.kv_layout import KvLayout
+from common.policy.admission import Drawing
+from common.policy.output_length import LengthPredictor
+from services.worker.core.slo import Pace, Slo, SloWatch, StepMisses
+from services.worker.settings import WorkerSettings
+
+SLO = Slo(ttft_ms=1000.0, tpot_ms=200.0)
+R = RequestId("r")
+LAYOUT = KvLayout(layers=1, kv_heads=1, head_dim=8, dtype="float32", block_tokens=16)
+COST = StepCost(base_ms=20.0, token_ms=1.0, pair_ms=0.0, row_ms=1.0, kv_ms=0.0, chunk_tokens=4096)
+
+
+def watch() -> SloWatch:
+    return SloWatch(SLO, LengthPredictor(1.0))
+
+
+def sequence(generated: int, *, request: str = "r", limit: int = 10**6) -> SimpleNamespace:
+    tokens = [5] * (8 + generated)
+    return SimpleNamespace(
+        request=RequestId(request), generated_tokens=generated, tokens=tokens, limit_tokens=8 + limit
+    )
+
+
+def pace(**places: int) -> Pace:
+    by_request = {RequestId(name): place for name, place in places.items()}
+    return Pace(step_ms=30.0, least_tpot_ms=20.0, stepping=5, places=by_request)
+
+
+def draw_all(target: SloWatch, times_ms: list[float], request: str = "r") -> None:
+    for count, at_ms in enumerate(times_ms, 1):
+        target.drawn(sequence(count, request=request), at_ms)  # type: ignore[arg-type]  # what is read of it
+
+
+def totals(target: SloWatch) -> tuple[float, ...]:
+    counters = target.counters()
+    return tuple(counters[f"slo_{name}_total"] for name in ("ttft_missed", "tpot_missed", "attained"))
+
+
+def test_totals_are_what_judging_each_finished_answer_afterwards_gives() -> None:
+    draw, target = random.Random(8), watch()
+    firsts = others = good = 0
+    for number in range(500):
+        times_ms = [draw.uniform(0.0, 2000.0)]
+        times_ms += [times_ms[0] + draw.uniform(0.0, 400.0) * count for count in range(1, draw.randrange(1, 6))]
+        times_ms.sort()
+        target.arrived(RequestId(str(number)), 0.0)
+        draw_all(target, times_ms, str(number))
+        target.finished(RequestId(str(number)))
+        late_first = times_ms[0] > 1000.0
+        late = len(times_ms) > 1 and (times_ms[-1] - times_ms[0]) / (len(times_ms) - 1) > 200.0
+        firsts, others, good = firsts + late_first, others + late, good + (not late and not late_first)
+    assert totals(target) == (firsts, others, good)
+    assert min(firsts, others, good) > 50
+    assert len(target) == target.n_drawing == 0
+
+
+def test_a_first_token_that_does_not_come_is_missed_once_as_soon_as_its_time_is_up() -> None:
+    target = watch()
+    target.arrived(R, 50.0)
+    assert [target.end_step(at_ms).ttft for at_ms in (0.0, 1050.0, 1051.0, 1200.0)] == [False, False, True, False]
+    draw_all(target, [1300.0])
+    assert not target.end_step(1300.0).ttft and totals(target) == (1.0, 0.0, 0.0)
+
+
+def test_a_repeated_arrival_does_not_turn_the_clock_back() -> None:
+    target = watch()
+    target.arrived(R, 0.0)
+    target.arrived(R, 900.0)
+    assert target.end_step(1001.0).ttft
+
+
+def test_a_step_misses_if_a_late_answer_gets_later_not_if_it_catches_up() -> None:
+    target = watch()
+    target.arrived(R, 0.0)
+    found = []
+    for count, at_ms in enumerate([0.0, 10.0, 260.0, 700.0, 860.0, 1100.0], 1):
+        target.drawn(sequence(count), at_ms)  # type: ignore[arg-type]
+        found.append(target.end_step(at_ms))
+    late = [False, False, False, True, False, True]  # gaps 10, 250, 440, 160, 240; means 10, 130, 233, 215, 220
+    assert found == [StepMisses(ttft=False, tpot=missed) for missed in late]
+
+
+def test_a_drawing_says_what_was_taken_and_what_lengths_seen_before_foretell() -> None:
+    target = watch()
+    for name, times_ms in (("old", [0.0] * 9), ("r", [100.0, 150.0, 260.0])):
+        target.arrived(RequestId(name), 0.0)
+        draw_all(target, times_ms, name)
+        if name == "old":
+            target.finished(RequestId(name))
+    target.arrived(RequestId("waits"), 0.0)
+    assert target.drawings(300.0, pace()) == [Drawing(2, 200.0, 6, 30.0, 20.0, 10**6 - 3)]
+    assert target.drawings(300.0, pace(r=2))[0].tpot_ms == 30.0 * (1 + 2 / 5)  # two of five who step must end first
+    assert target.is_drawing(R) and not target.is_drawing(RequestId("waits"))
+    target.drawn(sequence(4, limit=6), 300.0)  # type: ignore[arg-type]
+    assert target.drawings(300.0, pace())[0].future_tokens == 2  # it may have no more
+
+
+def test_who_draws_can_spare_what_the_slo_leaves_it_and_others_nothing() -> None:
+    target = watch()
+    target.arrived(R, 0.0)
+    assert target.slack_ms(R, 30.0) == target.slack_ms(RequestId("stranger"), 30.0) == 0.0
+    target.drawn(sequence(1, limit=6), 100.0)  # type: ignore[arg-type]
+    target.drawn(sequence(2, limit=6), 350.0)  # type: ignore[arg-type]
+    assert target.slack_ms(R, 30.0) == (200.0 - 250.0) + 4 * (200.0 - 30.0)
+
+
+def test_who_failed_or_was_cancelled_counts_for_nothing() -> None:
+    target = watch()
+    target.arrived(R, 0.0)
+    draw_all(target, [100.0, 200.0])
+    target.forget(R)
+    target.forget(R)
+    assert (len(target), target.n_drawing, totals(target)) == (0, 0, (0.0, 0.0, 0.0))
+    assert target.drawings(300.0, pace()) == []
+
+
+def served(asks: list[Ask], *, n_pages: int = 10_000, **settings: object) -> tuple[list[Timed], dict[str, float]]:
+    chosen = {"caching": 0, "max_step_tokens": 4096, **settings}
+    made = VirtualWorker(WorkerSettings(model="m", **chosen), COST, LAYOUT, n_pages)  # type: ignore[arg-type]  # a test's
+    timed = made.run(asks, most_events=20_000)
+    made.core.check()
+    return timed, dict(made.core.report(0, made.now_ms).counters)
+
+
+def load(seed: int, *, n: int = 25, every_ms: float = 150.0, max_tokens: int = 12) -> list[Ask]:
+    draw, at_ms, asks = random.Random(seed), 0.0, []
+    for _ in range(n):
+        at_ms += draw.expovariate(1 / every_ms)
+        asks.append(Ask(at_ms, tuple(draw.randrange(10**6) for _ in range(draw.randrange(20, 300))), max_tokens))
+    return asks
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_held_all_work_ends(seed: int) -> None:
+    draw = random.Random(seed)
+    slo_tpot_ms, n_pages = draw.choice([1.0, 25.0, 45.0, 400.0]), draw.choice([25, 60, 1000])
+    asks = load(seed, every_ms=draw.choice([10.0, 200.0]), max_tokens=draw.randrange(1, 30))
+    timed, _ = served(asks, n_pages=n_pages, admission="slo", slo_tpot_ms=slo_tpot_ms)
+    assert all(one.failed == "" and len(one.token_ms) == ask.max_tokens for one, ask in zip(timed, asks, strict=True))
+
+
+def test_once_lengths_are_known_the_gate_keeps_the_mean_time_per_token_that_no_gate_breaks() -> None:
+    asks = load(9, n=60, every_ms=250.0)
+    gated, counters = served(asks, admission="slo", slo_tpot_ms=60.0)
+    free, free_counters = served(asks, admission="fcfs", slo_tpot_ms=60.0)
+    assert sum(one.tpot_ms > 60.0 for one in free) > 20
+    assert sum(one.tpot_ms > 60.0 for one in gated) == 0
+    assert len(asks) >= counters["gate_held_total"] > 0 == free_counters["gate_held_total"]
+    for found, timed in ((counters, gated), (free_counters, free)):
+        assert found["slo_tpot_missed_total"] == sum(one.tpot_ms > 60.0 for one in timed)
+
+
+def test_an_slo_that_nobody_can_break_holds_nobody() -> None:
+    asks = load(10)
+    gated, counters = served(asks, admission="slo", slo_tpot_ms=1e9)
+    free, _ = served(asks, admission="fcfs")
+    assert [one.token_ms for one in gated] == [one.token_ms for one in free]
+    assert counters["gate_held_total"] == 0
