@@ -12,7 +12,7 @@ from kvstore.memory.vtensor import VirtualTensor
 
 
 class PagePool:
-    """Pages [page, 2, block_tokens, kv_heads, head_dim], addressed by PageId. K is index 0 of the second axis, V is 1.
+    """Pages [page, block_tokens, 2, kv_heads, head_dim], addressed by PageId. Of a token, K is at index 0 and V at 1.
 
     Owns the memory, not who uses which page: that is the ledger's. One thread grows and shrinks; the views may be read
     and written by others as long as their pages are there.
@@ -34,7 +34,7 @@ class PagePool:
     def _refresh(self) -> None:
         layout = self._layout
         n_pages = self._memory.mapped_bytes // layout.page_bytes
-        shape = (n_pages, 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+        shape = (n_pages, layout.block_tokens, 2, layout.kv_heads, layout.head_dim)
         tensor = self._memory.tensor(getattr(torch, layout.dtype), shape)
         rows: NDArray[np.uint8] | None = None
         if tensor.device.type == "cpu":

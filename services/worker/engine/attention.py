@@ -34,7 +34,7 @@ class PagedAttention:
     def __init__(self, batch: FlatBatch, views: PageViews, dtype: torch.dtype, hooks: LayerHooks) -> None:
         self._batch, self._views, self._dtype, self._hooks = batch, views, dtype, hooks
         self._reads: dict[int | None, tuple[list[DecodeGroup], list[PrefillRun]]] = {}
-        width = views.kv_heads * views.head_dim
+        width = 2 * views.kv_heads * views.head_dim
         self._blank = torch.zeros(batch.blank_rows, width, dtype=dtype, device=batch.ids.device)
 
     def attend(
@@ -56,7 +56,7 @@ class PagedAttention:
             assert group.rows is not None, "a group without rows stands alone"
             out.index_copy_(0, group.rows, self._decode(layer, query.index_select(0, group.rows), group, scaling))
         for run in runs:
-            keys, values = self._views.gather(run.halves[layer], self._dtype)[:, : run.keys].unbind(0)
+            keys, values = self._views.gather(run.ids[layer], self._dtype)[: run.keys].unbind(1)
             out[run.rows] = prefill_attention(
                 query[run.rows], keys, values, scaling=scaling, window_tokens=window_tokens
             )[0]
@@ -64,13 +64,13 @@ class PagedAttention:
 
     def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
         tokens = key.shape[0]
-        parts = [key.reshape(tokens, -1), value.reshape(tokens, -1)]
+        rows = torch.cat((key.reshape(tokens, -1), value.reshape(tokens, -1)), dim=1)
         if self._batch.blank_rows:
-            parts.append(self._blank)
-        self._views.write_into(self._batch.write_rows[layer], torch.cat(parts))
+            rows = torch.cat((rows, self._blank))
+        self._views.write_into(self._batch.write_rows[layer], rows)
 
     def _decode(self, layer: int, query: Tensor, group: DecodeGroup, scaling: float) -> Tensor:
-        keys, values = self._views.gather(group.halves[layer], self._dtype).unbind(0)
+        keys, values = self._views.gather(group.ids[layer], self._dtype).unbind(2)
         return decode_attention(query, keys, values, group.mask, scaling=scaling, may_be_empty=False)[0]
 
     def _reads_for(self, window_tokens: int | None) -> tuple[list[DecodeGroup], list[PrefillRun]]:

@@ -22,7 +22,7 @@ class FlatBatch:
     positions: Tensor
     """[tokens] int64, of each token in its own sequence."""
     write_rows: Tensor
-    """[layers, 2 * tokens + blank_rows] int64: token rows (kernels.pages) of all K, then all V, then rows to blank."""
+    """[layers, tokens + blank_rows] int64: token rows (kernels.pages), then rows to blank."""
     blank_rows: int
     """Rows of newly begun blocks behind their last token. Blanked, so that whatever the memory held before cannot
     reach a masked product: 0 * NaN is NaN."""
@@ -38,8 +38,8 @@ class DecodeGroup:
 
     rows: Tensor | None
     """[sequences] int64 rows of the flat batch; None: all rows of the batch in their order."""
-    halves: Tensor
-    """[layers, 2, sequences, blocks] int64, half pages (kernels.pages): K, then V."""
+    ids: Tensor
+    """[layers, sequences, blocks] int64 page ids."""
     mask: Tensor
     """[sequences, keys]: 0 where the key is seen, -inf where not."""
 
@@ -49,8 +49,8 @@ class PrefillRun:
     """One prefilling sequence."""
 
     rows: slice
-    halves: Tensor
-    """[layers, 2, blocks] int64, half pages: K, then V."""
+    ids: Tensor
+    """[layers, blocks] int64 page ids."""
     keys: int
     """Keys to read from the first block on; the last `rows` of them are the run's own."""
 
@@ -96,26 +96,22 @@ def _write_rows(segments: Sequence[Segment], block_tokens: int) -> tuple[NDArray
     blank: list[NDArray[np.int64]] = []
     for segment in segments:
         end = segment.start + segment.count
-        written.append(_key_rows(segment, segment.start, end, block_tokens))
+        written.append(_token_rows(segment, segment.start, end, block_tokens))
         last_block = (end - 1) // block_tokens * block_tokens
         if last_block >= segment.start and end % block_tokens:  # this step begins the block and does not fill it
-            blank.append(_key_rows(segment, end, last_block + block_tokens, block_tokens))
-    keys = np.concatenate(written, axis=1)
-    parts = [keys, keys + block_tokens]
-    for rows in blank:
-        parts += [rows, rows + block_tokens]
-    return np.concatenate(parts, axis=1), 2 * sum(rows.shape[1] for rows in blank)
+            blank.append(_token_rows(segment, end, last_block + block_tokens, block_tokens))
+    return np.concatenate(written + blank, axis=1), sum(rows.shape[1] for rows in blank)
 
 
-def _key_rows(segment: Segment, first: int, end: int, block_tokens: int) -> NDArray[np.int64]:
-    """[layers, end - first] token rows of K of positions first .. end - 1; V lies `block_tokens` rows further."""
+def _token_rows(segment: Segment, first: int, end: int, block_tokens: int) -> NDArray[np.int64]:
+    """[layers, end - first] token rows of positions first .. end - 1."""
     if end - first == 1:
         block, slot = divmod(first, block_tokens)
         pages = segment.table.ids[:, block : block + 1].astype(np.int64)
-        return pages * (2 * block_tokens) + slot
+        return pages * block_tokens + slot
     at = np.arange(first, end)
     pages = segment.table.ids[:, at // block_tokens].astype(np.int64)
-    rows: NDArray[np.int64] = pages * (2 * block_tokens) + at % block_tokens
+    rows: NDArray[np.int64] = pages * block_tokens + at % block_tokens
     return rows
 
 
@@ -139,7 +135,7 @@ def decode_groups(
         found.append(
             DecodeGroup(
                 rows=None if whole else torch.tensor(rows, device=device),
-                halves=_halves(ids, device),
+                ids=_to(ids.astype(np.int64), device),
                 mask=_to(mask, device).to(dtype),
             )
         )
@@ -155,7 +151,7 @@ def prefill_runs(batch: FlatBatch, window_tokens: int | None, block_tokens: int)
         found.append(
             PrefillRun(
                 rows=slice(row, row + segment.count),
-                halves=_halves(span.ids, batch.ids.device),
+                ids=_to(span.ids.astype(np.int64), batch.ids.device),
                 keys=span.end - span.first_key,
             )
         )
@@ -201,12 +197,6 @@ def _padded(spans: Sequence[_Span], block_tokens: int) -> tuple[NDArray[np.int32
     ends = np.array([span.end for span in spans])[:, None]
     seen = (at >= first_seen) & (at < ends)
     return ids, np.where(seen, np.float32(0.0), np.float32(-np.inf))
-
-
-def _halves(ids: NDArray[np.int32], device: torch.device) -> Tensor:
-    """Page ids [layers, ...] -> half pages [layers, 2, ...]."""
-    keys = 2 * ids.astype(np.int64)
-    return _to(np.stack((keys, keys + 1), axis=1), device)
 
 
 def _to(array: NDArray[np.generic], device: torch.device) -> Tensor:

@@ -21,7 +21,7 @@ from services.worker.model.runner import LayerRunner
 
 def require_fitting(model: LoadedModel, pages: Tensor, layout: KvLayout) -> None:
     """Raise ConfigError unless the pages are of the model's shape, dtype and device."""
-    expected = (2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+    expected = (layout.block_tokens, 2, layout.kv_heads, layout.head_dim)
     if layout != model.layout or pages.shape[1:] != expected or pages.dtype != model.dtype:
         raise ConfigError(
             f"pages {list(pages.shape)} {pages.dtype} with {layout} do not fit {model.identity.name}, "
@@ -42,7 +42,7 @@ class Computed:
 class TorchEngine:
     """Runs plans on a model and a pool of pages. Of a step it keeps the tokens it drew; one thread may call it.
 
-    `pages` [pages, 2, block_tokens, kv_heads, head_dim] belongs to the caller; the engine writes the pages that a
+    `pages` [pages, block_tokens, 2, kv_heads, head_dim] belongs to the caller; the engine writes the pages that a
     plan's tables name for the tokens it computes, and reads those before them.
     """
 

@@ -31,7 +31,7 @@ class EngineLimits:
 def make_engine(
     model: LoadedModel, pages: Tensor, limits: EngineLimits, marks: LayerEvents | None = None
 ) -> "TorchEngine | FusedEngine":
-    """An engine over `pages` [pages, 2, block_tokens, kv_heads, head_dim]. Raises ConfigError if they do not fit.
+    """An engine over `pages` [pages, block_tokens, 2, kv_heads, head_dim]. Raises ConfigError if they do not fit.
 
     `marks` tell whoever copies from the pages when a layer is written; None: nobody does.
     """

@@ -38,7 +38,7 @@ def test_a_page_pool_over_counted_memory_has_shapes_and_no_rows() -> None:
     chunk_bytes = 4 * layout.page_bytes
     pages = PagePool(ChunkPool(FakeBackend(1 << 40), 1 << 38, chunk_bytes), layout)
     assert pages.grow(1000) == 4000
-    assert tuple(pages.tensor.shape) == (4000, 2, 16, 2, 64)
+    assert tuple(pages.tensor.shape) == (4000, 16, 2, 2, 64)
     with pytest.raises(VmMisuse, match="on meta: use `tensor`"):
         _ = pages.rows
     pages.close()

@@ -37,7 +37,7 @@ class Driver:
         self, model: LoadedModel, *, pages: int = 4096, garbage: float | None = None, whole_blocks: bool = False
     ) -> None:
         layout = model.layout
-        shape = (pages, 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+        shape = (pages, layout.block_tokens, 2, layout.kv_heads, layout.head_dim)
         self.pool = torch.zeros(shape, dtype=model.dtype, device=model.device)
         if garbage is not None:
             self.pool.fill_(garbage)
