@@ -39,8 +39,17 @@ class PageViews:
         require_same_device(self._rows, rows=rows, keys_values=keys_values)
         self._rows.index_copy_(0, rows, keys_values.to(self.dtype))
 
-    def gather(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        """Copy pages out: `ids` [..., blocks] int64 -> [..., blocks * block_tokens, 2, kv_heads, head_dim]."""
-        flat = self._pages.index_select(0, ids.reshape(-1))
+    def blank(self, rows: Tensor) -> None:
+        """Set token rows [n] int64 to 0."""
+        self._rows.index_fill_(0, rows, 0.0)
+
+    def gather_into(self, out: Tensor, ids: Tensor) -> Tensor:
+        """Copy pages: `ids` [..., blocks] int64 -> `out` [..., blocks * block_tokens, 2, kv_heads, head_dim].
+
+        `out` is contiguous, of the pool's dtype, and is returned.
+        """
         shape = (*ids.shape[:-1], ids.shape[-1] * self.block_tokens, 2, self.kv_heads, self.head_dim)
-        return flat.view(shape).to(dtype)
+        require(out.shape == shape, "out", tuple(out.shape), f"{shape}")
+        require(out.dtype == self.dtype and out.is_contiguous(), "out", out.dtype, f"contiguous, of {self.dtype}")
+        torch.index_select(self._pages, 0, ids.reshape(-1), out=out.view(-1, self._pages.shape[1]))
+        return out

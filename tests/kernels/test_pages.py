@@ -13,14 +13,14 @@ def test_gather_returns_the_pages_in_the_order_asked_for() -> None:
     views = PageViews(pages)
     ids = [4, 0, 5]
     keys, values = reference.gather_tokens(pages, ids, 48)
-    found = views.gather(torch.tensor(ids), torch.float32)
+    found = views.gather_into(torch.empty(48, 2, 2, 8), torch.tensor(ids))
     assert torch.equal(found[:, 0], keys)
     assert torch.equal(found[:, 1], values)
 
 
 def test_a_batch_of_gathers_keeps_sequences_apart() -> None:
     pages = torch.randn(6, 4, 2, 1, 8)
-    found = PageViews(pages).gather(torch.tensor([[1, 4], [5, 0]]), torch.float32)
+    found = PageViews(pages).gather_into(torch.empty(2, 8, 2, 1, 8), torch.tensor([[1, 4], [5, 0]]))
     assert torch.equal(found[0], pages[[1, 4]].flatten(0, 1))
     assert torch.equal(found[1], pages[[5, 0]].flatten(0, 1))
 
