@@ -82,13 +82,7 @@ class Worker:
     def _build(self) -> None:
         settings = self._settings
         peer = peer_id(self._id, self._incarnation)
-        inspected = inspect_model(
-            settings.model,
-            settings.dtype,
-            name=settings.served_model_name,
-            block_tokens=settings.block_tokens,
-            kv_layout=settings.kv_layout,
-        )
+        inspected = self._inspect()
         context_tokens = self._context_tokens(inspected.identity)
         profile = self._read_profile(inspected.identity)
         exchange = Exchange(peer, settings.bind)
@@ -163,6 +157,16 @@ class Worker:
             max_running=settings.running_limit,
             max_step_tokens=settings.step_tokens_limit,
             context_tokens=context_tokens,
+        )
+
+    def _inspect(self) -> InspectedModel:
+        settings = self._settings
+        return inspect_model(
+            settings.model,
+            settings.dtype,
+            name=settings.served_model_name,
+            block_tokens=settings.block_tokens,
+            kv_layout=settings.kv_layout,
         )
 
     def _load(self, inspected: InspectedModel) -> LoadedModel:

@@ -130,5 +130,5 @@ def test_a_group_holds_the_keys_that_gathering_finds(
 def test_views_on_another_device_are_refused_with_what_to_take_instead() -> None:
     require_kv_layout("virtual", CPU)
     require_kv_layout("paged", torch.device("cuda"))
-    with pytest.raises(ConfigError, match="--kv-layout=virtual with --device=cuda: .* take paged"):
+    with pytest.raises(ConfigError, match=r"--kv-layout=virtual with --device=cuda: .* take paged"):
         require_kv_layout("virtual", torch.device("cuda"))
