@@ -1,7 +1,8 @@
 """The engine: one forward pass per call, over whatever segments the plan names."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,17 +12,21 @@ from common.errors import ConfigError
 from common.ids import RequestId
 from common.kv_layout import KvLayout
 from kernels.pages import PageViews
-from services.worker.core.plan import StepPlan, StepResult
+from kvstore.memory.sequence_views import SequenceViews
+from services.worker.core.plan import Segment, StepPlan, StepResult
 from services.worker.engine.attention import LayerHooks, PagedAttention
 from services.worker.engine.batch import build_batch
+from services.worker.engine.kv_reads import KvReads, PagedReads
 from services.worker.engine.sampling import sample
+from services.worker.engine.scratch import GrowingScratch, Scratch
+from services.worker.engine.view_reads import ViewReads, shown
 from services.worker.model.load import LoadedModel
 from services.worker.model.runner import LayerRunner
 
 
 def require_fitting(model: LoadedModel, pages: Tensor, layout: KvLayout) -> None:
     """Raise ConfigError unless the pages are of the model's shape, dtype and device."""
-    expected = (2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+    expected = (layout.block_tokens, 2, layout.kv_heads, layout.head_dim)
     if layout != model.layout or pages.shape[1:] != expected or pages.dtype != model.dtype:
         raise ConfigError(
             f"pages {list(pages.shape)} {pages.dtype} with {layout} do not fit {model.identity.name}, "
@@ -42,22 +47,26 @@ class Computed:
 class TorchEngine:
     """Runs plans on a model and a pool of pages. Of a step it keeps the tokens it drew; one thread may call it.
 
-    `pages` [pages, 2, block_tokens, kv_heads, head_dim] belongs to the caller; the engine writes the pages that a
+    `pages` [pages, block_tokens, 2, kv_heads, head_dim] belongs to the caller; the engine writes the pages that a
     plan's tables name for the tokens it computes, and reads those before them.
     """
 
-    def __init__(self, model: LoadedModel, pages: Tensor, layout: KvLayout) -> None:
+    def __init__(self, model: LoadedModel, pages: Tensor, layout: KvLayout, views: SequenceViews | None = None) -> None:
+        """With `views` of the same pages, sequences are read where those show them. Raises ConfigError if the pages do not
+        fit the model.
+        """
         require_fitting(model, pages, layout)
         assert isinstance(model.runner, LayerRunner), "a model loaded for this engine"
         self._runner = model.runner
         self._model = model
-        self._views = PageViews(pages)
+        self._pages, self._views = PageViews(pages), views
+        self._scratch: Scratch = GrowingScratch(model.device)
         self._block_tokens = layout.block_tokens
         self._drawn: dict[RequestId, int] = {}
 
     def use_pages(self, pages: Tensor) -> None:
         """The pool was resized at its end: steps launched from now on use this view of it."""
-        self._views = PageViews(pages)
+        self._pages = PageViews(pages)
 
     def capture(self) -> int:
         """Nothing is prepared ahead of steps on a CPU: 0 graphs."""
@@ -96,10 +105,21 @@ class TorchEngine:
         streamed = any(segment.streamed for segment in plan.segments)
         announce = on_layer if streamed else None
         hooks = LayerHooks(on_written=announce, before_read=await_layer if plan.loads else None)
-        attention = PagedAttention(batch, self._views, model.compute_dtype, hooks)
-        hidden = self._runner.run(batch.ids, batch.positions, attention)
+        with self._scratch.frame(), self._reads(plan.segments) as reads:
+            attention = PagedAttention(batch, self._pages, reads, hooks, self._scratch)
+            hidden = self._runner.run(batch.ids, batch.positions, attention)
+            rows = hidden.index_select(0, batch.sample_rows)
         sampling = [segment for segment in plan.segments if segment.sample]
-        rows = hidden.index_select(0, batch.sample_rows)
         sampled = sample(sampling, self._runner.logits(rows)) if sampling else ()
         self._drawn = {one.request: one.token for one in sampled}
         return Computed(StepResult(plan.number, sampled, (time.perf_counter() - started_s) * 1e3))
+
+    @contextmanager
+    def _reads(self, segments: Sequence[Segment]) -> Iterator[KvReads]:
+        """How this step finds the K and V of its sequences."""
+        paged = PagedReads(self._pages, self._model.compute_dtype, self._scratch)
+        if self._views is None:
+            yield paged
+            return
+        with shown(self._views, segments, self._block_tokens) as slots:
+            yield ViewReads(self._views, slots, paged)

@@ -14,11 +14,19 @@ class StepAttention(Protocol):
     """Attention of one forward pass over a flat batch; knows where every token's keys and values are."""
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window_tokens: int | None
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        window_tokens: int | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """query [tokens, heads, head_dim], key and value [tokens, kv_heads, head_dim], rotary applied; any strides.
 
-        Keeps key and value, returns [tokens, heads, head_dim].
+        Keeps key and value, returns [tokens, heads, head_dim]: `out`, if that is given, which must not overlap the others.
         """
         ...
 
