@@ -235,8 +235,8 @@ class ViewSlots:
                 )
             if read > wanted or (there[:, :read] == _EMPTY).any():
                 raise VmMisuse(f"slot {slot}: a step reads {read} blocks of {wanted}, not all of them mapped")
-        owners = {owner: slot for slot, owner in enumerate(self._owners) if owner is not None}
-        if owners != self._slot_of:
+        owners = {(owner, slot) for slot, owner in enumerate(self._owners) if owner is not None}
+        if owners != set(self._slot_of.items()):
             raise VmMisuse(f"slots of {owners}, found under {self._slot_of}")
 
     def _require(self, ids: PageIds) -> None:

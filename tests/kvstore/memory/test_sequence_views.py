@@ -166,6 +166,57 @@ def test_blocks_asked_for_ahead_are_there_when_they_are_shown(pool: Opened) -> N
     assert pool.shows(slot, table(4, 5, 6))
 
 
+def test_nothing_is_mapped_ahead_in_the_slot_of_a_sequence_that_runs(pool: Opened) -> None:
+    owners = [f"s{number}" for number in range(4)]
+    for number, owner in enumerate(owners):
+        shown(pool, owner, table(number))
+    step(pool, *owners)
+    pool.views.ahead("late", table(20))
+    assert pool.views.wait_ahead(WAIT_S)
+    assert pool.views.stats().mapped_ahead_blocks == 0
+    assert [pool.shows(shown(pool, owner, table(number)), table(number)) for number, owner in enumerate(owners)]
+    assert pool.views.stats().waited_blocks == 4
+
+
+def test_mapping_ahead_keeps_the_ceiling_and_takes_nothing_from_sequences_that_run() -> None:
+    pool = opened(spare_mappings=16)
+    most = pool.pages.backend.live_mappings + 16
+    shown(pool, "a", table(1, 3))
+    step(pool, "a")
+    pool.views.ahead("b", table(*range(8, 16)))
+    assert pool.views.wait_ahead(WAIT_S)
+    assert pool.pages.backend.live_mappings <= most
+    before = pool.views.stats().waited_blocks
+    shown(pool, "a", table(1, 3))
+    assert pool.views.stats().waited_blocks == before
+    pool.close()
+
+
+def test_asking_showing_and_using_the_back_end_from_several_threads_ends(pool: Opened) -> None:
+    def ask(name: str) -> None:
+        for number in range(100):
+            pool.views.ahead(f"{name}{number % 3}", table(number % 20, number % 7, number % 5))
+
+    def use_the_back_end() -> None:
+        for _ in range(100):
+            with pool.lock:
+                pool.pages.backend.release(pool.pages.backend.create(pool.pages.layout.page_bytes))
+
+    others = [threading.Thread(target=ask, args=name) for name in "ab"] + [threading.Thread(target=use_the_back_end)]
+    for other in others:
+        other.start()
+    for number in range(100):
+        ids = table(number % 20, number % 7)
+        slot = shown(pool, "a0", ids)
+        pool.views.begin_step(["a0"])
+        assert number % 10 or pool.shows(slot, ids)
+        pool.views.end_step()
+    for other in others:
+        other.join(WAIT_S)
+    assert not any(other.is_alive() for other in others)
+    assert pool.views.wait_ahead(WAIT_S)
+
+
 def test_an_ended_sequences_slot_goes_to_the_one_that_continues_it(pool: Opened) -> None:
     slots = [shown(pool, name, table(8 * at, 8 * at + 1)) for at, name in enumerate("abc")]
     for _ in range(5):

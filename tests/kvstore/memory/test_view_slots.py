@@ -64,7 +64,7 @@ def test_without_common_pages_a_slot_with_nothing_in_the_way_wins_then_the_oldes
     steps(planned, "other", times=5)
     assert show(planned, "c", ids(5, 6)) == 2
     steps(planned, "c", times=5)
-    show(planned, "a", ids(1, 2))
+    show(planned, "b", ids(3))
     steps(planned, "other", times=5)
     assert planned.choose("d", ids(11, 12)) == 1  # one block in the way, not two
 
