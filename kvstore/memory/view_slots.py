@@ -40,8 +40,6 @@ class Change:
     slot: int
     unmap: tuple[Run, ...]
     map: tuple[Run, ...]
-    mapped_blocks: int
-    """Blocks of which any layer has to be mapped."""
 
     @property
     def new_pages(self) -> int:
@@ -77,10 +75,6 @@ class ViewSlots:
     def stale_pages(self) -> int:
         """Those of them that no owner has: the zombies."""
         return sum(self._stale)
-
-    def slot_of(self, owner: Hashable) -> int | None:
-        """Where an owner is shown, or was last."""
-        return self._slot_of.get(owner)
 
     def shows(self, owner: Hashable, ids: PageIds) -> int | None:
         """The slot that shows exactly these pages to this owner already."""
@@ -143,11 +137,12 @@ class ViewSlots:
                 del self._slot_of[before]
             self._let_go(owner)
             self._owners[slot], self._slot_of[owner] = owner, slot
-            self._wanted[slot], self._stepped[slot] = n_blocks, self.fences.begun
-        self._wanted[slot] = max(self._wanted[slot], n_blocks)
+            self._wanted[slot], self._stepped[slot] = 0, self.fences.begun
+        if n_blocks > self._wanted[slot]:
+            self._wanted[slot] = n_blocks
+            self._count_stale(slot)
         self._uses += 1
         self._used[slot] = self._uses
-        self._count_stale(slot)
 
     def _let_go(self, owner: Hashable) -> None:
         old = self._slot_of.pop(owner, None)
@@ -165,9 +160,9 @@ class ViewSlots:
         there = self._pages[slot, :, : ids.shape[1]]
         wrong = there != ids
         if not wrong.any():
-            return Change(slot, (), (), 0)
+            return Change(slot, (), ())
         unmap = _runs(slot, wrong & (there != _EMPTY), there)
-        return Change(slot, tuple(unmap), tuple(_runs(slot, wrong, ids)), int(wrong.any(axis=0).sum()))
+        return Change(slot, tuple(unmap), tuple(_runs(slot, wrong, ids)))
 
     def note_mapped(self, run: Run) -> None:
         """A run was mapped."""
@@ -240,8 +235,8 @@ class ViewSlots:
                 )
             if read > wanted or (there[:, :read] == _EMPTY).any():
                 raise VmMisuse(f"slot {slot}: a step reads {read} blocks of {wanted}, not all of them mapped")
-        owners = {owner: slot for slot, owner in enumerate(self._owners) if owner is not None}
-        if owners != self._slot_of:
+        owners = {(owner, slot) for slot, owner in enumerate(self._owners) if owner is not None}
+        if owners != set(self._slot_of.items()):
             raise VmMisuse(f"slots of {owners}, found under {self._slot_of}")
 
     def _require(self, ids: PageIds) -> None:

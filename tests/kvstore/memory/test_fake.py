@@ -2,6 +2,7 @@
 
 import pytest
 
+from common.errors import OutOfChunks
 from common.kv_layout import KvLayout
 from kvstore.memory.backend import VmMisuse
 from kvstore.memory.chunks import ChunkPool
@@ -31,6 +32,16 @@ def test_each_call_moves_the_clock_by_what_it_costs() -> None:
     for chunk in chunks:
         backend.release(chunk)
     assert backend.spent_us == pytest.approx(482 + 28)
+
+
+def test_mappings_stop_at_the_ceiling() -> None:
+    backend = FakeBackend(8 * UNIT, max_mappings=3)
+    where, chunk = backend.reserve(8 * UNIT), backend.create(UNIT)
+    backend.map_run(where, 0, [chunk, chunk])
+    with pytest.raises(OutOfChunks, match="2 are live, and 3 are borne"):
+        backend.map_run(where, 2 * UNIT, [chunk, chunk])
+    backend.map_run(where, 2 * UNIT, [chunk])
+    assert backend.live_mappings == 3
 
 
 def test_a_page_pool_over_counted_memory_has_shapes_and_no_rows() -> None:

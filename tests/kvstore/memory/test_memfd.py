@@ -1,6 +1,7 @@
 """What only real memory can show."""
 
 import ctypes
+import errno
 import mmap
 import os
 import random
@@ -110,6 +111,25 @@ def test_chunks_that_are_created_together_are_allocated_by_one_call(monkeypatch:
     backend.create_run(UNIT, 10)
     assert [length // UNIT for length in calls] == [40, 1, 9]
     assert backend.resident_bytes == 49 * UNIT
+    backend.close()
+
+
+def test_chunks_that_the_system_cannot_all_give_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = MemfdBackend(64 * UNIT)
+    backend.release(backend.create_run(UNIT, 4)[1])
+    allocate = os.posix_fallocate
+
+    def allocate_holes(fd: int, offset: int, length: int) -> None:
+        if offset >= 4 * UNIT:
+            raise OSError(errno.ENOSPC, "no memory")
+        allocate(fd, offset, length)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", allocate_holes)
+        with pytest.raises(OutOfChunks, match="no 8192 bytes of memory left"):
+            backend.create_run(UNIT, 3)
+    assert backend.resident_bytes == 3 * UNIT
+    assert [chunk.offset_bytes // UNIT for chunk in backend.create_run(UNIT, 3)] == [1, 4, 5]
     backend.close()
 
 
