@@ -11,7 +11,7 @@ from kvstore.memory.sequence_views import SequenceViews
 from kvstore.transport.layer_events import LayerEvents, NoLayerEvents
 from services.worker.engine.engine import TorchEngine
 from services.worker.model.load import LoadedModel
-from services.worker.model.runner import LayerRunner
+from services.worker.model.tiled import TiledDecoder
 
 if TYPE_CHECKING:
     from services.worker.engine.fused.engine import FusedEngine
@@ -51,7 +51,7 @@ def make_engine(
     `marks` tell whoever copies from the pages when a layer is written; None: nobody does. `views` of these pages show
     sequences to whoever reads them; None: they are read by table.
     """
-    if isinstance(model.runner, LayerRunner):
+    if isinstance(model.runner, TiledDecoder):
         return TorchEngine(model, pages, model.layout, views)
     assert views is None, "`require_kv_layout` says where sequences are read through views"
     from services.worker.engine.fused.engine import FusedEngine  # needs triton, which a CPU has no use for
