@@ -127,6 +127,10 @@ class Device:
         """Steps read no pages here."""
         del pages
 
+    def use_scratch(self, scratch: torch.Tensor) -> None:
+        """Nor do they need memory."""
+        del scratch
+
     def collect(self, launched: Step) -> StepResult:
         """Wait for its end."""
         time.sleep(max(0.0, launched.ends_s - time.perf_counter()))

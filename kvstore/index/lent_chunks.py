@@ -47,10 +47,10 @@ class LentChunks:
         """Chunks lent to one owner, in the order in which it got them."""
         return [chunk for chunk, other in self._owner_of.items() if other == owner]
 
-    def lendable(self, chunk_pages: int) -> int:
-        """How many chunks `lend` could give now. O(pages)."""
+    def lendable(self, chunk_pages: int, *, cached: bool = True) -> int:
+        """How many chunks `lend` could give now; not `cached`: without evicting any block. O(pages)."""
         self._require_length(chunk_pages)
-        return int(np.count_nonzero(self._open(self._block_of(self._loose()))))
+        return int(np.count_nonzero(self._open(self._block_of(self._loose() if cached else ()))))
 
     def lend(self, n_chunks: int, chunk_pages: int, to: Owner, *, lasting: bool = False) -> list[int]:
         """Take chunks of memory, runs of `chunk_pages` pages, out of use; returns their numbers, in no order.
