@@ -127,9 +127,9 @@ class Device:
         """Steps read no pages here."""
         del pages
 
-    def use_scratch(self, scratch: torch.Tensor) -> None:
-        """Nor do they need memory."""
-        del scratch
+    def use_scratch(self, memory: torch.Tensor) -> None:
+        """Steps compute nothing here."""
+        del memory
 
     def collect(self, launched: Step) -> StepResult:
         """Wait for its end."""

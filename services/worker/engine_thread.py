@@ -51,13 +51,15 @@ class Engine(Protocol[LaunchedT]):
         """The pool was resized: what is launched from now on works with this view, which begins at the same address."""
         ...
 
-    def use_scratch(self, scratch: Tensor) -> None:
-        """What is launched from now on takes its scratch from these bytes."""
+    def use_scratch(self, memory: Tensor) -> None:
+        """What is launched from now on takes its tensors from `memory` [n] uint8."""
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class _Scratch:
+    """Memory to take a step's tensors from."""
+
     memory: Tensor
 
 
@@ -93,9 +95,9 @@ class EngineThread:
         """Steps submitted from now on are computed with this view of the pool, which was resized at its end."""
         self._orders.put(pages)
 
-    def use_scratch(self, scratch: Tensor) -> None:
-        """Steps submitted from now on may take all of this (uint8). Those before it still have what they need of it."""
-        self._orders.put(_Scratch(scratch))
+    def use_scratch(self, memory: Tensor) -> None:
+        """Steps submitted from now on take their tensors from `memory` [n] uint8; those before may still use what was."""
+        self._orders.put(_Scratch(memory))
 
     def stop(self, timeout_s: float) -> None:
         """End after the current step."""
@@ -116,10 +118,10 @@ class EngineThread:
                 running = None
             order = self._orders.get()
             while isinstance(order, Tensor | _Scratch):
-                if isinstance(order, _Scratch):
-                    engine.use_scratch(order.memory)
-                else:
+                if isinstance(order, Tensor):
                     engine.use_pages(order)
+                else:
+                    engine.use_scratch(order.memory)
                 order = self._orders.get()
             following = self._launch(engine, order) if isinstance(order, StepPlan) else None
             if running is not None:
