@@ -14,6 +14,7 @@ from common.messages.actions import Send
 from common.messages.liveness import Hello, Member, ModelIdentity
 from common.messages.requests import Failed, Generate, Sampling, Tokens
 from services.worker.build_core import build_core
+from services.worker.build_parts import Machine
 from services.worker.core.actions import Action
 from services.worker.core.costing import step_work
 from services.worker.core.plan import Sampled, StepPlan, StepResult
@@ -80,7 +81,9 @@ class VirtualWorker:
             model=model,
         )
         fit = StepFit(settings.step_tokens_limit, cost)
-        self.core = build_core(mine, settings, PoolSize(n_pages, 1, layout.page_bytes), layout, fit)
+        self.core = build_core(
+            mine, settings, Machine(size=PoolSize(n_pages, 1, layout.page_bytes), layout=layout, fit=fit)
+        )
         self._cost = cost
         self._step: StepPlan | None = None
         self._ends_ms = self.now_ms = 0.0

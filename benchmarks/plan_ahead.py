@@ -35,6 +35,7 @@ from common.messages.liveness import Hello, Member, ModelIdentity
 from common.messages.requests import Generate, Sampling
 from kvstore.transport.load_gate import LoadGate
 from services.worker.build_core import build_core
+from services.worker.build_parts import Machine
 from services.worker.core.actions import Action
 from services.worker.core.plan import Sampled, StepPlan, StepResult
 from services.worker.core.resizing import PoolSize
@@ -186,7 +187,7 @@ def device_run(rows: int, step_s: float, steps: int, *, ahead: bool) -> tuple[fl
     settings = WorkerSettings(model="m", max_running=rows, max_step_tokens=MAX_STEP_TOKENS, max_queued=rows)
     n_tokens = steps + WARM_STEPS + 8
     n_pages = rows * LAYOUT.pages_for(PROMPT_TOKENS + n_tokens + LAYOUT.block_tokens)
-    core = build_core(mine, settings, PoolSize(n_pages), LAYOUT)
+    core = build_core(mine, settings, Machine(size=PoolSize(n_pages), layout=LAYOUT))
     gateway = Member(id=WorkerId("gateway"), role="gateway", incarnation=Incarnation(1), endpoint="", host="", pid=1)
     core.on_message(GATEWAY, Hello(member=gateway), 0.0)
     rng = random.Random(1)

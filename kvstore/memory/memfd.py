@@ -52,6 +52,7 @@ class MemfdBackend:
         self._holes: dict[int, list[int]] = {}  # chunk length -> heap of free offsets
         self._end_bytes = 0
         self._max_mappings = max(1, _kernel_mappings() - _OTHER_MAPPINGS)
+        self._vacated: set[Chunk] = set()
 
     @property
     def granularity_bytes(self) -> int:
@@ -141,9 +142,27 @@ class MemfdBackend:
 
     def release(self, chunk: Chunk) -> None:
         """Give physical memory back to the system."""
+        if chunk not in self._vacated:
+            self.vacate(chunk)
+        self._vacated.discard(chunk)
+        heapq.heappush(self._holes.setdefault(chunk.length_bytes, []), chunk.offset_bytes)
+
+    def vacate(self, chunk: Chunk) -> None:
+        """Give the memory of a chunk back to the system, but keep its place in the file for `refill`.
+
+        It cannot be mapped until then. Raises VmMisuse while it is mapped.
+        """
         self._table.drop_chunk(chunk)
         self.discard(chunk.offset_bytes, chunk.length_bytes)
-        heapq.heappush(self._holes.setdefault(chunk.length_bytes, []), chunk.offset_bytes)
+        self._vacated.add(chunk)
+
+    def refill(self, chunk: Chunk) -> None:
+        """A vacated chunk has memory again, of zeros. Raises OutOfChunks if the system has none."""
+        if chunk not in self._vacated:
+            raise VmMisuse(f"{chunk} was not vacated")
+        self._allocate([chunk])
+        self._vacated.remove(chunk)
+        self._table.add_chunk(chunk)
 
     def discard(self, offset_bytes: int, length_bytes: int) -> None:
         """Give back the memory of a stretch of the file; it reads as zeros afterwards."""

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -20,6 +21,10 @@ from kvstore.memory.shareable import PROBE_SLOT_BYTES, PROBE_SLOTS, MemoryKind, 
 
 HOST = torch.device("cpu")
 _SCRATCH_BYTES = PROBE_SLOTS * PROBE_SLOT_BYTES
+
+
+def _nobody_else_maps_them(first_page: int) -> None:
+    """Where pages are mapped once."""
 
 
 class Scratch(Protocol):
@@ -115,6 +120,8 @@ class PageMemory:
         self._low_marks: tuple[tuple[int, int], ...] = ()
         self.vm_lock = threading.Lock()
         """Held by whoever uses the back end: `resize` does, and everybody who maps pages elsewhere too."""
+        self.before_leaving: Callable[[int], None] = _nobody_else_maps_them
+        """Called with the first page that is about to lose its memory, without a lock: for who maps pages elsewhere."""
         self._lock = threading.Lock()  # no chunk goes while it is exported or told of
 
     @property
@@ -186,6 +193,7 @@ class PageMemory:
         elif change < 0:
             if not settled:
                 self.settle()
+            self.before_leaving(n_chunks * (self.plan.chunk_bytes // self.plan.page_bytes))
             with self.vm_lock, self._lock:
                 self._generation += 1
                 lower = (mark for mark in self._low_marks if mark[1] < n_chunks)  # the others say less than this one

@@ -21,7 +21,7 @@ from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
 from kvstore.memory.cuda_driver import CudaDriver
-from kvstore.memory.page_memory import PageMemory, open_page_memory
+from kvstore.memory.page_memory import PageMemory
 from kvstore.transport.block_mover import BlockMover
 from kvstore.transport.copier import Copier
 from kvstore.transport.cuda_pages import CudaMapper
@@ -31,7 +31,11 @@ from kvstore.transport.own_pages import own_pages_of
 from kvstore.transport.probe import Ways
 from kvstore.transport.share import Share
 from services.worker.build_core import build_core
+from services.worker.build_parts import Machine
+from services.worker.chunk_lender import ChunkLender
 from services.worker.core.resizing import PoolSize
+from services.worker.device_memory import DeviceMemory
+from services.worker.elastic_memory import arena_terms
 from services.worker.engine.make import EngineLimits, make_engine, require_kv_layout
 from services.worker.engine.torch_options import configure_torch
 from services.worker.engine.workspace import needs_model, page_bytes_of
@@ -93,8 +97,9 @@ class Worker:
         require_kv_layout(settings.kv_layout, device)
         model = self._load(inspected) if needs_model(settings.device_memory, device) else None
         page_bytes = page_bytes_of(settings.device_memory, device, model, limits)
-        memory = open_page_memory(page_bytes, inspected.layout, device)
-        self._cleanup.callback(memory.close)
+        mapped = DeviceMemory(settings, page_bytes, inspected.layout, device, limits)
+        self._cleanup.callback(mapped.close)
+        memory = mapped.pages
         self._log.event("memory_planned", plan=str(memory.plan))
         inbox = Events(exchange.wake)
         driver = self._open_driver(memory)
@@ -118,17 +123,24 @@ class Worker:
         links = Links(mine, loop_pages, movers, inbox, Ways(copier_pages, share, settings.transport, driver))
         self._cleanup.callback(links.close)
         model = model or self._load(inspected)  # late: what can fail at once, should
-        computing = make_engine(model, memory.pages.tensor, limits, marks)
+        computing = make_engine(model, memory.pages.tensor, limits, marks, mapped.views)
         self._log.event("engine_ready", engine=type(computing).__name__, graphs=computing.capture())
         engine = EngineThread(cast(Engine[Any], computing), inbox, gate)
         self._cleanup.callback(engine.stop, _STEP_END_S)
-        fit = self._starting_fit(profile, model, threads)
-        core = build_core(mine, settings, _size(memory), inspected.layout, fit, weight_bytes=model.weight_bytes)
+        machine = Machine(
+            size=_size(memory),
+            layout=inspected.layout,
+            fit=self._starting_fit(profile, model, threads),
+            weight_bytes=model.weight_bytes,
+            arena=arena_terms(computing, settings, memory, context_tokens),
+        )
+        core = build_core(mine, settings, machine)
         resizer = PageResizer(memory, inbox, use_pages=engine.use_pages, tell_peers=links.tell_resized)
         events = CacheEventPublisher(settings.redis, settings.cluster, mine)
         self._cleanup.callback(events.close)
         ahead = settings.plan_ahead == "on" or (settings.plan_ahead == "auto" and settings.device != "cpu")
-        ports = Ports(exchange, inbox, engine, links, resizer, events)
+        lender = ChunkLender(mapped.lending, inbox, use_scratch=engine.use_scratch)
+        ports = Ports(exchange, inbox, engine, links, resizer, events, lender)
         self._service = WorkerService(core, ports, self._log, plan_ahead=ahead)
         membership = Membership(settings.redis, settings.cluster, mine, lambda members: inbox.put(MembersRead(members)))
         membership.join()

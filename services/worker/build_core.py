@@ -1,73 +1,29 @@
 """Builds the pure half of a worker: the core of its role and the parts it is made of."""
 
 from common.block_hash import root_hash
-from common.cost.step_fit import StepFit
-from common.kv_layout import KvLayout
 from common.messages.liveness import Member
 from common.policy.admission import AdmissionGate, FirstComeFirstServed, SlackGate
-from common.policy.batching import DecodeFirst
-from common.policy.eviction import EVICTION_POLICIES
 from common.policy.output_length import LengthPredictor
 from kvstore.handover.receiver import Receiver
 from kvstore.handover.sender import Sender
-from kvstore.index.block_pool import BlockPool
-from kvstore.index.event_log import EventLog
-from kvstore.index.ledger import Ledger
-from services.worker.core.callers import Callers
-from services.worker.core.calls import Calls
-from services.worker.core.costing import Costing
+from services.worker.build_parts import Machine, build_parts, kept
 from services.worker.core.decode import DecodeCore, DecodeTerms
-from services.worker.core.fetch_costs import FetchCosts
 from services.worker.core.generation import Generation
 from services.worker.core.incoming import GrantTerms, Incoming
-from services.worker.core.kv_cache import CacheParts, KvCache
-from services.worker.core.lender import Lender
-from services.worker.core.lookups import Lookups
-from services.worker.core.memory_owners import MemoryOwners
-from services.worker.core.neighbours import Neighbours
-from services.worker.core.offers import Offers
-from services.worker.core.parts import Parts
-from services.worker.core.prefetch import Prefetch
 from services.worker.core.prefill import PrefillCore, PrefillTerms
-from services.worker.core.prefix import Keep, PrefixReuse
-from services.worker.core.resizing import PoolSize, Resizing
-from services.worker.core.returns import Returns
+from services.worker.core.prefix import Keep
 from services.worker.core.role import WorkerRole
-from services.worker.core.scheduler import Scheduler
-from services.worker.core.shared_prefix import SharedPrefixes
 from services.worker.core.slo import Slo, SloWatch
-from services.worker.core.spill import Spiller
 from services.worker.settings import WorkerSettings
 
 _COPY_BYTES = 16 * 2**20
 """Of one copy to a decode worker at the most, so that several transfers interleave."""
 
 
-def kept(role: str, caching: int) -> Keep:
-    """Which blocks a worker of that role keeps at a caching level (MemServe, section 5.2)."""
-    if role == "decode":
-        return Keep.ALL if caching >= 2 else Keep.NOTHING
-    if role == "prefill" or caching < 2:
-        return Keep.PROMPTS if caching >= 1 else Keep.NOTHING
-    return Keep.ALL
-
-
-def build_core(
-    mine: Member,
-    settings: WorkerSettings,
-    size: PoolSize,
-    layout: KvLayout,
-    fit: StepFit | None = None,
-    *,
-    weight_bytes: int = 0,
-) -> WorkerRole:
-    """A core of `mine.role` over a pool of that `size`. `fit`: what is known of the engine's cost; None: nothing.
-
-    `weight_bytes`: what the model takes beside the pool.
-    """
-    keep = kept(mine.role, settings.caching)
-    fit = fit or StepFit(settings.step_tokens_limit)
-    parts = _parts(mine, settings, size, layout, fit, weight_bytes)
+def build_core(mine: Member, settings: WorkerSettings, machine: Machine) -> WorkerRole:
+    """A core of `mine.role` over that machine. Raises ConfigError if scratch leaves nothing of the pool for KV."""
+    layout, keep = machine.layout, kept(mine.role, settings.caching)
+    parts = build_parts(mine, settings, machine)
     fail_lost_loads = settings.on_load_failure == "fail"
     if mine.role == "prefill":
         terms = PrefillTerms(
@@ -106,47 +62,3 @@ def build_core(
 
 def _admission(settings: WorkerSettings) -> AdmissionGate:
     return SlackGate(settings.slo_tpot_ms) if settings.admission == "slo" else FirstComeFirstServed()
-
-
-def _parts(
-    mine: Member, settings: WorkerSettings, size: PoolSize, layout: KvLayout, fit: StepFit, weight_bytes: int
-) -> Parts:
-    keep = kept(mine.role, settings.caching)
-    block_bytes = layout.layers * layout.page_bytes
-    use_store = settings.kvstore == "auto" and keep is not Keep.NOTHING
-    dialled = {"decode"} if mine.role == "prefill" else set[str]()
-    if keep is not Keep.NOTHING and mine.role != "decode":
-        dialled.add(mine.role)
-    neighbours = Neighbours(
-        mine,
-        dialled | ({"kvstore"} if use_store else set()),
-        silent_ms=settings.silent_peer_ms,
-        block_bytes=block_bytes,
-    )
-    pool = BlockPool(Ledger(size.n_pages), layout.layers, EVICTION_POLICIES[settings.eviction]())
-    reuse = PrefixReuse(pool, keep, layout.block_tokens)
-    policy = DecodeFirst(settings.step_tokens_limit, layout.block_tokens)
-    scheduler = Scheduler(reuse, layout, policy, max_running=settings.running_limit, context_tokens=mine.takes_tokens)
-    calls = Calls()
-    costs = FetchCosts(lambda: fit.cost, layout.block_tokens, always=settings.fetch == "always")
-    cache_parts = CacheParts(
-        pool=pool,
-        events=EventLog("device"),
-        prefetch=Prefetch(scheduler, Lookups(calls, costs, layout.layers), calls, costs, layout.layers),
-        spiller=Spiller(pool, calls, settings.spill),
-        lender=Lender(pool, block_bytes),
-        returns=Returns(pool, calls, block_bytes, accepts=keep is not Keep.NOTHING),
-        offers=Offers(calls, layout.block_tokens),
-        costs=costs,
-    )
-    pool.listen(cache_parts.events)
-    if use_store:
-        pool.listen(cache_parts.spiller)
-    callers = Callers(mine, silent_ms=settings.silent_peer_ms)
-    cache = KvCache(cache_parts, neighbours, callers, use_store=use_store, fetches=keep is not Keep.NOTHING)
-    keeps = keep is not Keep.NOTHING
-    costing = Costing(fit, pool, layout.block_tokens, keeps=keeps)
-    shared = SharedPrefixes(pool, scheduler, layout.block_tokens, keeps=keeps)
-    resizing = Resizing(pool, size, worker=mine.id, block_tokens=layout.block_tokens)
-    memory = MemoryOwners(pool, resizing, weight_bytes=weight_bytes)
-    return Parts(pool, reuse, scheduler, callers, neighbours, cache, costing, shared, resizing, memory)

@@ -8,6 +8,7 @@ from services.worker.core.costing import Costing
 from services.worker.core.kv_cache import KvCache
 from services.worker.core.memory_owners import MemoryOwners
 from services.worker.core.neighbours import Neighbours
+from services.worker.core.pool_memory import NOTHING_LENT, PoolMemory
 from services.worker.core.prefix import PrefixReuse
 from services.worker.core.resizing import Resizing
 from services.worker.core.scheduler import Scheduler
@@ -28,3 +29,5 @@ class Parts:
     shared: SharedPrefixes
     resizing: Resizing
     memory: MemoryOwners
+    """Who has it, for reports."""
+    pool_memory: PoolMemory = NOTHING_LENT

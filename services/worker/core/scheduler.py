@@ -45,7 +45,8 @@ class Scheduler:
     ) -> None:
         """`max_running`: sequences with pages at the most. `context_tokens`: of one sequence at the most."""
         self._reuse, self._pool, self._layout, self._policy = reuse, reuse.pool, layout, policy
-        self.room = Room(reuse.pool, layout.layers, max_running)
+        self._scratch = reuse.memory.scratch
+        self.room = Room(reuse.pool, layout.layers, max_running, reuse.memory.inflate)
         self.sequences = Sequences(self._pool, layout.layers, context_tokens)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # by `order`
@@ -158,13 +159,15 @@ class Scheduler:
     def _begin(self, sequences: list[Sequence], *, follows: bool) -> StepPlan | None:
         standings = [self.flight.standing(s) for s in sequences if not (s.awaits_load or s.lost)]
         ready = [one for one in standings if not one.ends][: self.room.max_running]  # the engine's buffers end there
-        counts = self._policy.choose([Candidate(one.computed_tokens, one.known_tokens) for one in ready])
+        candidates = [Candidate(one.computed_tokens, one.known_tokens) for one in ready]
+        counts = self._scratch.choose(self._policy, candidates)
         chosen = [(one, count) for one, count in zip(ready, counts, strict=True) if count]
         chosen.sort(key=lambda pair: pair[0].known_tokens - pair[0].computed_tokens > 1)  # decoding rows first; stable
         plan = self.flight.draft(chosen)
         if not chosen or (follows and not plan.may_overlap):
             return None
         self.flight.begin(plan, [one.sequence for one, _ in chosen])
+        self._scratch.began()
         return plan
 
     def _grow(self) -> list[Sequence]:
@@ -209,6 +212,7 @@ class Scheduler:
     def complete(self, result: StepResult) -> list[NewToken]:
         """Take in the oldest step, which is finished. Tokens of sequences dropped meanwhile are not reported."""
         step = self.flight.end(result)
+        self._scratch.ended()
         self.computed_ms_total += result.compute_ms
         drawn = {one.request: one for one in result.sampled}
         new_tokens: list[NewToken] = []

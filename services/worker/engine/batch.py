@@ -12,6 +12,7 @@ from torch import Tensor
 from common.ids import RequestId
 from services.worker.core.plan import Segment, StepPlan
 
+
 @dataclass(frozen=True, slots=True)
 class Placed:
     """A segment, and the row of the flat batch where it begins."""

@@ -1,0 +1,134 @@
+"""Builds the parts that every core of a worker is made of."""
+
+from dataclasses import dataclass
+
+from common.cost.step_fit import StepFit
+from common.kv_layout import KvLayout
+from common.messages.liveness import Member
+from common.policy.batching import DecodeFirst
+from common.policy.elastic import ArenaTerms
+from common.policy.eviction import EVICTION_POLICIES
+from common.policy.spare import SpareMarks, SpareRule
+from kvstore.index.block_pool import BlockPool
+from kvstore.index.event_log import EventLog
+from kvstore.index.ledger import Ledger
+from services.worker.core.callers import Callers
+from services.worker.core.calls import Calls
+from services.worker.core.costing import Costing
+from services.worker.core.elastic import ACTIVATIONS, ElasticScratch, OwnScratch, StepScratch
+from services.worker.core.fetch_costs import FetchCosts
+from services.worker.core.kv_cache import CacheParts, KvCache
+from services.worker.core.lender import Lender
+from services.worker.core.lookups import Lookups
+from services.worker.core.memory_owners import Lent, MemoryOwners
+from services.worker.core.neighbours import Neighbours
+from services.worker.core.offers import Offers
+from services.worker.core.parts import Parts
+from services.worker.core.pool_memory import PoolMemory
+from services.worker.core.prefetch import Prefetch
+from services.worker.core.prefix import Keep, PrefixReuse
+from services.worker.core.resizing import PoolSize, Resizing
+from services.worker.core.returns import Returns
+from services.worker.core.scheduler import Scheduler
+from services.worker.core.shared_prefix import SharedPrefixes
+from services.worker.core.spare_memory import SYSTEM, SpareMemory
+from services.worker.core.spill import Spiller
+from services.worker.settings import WorkerSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a core is built over: memory, layout, and what is known of the engine."""
+
+    size: PoolSize
+    layout: KvLayout
+    fit: StepFit | None = None
+    """What is known of the engine's cost; None: nothing."""
+    weight_bytes: int = 0
+    """What the model takes beside the pool."""
+    arena: ArenaTerms | None = None
+    """What steps need of the pool's memory, unless --elastic is off."""
+
+
+def kept(role: str, caching: int) -> Keep:
+    """Which blocks a worker of that role keeps at a caching level (MemServe, section 5.2)."""
+    if role == "decode":
+        return Keep.ALL if caching >= 2 else Keep.NOTHING
+    if role == "prefill" or caching < 2:
+        return Keep.PROMPTS if caching >= 1 else Keep.NOTHING
+    return Keep.ALL
+
+
+def build_parts(mine: Member, settings: WorkerSettings, machine: Machine) -> Parts:
+    """Raises ConfigError if scratch leaves nothing of the pool for KV."""
+    size, layout, keep = machine.size, machine.layout, kept(mine.role, settings.caching)
+    keeps, block_bytes = keep is not Keep.NOTHING, layout.layers * layout.page_bytes
+    use_store = settings.kvstore == "auto" and keeps
+    fit = machine.fit or StepFit(settings.step_tokens_limit)
+    neighbours = Neighbours(
+        mine,
+        _dialled(mine.role, keeps=keeps, use_store=use_store),
+        silent_ms=settings.silent_peer_ms,
+        block_bytes=block_bytes,
+    )
+    pool = BlockPool(Ledger(size.n_pages), layout.layers, EVICTION_POLICIES[settings.eviction]())
+    pool_memory = _pool_memory(pool, settings, machine)
+    reuse = PrefixReuse(pool, keep, layout.block_tokens, pool_memory)
+    policy = DecodeFirst(settings.step_tokens_limit, layout.block_tokens)
+    scheduler = Scheduler(reuse, layout, policy, max_running=settings.running_limit, context_tokens=mine.takes_tokens)
+    calls = Calls()
+    costs = FetchCosts(lambda: fit.cost, layout.block_tokens, always=settings.fetch == "always")
+    cache_parts = CacheParts(
+        pool=pool,
+        events=EventLog("device"),
+        prefetch=Prefetch(scheduler, Lookups(calls, costs, layout.layers), calls, costs, layout.layers),
+        spiller=Spiller(pool, calls, settings.spill),
+        lender=Lender(pool, block_bytes),
+        returns=Returns(pool, calls, block_bytes, accepts=keeps),
+        offers=Offers(calls, layout.block_tokens),
+        costs=costs,
+    )
+    pool.listen(cache_parts.events)
+    if use_store:
+        pool.listen(cache_parts.spiller)
+    callers = Callers(mine, silent_ms=settings.silent_peer_ms)
+    resizing = Resizing(pool, size, worker=mine.id, block_tokens=layout.block_tokens)
+    return Parts(
+        pool=pool,
+        reuse=reuse,
+        scheduler=scheduler,
+        callers=callers,
+        neighbours=neighbours,
+        cache=KvCache(cache_parts, neighbours, callers, use_store=use_store, fetches=keeps),
+        costing=Costing(fit, pool, layout.block_tokens, keeps=keeps),
+        shared=SharedPrefixes(pool, scheduler, layout.block_tokens, keeps=keeps),
+        resizing=resizing,
+        memory=MemoryOwners(pool, resizing, weight_bytes=machine.weight_bytes, lent=lambda: _lent(pool, size)),
+        pool_memory=pool_memory,
+    )
+
+
+def _dialled(role: str, *, keeps: bool, use_store: bool) -> set[str]:
+    """Roles of the processes that this one connects to."""
+    dialled = {"decode"} if role == "prefill" else set[str]()
+    if keeps and role != "decode":
+        dialled.add(role)
+    return dialled | ({"kvstore"} if use_store else set())
+
+
+def _lent(pool: BlockPool, size: PoolSize) -> Lent:
+    activations, system = (len(pool.lent.of(owner)) * size.chunk_pages for owner in (ACTIVATIONS, SYSTEM))
+    return Lent(activation_pages=activations, system_pages=system)
+
+
+def _pool_memory(pool: BlockPool, settings: WorkerSettings, machine: Machine) -> PoolMemory:
+    scratch: StepScratch = OwnScratch()
+    if settings.elastic != "off":
+        assert machine.arena is not None, "who lends memory to steps must know what they need"
+        scratch = ElasticScratch(pool, machine.arena, settings.elastic)
+    if settings.spare_memory == "keep":
+        return PoolMemory(scratch)
+    chunk_pages = machine.size.chunk_pages
+    return PoolMemory(
+        scratch, SpareMemory(pool, SpareRule(SpareMarks.of(machine.size.n_pages // chunk_pages)), chunk_pages)
+    )
