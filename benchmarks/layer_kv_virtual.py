@@ -1,6 +1,6 @@
 """LayerKV's overload in virtual time: time to the first token with layer-wise KV, what it costs in time per token, and the gate.
 
-    python -m benchmarks.layer_kv_virtual [--seeds 5] [--link-gb-per-s 25] [--quick] [--json FILE]
+    python -m benchmarks.layer_kv_virtual [--seeds 3] [--link-gb-per-s 25] [--quick] [--json FILE]
 
 Llama-2-7B on one L20 (prompts at 60 % of 119.5 TFLOP/s, steps at 80 % of 864 GB/s, KV of 55 000 tokens), Poisson arrivals at
 1 request/s, N requests, 512 tokens of output. A second table has outputs of all lengths, which must be foretold. Medians over seeds; ratios are taken within a seed.
@@ -113,7 +113,7 @@ class Run:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--link-gb-per-s", type=float, default=25.0)
     parser.add_argument("--quick", action="store_true", help="100 requests only")
     parser.add_argument("--json", type=Path)
