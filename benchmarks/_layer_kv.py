@@ -46,6 +46,8 @@ class Way:
     layer_wise: bool
     gated: bool
     slo: Slo
+    percentile: float = 0.9
+    """Of lengths seen, for what is foretold of answers."""
 
 
 @dataclass(slots=True)
@@ -56,6 +58,8 @@ class Job:
     at_ms: float
     prompt_tokens: int
     output_tokens: int
+    most_tokens: int
+    """Of output: what is known of it beforehand."""
     generated_tokens: int = 0
     first_ms: float = 0.0
     last_ms: float = 0.0
@@ -71,12 +75,17 @@ class Job:
 
     @property
     def limit_tokens(self) -> int:
+        return self.prompt_tokens + self.most_tokens
+
+    @property
+    def room_tokens(self) -> int:
+        """What it will need, as if its length were known."""
         return self.prompt_tokens + self.output_tokens
 
     @property
     def message(self) -> Generate:
         """As it came, as far as a gate reads it."""
-        sampling = Sampling(max_tokens=self.output_tokens)
+        sampling = Sampling(max_tokens=self.most_tokens)
         return Generate(request=self.request, prompt=(), sampling=sampling, timeout_ms=1)
 
     @property
@@ -121,7 +130,10 @@ class LayerKvWorker:
 
     def run(self, jobs: Sequence[Job]) -> Served:
         """All requests, to their ends."""
-        watch, arrivals = SloWatch(self.way.slo, LengthPredictor()), deque(sorted(jobs, key=lambda job: job.at_ms))
+        watch, arrivals = (
+            SloWatch(self.way.slo, LengthPredictor(self.way.percentile)),
+            deque(sorted(jobs, key=lambda job: job.at_ms)),
+        )
         policy: AdmissionGate = SlackGate(self.way.slo.tpot_ms) if self.way.gated else FirstComeFirstServed()
         gate = PromptGate(policy, watch, self._parts())  # type: ignore[arg-type]  # what a gate reads of a worker
         while arrivals or self._waiting or self._drawing or self._parked or self._coming:
@@ -161,7 +173,7 @@ class LayerKvWorker:
         return sum(len(job.tokens) for job in self._drawing)
 
     def _may_start(self, job: Job, gate: PromptGate) -> bool:
-        need = job.limit_tokens
+        need = job.room_tokens
         if self.way.layer_wise and (self._parked or self._used_tokens + need > self.device.kv_tokens):
             if self._parked_tokens + job.prompt_tokens > self.device.host_tokens:
                 return False
@@ -178,8 +190,8 @@ class LayerKvWorker:
         self._give_token(job, watch)
         if not job.generated_tokens < job.output_tokens:
             return
-        if not self._parked and self._used_tokens + job.limit_tokens <= self.device.kv_tokens:
-            self._used_tokens += job.limit_tokens
+        if not self._parked and self._used_tokens + job.room_tokens <= self.device.kv_tokens:
+            self._used_tokens += job.room_tokens
             self._drawing.append(job)
         else:
             self._parked.append(job)
@@ -189,9 +201,9 @@ class LayerKvWorker:
 
     def _bring_back(self) -> None:
         """The oldest first, when there is room for it to its end."""
-        while self._parked and self._used_tokens + self._parked[0].limit_tokens <= self.device.kv_tokens:
+        while self._parked and self._used_tokens + self._parked[0].room_tokens <= self.device.kv_tokens:
             job = self._parked.popleft()
-            self._used_tokens += job.limit_tokens
+            self._used_tokens += job.room_tokens
             heapq.heappush(self._coming, (self._occupy_link(job), job.number, job))
         while self._coming and self._coming[0][0] <= self.now_ms:
             job = heapq.heappop(self._coming)[2]
@@ -212,7 +224,7 @@ class LayerKvWorker:
         for job in self._drawing:
             self._give_token(job, watch)
         ended = [job for job in self._drawing if job.generated_tokens == job.output_tokens]
-        self._used_tokens -= sum(job.limit_tokens for job in ended)
+        self._used_tokens -= sum(job.room_tokens for job in ended)
         self._drawing = [job for job in self._drawing if job.generated_tokens < job.output_tokens]
 
     def _give_token(self, job: Job, watch: SloWatch) -> None:
@@ -239,10 +251,11 @@ class _Standing:
         return QueueCounts(waiting=0, running=0, waiting_tokens=0, kv_tokens=self.worker.drawing_tokens)
 
 
-def poisson(n: int, per_s: float, prompt_tokens: int, output_tokens: int, seed: int) -> list[Job]:
-    """Requests of one size, in an open loop."""
-    draw, at_ms, jobs = random.Random(seed), 0.0, []
+def poisson(n: int, per_s: float, prompt_tokens: int, output_tokens: int, seed: int, spread: float = 0.0) -> list[Job]:
+    """Requests in an open loop. Prompts are of one size, and so is the output, but for `spread` (a share) of it up and down."""
+    draw, lengths, at_ms, jobs = random.Random(seed), random.Random(seed + 1000), 0.0, []
     for number in range(n):
         at_ms += draw.expovariate(per_s) * 1e3
-        jobs.append(Job(number, at_ms, prompt_tokens, output_tokens))
+        more = lengths.randint(-int(spread * output_tokens), int(spread * output_tokens))
+        jobs.append(Job(number, at_ms, prompt_tokens, output_tokens + more, int((1.0 + spread) * output_tokens)))
     return jobs

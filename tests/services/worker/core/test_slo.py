@@ -13,6 +13,8 @@ from common.policy.admission import Drawing
 from common.policy.output_length import LengthPredictor
 from services.worker.core.slo import Pace, Slo, SloWatch, StepMisses
 from services.worker.settings import WorkerSettings
+from tests.support.fake_engine import answer
+from tests.support.world import World
 
 SLO = Slo(ttft_ms=1000.0, tpot_ms=200.0)
 R = RequestId("r")
@@ -166,3 +168,20 @@ def test_an_slo_that_nobody_can_break_holds_nobody() -> None:
     free, _ = served(asks, admission="fcfs")
     assert [one.token_ms for one in gated] == [one.token_ms for one in free]
     assert counters["gate_held_total"] == 0
+
+
+@pytest.mark.parametrize("slo_tpot_ms", [0.5, 1.5, 20.0])
+def test_prompts_that_are_held_beside_answers_handed_over_are_answered_too(slo_tpot_ms: float) -> None:
+    target = World(random.Random(11), prefill_pages=80, decode_pages=50, admission="slo", slo_tpot_ms=slo_tpot_ms)
+    target.greet()
+    for number in range(24):
+        prompt = [(number * 37 + at * 11) % 900 + 3 for at in range(10 + number)]
+        target.send(f"r{number}", prompt, 9, to="decode" if number % 2 else "prefill")
+    target.settle()
+    assert all(seen.tokens == answer(seen.prompt, 9) for seen in target.answers.values())
+    target.processes["decode"].core.check()
+    counters = target.processes["decode"].core.report(0, target.now_ms).counters
+    assert counters["slo_tpot_missed_total"] + counters["slo_attained_total"] == 24
+    assert (counters["gate_held_total"] > 0) is (slo_tpot_ms == 1.5), (
+        "below it all are hopeless, above it all are in time"
+    )
