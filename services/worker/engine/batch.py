@@ -12,7 +12,7 @@ from torch import Tensor
 from common.ids import RequestId
 from services.worker.core.plan import Segment, StepPlan
 
-GROUP_KEYS = 8192
+GROUP_KEYS = 4096
 """Keys of a group of decoding sequences, padding included, unless it is one sequence: so much is gathered at once."""
 
 

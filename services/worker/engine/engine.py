@@ -77,6 +77,11 @@ class TorchEngine:
         else:
             self._scratch = ArenaScratch(memory)
 
+    @property
+    def scratch_peak_bytes(self) -> int:
+        """The most that the last step took at once."""
+        return self._scratch.peak_bytes
+
     def capture(self) -> int:
         """Nothing is prepared ahead of steps on a CPU: 0 graphs."""
         return 0
