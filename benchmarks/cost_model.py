@@ -209,7 +209,7 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         model = load_model(options.model or make_model(options.preset, Path(scratch) / options.preset))
     layout = model.layout
-    shape = (layout.pages_for(POOL_TOKENS), 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+    shape = (layout.pages_for(POOL_TOKENS), layout.block_tokens, 2, layout.kv_heads, layout.head_dim)
     run = MixedRun(model, torch.full(shape, 0.5, dtype=model.dtype), options.seed)
     run.run(options.steps, learn=True)
     limits = EngineLimits(max_running=64, max_step_tokens=512, context_tokens=model.identity.context_tokens)

@@ -61,7 +61,7 @@ class EngineSide:
     def __init__(self, model: LoadedModel, streams: int, context_tokens: int) -> None:
         layout = model.layout
         n_pages = streams * layout.pages_for(context_tokens)
-        pages = torch.zeros(n_pages, 2, layout.block_tokens, layout.kv_heads, layout.head_dim, dtype=model.dtype)
+        pages = torch.zeros(n_pages, layout.block_tokens, 2, layout.kv_heads, layout.head_dim, dtype=model.dtype)
         self.engine = TorchEngine(model, pages, layout)
         self.tables = []
         for stream in range(streams):

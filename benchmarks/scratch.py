@@ -84,7 +84,7 @@ def engine_cost(folder: str, rows: int, threads: int) -> Cost:
     configure_torch(threads)
     model = load_model(folder)
     layout = model.layout
-    shape = (layout.pages_for(rows), 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+    shape = (layout.pages_for(rows), layout.block_tokens, 2, layout.kv_heads, layout.head_dim)
     pages = torch.ones(shape, dtype=model.dtype)
     limits = EngineLimits(max_running=1, max_step_tokens=rows, context_tokens=rows)
     engine = make_engine(model, pages, limits)

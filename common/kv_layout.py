@@ -7,7 +7,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvLayout:
-    """A page holds K and V of one layer for `block_tokens` tokens: [2, block_tokens, kv_heads, head_dim]."""
+    """A page holds K and V of one layer for `block_tokens` tokens: [block_tokens, 2, kv_heads, head_dim]."""
 
     layers: int
     kv_heads: int

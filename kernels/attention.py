@@ -38,13 +38,13 @@ def prefill_attention(
 
 
 def decode_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float, may_be_empty: bool = True
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float, may_be_empty: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Attention of one query per sequence over that sequence's keys, padded to a common number.
 
     query       [sequences, heads, head_dim]
     key, value  [sequences, keys, kv_heads, head_dim]; masked keys may be anything finite
-    mask        [sequences, keys] in the query's dtype: 0 where a key is seen, -inf where not
+    mask        [sequences, keys] in the query's dtype: 0 where a key is seen, -inf where not; None: all are seen
     Returns out [sequences, heads, head_dim] and lse [sequences, heads]. A sequence that sees no key: out 0, lse -inf;
     a caller that knows there is none says so with `may_be_empty` and saves two passes over the mask.
 
@@ -57,14 +57,15 @@ def decode_attention(
     require(key.shape == (sequences, keys, kv_heads, head_dim), "key", tuple(key.shape), "query's sizes")
     require(value.shape == key.shape, "value", tuple(value.shape), f"key's shape {tuple(key.shape)}")
     require(heads % kv_heads == 0, "query", f"{heads} heads", f"a multiple of {kv_heads} kv heads")
-    require(mask.shape == (sequences, keys), "mask", tuple(mask.shape), f"{(sequences, keys)}")
-    require_same_device(query, key=key, value=value, mask=mask)
+    require_same_device(query, key=key, value=value)
+    if mask is not None:
+        require(mask.shape == (sequences, keys), "mask", tuple(mask.shape), f"{(sequences, keys)}")
+        require_same_device(query, mask=mask)
     grouped = query.reshape(sequences, kv_heads, heads // kv_heads, head_dim)
-    out, lse = _attend(
-        grouped, key.transpose(1, 2), value.transpose(1, 2), scaling=scaling, mask=mask[:, None, None, :]
-    )
+    wide = None if mask is None else mask[:, None, None, :]
+    out, lse = _attend(grouped, key.transpose(1, 2), value.transpose(1, 2), scaling=scaling, mask=wide)
     lse = lse.reshape(sequences, heads)
-    if may_be_empty:  # the fused operator gives such rows an lse of 0
+    if may_be_empty and mask is not None:  # the fused operator gives such rows an lse of 0
         lse = lse.masked_fill((mask.amax(dim=1) == float("-inf"))[:, None], float("-inf"))
     return out.reshape(sequences, heads, head_dim), lse
 

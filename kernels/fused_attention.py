@@ -10,21 +10,20 @@ from kernels.kv_source import PagedKv
 
 
 def copied_keys_values(kv: PagedKv, sequence: int, keys: int, room: int | None = None) -> tuple[Tensor, Tensor]:
-    """Copies of the first `keys` keys and values of one sequence, [room or keys, kv_heads, head_dim] each.
+    """The first `keys` keys and values of one sequence, [room or keys, kv_heads, head_dim] each: views of one copy.
 
     Places from `keys` on are 0.
     """
     blocks = -(-keys // kv.block_tokens)
     room = keys if room is None else room
     rows = max(room, blocks * kv.block_tokens)
-    halves = kv.pages.view(2 * kv.pages.shape[0], kv.block_tokens * kv.token_elements)
-    first = 2 * (kv.table[sequence, :blocks] + kv.page_shift)
-    key, value = (halves.new_empty(rows, kv.kv_heads, kv.head_dim) for _ in range(2))
-    for side, copy in enumerate((key, value)):
-        written = copy[: blocks * kv.block_tokens].view(blocks, halves.shape[1])
-        torch.index_select(halves, 0, first + side, out=written)
-        copy[keys:].zero_()
-    return key[:room], value[:room]
+    pages = kv.pages.view(kv.pages.shape[0], kv.page_elements)
+    copy = pages.new_empty(rows, 2, kv.kv_heads, kv.head_dim)
+    written = copy[: blocks * kv.block_tokens].view(blocks, kv.page_elements)
+    torch.index_select(pages, 0, kv.table[sequence, :blocks] + kv.page_shift, out=written)
+    copy[keys:].zero_()
+    key, value = copy[:room].unbind(1)
+    return key, value
 
 
 def cudnn_attention(

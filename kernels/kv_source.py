@@ -17,7 +17,7 @@ ALIGNED_ELEMENTS = 16
 class PagedKv:
     """K and V of one layer in pages; the page of a token is `table[sequence, token // block_tokens] + page_shift`.
 
-    pages  [pages, 2 (K, V), block_tokens, kv_heads, head_dim], contiguous
+    pages  [pages, block_tokens, 2 (K, V), kv_heads, head_dim], contiguous
     table  int32 [sequences, blocks], rows contiguous; entries past a sequence's last block are never read
     """
 
@@ -28,10 +28,10 @@ class PagedKv:
     def __post_init__(self) -> None:
         pages, table = self.pages, self.table
         require(
-            pages.dim() == 5 and pages.shape[1] == 2,
+            pages.dim() == 5 and pages.shape[2] == 2,
             "pages",
             pages.shape,
-            "[pages, 2, block_tokens, kv_heads, head_dim]",
+            "[pages, block_tokens, 2, kv_heads, head_dim]",
         )
         require(pages.is_contiguous(), "pages", pages.shape, "a contiguous tensor of that shape")
         require(table.dim() == 2 and table.dtype == torch.int32, "table", table.dtype, "int32 [sequences, blocks]")
@@ -46,7 +46,7 @@ class PagedKv:
     @property
     def values(self) -> Tensor:
         """A view that begins with the first value."""
-        return self.pages[:, 1]
+        return self.pages[:, :, 1]
 
     @property
     def places(self) -> Tensor:
@@ -56,7 +56,7 @@ class PagedKv:
     @property
     def block_tokens(self) -> int:
         """Tokens of a page."""
-        return self.pages.shape[2]
+        return self.pages.shape[1]
 
     @property
     def kv_heads(self) -> int:
@@ -71,12 +71,12 @@ class PagedKv:
     @property
     def token_elements(self) -> int:
         """Elements from one token's K to the next one's."""
-        return self.kv_heads * self.head_dim
+        return 2 * self.kv_heads * self.head_dim
 
     @property
     def page_elements(self) -> int:
         """Elements from one page to the next."""
-        return 2 * self.block_tokens * self.token_elements
+        return self.block_tokens * self.token_elements
 
 
 @dataclass(frozen=True, slots=True)

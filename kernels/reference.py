@@ -56,6 +56,6 @@ def merge_partials(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -
 def gather_tokens(pages: Tensor, page_ids: list[int], tokens: int) -> tuple[Tensor, Tensor]:
     """K and V [tokens, kv_heads, head_dim] of the first `tokens` tokens held by the pages of one layer, in order."""
     chosen = pages[torch.tensor(page_ids, dtype=torch.int64)]
-    keys = chosen[:, 0].flatten(0, 1)
-    values = chosen[:, 1].flatten(0, 1)
+    keys = chosen[:, :, 0].flatten(0, 1)
+    values = chosen[:, :, 1].flatten(0, 1)
     return keys[:tokens], values[:tokens]

@@ -25,13 +25,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def write_pages(pages: Tensor, slots: Tensor, key: Tensor, value: Tensor, *, page_shift: int = 0) -> None:
-    """Set K and V [tokens, kv_heads, head_dim] in pages [pages, 2, block_tokens, kv_heads, head_dim], in place."""
-    block_tokens = pages.shape[2]
+    """Set K and V [tokens, kv_heads, head_dim] in pages [pages, block_tokens, 2, kv_heads, head_dim], in place."""
+    block_tokens = pages.shape[1]
     for row, slot in enumerate(slots.tolist()):
         if slot >= 0:
             page, place = divmod(slot, block_tokens)
-            pages[page + page_shift, 0, place] = key[row].to(pages.dtype)
-            pages[page + page_shift, 1, place] = value[row].to(pages.dtype)
+            pages[page + page_shift, place, 0] = key[row].to(pages.dtype)
+            pages[page + page_shift, place, 1] = value[row].to(pages.dtype)
 
 
 def gated(gate_up: Tensor, *, kind: str) -> Tensor:

@@ -32,7 +32,7 @@ def rope_write(
 
     qkv       [tokens, (heads + 2 * kv_heads) * head_dim]: a token's queries, keys, values; elements of a row contiguous
     cos, sin  [tokens, head_dim], contiguous; rounded to qkv's dtype if they are of another
-    pages     [pages, 2, block_tokens, kv_heads, head_dim], contiguous but for the first dimension; K and V are rounded
+    pages     [pages, block_tokens, 2, kv_heads, head_dim], contiguous but for the first dimension; K and V are rounded
               to its dtype. Written in place; pages that no slot names stay
     slots     int64 [tokens]: page * block_tokens + place within it, no two the same; below 0: written nowhere. Of a page
               that a slot names, `page_shift` pages further is written: the layer, where layers are neighbours
@@ -42,7 +42,7 @@ def rope_write(
     Raises KernelInputError.
     """
     _check(qkv, cos, sin, pages, slots)
-    _, _, block_tokens, kv_heads, head_dim = pages.shape
+    _, block_tokens, _, kv_heads, head_dim = pages.shape
     width = (heads + 2 * kv_heads) * head_dim
     require(heads > 0 and qkv.shape[1] == width, "qkv", f"rows of {qkv.shape[1]}", f"{width} for {heads} heads")
     require((query_norm is None) == (key_norm is None), "key_norm", "one norm without the other", "both or neither")
@@ -69,7 +69,7 @@ def rope_write(
 
 
 def _check(qkv: Tensor, cos: Tensor, sin: Tensor, pages: Tensor, slots: Tensor) -> None:
-    require(pages.dim() == 5 and pages.shape[1] == 2, "pages", tuple(pages.shape), "[pages, 2, block, kv_heads, dim]")
+    require(pages.dim() == 5 and pages.shape[2] == 2, "pages", tuple(pages.shape), "[pages, block, 2, kv_heads, dim]")
     head_dim = pages.shape[4]
     require(pages[:1].is_contiguous(), "pages", f"strides {pages.stride()}", "contiguous pages")
     require(head_dim % 2 == 0, "pages", f"head_dim {head_dim}", "an even one")
@@ -131,9 +131,8 @@ def _rotate(
     tl.store(out, low.to(dtype), mask=inside & is_query)
     tl.store(out + HALF, high.to(dtype), mask=inside & is_query)
     slot = tl.load(slots + token)
-    kv_head = tl.where(is_value, head - HEADS - KV_HEADS, head - HEADS)
-    place = tl.where(is_value, BLOCK_TOKENS, 0) + slot % BLOCK_TOKENS
-    kept = pages + (slot // BLOCK_TOKENS + page_shift) * page_stride + (place * KV_HEADS + kv_head) * (2 * HALF) + at
+    place = slot % BLOCK_TOKENS * (2 * KV_HEADS) + head - HEADS  # a token's V heads follow its K heads, as in qkv
+    kept = pages + (slot // BLOCK_TOKENS + page_shift) * page_stride + place * (2 * HALF) + at
     written = inside & (head >= HEADS) & (slot >= 0)
     tl.store(kept, low.to(pages.dtype.element_ty), mask=written)
     tl.store(kept + HALF, high.to(pages.dtype.element_ty), mask=written)

@@ -32,7 +32,7 @@ class Pool:
         """`sets` batches whose pages are disjoint as long as the pool suffices, in random order."""
         page = 2 * BLOCK_TOKENS * kv_heads * HEAD_DIM
         n_pages = self.flat.numel() // page
-        pages = self.flat[: n_pages * page].view(n_pages, 2, BLOCK_TOKENS, kv_heads, HEAD_DIM)
+        pages = self.flat[: n_pages * page].view(n_pages, BLOCK_TOKENS, 2, kv_heads, HEAD_DIM)
         blocks = -(-length // BLOCK_TOKENS)
         order = torch.randperm(n_pages, device="cuda")[: sets * sequences * blocks]
         tables = order.to(torch.int32).view(sets, sequences, blocks)

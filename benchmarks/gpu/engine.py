@@ -128,7 +128,7 @@ def run(quick: bool) -> list[Row]:
     decodes = _QUICK_DECODES if quick else _DECODES
     largest = max(batch * layout.pages_for(length + _WARM_STEPS + _STEPS + 1) for batch, length in decodes)
     pages = torch.empty(
-        largest, 2, layout.block_tokens, layout.kv_heads, layout.head_dim, dtype=torch.bfloat16, device=device
+        largest, layout.block_tokens, 2, layout.kv_heads, layout.head_dim, dtype=torch.bfloat16, device=device
     ).normal_()
     limits = EngineLimits(max_running=_MAX_RUNNING, max_step_tokens=_PREFILL_TOKENS, context_tokens=_CONTEXT_TOKENS)
     engine = FusedEngine(model, pages, limits, NoLayerEvents())

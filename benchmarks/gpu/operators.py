@@ -89,7 +89,7 @@ def _rotation(tokens: int) -> Operator:
     phase = torch.rand(tokens, _HEAD_DIM, device="cuda") * 100
     cos, sin = phase.cos().to(_DTYPE), phase.sin().to(_DTYPE)
     n_pages = -(-tokens // _BLOCK) + 1
-    pages = _random(n_pages, 2, _BLOCK, _KV_HEADS, _HEAD_DIM)
+    pages = _random(n_pages, _BLOCK, 2, _KV_HEADS, _HEAD_DIM)
     slots = torch.randperm(n_pages * _BLOCK, device="cuda")[:tokens]
     places, within = slots // _BLOCK, slots % _BLOCK
 

@@ -19,7 +19,8 @@ class DecodeFirst:
     """Every decoding sequence gets its one token; what is left of the budget goes to prompts, oldest first.
 
     So a decoding request never waits for a whole prompt, only for one chunk of it. Chunks that do not finish their
-    prompt end at a block border, so that every block of KV is complete when it is sent away.
+    prompt end at a block border, so that every block of KV is complete when it is sent away. Only where a step has no
+    room to reach one, the oldest prompt gets what there is, or it would wait for ever.
     Source: chunked prefill with stall-free batching (Sarathi-Serve, arXiv 2403.02310, section 4.2).
     """
 
@@ -34,9 +35,11 @@ class DecodeFirst:
             if candidate.known_tokens - candidate.computed_tokens == 1 and left_tokens > 0:
                 counts[index] = 1
                 left_tokens -= 1
-        for index, candidate in enumerate(candidates):
-            if counts[index] == 0 and left_tokens > 0:
-                counts[index] = self._chunk_tokens(candidate, left_tokens)
+        waiting = [index for index, count in enumerate(counts) if count == 0]
+        for index in waiting:
+            if left_tokens > 0:
+                to_border = self._chunk_tokens(candidates[index], left_tokens)
+                counts[index] = to_border if to_border or index != waiting[0] else left_tokens
                 left_tokens -= counts[index]
         return counts
 

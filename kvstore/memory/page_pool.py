@@ -6,13 +6,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.kv_layout import KvLayout
-from kvstore.memory.backend import Chunk, VmMisuse
+from kvstore.memory.backend import Chunk, VmBackend, VmMisuse
 from kvstore.memory.chunks import ChunkPool
 from kvstore.memory.vtensor import VirtualTensor
 
 
 class PagePool:
-    """Pages [page, 2, block_tokens, kv_heads, head_dim], addressed by PageId. K is index 0 of the second axis, V is 1.
+    """Pages [page, block_tokens, 2, kv_heads, head_dim], addressed by PageId. Of a token, K is at index 0 and V at 1.
 
     Owns the memory, not who uses which page: that is the ledger's. One thread grows and shrinks; the views may be read
     and written by others as long as their pages are there.
@@ -34,7 +34,7 @@ class PagePool:
     def _refresh(self) -> None:
         layout = self._layout
         n_pages = self._memory.mapped_bytes // layout.page_bytes
-        shape = (n_pages, 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+        shape = (n_pages, layout.block_tokens, 2, layout.kv_heads, layout.head_dim)
         tensor = self._memory.tensor(getattr(torch, layout.dtype), shape)
         rows: NDArray[np.uint8] | None = None
         if tensor.device.type == "cpu":
@@ -65,6 +65,11 @@ class PagePool:
         return self._rows
 
     @property
+    def backend(self) -> VmBackend:
+        """What maps the pages."""
+        return self._chunks.backend
+
+    @property
     def device(self) -> torch.device:
         """Where the pages are."""
         return self._chunks.backend.device
@@ -88,6 +93,12 @@ class PagePool:
     def chunks(self) -> tuple[Chunk, ...]:
         """What holds the pages, in page order."""
         return self._memory.chunks
+
+    def chunk_of(self, page: int) -> Chunk:
+        """What holds a page."""
+        if not 0 <= page < self._n_pages:
+            raise VmMisuse(f"page {page} of {self._n_pages}")
+        return self._memory.chunk(page // self._pages_per_chunk)
 
     def page_offset_bytes(self, page: int) -> int:
         """Where a page begins in the shared file."""

@@ -105,7 +105,7 @@ class MemPool:
             self._media.hand_over(addresses, call)
 
     def write(self, address: Address, layer: int, page: bytes | bytearray | memoryview | Bytes) -> None:
-        """Fill one layer of a private block: `page_bytes` bytes, [2, block_tokens, kv_heads, head_dim].
+        """Fill one layer of a private block: `page_bytes` bytes, [block_tokens, 2, kv_heads, head_dim].
 
         Raises WrongAddress for a block that is visible (it must not change) or free, ValueError for another layer or length.
         """

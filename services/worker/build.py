@@ -32,14 +32,14 @@ from kvstore.transport.probe import Ways
 from kvstore.transport.share import Share
 from services.worker.build_core import build_core
 from services.worker.core.resizing import PoolSize
-from services.worker.engine.make import EngineLimits, make_engine
+from services.worker.engine.make import EngineLimits, make_engine, require_kv_layout
 from services.worker.engine.torch_options import configure_torch
 from services.worker.engine.workspace import needs_model, page_bytes_of
 from services.worker.engine_thread import Engine, EngineThread
 from services.worker.inbox import BlocksMoved, CopyEnded, Events, MembersRead, PeerGone, PeerJoined, ShareDied
 from services.worker.links import Links, Movers
-from services.worker.model.identity import inspect_model
-from services.worker.model.load import LoadedModel, load_model, require_device
+from services.worker.model.identity import InspectedModel, inspect_model
+from services.worker.model.load import LoadedModel, load_inspected, require_device
 from services.worker.page_resizer import PageResizer
 from services.worker.profile.file import EngineIdentity, StepProfile, read_profile, start_from
 from services.worker.profile.measure import processor_name
@@ -82,7 +82,7 @@ class Worker:
     def _build(self) -> None:
         settings = self._settings
         peer = peer_id(self._id, self._incarnation)
-        inspected = inspect_model(settings.model, settings.dtype, name=settings.served_model_name)
+        inspected = self._inspect()
         context_tokens = self._context_tokens(inspected.identity)
         profile = self._read_profile(inspected.identity)
         exchange = Exchange(peer, settings.bind)
@@ -90,7 +90,8 @@ class Worker:
         limits = self._limits(context_tokens)
         threads = configure_torch(settings.threads)
         device = require_device(settings.device)
-        model = self._load() if needs_model(settings.device_memory, device) else None
+        require_kv_layout(settings.kv_layout, device)
+        model = self._load(inspected) if needs_model(settings.device_memory, device) else None
         page_bytes = page_bytes_of(settings.device_memory, device, model, limits)
         memory = open_page_memory(page_bytes, inspected.layout, device)
         self._cleanup.callback(memory.close)
@@ -116,7 +117,7 @@ class Worker:
         mine = self._member(exchange.endpoint, inspected.identity, str(inspected.folder), share_path, memory)
         links = Links(mine, loop_pages, movers, inbox, Ways(copier_pages, share, settings.transport, driver))
         self._cleanup.callback(links.close)
-        model = model or self._load()  # late: what can fail at once, should
+        model = model or self._load(inspected)  # late: what can fail at once, should
         computing = make_engine(model, memory.pages.tensor, limits, marks)
         self._log.event("engine_ready", engine=type(computing).__name__, graphs=computing.capture())
         engine = EngineThread(cast(Engine[Any], computing), inbox, gate)
@@ -158,10 +159,19 @@ class Worker:
             context_tokens=context_tokens,
         )
 
-    def _load(self) -> LoadedModel:
-        began_s = time.monotonic()
+    def _inspect(self) -> InspectedModel:
         settings = self._settings
-        model = load_model(settings.model, settings.dtype, settings.device, name=settings.served_model_name)
+        return inspect_model(
+            settings.model,
+            settings.dtype,
+            name=settings.served_model_name,
+            block_tokens=settings.block_tokens,
+            kv_layout=settings.kv_layout,
+        )
+
+    def _load(self, inspected: InspectedModel) -> LoadedModel:
+        began_s = time.monotonic()
+        model = load_inspected(inspected, self._settings.device)
         self._log.event("model_loaded", seconds=round(time.monotonic() - began_s, 1))
         return model
 

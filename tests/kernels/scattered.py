@@ -49,7 +49,7 @@ def scatter(
     sequences = [(drawn(n, kv_heads, head_dim), drawn(n, kv_heads, head_dim)) for n in lengths]
     blocks = [-(-n // BLOCK_TOKENS) for n in lengths]
     order = torch.randperm(sum(blocks) + 3, generator=chance).tolist()
-    pages = torch.full((len(order) + PAGE_SHIFT, 2, BLOCK_TOKENS, kv_heads, head_dim), torch.nan, dtype=dtype)
+    pages = torch.full((len(order) + PAGE_SHIFT, BLOCK_TOKENS, 2, kv_heads, head_dim), torch.nan, dtype=dtype)
     table = torch.full((len(lengths), max(blocks) + 1), 2**30, dtype=torch.int32)
     row = (kv_heads + 1) * head_dim  # a stride that is more than the heads
     room = -(-(max(lengths) + 5) * row // 16) * 16
@@ -59,7 +59,7 @@ def scatter(
             page = table[s, block] = order.pop()
             part = slice(block * BLOCK_TOKENS, (block + 1) * BLOCK_TOKENS)
             for side, one in enumerate((keys[part], values[part])):
-                pages[page + PAGE_SHIFT, side, : len(one)] = one
+                pages[page + PAGE_SHIFT, : len(one), side] = one
         for side, one in enumerate((keys, values)):
             tokens = flat[side, s * room : s * room + len(one) * row].view(len(one), row)
             tokens[:, : kv_heads * head_dim] = one.flatten(1)

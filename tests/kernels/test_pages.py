@@ -9,31 +9,37 @@ from kernels.pages import PageViews
 
 
 def test_gather_returns_the_pages_in_the_order_asked_for() -> None:
-    pages = torch.randn(6, 2, 16, 2, 8)
+    pages = torch.randn(6, 16, 2, 2, 8)
     views = PageViews(pages)
     ids = [4, 0, 5]
     keys, values = reference.gather_tokens(pages, ids, 48)
-    for side, expected in enumerate((keys, values)):
-        out = torch.empty_like(expected)
-        assert views.gather_into(out, torch.tensor([2 * p + side for p in ids])) is out
-        assert torch.equal(out, expected)
+    found = views.gather_into(torch.empty(48, 2, 2, 8), torch.tensor(ids))
+    assert torch.equal(found[:, 0], keys)
+    assert torch.equal(found[:, 1], values)
 
 
 def test_a_batch_of_gathers_keeps_sequences_apart() -> None:
-    pages = torch.randn(6, 2, 4, 1, 8)
-    found = PageViews(pages).gather_into(torch.empty(2, 8, 1, 8), torch.tensor([[2, 8], [10, 0]]))
-    assert torch.equal(found[0], pages[[1, 4], 0].flatten(0, 1))
-    assert torch.equal(found[1], pages[[5, 0], 0].flatten(0, 1))
+    pages = torch.randn(6, 4, 2, 1, 8)
+    found = PageViews(pages).gather_into(torch.empty(2, 8, 2, 1, 8), torch.tensor([[1, 4], [5, 0]]))
+    assert torch.equal(found[0], pages[[1, 4]].flatten(0, 1))
+    assert torch.equal(found[1], pages[[5, 0]].flatten(0, 1))
+
+
+def test_pages_one_behind_the_other_hold_their_tokens_at_one_stride() -> None:
+    pages = torch.randn(3, 4, 2, 2, 8)
+    keys, values = reference.gather_tokens(pages, [1, 2], 8)
+    run = pages[1:].view(8, 2, 2, 8)
+    assert torch.equal(run[:, 0], keys)
+    assert torch.equal(run[:, 1], values)
 
 
 def test_write_touches_the_named_rows_only() -> None:
-    pages = torch.zeros(3, 2, 4, 2, 8, dtype=torch.bfloat16)
+    pages = torch.zeros(3, 4, 2, 2, 8, dtype=torch.bfloat16)
     views = PageViews(pages)
-    kv = torch.randn(2, 16)
-    views.write_into(torch.tensor([(2 * 1) * 4 + 3, (2 * 1 + 1) * 4 + 3]), kv)
-    assert torch.equal(pages[1, 0, 3].flatten(), kv[0].bfloat16())
-    assert torch.equal(pages[1, 1, 3].flatten(), kv[1].bfloat16())
-    pages[1, :, 3] = 0
+    kv = torch.randn(1, 32)
+    views.write_into(torch.tensor([1 * 4 + 3]), kv)
+    assert torch.equal(pages[1, 3].flatten(), kv[0].bfloat16())
+    pages[1, 3] = 0
     assert not pages.any()
 
 

@@ -19,7 +19,7 @@ def angles(tokens: int, head_dim: int, dtype: torch.dtype, device: torch.device)
 
 
 def blank(head_dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.full((6, 2, BLOCK, KV_HEADS, head_dim), 7.0, dtype=dtype, device=device)
+    return torch.full((6, BLOCK, 2, KV_HEADS, head_dim), 7.0, dtype=dtype, device=device)
 
 
 def split(qkv: Tensor, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ from hashlib import blake2b
 from common.kv_layout import KvLayout
 from common.messages.blocks import BlockName
 
-VERSION = 1
+VERSION = 2  # 1 had, in every page, all K before all V
 CHECKSUM_BYTES = 32
 _MAGIC = b"PENSTKKV"
 _FIELDS = struct.Struct("<8sIIQQ16s16s")

@@ -8,17 +8,12 @@ from torch import Tensor
 
 from kernels.attention import decode_attention, prefill_attention
 from kernels.pages import PageViews
-from services.worker.engine.batch import DecodeGroup, FlatBatch, PrefillRun, decode_groups, prefill_runs
+from services.worker.engine.batch import FlatBatch
+from services.worker.engine.kv_reads import DecodeGroup, KvReads, PrefillRun
 from services.worker.engine.scratch import Scratch
 
-QUERY_TILE = 512
-"""Queries of a run whose attention is computed at once."""
-
-
-def gathered_bytes(views: PageViews, dtype: torch.dtype) -> int:
-    """What is taken of scratch for each key that is gathered: K and V as the pool has them, and as they are computed with."""
-    element_bytes = views.dtype.itemsize + (0 if dtype is views.dtype else dtype.itemsize)
-    return 2 * views.kv_heads * views.head_dim * element_bytes
+TILE_ROWS = 512
+"""Rows of a run that are computed at once, so that nothing temporary grows with a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +36,10 @@ class PagedAttention:
     depend on how the prompt was cut into chunks or where its pages came from.
     """
 
-    def __init__(
-        self, batch: FlatBatch, views: PageViews, dtype: torch.dtype, hooks: LayerHooks, scratch: Scratch
-    ) -> None:
-        self._batch, self._views, self._dtype, self._hooks, self._scratch = batch, views, dtype, hooks, scratch
-        self._reads: dict[int | None, tuple[list[DecodeGroup], list[PrefillRun]]] = {}
-        width = views.kv_heads * views.head_dim
-        self._blank = torch.zeros(batch.blank_rows, width, dtype=dtype, device=batch.ids.device)
+    def __init__(self, batch: FlatBatch, pages: PageViews, reads: KvReads, hooks: LayerHooks, scratch: Scratch) -> None:
+        """Writes to `pages`; `reads` finds the same K and V. Its copies are in `scratch`, for one group or run each."""
+        self._batch, self._pages, self._kv, self._hooks, self._scratch = batch, pages, reads, hooks, scratch
+        self._planned: dict[int | None, tuple[list[DecodeGroup], list[PrefillRun]]] = {}
 
     def attend(
         self,
@@ -68,52 +60,52 @@ class PagedAttention:
             self._hooks.on_written(layer)
         if self._hooks.before_read is not None:
             self._hooks.before_read(layer)
-        groups, runs = self._reads_for(window_tokens)
         if out is None:
             out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        groups, runs = self._plan(window_tokens)
         for group in groups:
             with self._scratch.frame():
-                if group.rows is None:
-                    out.copy_(self._decode(layer, query, group, scaling))
-                else:
-                    queries = query.index_select(0, group.rows)
-                    out.index_copy_(0, group.rows, self._decode(layer, queries, group, scaling))
+                _decode_into(out, query, group, layer, scaling)
         for run in runs:
             with self._scratch.frame():
-                keys, values = self._gather(run.halves[layer])[:, : run.keys].unbind(0)
-                before = run.keys - (run.rows.stop - run.rows.start)
-                for first in range(run.rows.start, run.rows.stop, QUERY_TILE):
-                    rows = slice(first, min(first + QUERY_TILE, run.rows.stop))
-                    end = before + rows.stop - run.rows.start
-                    out[rows] = prefill_attention(
-                        query[rows], keys[:end], values[:end], scaling=scaling, window_tokens=window_tokens
-                    )[0]
+                keys, values = run.keys_values(layer).unbind(1)
+                _prefill_into(out[run.rows], query[run.rows], keys, values, scaling, window_tokens)
         return out
 
     def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        tokens = key.shape[0]
-        parts = [key.reshape(tokens, -1), value.reshape(tokens, -1)]
+        tokens, rows = key.shape[0], self._batch.write_rows[layer]
+        for first in range(0, tokens, TILE_ROWS):
+            tile = slice(first, min(first + TILE_ROWS, tokens))
+            own = torch.cat((key[tile].flatten(1), value[tile].flatten(1)), dim=1)
+            self._pages.write_into(rows[tile], own)
         if self._batch.blank_rows:
-            parts.append(self._blank)
-        self._views.write_into(self._batch.write_rows[layer], torch.cat(parts))
+            self._pages.blank(rows[tokens:])
 
-    def _decode(self, layer: int, query: Tensor, group: DecodeGroup, scaling: float) -> Tensor:
-        keys, values = self._gather(group.halves[layer]).unbind(0)
-        return decode_attention(query, keys, values, group.mask, scaling=scaling, may_be_empty=False)[0]
-
-    def _gather(self, halves: Tensor) -> Tensor:
-        """Half pages [2, ..., blocks] -> [2, ..., keys, kv_heads, head_dim] in the computation's dtype."""
-        views = self._views
-        keys = halves.shape[-1] * views.block_tokens
-        shape = (*halves.shape[:-1], keys, views.kv_heads, views.head_dim)
-        gathered = views.gather_into(self._scratch.take(shape, views.dtype), halves)
-        return gathered if self._dtype is views.dtype else self._scratch.take(shape, self._dtype).copy_(gathered)
-
-    def _reads_for(self, window_tokens: int | None) -> tuple[list[DecodeGroup], list[PrefillRun]]:
-        if window_tokens not in self._reads:
-            block_tokens = self._views.block_tokens
-            self._reads[window_tokens] = (
-                decode_groups(self._batch, window_tokens, block_tokens, self._dtype),
-                prefill_runs(self._batch, window_tokens, block_tokens),
+    def _plan(self, window_tokens: int | None) -> tuple[list[DecodeGroup], list[PrefillRun]]:
+        """What is read where tokens see so far, found once for all layers that are alike in this."""
+        if window_tokens not in self._planned:
+            self._planned[window_tokens] = (
+                self._kv.decode_groups(self._batch.decodes, window_tokens),
+                self._kv.prefill_runs(self._batch.prefills, window_tokens),
             )
-        return self._reads[window_tokens]
+        return self._planned[window_tokens]
+
+
+def _decode_into(out: Tensor, query: Tensor, group: DecodeGroup, layer: int, scaling: float) -> None:
+    keys, values = group.keys_values(layer).unbind(2)
+    mine = query[group.rows]
+    out[group.rows] = decode_attention(mine, keys, values, group.mask, scaling=scaling, may_be_empty=False)[0]
+
+
+def _prefill_into(
+    out: Tensor, query: Tensor, keys: Tensor, values: Tensor, scaling: float, window_tokens: int | None
+) -> None:
+    """A tile of queries at a time, over the keys that one of its queries sees."""
+    before = keys.shape[0] - query.shape[0]
+    for first in range(0, query.shape[0], TILE_ROWS):
+        tile = slice(first, min(first + TILE_ROWS, query.shape[0]))
+        begin = 0 if window_tokens is None else max(0, before + tile.start - window_tokens + 1)
+        seen = slice(begin, before + tile.stop)
+        out[tile] = prefill_attention(
+            query[tile], keys[seen], values[seen], scaling=scaling, window_tokens=window_tokens
+        )[0]

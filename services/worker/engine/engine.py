@@ -1,7 +1,8 @@
 """The engine: one forward pass per call, over whatever segments the plan names."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +12,16 @@ from common.errors import ConfigError
 from common.ids import RequestId
 from common.kv_layout import KvLayout
 from kernels.pages import PageViews
+from kvstore.memory.sequence_views import SequenceViews
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
 from services.worker.core.scratch_terms import ScratchTerms
-from services.worker.engine.attention import LayerHooks, PagedAttention, gathered_bytes
-from services.worker.engine.batch import GROUP_KEYS, build_batch
+from services.worker.engine.attention import LayerHooks, PagedAttention
+from services.worker.engine.batch import build_batch
+from services.worker.engine.kv_reads import KvReads, PagedReads
 from services.worker.engine.sampling import sample
 from services.worker.engine.scratch import ALIGNMENT_BYTES, ArenaScratch, GrowingScratch
+from services.worker.engine.spans import GROUP_KEYS
+from services.worker.engine.view_reads import ViewReads, shown
 from services.worker.model.load import LoadedModel
 from services.worker.model.tiled import TiledDecoder
 
@@ -26,7 +31,7 @@ DRAWN_ROWS = 64
 
 def require_fitting(model: LoadedModel, pages: Tensor, layout: KvLayout) -> None:
     """Raise ConfigError unless the pages are of the model's shape, dtype and device."""
-    expected = (2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+    expected = (layout.block_tokens, 2, layout.kv_heads, layout.head_dim)
     if layout != model.layout or pages.shape[1:] != expected or pages.dtype != model.dtype:
         raise ConfigError(
             f"pages {list(pages.shape)} {pages.dtype} with {layout} do not fit {model.identity.name}, "
@@ -47,25 +52,28 @@ class Computed:
 class TorchEngine:
     """Runs plans on a model and a pool of pages. Of a step it keeps the tokens it drew; one thread may call it.
 
-    `pages` [pages, 2, block_tokens, kv_heads, head_dim] belongs to the caller; the engine writes the pages that a
+    `pages` [pages, block_tokens, 2, kv_heads, head_dim] belongs to the caller; the engine writes the pages that a
     plan's tables name for the tokens it computes, and reads those before them.
     """
 
-    def __init__(self, model: LoadedModel, pages: Tensor, layout: KvLayout) -> None:
+    def __init__(self, model: LoadedModel, pages: Tensor, layout: KvLayout, views: SequenceViews | None = None) -> None:
+        """With `views` of the same pages, sequences are read where those show them. Raises ConfigError if the pages do not
+        fit the model.
+        """
         require_fitting(model, pages, layout)
         assert isinstance(model.runner, TiledDecoder), "a model loaded for this engine"
         self._runner = model.runner
         self._model = model
-        self._views = PageViews(pages)
+        self._pages, self._views = PageViews(pages), views
         self._block_tokens = layout.block_tokens
         self._drawn: dict[RequestId, int] = {}
         self._scratch: ArenaScratch | GrowingScratch = GrowingScratch(model.device)
-        self.scratch_terms = scratch_terms(self._runner, self._views, model.compute_dtype)
+        self.scratch_terms = scratch_terms(self._runner, self._pages, model.compute_dtype)
         """What a step takes of the scratch."""
 
     def use_pages(self, pages: Tensor) -> None:
         """The pool was resized at its end: steps launched from now on use this view of it."""
-        self._views = PageViews(pages)
+        self._pages = PageViews(pages)
 
     def use_scratch(self, memory: Tensor) -> None:
         """Steps launched from now on take their tensors from `memory` [n] uint8, which must hold what they need.
@@ -119,8 +127,8 @@ class TorchEngine:
         streamed = any(segment.streamed for segment in plan.segments)
         announce = on_layer if streamed else None
         hooks = LayerHooks(on_written=announce, before_read=await_layer if plan.loads else None)
-        with self._scratch.frame():
-            attention = PagedAttention(batch, self._views, model.compute_dtype, hooks, self._scratch)
+        with self._scratch.frame(), self._reads(plan.segments) as reads:
+            attention = PagedAttention(batch, self._pages, reads, hooks, self._scratch)
             hidden = self._runner.run(batch.ids, batch.positions, attention, self._scratch)
             rows = hidden.index_select(0, batch.sample_rows)
         longest_keys = max(segment.start + segment.count for segment in plan.segments)
@@ -140,14 +148,25 @@ class TorchEngine:
             drawn += sample(drawing[rows], self._runner.logits(hidden[rows]))
         return tuple(drawn)
 
+    @contextmanager
+    def _reads(self, segments: Sequence[Segment]) -> Iterator[KvReads]:
+        """How this step finds the K and V of its sequences."""
+        paged = PagedReads(self._pages, self._model.compute_dtype, self._scratch)
+        if self._views is None:
+            yield paged
+            return
+        with shown(self._views, segments, self._block_tokens) as slots:
+            yield ViewReads(self._views, slots, paged)
 
-def scratch_terms(decoder: TiledDecoder, views: PageViews, dtype: torch.dtype) -> ScratchTerms:
-    """Of an engine that computes in `dtype` and gathers the keys of a layer."""
+
+def scratch_terms(decoder: TiledDecoder, pages: PageViews, dtype: torch.dtype) -> ScratchTerms:
+    """Of an engine that computes in `dtype`. Gathered are K and V as the pages have them, and as they are computed with."""
+    copied_bytes = pages.dtype.itemsize + (0 if dtype is pages.dtype else dtype.itemsize)
     n_taken = decoder.n_taken + 2  # at the most two for gathered keys
     return ScratchTerms(
         fixed_bytes=n_taken * ALIGNMENT_BYTES,
         row_bytes=decoder.row_bytes,
-        key_bytes=gathered_bytes(views, dtype),
-        block_tokens=views.block_tokens,
+        key_bytes=2 * pages.kv_heads * pages.head_dim * copied_bytes,
+        block_tokens=pages.block_tokens,
         group_keys=GROUP_KEYS,
     )

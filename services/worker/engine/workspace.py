@@ -48,7 +48,7 @@ def workspace_bytes(model: LoadedModel, limits: EngineLimits) -> int:
     """What the largest steps take of a CUDA device beside weights and pages. Computes them; leaves nothing behind."""
     device, layout = model.device, model.layout
     before_bytes = torch.cuda.memory_reserved(device)
-    shape = (layout.layers, 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+    shape = (layout.layers, layout.block_tokens, 2, layout.kv_heads, layout.head_dim)
     engine = make_engine(model, torch.zeros(shape, dtype=model.dtype, device=device), limits)
     prefill, decode = largest_steps(layout, limits)
     short_tokens = min(SHORT_TOKENS, limits.max_step_tokens, limits.context_tokens)

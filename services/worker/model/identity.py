@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,14 @@ from transformers import AutoConfig, PreTrainedConfig
 from common.errors import ConfigError
 from common.kv_layout import KvLayout
 from common.messages.liveness import ModelIdentity
+from kvstore.memory.plan import HOST_LEAST_PAGE_BYTES, virtual_block_tokens
 from services.worker.model.checkpoint import StoredTensor, read_header, stored_tensors, weight_files
 from services.worker.model.families import require_exact, require_known
 from services.worker.model.source import resolve_model
 
 DTYPES = ("float32", "bfloat16")
 _SAFETENSORS_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+_PAGED_BLOCK_TOKENS = 16
 _SAMPLES_PER_FILE = 64
 _SAMPLE_BYTES = 4096
 
@@ -33,24 +36,31 @@ class InspectedModel:
 
 
 def inspect_model(
-    path_or_hub_id: str | Path, dtype: str = "auto", *, name: str | None = None, block_tokens: int = 16
+    path_or_hub_id: str | Path,
+    dtype: str = "auto",
+    *,
+    name: str | None = None,
+    block_tokens: int | None = None,
+    kv_layout: str = "paged",
 ) -> InspectedModel:
     """Identity and KV layout of a model, in milliseconds. `name` None takes the last part of the path or hub id.
 
-    `dtype` is auto (the checkpoint's own), float32 or bfloat16. Raises ConfigError for what cannot be served.
+    `dtype` is auto (the checkpoint's own), float32 or bfloat16. `block_tokens` None: what suits `kv_layout` on the host.
+    Raises ConfigError for what cannot be served.
     """
     folder = resolve_model(str(path_or_hub_id))
     config = _read_config(folder)
     architecture = require_exact(config)
     stored = stored_tensors(folder)
     chosen = _choose_dtype(dtype, config, stored)
-    heads = config.num_attention_heads
+    kv_heads, heads = config.num_key_value_heads, config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     layout = KvLayout(
         layers=config.num_hidden_layers,
-        kv_heads=config.num_key_value_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
         dtype=chosen,
-        block_tokens=block_tokens,
+        block_tokens=block_tokens or _block_tokens(kv_layout, kv_heads, head_dim, chosen),
     )
     identity = ModelIdentity(
         name=name or str(path_or_hub_id).rstrip("/").rsplit("/", maxsplit=1)[-1],
@@ -60,11 +70,17 @@ def inspect_model(
         layers=layout.layers,
         kv_heads=layout.kv_heads,
         head_dim=layout.head_dim,
-        block_tokens=block_tokens,
+        block_tokens=layout.block_tokens,
         vocab_tokens=config.vocab_size,
         context_tokens=config.max_position_embeddings,
     )
     return InspectedModel(folder=folder, config=config, identity=identity, layout=layout)
+
+
+def _block_tokens(kv_layout: str, kv_heads: int, head_dim: int, dtype: str) -> int:
+    if kv_layout == "virtual":
+        return virtual_block_tokens(kv_heads, head_dim, dtype, mmap.PAGESIZE, HOST_LEAST_PAGE_BYTES)
+    return _PAGED_BLOCK_TOKENS
 
 
 def fingerprint(folder: Path) -> str:

@@ -65,8 +65,13 @@ def load_model(
     `path` is how its matrices are held; None: what `device` gains by most. Raises ConfigError: not found, not servable
     exactly, tensors missing, unexpected or of another shape.
     """
+    require_device(device)  # before the folder is read
+    return load_inspected(inspect_model(path_or_hub_id, dtype, name=name), device, path=path)
+
+
+def load_inspected(inspected: InspectedModel, device: str = "cpu", *, path: LinearPath | None = None) -> LoadedModel:
+    """As `load_model`, of a model that was inspected already."""
     place = require_device(device)
-    inspected = inspect_model(path_or_hub_id, dtype, name=name)
     own_dtype = _TORCH_DTYPES[inspected.identity.dtype]
     path = path or choose_path(place)
     computed_in = own_dtype if path is LinearPath.FUSED else compute_dtype(place, own_dtype)

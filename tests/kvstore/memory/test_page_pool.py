@@ -47,7 +47,7 @@ def test_old_views_see_the_same_memory_after_growth() -> None:
     assert pages.grow(1) == 3
     early[2] = 5.0
     assert pages.tensor[2].eq(5.0).all()
-    assert tuple(pages.tensor.shape) == (6, 2, 16, 2, 64)
+    assert tuple(pages.tensor.shape) == (6, 16, 2, 2, 64)
     pages.close()
     chunks.close()
 

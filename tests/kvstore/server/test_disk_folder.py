@@ -12,6 +12,7 @@ from common.errors import ConfigError
 from common.kv_layout import KvLayout
 from common.messages.blocks import BlockName
 from kvstore.server import disk_folder
+from kvstore.server.core import disk_format
 from kvstore.server.core.disk_format import file_bytes, header_bytes
 from kvstore.server.disk_folder import DiskFolder, Parts
 from tests.kvstore.server.builders import BLOCK_BYTES, FILE_BYTES, LAYOUT, block, chain, name
@@ -125,6 +126,16 @@ def test_a_scan_deletes_what_is_torn_or_of_another_layout_and_leaves_strangers_a
     assert files(tmp_path) == sorted([path_of(tmp_path, 1).name, path_of(tmp_path, 3).name, *strangers])
     with opened(tmp_path, layout=OTHER_LAYOUT):
         assert files(tmp_path) == strangers
+
+
+def test_a_scan_deletes_what_an_earlier_version_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_format, "VERSION", disk_format.VERSION - 1)
+    with opened(tmp_path) as folder:
+        write(folder, 1)
+    monkeypatch.undo()
+    with closing(DiskFolder(tmp_path, PLENTY_BLOCKS * FILE_BYTES)) as folder:
+        assert folder.scan(LAYOUT, PLENTY_BLOCKS) == []
+    assert files(tmp_path) == []
 
 
 def test_a_scan_keeps_the_newest_and_tells_the_oldest_first(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class Launched:
 class FusedEngine:
     """Runs plans on a fused model and a pool of pages. One thread calls it; at most two steps are on their way.
 
-    `pages` [pages, 2, block_tokens, kv_heads, head_dim] may grow and shrink at its end between steps, in place.
+    `pages` [pages, block_tokens, 2, kv_heads, head_dim] may grow and shrink at its end between steps, in place.
     """
 
     def __init__(self, model: LoadedModel, pages: Tensor, limits: EngineLimits, marks: LayerEvents) -> None:

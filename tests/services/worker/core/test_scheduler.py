@@ -51,6 +51,16 @@ def run(target: Scheduler, finished: dict[str, list[int]], *, steps: int = 10_00
     raise AssertionError("still working after the step limit")
 
 
+def test_a_prompt_advances_though_no_step_has_room_for_a_whole_block() -> None:
+    target, _ = scheduler(pages=200, max_step_tokens=3)
+    submit(target, "long", 30)
+    submit(target, "short", 1, max_tokens=40)
+    finished: dict[str, list[int]] = {}
+    run(target, finished, steps=60)
+    assert {"long", "short"} == set(finished)
+    assert finished["long"] == answer(tuple(range(1, 31)), 4)
+
+
 def test_decoding_sequences_get_a_token_in_every_step_while_a_long_prompt_is_chunked() -> None:
     target, _ = scheduler(pages=200)
     submit(target, "short", 3, max_tokens=50)

@@ -8,6 +8,8 @@ import torch
 from common.ids import RequestId
 from common.messages.requests import Sampling
 from kvstore.index.page_table import PageTable
+from kvstore.memory.page_pool import PagePool
+from kvstore.memory.sequence_views import SequenceViews
 from services.worker.core.plan import Sampled, Segment, StepPlan
 from services.worker.engine.make import EngineLimits, make_engine
 from services.worker.model.load import LoadedModel
@@ -34,15 +36,22 @@ class Driver:
     """Runs sequences through an engine; every new one joins at the next step, whatever the others are doing."""
 
     def __init__(
-        self, model: LoadedModel, *, pages: int = 4096, garbage: float | None = None, whole_blocks: bool = False
+        self,
+        model: LoadedModel,
+        *,
+        pages: int = 4096,
+        garbage: float | None = None,
+        whole_blocks: bool = False,
+        shown: tuple[PagePool, SequenceViews] | None = None,
     ) -> None:
         layout = model.layout
-        shape = (pages, 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
-        self.pool = torch.zeros(shape, dtype=model.dtype, device=model.device)
+        shape = (pages, layout.block_tokens, 2, layout.kv_heads, layout.head_dim)
+        self.pool = torch.zeros(shape, dtype=model.dtype, device=model.device) if shown is None else shown[0].tensor
+        pages = len(self.pool)
         if garbage is not None:
             self.pool.fill_(garbage)
         limits = EngineLimits(max_running=32, max_step_tokens=4096, context_tokens=model.identity.context_tokens)
-        self.engine = make_engine(model, self.pool, limits)
+        self.engine = make_engine(model, self.pool, limits, views=None if shown is None else shown[1])
         self.layout = layout
         # Scattered on purpose: neighbours in a sequence are not neighbours in memory, nor are the layers of a block
         # unless `whole_blocks`.

@@ -47,7 +47,7 @@ class Rig:
     def __init__(self, folder: Path, device: torch.device, blocks: int) -> None:
         model = fused(folder, device)
         layout = model.layout
-        shape = (blocks * layout.layers, 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+        shape = (blocks * layout.layers, layout.block_tokens, 2, layout.kv_heads, layout.head_dim)
         self.engine = make_engine(model, torch.full(shape, float("nan"), device=device), LIMITS)
         assert self.engine.capture() > 0
         reuse = PrefixReuse(BlockPool(Ledger(shape[0]), layout.layers, Lru()), Keep.ALL, layout.block_tokens)

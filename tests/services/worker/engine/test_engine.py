@@ -93,14 +93,14 @@ def test_bfloat16_pages_stay_close_to_float32(checkpoint: Checkpoints) -> None:
 def test_pages_that_do_not_fit_the_model_are_refused(checkpoint: Checkpoints) -> None:
     model = load_model(checkpoint("qwen2"))
     with pytest.raises(ConfigError, match="do not fit qwen2"):
-        TorchEngine(model, torch.zeros(8, 2, 16, 2, 32), model.layout)
+        TorchEngine(model, torch.zeros(8, 16, 2, 2, 32), model.layout)
     with pytest.raises(ConfigError, match="bfloat16"):
-        TorchEngine(model, torch.zeros(8, 2, 16, 2, 16, dtype=torch.bfloat16), model.layout)
+        TorchEngine(model, torch.zeros(8, 16, 2, 2, 16, dtype=torch.bfloat16), model.layout)
 
 
 def test_steps_after_a_resize_use_the_pages_that_came(checkpoint: Checkpoints) -> None:
     model = load_model(checkpoint("llama"))
-    pool = torch.zeros(64 * model.layout.layers, 2, 16, model.layout.kv_heads, model.layout.head_dim)
+    pool = torch.zeros(64 * model.layout.layers, 16, 2, model.layout.kv_heads, model.layout.head_dim)
     engine = TorchEngine(model, pool[: model.layout.layers], model.layout)
     engine.use_pages(pool)
     table = PageTable(model.layout.layers)

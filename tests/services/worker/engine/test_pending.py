@@ -31,7 +31,7 @@ LENGTHS, N_TOKENS = (1, 15, 16, 17, 40), 40
 def answers(model: LoadedModel, prompts: list[list[int]], sampling: Sampling, *, ahead: bool) -> list[list[int]]:
     """Pages are too few for all at once; a launch is collected after the next one, if there is a next one yet."""
     layout = model.layout
-    shape = (PAGES, 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+    shape = (PAGES, layout.block_tokens, 2, layout.kv_heads, layout.head_dim)
     pages = torch.full(shape, float("nan"), dtype=model.dtype, device=model.device)
     limits = EngineLimits(max_running=8, max_step_tokens=32, context_tokens=512)
     reuse = PrefixReuse(BlockPool(Ledger(PAGES), layout.layers, Lru()), Keep.NOTHING, layout.block_tokens)

@@ -19,7 +19,7 @@ Checkpoints = Callable[[str], Path]
 
 @pytest.fixture(autouse=True)
 def few_keys_in_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("batch", "engine"):
+    for module in ("spans", "engine"):
         monkeypatch.setattr(f"services.worker.engine.{module}.GROUP_KEYS", 96)
 
 

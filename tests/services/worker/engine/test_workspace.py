@@ -40,7 +40,7 @@ def test_the_largest_steps_are_as_large_as_the_limits_allow() -> None:
 def test_the_largest_steps_can_be_computed_in_the_pages_of_one_block(checkpoint: Checkpoints) -> None:
     model = load_model(checkpoint("llama"))
     layout = model.layout
-    pages = torch.zeros(layout.layers, 2, layout.block_tokens, layout.kv_heads, layout.head_dim)
+    pages = torch.zeros(layout.layers, layout.block_tokens, 2, layout.kv_heads, layout.head_dim)
     engine = TorchEngine(model, pages, layout)
     drawn = [len(engine.step(plan).sampled) for plan in largest_steps(layout, LIMITS)]
     assert drawn == [3, 5]

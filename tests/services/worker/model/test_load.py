@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from common.errors import ConfigError
+from common.messages.liveness import difference
 from services.worker.model.families import ARCHITECTURES
 from services.worker.model.identity import inspect_model
-from services.worker.model.load import load_model
+from services.worker.model.load import load_inspected, load_model
 
 Checkpoints = Callable[[str], Path]
 
@@ -38,6 +39,20 @@ def test_identity_says_what_the_config_says(checkpoint: Checkpoints) -> None:
 def test_a_chosen_dtype_and_name_show_in_the_identity(checkpoint: Checkpoints) -> None:
     found = inspect_model(checkpoint("llama"), "bfloat16", name="served")
     assert (found.identity.name, found.identity.dtype, found.layout.dtype) == ("served", "bfloat16", "bfloat16")
+
+
+def test_blocks_are_sixteen_tokens_or_what_the_layout_or_the_caller_needs(checkpoint: Checkpoints) -> None:
+    paged = inspect_model(checkpoint("qwen3"))
+    virtual = inspect_model(checkpoint("qwen3"), kv_layout="virtual")
+    asked = inspect_model(checkpoint("qwen3"), block_tokens=48, kv_layout="virtual")
+    found = [(one.identity.block_tokens, one.layout.block_tokens) for one in (paged, virtual, asked)]
+    assert found == [(16, 16), (128, 128), (48, 48)]  # 2 heads of 32 floats: 64 KiB are K and V of 128 tokens
+    assert load_inspected(virtual).layout == virtual.layout
+
+
+def test_blocks_of_another_length_are_a_difference_that_is_named(checkpoint: Checkpoints) -> None:
+    mine, theirs = (inspect_model(checkpoint("qwen3"), block_tokens=tokens).identity for tokens in (16, 128))
+    assert difference(mine, theirs) == "block_tokens: 16 here, 128 there"
 
 
 def test_the_fingerprint_changes_with_weights_and_config_only(checkpoint: Checkpoints, tmp_path: Path) -> None:
