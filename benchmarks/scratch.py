@@ -1,6 +1,6 @@
 """Memory of a prompt computed in one step, beside weights and KV: the engine over `transformers`, same checkpoint, same run.
 
-    python -m benchmarks.scratch [--model DIR] [--rows 1024,4096,8192] [--threads 1] [--json FILE]
+    python -m benchmarks.scratch [--model DIR] [--rows 1024,4096] [--threads 1] [--json FILE]
 
 Each number is from a process of its own: by how much its memory's high-water mark rose over what it held before the
 step (Linux, VmHWM), KV pages touched beforehand; `transformers` keeps no KV here and computes the last row's logits only.
@@ -145,7 +145,7 @@ def main(argv: Sequence[str]) -> int:
     """Exit code 1 if the target is missed at the most rows."""
     parser = argparse.ArgumentParser(prog="scratch", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", default=None, help="folder of the checkpoint; default: a new `mini` one")
-    parser.add_argument("--rows", default="1024,4096,8192")
+    parser.add_argument("--rows", default="1024,4096")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, default=None, help="also write the results to this file")
     options = parser.parse_args(argv)
