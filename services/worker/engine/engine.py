@@ -17,7 +17,7 @@ from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
 from services.worker.core.scratch_terms import ScratchTerms
 from services.worker.engine.attention import LayerHooks, PagedAttention
 from services.worker.engine.batch import build_batch
-from services.worker.engine.kv_reads import KvReads, PagedReads, gathered_bytes
+from services.worker.engine.kv_reads import KvReads, PagedReads
 from services.worker.engine.sampling import sample
 from services.worker.engine.scratch import ALIGNMENT_BYTES, ArenaScratch, GrowingScratch
 from services.worker.engine.spans import GROUP_KEYS
@@ -84,6 +84,11 @@ class TorchEngine:
             self._scratch.use(memory)
         else:
             self._scratch = ArenaScratch(memory)
+
+    @property
+    def scratch_peak_bytes(self) -> int:
+        """The most that the last step took at once."""
+        return self._scratch.peak_bytes
 
     def capture(self) -> int:
         """Nothing is prepared ahead of steps on a CPU: 0 graphs."""
@@ -155,12 +160,13 @@ class TorchEngine:
 
 
 def scratch_terms(decoder: TiledDecoder, pages: PageViews, dtype: torch.dtype) -> ScratchTerms:
-    """Of an engine that computes in `dtype` and gathers the keys of a layer."""
+    """Of an engine that computes in `dtype`. Gathered are K and V as the pages have them, and as they are computed with."""
+    copied_bytes = pages.dtype.itemsize + (0 if dtype is pages.dtype else dtype.itemsize)
     n_taken = decoder.n_taken + 2  # at the most two for gathered keys
     return ScratchTerms(
         fixed_bytes=n_taken * ALIGNMENT_BYTES,
         row_bytes=decoder.row_bytes,
-        key_bytes=gathered_bytes(pages, dtype),
+        key_bytes=2 * pages.kv_heads * pages.head_dim * copied_bytes,
         block_tokens=pages.block_tokens,
         group_keys=GROUP_KEYS,
     )

@@ -92,12 +92,6 @@ class PagedReads:
         return self._scratch.take(tuple(keys_values.shape), self.dtype).copy_(keys_values)
 
 
-def gathered_bytes(pages: PageViews, dtype: torch.dtype) -> int:
-    """What is taken of scratch for each key that is gathered: K and V as the pool has them, and as they are computed with."""
-    element_bytes = pages.dtype.itemsize + (0 if dtype is pages.dtype else dtype.itemsize)
-    return 2 * pages.kv_heads * pages.head_dim * element_bytes
-
-
 def rows_of(rows: Sequence[int]) -> Tensor | slice:
     """As a slice, if they follow one another."""
     if list(rows) == list(range(rows[0], rows[0] + len(rows))):

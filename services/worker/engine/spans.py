@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from services.worker.core.plan import Segment
 
-GROUP_KEYS = 8192
+GROUP_KEYS = 4096
 """Keys of a group of decoding sequences, padding included, unless it is one sequence: so much is gathered at once."""
 
 

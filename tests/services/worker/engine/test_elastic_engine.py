@@ -104,7 +104,7 @@ class Worker:
 def test_tokens_are_those_of_an_engine_with_memory_of_its_own(
     mode: str, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("batch", "engine"):  # so that steps of this size differ in what they need
+    for module in ("spans", "engine"):  # so that steps of this size differ in what they need
         monkeypatch.setattr(f"services.worker.engine.{module}.GROUP_KEYS", 96)
     model = load_model(checkpoint("qwen3"))
     one, other = Worker(model, "off"), Worker(model, mode)
