@@ -44,6 +44,16 @@ class VmBackend(Protocol):
         """Smallest mappable unit."""
         ...
 
+    @property
+    def live_mappings(self) -> int:
+        """Mappings that exist, counted as what limits them counts: a chunk that is mapped twice is two."""
+        ...
+
+    @property
+    def max_mappings(self) -> int:
+        """How many there may be. Who maps for convenience stops before; who must, finds out by OutOfChunks."""
+        ...
+
     def reserve(self, length_bytes: int) -> Range:
         """Take an address range without memory. Raises ConfigError if the address space does not give it."""
         ...
@@ -56,6 +66,11 @@ class VmBackend(Protocol):
         """Physical memory, not mapped anywhere. Raises OutOfChunks."""
         ...
 
+    def create_run(self, length_bytes: int, n_chunks: int) -> list[Chunk]:
+        """`create`, `n_chunks` times: all of them, or OutOfChunks and none. The dearest part is done at once, where it
+        can be."""
+        ...
+
     def release(self, chunk: Chunk) -> None:
         """Give physical memory back to the system. Raises VmMisuse while it is mapped."""
         ...
@@ -63,7 +78,7 @@ class VmBackend(Protocol):
     def map_run(self, where: Range, offset_bytes: int, chunks: Sequence[Chunk]) -> None:
         """Make chunks readable and writable one behind the other from `offset_bytes` on: all of them, or none.
 
-        Their contents stay; what a new chunk holds is the back end's affair. Raises OutOfChunks if the system has no
+        A chunk may be mapped at many places, and is the same memory at each. Their contents stay; what a new chunk holds is the back end's affair. Raises OutOfChunks if the system has no
         room for so many mappings.
         """
         ...

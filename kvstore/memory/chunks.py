@@ -79,14 +79,7 @@ class ChunkPool:
                 f"{owner} needs {n_chunks} chunks of {format_bytes(self._chunk_bytes)}; "
                 f"{self.free_chunks} of {self._budget_chunks} are free"
             )
-        fresh: list[Chunk] = []
-        try:
-            for _ in range(n_chunks):
-                fresh.append(self._backend.create(self._chunk_bytes))
-        except OutOfChunks:
-            for chunk in fresh:
-                self._backend.release(chunk)
-            raise
+        fresh = self._backend.create_run(self._chunk_bytes, n_chunks)
         self._owned.setdefault(owner, {}).update(dict.fromkeys(fresh))
         self._used_chunks += n_chunks
         return fresh

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from common.errors import OutOfChunks, ServingError
+from common.errors import ServingError
 from common.units import format_bytes
 from kvstore.memory.backend import Chunk, Range, VmMisuse
 from kvstore.memory.cuda_driver import CudaDriver
-from kvstore.memory.mappings import MappingTable
+from kvstore.memory.mappings import MappingTable, create_each, require_mappings
 
 MAX_LIVE_MAPPINGS = 500_000
 """One context fails with other errors a little above this number."""
@@ -60,6 +60,11 @@ class CudaVmmBackend:
         """Chunks mapped now, each as often as it is mapped."""
         return self._table.live
 
+    @property
+    def max_mappings(self) -> int:
+        """What one context bears."""
+        return MAX_LIVE_MAPPINGS
+
     def reserve(self, length_bytes: int) -> Range:
         """Take an address range without memory; terabytes are cheap. Raises OutOfChunks if no addresses are left."""
         self._table.require_aligned("range", length_bytes)
@@ -81,6 +86,10 @@ class CudaVmmBackend:
         self._table.add_chunk(chunk)
         return chunk
 
+    def create_run(self, length_bytes: int, n_chunks: int) -> list[Chunk]:
+        """A new handle for each, all or none. Raises OutOfChunks."""
+        return create_each(self, length_bytes, n_chunks)
+
     def release(self, chunk: Chunk) -> None:
         """Give physical memory back to the device. A peer that maps it keeps it alive."""
         self._table.drop_chunk(chunk)
@@ -88,12 +97,7 @@ class CudaVmmBackend:
 
     def map_run(self, where: Range, offset_bytes: int, chunks: Sequence[Chunk]) -> None:
         """Make the chunks readable and writable there, with one access call."""
-        live = self._table.live
-        if live + len(chunks) > MAX_LIVE_MAPPINGS:
-            raise OutOfChunks(
-                f"{len(chunks)} more mappings asked for; {live} are live, and one context bears {MAX_LIVE_MAPPINGS}: "
-                "use larger chunks"
-            )
+        require_mappings(self, len(chunks))
         self._table.add_run(where, offset_bytes, chunks)
         begin = end = where.address + offset_bytes
         try:

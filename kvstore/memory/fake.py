@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import OutOfChunks
 from kvstore.memory.backend import Chunk, Range, VmMisuse
-from kvstore.memory.mappings import MappingTable
+from kvstore.memory.mappings import MappingTable, create_each, require_mappings
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +28,11 @@ class VmCosts:
 
 
 FREE = VmCosts()
-REPORTED_GPU = VmCosts(create_us=193.0, release_us=23.0, map_us=1.45, access_chunk_us=36.0, unmap_chunk_us=25.6)
-"""As published for 2 MiB chunks on an A100, each chunk by itself; kvcached's benchmark, the release of vAttention's."""
+MEASURED_GPU = VmCosts(create_us=18.5, release_us=40.0, map_us=5.0, access_chunk_us=37.0, unmap_chunk_us=25.5)
+"""Of one H200, the middle of what was seen from 2 MiB to 64 MiB: every call costs by the chunk, however long that is and
+however many share a call (docs/benchmarks/gpu.md)."""
+
+_MANY_MAPPINGS = 500_000
 
 
 class FakeBackend:
@@ -42,8 +45,10 @@ class FakeBackend:
         *,
         costs: VmCosts = FREE,
         advance_ms: Callable[[float], None] = lambda _: None,
+        max_mappings: int = _MANY_MAPPINGS,
     ) -> None:
         """`advance_ms` moves the caller's clock on by what a call costs; nothing sleeps."""
+        self._max_mappings = max_mappings
         self._costs, self._advance_ms = costs, advance_ms
         self.spent_us = 0.0
         """What all calls have cost."""
@@ -64,6 +69,16 @@ class FakeBackend:
     def granularity_bytes(self) -> int:
         """Smallest mappable unit."""
         return self._granularity_bytes
+
+    @property
+    def live_mappings(self) -> int:
+        """Chunks mapped now, each as often as it is mapped."""
+        return self._table.live
+
+    @property
+    def max_mappings(self) -> int:
+        """As given."""
+        return self._max_mappings
 
     def reserve(self, length_bytes: int) -> Range:
         """Take an address range."""
@@ -87,6 +102,10 @@ class FakeBackend:
         self._table.add_chunk(chunk)
         self._spend(self._costs.create_us)
         return chunk
+
+    def create_run(self, length_bytes: int, n_chunks: int) -> list[Chunk]:
+        """Count chunks, all or none. Raises OutOfChunks."""
+        return create_each(self, length_bytes, n_chunks)
 
     def release(self, chunk: Chunk) -> None:
         """Uncount a chunk."""
@@ -118,7 +137,8 @@ class FakeBackend:
             )
 
     def map_run(self, where: Range, offset_bytes: int, chunks: Sequence[Chunk]) -> None:
-        """Note the mappings."""
+        """Note the mappings. Raises OutOfChunks above `max_mappings`."""
+        require_mappings(self, len(chunks))
         self._table.add_run(where, offset_bytes, chunks)
         costs, n = self._costs, len(chunks)
         self._spend(n * (costs.map_us + costs.access_chunk_us) + costs.access_call_us)

@@ -3,7 +3,8 @@
 import bisect
 from collections.abc import Sequence
 
-from kvstore.memory.backend import Chunk, Range, VmMisuse
+from common.errors import OutOfChunks
+from kvstore.memory.backend import Chunk, Range, VmBackend, VmMisuse
 
 
 class MappingTable:
@@ -16,6 +17,7 @@ class MappingTable:
         self._times_mapped: dict[Chunk, int] = {}
         self.live = 0
         """Mappings that exist."""
+        self._begun_pieces = 0
 
     @property
     def ranges(self) -> list[Range]:
@@ -26,6 +28,12 @@ class MappingTable:
     def chunks(self) -> list[Chunk]:
         """Chunks that exist, oldest first."""
         return list(self._times_mapped)
+
+    @property
+    def pieces(self) -> int:
+        """Areas that the ranges fall into for a kernel that merges neighbours: each run of chunks that are neighbours
+        in their file is one, and so is each stretch without memory. At most one too many for each range."""
+        return self._begun_pieces + len(self._ranges)
 
     def require_aligned(self, what: str, n_bytes: int) -> None:
         """Raise VmMisuse unless `n_bytes` is a multiple of the granularity."""
@@ -79,10 +87,16 @@ class MappingTable:
                 raise VmMisuse(f"nothing is mapped at offset {at_bytes} of range {where.address:#x}")
             found.append(chunk)
             at_bytes += chunk.length_bytes
-        first = bisect.bisect_left(self._starts[where], offset_bytes)
-        for start in self._starts[where][first : first + n_chunks]:
+        if not found:
+            return found
+        starts = self._starts[where]
+        first = bisect.bisect_left(starts, offset_bytes)
+        end = first + n_chunks
+        self._begun_pieces -= sum(_pieces_begun(mapped, starts, place) for place in range(first, end + 1))
+        for start in starts[first:end]:
             self._times_mapped[mapped.pop(start)] -= 1
-        del self._starts[where][first : first + n_chunks]
+        del starts[first:end]
+        self._begun_pieces += _pieces_begun(mapped, starts, first)
         self.live -= n_chunks
         return found
 
@@ -99,8 +113,10 @@ class MappingTable:
             raise VmMisuse(f"mapping up to {end_bytes} overlaps the chunk mapped at {starts[place]}")
         if place and (before := starts[place - 1]) + mapped[before].length_bytes > offset_bytes:
             raise VmMisuse(f"offset {offset_bytes} overlaps the chunk mapped at {before}")
+        self._begun_pieces -= _pieces_begun(mapped, starts, place)
         starts.insert(place, offset_bytes)
         mapped[offset_bytes] = chunk
+        self._begun_pieces += _pieces_begun(mapped, starts, place) + _pieces_begun(mapped, starts, place + 1)
         self._times_mapped[chunk] += 1
         self.live += 1
 
@@ -109,3 +125,38 @@ class MappingTable:
             return self._ranges[where]
         except KeyError:
             raise VmMisuse(f"range {where.address:#x} is not reserved") from None
+
+
+def _pieces_begun(mapped: dict[int, Chunk], starts: list[int], place: int) -> int:
+    """Areas that begin with the chunk at `place`, the hole before it among them; 0 behind the last chunk."""
+    if place >= len(starts):
+        return 0
+    start = starts[place]
+    if place == 0:
+        return 1 + (start > 0)
+    before = mapped[starts[place - 1]]
+    if starts[place - 1] + before.length_bytes < start:
+        return 2
+    return int(before.offset_bytes + before.length_bytes != mapped[start].offset_bytes)
+
+
+def create_each(backend: VmBackend, length_bytes: int, n_chunks: int) -> list[Chunk]:
+    """`create_run` of a back end whose chunks cost the same one by one."""
+    fresh: list[Chunk] = []
+    try:
+        for _ in range(n_chunks):
+            fresh.append(backend.create(length_bytes))
+    except OutOfChunks:
+        for chunk in fresh:
+            backend.release(chunk)
+        raise
+    return fresh
+
+
+def require_mappings(backend: VmBackend, n_chunks: int) -> None:
+    """Raise OutOfChunks, with the numbers, if so many more mappings are above what the back end bears."""
+    live, most = backend.live_mappings, backend.max_mappings
+    if live + n_chunks > most:
+        raise OutOfChunks(
+            f"{n_chunks} more mappings asked for; {live} are live, and {most} are borne: use larger chunks"
+        )

@@ -12,6 +12,7 @@ import heapq
 import mmap
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import ConfigError, OutOfChunks
@@ -28,6 +29,8 @@ _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
+_KERNEL_MAPPINGS = 65_530  # Linux's own setting
+_OTHER_MAPPINGS = 8_192  # libraries, heaps and threads of a process that runs torch take 1,000 to 3,000
 _EMPTY = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 
 
@@ -49,6 +52,7 @@ class MemfdBackend:
         self._holes: dict[int, list[int]] = {}  # chunk length -> heap of free offsets
         self._end_bytes = 0
         self._vacated: set[Chunk] = set()
+        self._max_mappings = max(1, _kernel_mappings() - _OTHER_MAPPINGS)
 
     @property
     def granularity_bytes(self) -> int:
@@ -87,24 +91,54 @@ class MemfdBackend:
         self._table.drop_range(where)
         self._check(self._libc.munmap(where.address, where.length_bytes), "munmap")
 
+    @property
+    def live_mappings(self) -> int:
+        """Areas of this process's address space that our ranges take: neighbours in the file and in a range are one."""
+        return self._table.pieces
+
+    @property
+    def max_mappings(self) -> int:
+        """What the kernel gives one process, less what everything else in it may need."""
+        return self._max_mappings
+
     def create(self, length_bytes: int) -> Chunk:
         """Allocate physical memory. Raises OutOfChunks."""
+        return self.create_run(length_bytes, 1)[0]
+
+    def create_run(self, length_bytes: int, n_chunks: int) -> list[Chunk]:
+        """Allocate physical memory, neighbours in one call. Raises OutOfChunks."""
         self._table.require_aligned("chunk", length_bytes)
-        holes = self._holes.get(length_bytes)
-        offset_bytes = holes[0] if holes else self._end_bytes
-        if offset_bytes + length_bytes > self._capacity_bytes:
-            used = format_bytes(self._end_bytes)
+        holes = self._holes.setdefault(length_bytes, [])
+        reused = min(n_chunks, len(holes))
+        end_bytes = self._end_bytes + (n_chunks - reused) * length_bytes
+        if end_bytes > self._capacity_bytes:
+            used, asked_bytes = format_bytes(self._end_bytes), n_chunks * length_bytes
             raise OutOfChunks(
-                f"{used} of {format_bytes(self._capacity_bytes)} used; {length_bytes} bytes more asked for"
+                f"{used} of {format_bytes(self._capacity_bytes)} used; {asked_bytes} bytes more asked for"
             )
-        self._allocate(offset_bytes, length_bytes)
-        if holes:
+        offsets = [*heapq.nsmallest(reused, holes), *range(self._end_bytes, end_bytes, length_bytes)]
+        chunks = [Chunk(offset_bytes, length_bytes) for offset_bytes in offsets]
+        self._allocate(chunks)
+        for _ in range(reused):
             heapq.heappop(holes)
-        else:
-            self._end_bytes += length_bytes
-        chunk = Chunk(offset_bytes, length_bytes)
-        self._table.add_chunk(chunk)
-        return chunk
+        self._end_bytes = end_bytes
+        for chunk in chunks:
+            self._table.add_chunk(chunk)
+        return chunks
+
+    def _allocate(self, chunks: Sequence[Chunk]) -> None:
+        """All of them or none. Raises OutOfChunks."""
+        done: list[tuple[int, int]] = []
+        try:
+            for offset_bytes, length_bytes in _stretches(chunks):
+                done.append((offset_bytes, length_bytes))
+                os.posix_fallocate(self._fd, offset_bytes, length_bytes)
+        except OSError as error:
+            for offset_bytes, length_bytes in done:
+                self.discard(offset_bytes, length_bytes)
+            if error.errno not in (errno.ENOSPC, errno.ENOMEM):
+                raise
+            raise OutOfChunks(f"the system has no {done[-1][1]} bytes of memory left: {error}") from error
 
     def release(self, chunk: Chunk) -> None:
         """Give physical memory back to the system."""
@@ -126,36 +160,27 @@ class MemfdBackend:
         """A vacated chunk has memory again, of zeros. Raises OutOfChunks if the system has none."""
         if chunk not in self._vacated:
             raise VmMisuse(f"{chunk} was not vacated")
-        self._allocate(chunk.offset_bytes, chunk.length_bytes)
+        self._allocate([chunk])
         self._vacated.remove(chunk)
         self._table.add_chunk(chunk)
-
-    def _allocate(self, offset_bytes: int, length_bytes: int) -> None:
-        try:
-            os.posix_fallocate(self._fd, offset_bytes, length_bytes)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.ENOMEM):
-                raise
-            raise OutOfChunks(f"the system has no {length_bytes} bytes of memory left: {error}") from error
 
     def discard(self, offset_bytes: int, length_bytes: int) -> None:
         """Give back the memory of a stretch of the file; it reads as zeros afterwards."""
         self._check(self._libc.fallocate(self._fd, _PUNCH_HOLE_KEEP_SIZE, offset_bytes, length_bytes), "fallocate")
 
     def map_run(self, where: Range, offset_bytes: int, chunks: Sequence[Chunk]) -> None:
-        """Make the chunks readable and writable there."""
+        """Make the chunks readable and writable there; neighbours in the file by one call."""
         self._table.add_run(where, offset_bytes, chunks)
         at_bytes = offset_bytes
-        for chunk in chunks:
+        for file_bytes, length_bytes in _stretches(chunks):
             try:
-                self._map_fixed(where.address + at_bytes, chunk.length_bytes, _READ_WRITE, mmap.MAP_SHARED, chunk)
+                self._map_fixed(where.address + at_bytes, length_bytes, _READ_WRITE, mmap.MAP_SHARED, file_bytes)
             except OSError as error:
                 self._table.remove_run(where, offset_bytes, len(chunks))
                 self._empty(where.address + offset_bytes, at_bytes - offset_bytes)
-                raise OutOfChunks(
-                    f"{self._table.live} mappings are live and the system has no more: {error}"
-                ) from error
-            at_bytes += chunk.length_bytes
+                live = self._table.pieces
+                raise OutOfChunks(f"{live} mappings are live and the system has no more: {error}") from error
+            at_bytes += length_bytes
 
     def unmap_run(self, where: Range, offset_bytes: int, n_chunks: int) -> list[Chunk]:
         """Undo the mappings of a run; the addresses stay reserved."""
@@ -167,9 +192,9 @@ class MemfdBackend:
         if length_bytes:
             self._map_fixed(address, length_bytes, _PROT_NONE, _EMPTY, None)
 
-    def _map_fixed(self, address: int, length_bytes: int, access: int, kind: int, chunk: Chunk | None) -> None:
-        fd, file_bytes = (-1, 0) if chunk is None else (self._fd, chunk.offset_bytes)
-        found = self._libc.mmap(address, length_bytes, access, kind | _MAP_FIXED, fd, file_bytes)
+    def _map_fixed(self, address: int, length_bytes: int, access: int, kind: int, file_bytes: int | None) -> None:
+        fd = -1 if file_bytes is None else self._fd
+        found = self._libc.mmap(address, length_bytes, access, kind | _MAP_FIXED, fd, file_bytes or 0)
         if found != address:
             raise OSError(ctypes.get_errno(), f"mmap of {length_bytes} bytes: {_last_error()}")
 
@@ -198,6 +223,24 @@ class MemfdBackend:
     def _check(self, result: int, call: str) -> None:
         if result != 0:
             raise VmMisuse(f"{call} failed: {_last_error()}")
+
+
+def _stretches(chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
+    """(offset, length) in the file of each longest run of neighbours, in the order given."""
+    found: list[tuple[int, int]] = []
+    for chunk in chunks:
+        if found and sum(found[-1]) == chunk.offset_bytes:
+            found[-1] = (found[-1][0], found[-1][1] + chunk.length_bytes)
+        else:
+            found.append((chunk.offset_bytes, chunk.length_bytes))
+    return found
+
+
+def _kernel_mappings() -> int:
+    try:
+        return int(Path("/proc/sys/vm/max_map_count").read_text())
+    except OSError:
+        return _KERNEL_MAPPINGS
 
 
 def _last_error() -> str:

@@ -113,6 +113,8 @@ class PageMemory:
         self._scratch = scratch
         self._generation = 0
         self._low_marks: tuple[tuple[int, int], ...] = ()
+        self.vm_lock = threading.Lock()
+        """Held by whoever uses the back end: `resize` does, and everybody who maps pages elsewhere too."""
         self._lock = threading.Lock()  # no chunk goes while it is exported or told of
 
     @property
@@ -176,14 +178,15 @@ class PageMemory:
             self.require_room(n_chunks)
             self.chunks.set_budget(self.chunks.budget_chunks + change)
             try:
-                self.pages.grow(change)
+                with self.vm_lock:
+                    self.pages.grow(change)
             except OutOfChunks:
                 self.chunks.set_budget(self.chunks.budget_chunks - change)
                 raise
         elif change < 0:
             if not settled:
                 self.settle()
-            with self._lock:
+            with self.vm_lock, self._lock:
                 self._generation += 1
                 lower = (mark for mark in self._low_marks if mark[1] < n_chunks)  # the others say less than this one
                 self._low_marks = (*lower, (self._generation, n_chunks))
@@ -218,17 +221,22 @@ class PageMemory:
         self.chunks.close()
 
 
-def open_page_memory(budget_bytes: int, layout: KvLayout, device: torch.device = HOST) -> PageMemory:
+def open_page_memory(
+    budget_bytes: int, layout: KvLayout, device: torch.device = HOST, *, page_chunks: bool = False
+) -> PageMemory:
     """A page pool that fills its whole budget now, and may be resized up to all of the
     device's memory, on the host to what is available now.
 
+    With `page_chunks` each page is a chunk of its own, which sequences can show in their own order; `virtual_block_tokens`
+    tells the blocks that this needs.
     Raises ConfigError if the budget exceeds the memory available, or does not hold one token block.
     """
     free = _free_memory(device)
     require_available(budget_bytes, free)
     if device.type == "cuda":
-        return _open_device(budget_bytes, layout, device, whole_memory_bytes(device))
-    return _open_host(budget_bytes, layout, free.n_bytes)
+        near_bytes = None if page_chunks else device_chunk_bytes(budget_bytes)
+        return _open_device(budget_bytes, layout, device, near_bytes)
+    return _open_host(budget_bytes, layout, None if page_chunks else HOST_CHUNK_BYTES, free.n_bytes)
 
 
 def whole_memory_bytes(device: torch.device) -> int:
@@ -246,16 +254,16 @@ def _free_memory(device: torch.device) -> Available:
     return Available(free_bytes, f"free memory of {device}")
 
 
-def _open_host(budget_bytes: int, layout: KvLayout, limit_bytes: int) -> PageMemory:
-    plan = memory_plan(budget_bytes, layout, os.sysconf("SC_PAGE_SIZE"), HOST_CHUNK_BYTES, limit_bytes=limit_bytes)
+def _open_host(budget_bytes: int, layout: KvLayout, near_bytes: int | None, limit_bytes: int) -> PageMemory:
+    plan = memory_plan(budget_bytes, layout, os.sysconf("SC_PAGE_SIZE"), near_bytes, limit_bytes=limit_bytes)
     limit = plan.limit_chunks * plan.chunk_bytes
     backend = MemfdBackend(limit, scratch_bytes=_SCRATCH_BYTES)
     return _fill(backend, layout, plan, FileScratch(backend, limit))
 
 
-def _open_device(budget_bytes: int, layout: KvLayout, device: torch.device, limit_bytes: int) -> PageMemory:
+def _open_device(budget_bytes: int, layout: KvLayout, device: torch.device, near_bytes: int | None) -> PageMemory:
+    limit_bytes = whole_memory_bytes(device)
     backend = open_cuda(device)
-    near_bytes = device_chunk_bytes(budget_bytes)
     try:
         plan = memory_plan(budget_bytes, layout, backend.granularity_bytes, near_bytes, limit_bytes=limit_bytes)
         scratch = ChunkScratch(backend)

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.kv_layout import KvLayout
-from kvstore.memory.backend import Chunk, VmMisuse
+from kvstore.memory.backend import Chunk, VmBackend, VmMisuse
 from kvstore.memory.chunks import ChunkPool
 from kvstore.memory.vtensor import VirtualTensor
 
@@ -65,6 +65,11 @@ class PagePool:
         return self._rows
 
     @property
+    def backend(self) -> VmBackend:
+        """What maps the pages."""
+        return self._chunks.backend
+
+    @property
     def device(self) -> torch.device:
         """Where the pages are."""
         return self._chunks.backend.device
@@ -93,6 +98,12 @@ class PagePool:
     def memory(self) -> VirtualTensor:
         """The range beneath, for whoever lends its chunks."""
         return self._memory
+
+    def chunk_of(self, page: int) -> Chunk:
+        """What holds a page."""
+        if not 0 <= page < self._n_pages:
+            raise VmMisuse(f"page {page} of {self._n_pages}")
+        return self._memory.chunk(page // self._pages_per_chunk)
 
     def page_offset_bytes(self, page: int) -> int:
         """Where a page begins in the shared file."""

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 
 from common.errors import ConfigError
 from common.kv_layout import KvLayout
-from common.units import MIB, MemoryShare, format_bytes
+from common.units import KIB, MIB, MemoryShare, format_bytes
 
 HOST_CHUNK_BYTES = 2 * MIB
+HOST_LEAST_PAGE_BYTES = 64 * KIB
+"""Pages that are mapped one by one on the host: shorter ones use up the mappings that the kernel gives."""
 _DEVICE_CHUNK_BYTES = 64 * MIB
 _MIN_DEVICE_CHUNKS = 16
+_BLOCK_STEP_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +69,46 @@ def chunk_bytes_for(page_bytes: int, granularity_bytes: int, near_bytes: int) ->
     return max(1, round(near_bytes / unit_bytes)) * unit_bytes
 
 
-def memory_plan(
-    budget_bytes: int, layout: KvLayout, granularity_bytes: int, near_bytes: int, *, limit_bytes: int = 0
-) -> MemoryPlan:
-    """Divide the budget into chunks of about `near_bytes`. Raises ConfigError if not even one token block fits.
+def _page_chunk_bytes(layout: KvLayout, granularity_bytes: int) -> int:
+    if layout.page_bytes % granularity_bytes:
+        tokens = virtual_block_tokens(layout.kv_heads, layout.head_dim, layout.dtype, granularity_bytes)
+        raise ConfigError(
+            f"pages of {layout.block_tokens} tokens are {format_bytes(layout.page_bytes)}, and memory is mapped in units "
+            f"of {format_bytes(granularity_bytes)}: the virtual layout needs blocks of a multiple of {tokens} tokens here"
+        )
+    return layout.page_bytes
 
-    `limit_bytes`: what it may be resized to; less than the budget means the budget.
+
+def virtual_block_tokens(
+    kv_heads: int, head_dim: int, dtype: str, granularity_bytes: int, least_page_bytes: int = 0
+) -> int:
+    """Tokens of a block whose pages can be mapped one by one: the fewest, in sixteens, that fill whole mappable units.
+
+    A page is K and V of one layer; it has at least `least_page_bytes`.
     """
-    chunk_bytes = chunk_bytes_for(layout.page_bytes, granularity_bytes, near_bytes)
+    token_bytes = KvLayout(layers=1, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, block_tokens=1).page_bytes
+    unit_bytes = math.lcm(granularity_bytes, _BLOCK_STEP_TOKENS * token_bytes)
+    return max(1, -(-least_page_bytes // unit_bytes)) * unit_bytes // token_bytes
+
+
+def memory_plan(
+    budget_bytes: int,
+    layout: KvLayout,
+    granularity_bytes: int,
+    near_bytes: int | None,
+    *,
+    limit_bytes: int = 0,
+) -> MemoryPlan:
+    """Divide the budget into chunks of about `near_bytes`, or, if that is None, of one page each, so that a sequence's
+    pages can be mapped in its own order.
+
+    `limit_bytes`: what it may be resized to; less than the budget means the budget. Raises ConfigError if not even one
+    token block fits, or if pages that shall be chunks are not whole mappable units.
+    """
+    if near_bytes is None:
+        chunk_bytes = _page_chunk_bytes(layout, granularity_bytes)
+    else:
+        chunk_bytes = chunk_bytes_for(layout.page_bytes, granularity_bytes, near_bytes)
     chunks = budget_bytes // chunk_bytes
     pages = chunks * (chunk_bytes // layout.page_bytes)
     tokens = pages // layout.layers * layout.block_tokens

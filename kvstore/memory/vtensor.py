@@ -36,6 +36,10 @@ class VirtualTensor:
         """What belongs here, in address order, also what is lifted out now."""
         return tuple(self._chunks)
 
+    def chunk(self, index: int) -> Chunk:
+        """What is mapped at index * chunk_bytes."""
+        return self._chunks[index]
+
     @property
     def mapped_bytes(self) -> int:
         """Usable length, from the beginning of the range."""

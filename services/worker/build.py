@@ -5,7 +5,6 @@ import os
 import secrets
 import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -145,7 +144,7 @@ class Worker:
 
     def _open_lending(self, memory: PageMemory) -> ChunkLending:
         require_spare_memory(self._settings, memory.chunks)
-        lending = ChunkLending(memory.pages, memory.chunks, threading.Lock())
+        lending = ChunkLending(memory.pages, memory.chunks, memory.vm_lock)
         self._cleanup.callback(lending.close)
         return lending
 

@@ -70,6 +70,48 @@ def test_a_chunk_mapped_twice_needs_two_unmaps(backend: VmBackend, unit: int) ->
         backend.release(chunk)
 
 
+def test_a_chunk_is_kept_while_it_is_mapped_in_any_range(backend: VmBackend, unit: int) -> None:
+    home, views, chunks = backend.reserve(4 * unit), backend.reserve(8 * unit), backend.create_run(unit, 4)
+    backend.map_run(home, 0, chunks)
+    backend.map_run(views, unit, chunks[1:3])
+    backend.map_run(views, 4 * unit, [chunks[3], chunks[1]])
+    assert backend.unmap_run(home, 0, 4) == chunks
+    backend.release(chunks[0])
+    for chunk in chunks[1:]:
+        with pytest.raises(VmMisuse, match="still mapped"):
+            backend.release(chunk)
+    assert backend.unmap_run(views, unit, 2) == chunks[1:3]
+    with pytest.raises(VmMisuse, match="still mapped 1 times"):
+        backend.release(chunks[1])
+    backend.release(chunks[2])
+
+
+def test_mappings_are_counted_wherever_they_are(backend: VmBackend, unit: int) -> None:
+    where, chunks = backend.reserve(16 * unit), backend.create_run(unit, 3)
+    before = backend.live_mappings
+    backend.map_run(where, 0, chunks[::-1])
+    backend.map_run(where, 8 * unit, chunks[::-1])
+    there = backend.live_mappings - before
+    assert 6 <= there <= 7  # a kernel counts the hole between them
+    assert there < backend.max_mappings
+    backend.unmap_run(where, 8 * unit, 3)
+    backend.unmap_run(where, 0, 3)
+    assert backend.live_mappings == before
+
+
+def test_a_run_of_chunks_is_created_whole_or_not_at_all(backend: VmBackend, unit: int) -> None:
+    if backend.device.type == "cuda":
+        pytest.skip("the device's capacity is not ours to use up")
+    first = backend.create_run(unit, 5)
+    backend.release(first[2])
+    with pytest.raises(OutOfChunks):
+        backend.create_run(unit, 5)
+    again = backend.create_run(unit, 4)
+    assert len({*first[:2], *first[3:], *again}) == 8
+    with pytest.raises(OutOfChunks):
+        backend.create(unit)
+
+
 def test_a_range_with_chunks_cannot_be_given_back(backend: VmBackend, unit: int) -> None:
     where = backend.reserve(4 * unit)
     backend.map_run(where, unit, [backend.create(unit)])
@@ -163,6 +205,21 @@ def test_one_chunk_at_two_places_is_one_memory(touchable: VmBackend, unit: int) 
     seen[0].fill_(0)
     seen[0, 5] = 77
     assert int(seen[1, 5]) == 77
+
+
+def test_an_alias_is_seen_both_ways_and_in_runs(touchable: VmBackend, unit: int) -> None:
+    home, view = touchable.reserve(4 * unit), touchable.reserve(4 * unit)
+    chunks = touchable.create_run(unit, 4)
+    touchable.map_run(home, 0, chunks)
+    touchable.map_run(view, 0, [chunks[1], chunks[2], chunks[0], chunks[3]])
+    at_home, in_view = (touchable.bytes_at(where, 4 * unit).view(4, unit) for where in (home, view))
+    for number in range(4):
+        at_home[number].fill_(number)
+    assert [int(row.max()) for row in in_view] == [1, 2, 0, 3]
+    in_view[2].fill_(9)
+    assert int(at_home[0].min()) == 9
+    touchable.unmap_run(view, 1 * unit, 2)
+    assert [int(row[0]) for row in at_home] == [9, 1, 2, 3]
 
 
 def test_a_view_over_a_part_without_memory_shows_it_once_it_is_mapped(touchable: VmBackend, unit: int) -> None:

@@ -58,7 +58,7 @@ def test_mappings_stop_at_the_ceiling(cuda: PretendedCuda, monkeypatch: pytest.M
     backend = opened()
     where, chunk = backend.reserve(8 * UNIT), backend.create(UNIT)
     backend.map_run(where, 0, [chunk, chunk])
-    with pytest.raises(OutOfChunks, match="2 are live, and one context bears 3: use larger chunks"):
+    with pytest.raises(OutOfChunks, match="2 are live, and 3 are borne: use larger chunks"):
         backend.map_run(where, 2 * UNIT, [chunk, chunk])
     backend.map_run(where, 2 * UNIT, [chunk])
     backend.close()

@@ -1,12 +1,16 @@
 """What only real memory can show."""
 
 import ctypes
+import errno
 import mmap
 import os
+import random
+from pathlib import Path
 
 import pytest
 
 from common.errors import OutOfChunks
+from kvstore.memory.backend import Chunk
 from kvstore.memory.memfd import MemfdBackend
 
 UNIT = mmap.PAGESIZE
@@ -46,9 +50,86 @@ def test_a_run_that_the_system_cannot_map_leaves_nothing_mapped(monkeypatch: pyt
 
     monkeypatch.setattr(backend, "_map_fixed", map_two)
     with pytest.raises(OutOfChunks, match="no more mappings"):
-        backend.map_run(where, 0, chunks)
+        backend.map_run(where, 0, chunks[::-1])
     assert places[3:] == [where.address]  # emptied as one piece
-    backend.map_run(where, 0, chunks)
+    backend.map_run(where, 0, chunks[::-1])
+    backend.close()
+
+
+def test_neighbours_in_the_file_are_mapped_by_one_call_and_are_one_area(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = MemfdBackend(8 * UNIT)
+    where, chunks = backend.reserve(8 * UNIT), backend.create_run(UNIT, 6)
+    map_one, calls = backend._map_fixed, list[int]()
+
+    def counted(address: int, length_bytes: int, *rest: int) -> None:
+        calls.append(length_bytes // UNIT)
+        map_one(address, length_bytes, *rest)
+
+    monkeypatch.setattr(backend, "_map_fixed", counted)
+    before = backend.live_mappings
+    backend.map_run(where, 0, [*chunks[2:5], chunks[0], chunks[5]])
+    assert calls == [3, 1, 1]
+    assert backend.live_mappings - before == 3
+    backend.unmap_run(where, UNIT, 1)
+    assert backend.live_mappings - before == 5
+    backend.map_run(where, UNIT, [chunks[3]])
+    assert backend.live_mappings - before == 3
+    backend.close()
+
+
+def test_areas_are_those_that_the_kernel_lists() -> None:
+    rng, backend = random.Random(0), MemfdBackend(16 * UNIT)
+    where, chunks = backend.reserve(32 * UNIT), backend.create_run(UNIT, 16)
+    places: dict[int, Chunk] = {}
+    for turn in range(300):
+        at = rng.randrange(32)
+        if at in places:
+            backend.unmap_run(where, at * UNIT, 1)
+            del places[at]
+        else:
+            places[at] = chunks[at % 16 if rng.random() < 0.7 else rng.randrange(16)]
+            backend.map_run(where, at * UNIT, [places[at]])
+        if turn % 20 == 0:
+            assert 0 <= backend.live_mappings - listed_areas(where.address, where.length_bytes) <= 1
+    backend.close()
+
+
+def listed_areas(address: int, length_bytes: int) -> int:
+    """Areas of this process that lie in a stretch of its addresses, as the kernel has them."""
+    spans = [line.split(maxsplit=1)[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
+    return sum(int(begin, 16) < address + length_bytes and int(end, 16) > address for begin, end in spans)
+
+
+def test_chunks_that_are_created_together_are_allocated_by_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocate, calls = os.posix_fallocate, list[int]()
+    monkeypatch.setattr(
+        os, "posix_fallocate", lambda fd, offset, length: (calls.append(length), allocate(fd, offset, length))
+    )
+    backend = MemfdBackend(64 * UNIT)
+    chunks = backend.create_run(UNIT, 40)
+    backend.release(chunks[3])
+    backend.create_run(UNIT, 10)
+    assert [length // UNIT for length in calls] == [40, 1, 9]
+    assert backend.resident_bytes == 49 * UNIT
+    backend.close()
+
+
+def test_chunks_that_the_system_cannot_all_give_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = MemfdBackend(64 * UNIT)
+    backend.release(backend.create_run(UNIT, 4)[1])
+    allocate = os.posix_fallocate
+
+    def allocate_holes(fd: int, offset: int, length: int) -> None:
+        if offset >= 4 * UNIT:
+            raise OSError(errno.ENOSPC, "no memory")
+        allocate(fd, offset, length)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", allocate_holes)
+        with pytest.raises(OutOfChunks, match="no 8192 bytes of memory left"):
+            backend.create_run(UNIT, 3)
+    assert backend.resident_bytes == 3 * UNIT
+    assert [chunk.offset_bytes // UNIT for chunk in backend.create_run(UNIT, 3)] == [1, 4, 5]
     backend.close()
 
 

@@ -227,3 +227,15 @@ def test_a_closed_memory_leaves_nothing_on_the_device() -> None:
 def test_a_device_that_is_filled_by_others_meanwhile_is_refused_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"--device-memory=8\.0 MiB cannot be taken .*cuda_error_out_of_memory"):
         pretended(monkeypatch, 130 * MIB)  # scratch takes 128 of them
+
+
+def test_pages_can_be_chunks_which_grow_and_shrink_one_by_one() -> None:
+    layout = KvLayout(layers=3, kv_heads=2, head_dim=64, dtype="float32", block_tokens=16)
+    memory = open_page_memory(2 * MIB, layout, page_chunks=True)
+    assert memory.plan.chunk_bytes == layout.page_bytes == 16 * 1024
+    assert (memory.plan.pages, memory.pages.n_pages) == (128, 128)
+    assert memory.resize(100) == 100
+    assert memory.resize(131) == 131
+    memory.pages.rows[:] = 1
+    assert len({memory.pages.chunk_of(page) for page in range(131)}) == 131
+    memory.close()
