@@ -49,8 +49,8 @@ class StepCosts:
     worst_exposed_share: float
     hidden: float
     """Of the mapping time, what runs beside steps."""
-    reused: float
-    """Of the blocks of new sequences, those that a slot showed already."""
+    ready: float
+    """Of the blocks of new sequences, those that were there when it began: mapped ahead, or shown before by an ended one."""
 
 
 @dataclass

@@ -234,11 +234,11 @@ def print_attention(rows: Sequence[Attention]) -> None:
 
 def print_steps(rows: Sequence[StepCosts]) -> None:
     print(
-        f"\n{'mapping, share of a step':27} {'batch':>5} {'all':>6} {'exposed':>8} {'worst':>6} {'hidden':>7} {'reused':>7}"
+        f"\n{'mapping, share of a step':27} {'batch':>5} {'all':>6} {'exposed':>8} {'worst':>6} {'hidden':>7} {'ready':>7}"
     )
     for row in rows:
         shares = f"{row.mapping_share:6.2%} {row.exposed_share:8.2%} {row.worst_exposed_share:6.0%}"
-        print(f"{row.way:27} {row.batch:5} {shares} {row.hidden:7.0%} {row.reused:7.0%}")
+        print(f"{row.way:27} {row.batch:5} {shares} {row.hidden:7.0%} {row.ready:7.0%}")
 
 
 def main() -> int:

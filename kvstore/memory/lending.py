@@ -8,7 +8,7 @@ Which chunks may go, the block pool has decided (`LentChunks`); this moves their
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from kvstore.memory.chunks import ChunkPool
 from kvstore.memory.page_pool import PagePool
 
 
-def _nobody_shows_them(first_page: int, end_page: int) -> None:
+def _nobody_shows_them(pages: Collection[int]) -> None:
     """Where no other mapping of pages exists."""
 
 
@@ -35,12 +35,12 @@ class ChunkLending:
         chunks: ChunkPool,
         lock: threading.Lock,
         *,
-        forget_pages: Callable[[int, int], None] = _nobody_shows_them,
+        forget_pages: Callable[[Collection[int]], None] = _nobody_shows_them,
         owner: str = "kv",
     ) -> None:
         """`lock` guards the back end, and is held while it is used. `owner`: whose the pages' chunks are.
 
-        `forget_pages(first, end)`: unmap these pages wherever else they are shown, now; called without the lock.
+        `forget_pages(pages)`: unmap these pages wherever else they are shown, now; called without the lock.
         """
         self._pages, self._chunks, self._lock = pages, chunks, lock
         self._forget_pages, self._owner = forget_pages, owner
@@ -91,8 +91,8 @@ class ChunkLending:
         if not self._chunks.can_vacate:
             raise VmMisuse(f"memory of {type(self._chunks.backend).__name__} cannot go and come back as the same chunk")
         pages_per_chunk = self._chunks.chunk_bytes // self._pages.layout.page_bytes
-        for place in places:
-            self._forget_pages(place * pages_per_chunk, (place + 1) * pages_per_chunk)
+        whole = (range(place * pages_per_chunk, (place + 1) * pages_per_chunk) for place in places)
+        self._forget_pages([page for run in whole for page in run])
         with self._lock:
             self._chunks.vacate(self._owner, self._pages.memory.lift(places))
             self._at_system.update(places)

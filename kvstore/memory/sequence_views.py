@@ -113,8 +113,9 @@ class SequenceViews:
         """
         with self._changed:
             self._require_open()
+            calls = self._mapper.counts.mapped_calls
             slot = self._mapper.show(owner, ids)
-            if self._mapper.has_work():
+            if self._mapper.counts.mapped_calls != calls and self._mapper.has_work():
                 self._changed.notify_all()
             return slot
 

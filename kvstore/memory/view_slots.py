@@ -79,9 +79,10 @@ class ViewSlots:
     def shows(self, owner: Hashable, ids: PageIds) -> int | None:
         """The slot that shows exactly these pages to this owner already."""
         slot = self._slot_of.get(owner)
-        if slot is not None and np.array_equal(self._pages[slot, :, : ids.shape[1]], ids):
-            return slot
-        return None
+        if slot is None:
+            return None
+        there = self._pages[slot, :, : ids.shape[1]]
+        return slot if there.shape == ids.shape and (there == ids).all() else None
 
     def begin(self, owners: Iterable[Hashable]) -> None:
         """A step of these owners begins."""
