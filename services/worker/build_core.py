@@ -17,17 +17,20 @@ from services.worker.core.costing import Costing
 from services.worker.core.decode import DecodeCore, DecodeTerms
 from services.worker.core.fetch_costs import FetchCosts
 from services.worker.core.generation import Generation
+from services.worker.core.host_buffer import HostBuffer
 from services.worker.core.incoming import GrantTerms, Incoming
 from services.worker.core.kv_cache import CacheParts, KvCache
 from services.worker.core.lender import Lender
 from services.worker.core.lookups import Lookups
 from services.worker.core.neighbours import Neighbours
 from services.worker.core.offers import Offers
+from services.worker.core.parking import Parking
 from services.worker.core.parts import Parts
 from services.worker.core.prefetch import Prefetch
 from services.worker.core.prefill import PrefillCore, PrefillTerms
 from services.worker.core.prefix import Keep, PrefixReuse
 from services.worker.core.resizing import PoolSize, Resizing
+from services.worker.core.restoring import Restoring
 from services.worker.core.returns import Returns
 from services.worker.core.role import WorkerRole
 from services.worker.core.scheduler import Scheduler
@@ -108,8 +111,15 @@ def _parts(mine: Member, settings: WorkerSettings, size: PoolSize, layout: KvLay
     pool = BlockPool(Ledger(size.n_pages), layout.layers, EVICTION_POLICIES[settings.eviction]())
     reuse = PrefixReuse(pool, keep, layout.block_tokens)
     policy = DecodeFirst(settings.step_tokens_limit, layout.block_tokens)
-    scheduler = Scheduler(reuse, layout, policy, max_running=settings.running_limit, context_tokens=mine.takes_tokens)
     calls = Calls()
+    scheduler = Scheduler(
+        reuse,
+        layout,
+        policy,
+        max_running=settings.running_limit,
+        context_tokens=mine.takes_tokens,
+        parking=Parking(reuse, HostBuffer(size.host_pages, layout.layers, layout.page_bytes), calls),
+    )
     costs = FetchCosts(lambda: fit.cost, layout.block_tokens, always=settings.fetch == "always")
     cache_parts = CacheParts(
         pool=pool,
@@ -120,6 +130,7 @@ def _parts(mine: Member, settings: WorkerSettings, size: PoolSize, layout: KvLay
         returns=Returns(pool, calls, block_bytes, accepts=keep is not Keep.NOTHING),
         offers=Offers(calls, layout.block_tokens),
         costs=costs,
+        restoring=Restoring(scheduler),
     )
     pool.listen(cache_parts.events)
     if use_store:

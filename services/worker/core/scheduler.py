@@ -15,8 +15,12 @@ from common.messages.requests import TokenLogprob
 from common.policy.batching import Candidate, DecodeFirst
 from kvstore.index.ledger import PageState
 from kvstore.index.page_table import PageTable
+from services.worker.core.calls import Calls
 from services.worker.core.found import Started
+from services.worker.core.giving_way import GivingWay
+from services.worker.core.host_buffer import HostBuffer
 from services.worker.core.in_flight import StepsInFlight, counts
+from services.worker.core.parking import Parking
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
 from services.worker.core.prefix import PrefixReuse
 from services.worker.core.room import Room
@@ -37,16 +41,26 @@ class Scheduler:
     """Continuous batching over a pool of blocks.
 
     Admission is first come, first served; when a running sequence needs a page and none is free, the youngest one gives
-    up its pages and is computed again later, so that the oldest always moves on.
+    up its pages, so that the oldest always moves on. Its KV is parked in the host buffer, or else computed again later.
     """
 
     def __init__(
-        self, reuse: PrefixReuse, layout: KvLayout, policy: DecodeFirst, *, max_running: int, context_tokens: int
+        self,
+        reuse: PrefixReuse,
+        layout: KvLayout,
+        policy: DecodeFirst,
+        *,
+        max_running: int,
+        context_tokens: int,
+        parking: Parking | None = None,
     ) -> None:
-        """`max_running`: sequences with pages at the most. `context_tokens`: of one sequence at the most."""
+        """`max_running`: sequences with pages at the most. `context_tokens`: of one sequence at the most. `parking`: None
+        if there is no host buffer."""
         self._reuse, self._pool, self._layout, self._policy = reuse, reuse.pool, layout, policy
         self.room = Room(reuse.pool, layout.layers, max_running)
         self.sequences = Sequences(self._pool, layout.layers, context_tokens)
+        self.parking = parking or Parking(reuse, HostBuffer(0, layout.layers), Calls())
+        self.giving_way = GivingWay(self.parking, reuse)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # by `order`
         self.flight = StepsInFlight()
@@ -73,7 +87,7 @@ class Scheduler:
         sequence.tokens.append(first_token)
         sequence.table, sequence.computed_tokens = table, len(prompt.tokens)
         sequence.cached_blocks = sequence.published_blocks = cached_blocks
-        sequence.reused_tokens = 0
+        sequence.reused_tokens, sequence.began_tokens = 0, len(sequence.tokens)
         self._running.append(sequence)
         self._reuse.publish(sequence)
         return sequence
@@ -84,12 +98,13 @@ class Scheduler:
         if sequence is None:
             return
         sequence.dropped = True
-        self.park(request)
+        self.halt(request)
         if sequence in self._waiting:
             self._waiting.remove(sequence)
+            self.parking.forget(request)
         self.sequences.free_if_idle(sequence)
 
-    def park(self, request: RequestId) -> None:
+    def halt(self, request: RequestId) -> None:
         """Keep the sequence and its pages, but compute no further."""
         sequence = self.sequences[request]
         if sequence in self._running:
@@ -130,6 +145,14 @@ class Scheduler:
         n_blocks = self._layout.blocks_for(tokens) - pinned_blocks
         return not self._waiting and self.room.fits(n_blocks, len(self._running))
 
+    def grants(self, tokens: int, *, pinned_blocks: int = 0) -> bool:
+        """As `has_room`, for a sequence that is computed elsewhere: for it some may give way, and then it goes before them.
+
+        True is a promise: the caller takes the pages now.
+        """
+        n_blocks = self._layout.blocks_for(tokens) - pinned_blocks
+        return self.giving_way.grants(n_blocks, self._waiting, fits=self.room.fits(n_blocks, len(self._running)))
+
     # -- steps
 
     def plan(self) -> StepPlan | None:
@@ -137,6 +160,8 @@ class Scheduler:
         if len(self.flight):
             return None
         starved = self._grow()
+        for volunteer in self.giving_way.volunteers(self._running, self._waiting):
+            self._preempt(volunteer)
         self._admit()
         return self._begin([s for s in self._running if s not in starved], follows=False)
 
@@ -150,7 +175,7 @@ class Scheduler:
         step = self.flight.oldest
         if step is None or len(self.flight) > 1 or not step.may_overlap:
             return None
-        if not all(self._reach(sequence) for sequence in self._running):
+        if not all(self._reach(one) for one in self._running) or self.giving_way.is_due(self._running, self._waiting):
             return None
         self._admit()
         return self._begin(self._running, follows=True)
@@ -170,13 +195,13 @@ class Scheduler:
     def _grow(self) -> list[Sequence]:
         """Give every running sequence the pages for its next token, oldest first, at the cost of the youngest.
 
-        Returns those that must wait, because all who could give way are being loaded into.
+        Returns those that must wait: all who could give way are being loaded into, or enough of their pages are leaving.
         """
         starved: list[Sequence] = []
         for sequence in list(self._running):
             while sequence in self._running and not self._reach(sequence):
                 victim = next((s for s in reversed(self._running) if s.loading is None), None)
-                if victim is None:
+                if victim is None or self.parking.leaving_pages > len(starved) * self._layout.layers:
                     starved.append(sequence)
                     break
                 self._preempt(victim)
@@ -192,12 +217,14 @@ class Scheduler:
 
     def _preempt(self, victim: Sequence) -> None:
         self._running.remove(victim)
-        self._reuse.give_up(victim)
+        if not self.parking.take(victim):
+            self._reuse.give_up(victim)
         self.preemptions_total += 1
-        self._waiting.appendleft(victim)
+        self._waiting.append(victim)
+        self._waiting = deque(sorted(self._waiting, key=lambda s: s.order))
 
     def _admit(self) -> None:
-        while self._waiting and self.room.fits(self._reuse.new_blocks(self._waiting[0]), len(self._running)):
+        while self._waiting and self._may_begin(self._waiting[0]):
             sequence = self._waiting.popleft()
             load = self._reuse.begin(sequence)
             if load is not None and load.n_blocks:
@@ -205,6 +232,10 @@ class Scheduler:
             self._started.append(Started(sequence.request, sequence.cached_blocks, load))
             self._running.append(sequence)
             self._running.sort(key=lambda s: s.order)
+
+    def _may_begin(self, sequence: Sequence) -> bool:
+        n_blocks = self._reuse.new_blocks(sequence) + self.giving_way.kept_blocks
+        return not self.parking.is_leaving(sequence.request) and self.room.fits(n_blocks, len(self._running))
 
     def complete(self, result: StepResult) -> list[NewToken]:
         """Take in the oldest step, which is finished. Tokens of sequences dropped meanwhile are not reported."""

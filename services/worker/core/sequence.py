@@ -55,6 +55,10 @@ class Sequence:
     computed_tokens: int = 0
     reserved: bool = False
     """Its pages are RESERVED in the ledger, because its first token is not drawn yet."""
+    began_tokens: int = 0
+    """Tokens that it had when it got its pages last."""
+    passed: int | None = None
+    """How many were given pages while it waits because it gave way for them; None: it gave way for nobody."""
     in_steps: int = 0
     """Steps in flight that compute it: its pages must stay."""
     held: bool = False
