@@ -31,11 +31,13 @@ from kvstore.transport.own_pages import own_pages_of
 from kvstore.transport.probe import Ways
 from kvstore.transport.share import Share
 from services.worker.build_core import build_core
+from services.worker.core.host_buffer import HOST_BUFFER
 from services.worker.core.resizing import PoolSize
 from services.worker.engine.make import EngineLimits, make_engine
 from services.worker.engine.torch_options import configure_torch
 from services.worker.engine.workspace import needs_model, page_bytes_of
 from services.worker.engine_thread import Engine, EngineThread
+from services.worker.host_memory import HostMemory, open_host_memory
 from services.worker.inbox import BlocksMoved, CopyEnded, Events, MembersRead, PeerGone, PeerJoined, ShareDied
 from services.worker.links import Links, Movers
 from services.worker.model.identity import inspect_model
@@ -112,6 +114,10 @@ class Worker:
             Copier(lambda done: inbox.put(CopyEnded(done))),
             BlockMover(mover_pages, gate, lambda event: inbox.put(BlocksMoved(event))),
         )
+        host = open_host_memory(settings, memory, driver, self._log)
+        if host is not None:
+            self._cleanup.callback(host.close)
+            movers.blocks.attach(HOST_BUFFER, host.pages)
         share_path = share.serve(memory, self._run_dir())
         mine = self._member(exchange.endpoint, inspected.identity, str(inspected.folder), share_path, memory)
         links = Links(mine, loop_pages, movers, inbox, Ways(copier_pages, share, settings.transport, driver))
@@ -122,7 +128,7 @@ class Worker:
         engine = EngineThread(cast(Engine[Any], computing), inbox, gate)
         self._cleanup.callback(engine.stop, _STEP_END_S)
         fit = self._starting_fit(profile, model, threads)
-        core = build_core(mine, settings, _size(memory), inspected.layout, fit)
+        core = build_core(mine, settings, _size(memory, host), inspected.layout, fit)
         resizer = PageResizer(memory, inbox, use_pages=engine.use_pages, tell_peers=links.tell_resized)
         events = CacheEventPublisher(settings.redis, settings.cluster, mine)
         self._cleanup.callback(events.close)
@@ -213,6 +219,6 @@ class Worker:
         )
 
 
-def _size(memory: PageMemory) -> PoolSize:
-    plan = memory.plan
-    return PoolSize(memory.pages.n_pages, plan.chunk_bytes // plan.page_bytes, plan.page_bytes)
+def _size(memory: PageMemory, host: HostMemory | None) -> PoolSize:
+    plan, host_pages = memory.plan, 0 if host is None else host.n_pages
+    return PoolSize(memory.pages.n_pages, plan.chunk_bytes // plan.page_bytes, plan.page_bytes, host_pages)
