@@ -112,14 +112,8 @@ def _parts(mine: Member, settings: WorkerSettings, size: PoolSize, layout: KvLay
     reuse = PrefixReuse(pool, keep, layout.block_tokens)
     policy = DecodeFirst(settings.step_tokens_limit, layout.block_tokens)
     calls = Calls()
-    scheduler = Scheduler(
-        reuse,
-        layout,
-        policy,
-        max_running=settings.running_limit,
-        context_tokens=mine.takes_tokens,
-        parking=Parking(reuse, HostBuffer(size.host_pages, layout.layers, layout.page_bytes), calls),
-    )
+    scheduler = Scheduler(reuse, layout, policy, max_running=settings.running_limit, context_tokens=mine.takes_tokens)
+    scheduler.park_in(Parking(reuse, HostBuffer(size.host_pages, layout.layers, layout.page_bytes), calls))
     costs = FetchCosts(lambda: fit.cost, layout.block_tokens, always=settings.fetch == "always")
     cache_parts = CacheParts(
         pool=pool,

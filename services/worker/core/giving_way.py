@@ -1,14 +1,15 @@
-"""Who gives way before it must, so that its KV has left when the room is needed. Pure; only with a host buffer.
+"""Who gives way to others, with its pages. Pure.
 
-Two reasons: the next step will lack blocks (LayerKV, arXiv 2410.00428, section 4.6), or a request whose prompt is computed
+When a running sequence lacks pages and none is free, the youngest must. With a host buffer some give way before that, so that
+their KV has left when the room is needed, for two reasons: the next step will lack blocks (LayerKV, arXiv 2410.00428, section 4.6), or a request whose prompt is computed
 elsewhere waits for pages, and with it its first token. Nobody is made to starve: the oldest never gives way, who gives way
 has drawn `TURN_TOKENS` since it began last, and who gave way for others is passed by at most `MOST_PASSES` of them.
 """
 
-from collections.abc import Callable, Collection
-from collections.abc import Sequence as Run
+from collections.abc import Callable
 
 from common.policy.forecast import Victim, shortfall_blocks, victims
+from services.worker.core.lineup import Lineup
 from services.worker.core.parking import Parking
 from services.worker.core.prefix import PrefixReuse
 from services.worker.core.sequence import Sequence
@@ -18,10 +19,12 @@ MOST_PASSES = 8
 
 
 class GivingWay:
-    """Owns what is wished for by those who wait for pages; whose KV is parked is Parking's."""
+    """Owns what is wished for by those who wait for pages. Who gives way is parked, or computed again."""
 
-    def __init__(self, parking: Parking, reuse: PrefixReuse) -> None:
-        self._parking, self._pool, self._block_tokens = parking, reuse.pool, reuse.block_tokens
+    def __init__(self, lineup: Lineup, parking: Parking, reuse: PrefixReuse) -> None:
+        self._lineup, self._parking, self._reuse = lineup, parking, reuse
+        self._pool, self._block_tokens = reuse.pool, reuse.block_tokens
+        self.preemptions_total = 0
         self._wished_blocks = 0
         self._yielded = False  # somebody gave way for the wish: who waits may not take that room
         self.slack_ms: Callable[[Sequence], float] = lambda _: 0.0
@@ -33,13 +36,14 @@ class GivingWay:
         """Nobody waits for pages, as far as is known."""
         self._wished_blocks = 0
 
-    def grants(self, n_blocks: int, waiting: Collection[Sequence], *, fits: bool) -> bool:
+    def grants(self, n_blocks: int, *, fits: bool) -> bool:
         """Whether the first of those who wait for pages may take so many blocks now, which `fits` says are free.
 
-        If it may not for lack of room, it is wished for. `waiting`: who will have its pages again before anybody new, unless
-        it gave way for such.
+        If it may not for lack of room, it is wished for. Who waits has its pages again before anybody new, unless it gave way
+        for such.
         """
-        if not _may_pass(waiting):
+        waiting = self._lineup.waiting
+        if not self._may_pass:
             return False
         if not fits:
             self._wished_blocks = n_blocks
@@ -55,40 +59,75 @@ class GivingWay:
 
     # -- who gives way
 
-    def volunteers(self, running: Run[Sequence], waiting: Collection[Sequence]) -> list[Sequence]:
-        """Who gives way now: as many as are needed, or nobody. `running`: oldest first; no step is in flight."""
+    def grow(self, reach: Callable[[Sequence], bool]) -> list[Sequence]:
+        """Give every running sequence the pages for its next token, oldest first, at the cost of the youngest.
+
+        `reach`: gives them, or says that there are none. Returns those that must wait: all who could give way are being
+        loaded into, or enough of their pages are leaving. No step is in flight.
+        """
+        starved: list[Sequence] = []
+        running, layers = self._lineup.running, self._pool.pages_per_block
+        for sequence in list(running):
+            while sequence in running and not reach(sequence):
+                victim = next((one for one in reversed(running) if one.loading is None), None)
+                if victim is None or self._parking.leaving_pages > len(starved) * layers:
+                    starved.append(sequence)
+                    break
+                self._give_way(victim)
+        for volunteer in self._volunteers():
+            self._give_way(volunteer)
+        return starved
+
+    def _give_way(self, victim: Sequence) -> None:
+        if not self._parking.take(victim):
+            self._reuse.give_up(victim)
+        self.preemptions_total += 1
+        self._lineup.wait(victim)
+
+    def _volunteers(self) -> list[Sequence]:
+        """Who gives way although it need not: as many as are needed, or nobody."""
         if not self._wished_blocks:
             self._yielded = False
-        lacking = self._lacking(running)
-        if lacking or not self._wished_blocks or not _may_pass(waiting):
-            return self._chosen(running, lacking)
-        chosen = self._chosen(running, self._wished_blocks + len(running) - self._coming_blocks)
+        lacking = self._lacking
+        if lacking or not self._wished_blocks or not self._may_pass:
+            return self._chosen(lacking)
+        chosen = self._chosen(self._lacking_for_wish)
         self._yielded = self._yielded or bool(chosen)
         for one in chosen:
             one.passed = 0
         return chosen
 
-    def is_due(self, running: Run[Sequence], waiting: Collection[Sequence]) -> bool:
-        """Whether `volunteers` would name somebody, if no step were in flight."""
-        wished = self._wished_blocks and _may_pass(waiting)
-        lacking = self._lacking(running) or (wished and self._wished_blocks + len(running) - self._coming_blocks)
-        return bool(self._chosen(running, lacking))
+    def is_due(self) -> bool:
+        """Whether somebody would give way although it need not, if no step were in flight."""
+        wished = self._wished_blocks and self._may_pass
+        return bool(self._chosen(self._lacking or (self._lacking_for_wish if wished else 0)))
+
+    @property
+    def _may_pass(self) -> bool:
+        """Whether somebody new may take pages before who waits: all of them gave way for such, and not too often."""
+        return all(one.passed is not None and one.passed < MOST_PASSES for one in self._lineup.waiting)
+
+    @property
+    def _lacking_for_wish(self) -> int:
+        return self._wished_blocks + len(self._lineup.running) - self._coming_blocks
 
     @property
     def _coming_blocks(self) -> int:
         """Blocks that are free, or will be when copies in progress have ended."""
         return (self._pool.available_pages + self._parking.leaving_pages) // self._pool.pages_per_block
 
-    def _lacking(self, running: Run[Sequence]) -> int:
+    @property
+    def _lacking(self) -> int:
         """Blocks that the step after the next one will lack."""
+        running = self._lineup.running
         growing = sum(one.table.n_blocks * self._block_tokens <= len(one.tokens) for one in running)
         return shortfall_blocks(self._coming_blocks, 0, growing, 0)
 
-    def _chosen(self, running: Run[Sequence], n_blocks: int) -> list[Sequence]:
+    def _chosen(self, n_blocks: int) -> list[Sequence]:
         """The fewest, in the order of the policy, that free so many blocks; nobody if all of them together do not."""
         if n_blocks <= 0 or not self._parking.buffer.capacity_pages:
             return []
-        able = [one for one in running[1:] if self._able(one)]
+        able = [one for one in self._lineup.running[1:] if self._able(one)]
         order = victims([Victim(self.slack_ms(one), one.table.n_blocks, one.order) for one in able])
         chosen: list[Sequence] = []
         freed = host_pages = 0
@@ -107,8 +146,3 @@ class GivingWay:
         drawn = len(one.tokens) - one.began_tokens
         free = one.loading is None and not (one.held or one.lost)
         return free and drawn >= TURN_TOKENS and self._parking.needs_pages(one) > 0
-
-
-def _may_pass(waiting: Collection[Sequence]) -> bool:
-    """Whether somebody new may take pages although these wait: all of them gave way for such, and not too often."""
-    return all(one.passed is not None and one.passed < MOST_PASSES for one in waiting)

@@ -5,7 +5,6 @@ leaves only by `drop` (its owner is done with it, for whatever reason) and its p
 that computes it and after `unhold`.
 """
 
-from collections import deque
 from dataclasses import dataclass
 
 from common.ids import RequestId
@@ -20,6 +19,7 @@ from services.worker.core.found import Started
 from services.worker.core.giving_way import GivingWay
 from services.worker.core.host_buffer import HostBuffer
 from services.worker.core.in_flight import StepsInFlight, counts
+from services.worker.core.lineup import Lineup
 from services.worker.core.parking import Parking
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
 from services.worker.core.prefix import PrefixReuse
@@ -45,36 +45,31 @@ class Scheduler:
     """
 
     def __init__(
-        self,
-        reuse: PrefixReuse,
-        layout: KvLayout,
-        policy: DecodeFirst,
-        *,
-        max_running: int,
-        context_tokens: int,
-        parking: Parking | None = None,
+        self, reuse: PrefixReuse, layout: KvLayout, policy: DecodeFirst, *, max_running: int, context_tokens: int
     ) -> None:
-        """`max_running`: sequences with pages at the most. `context_tokens`: of one sequence at the most. `parking`: None
-        if there is no host buffer."""
+        """`max_running`: sequences with pages at the most. `context_tokens`: of one sequence at the most."""
         self._reuse, self._pool, self._layout, self._policy = reuse, reuse.pool, layout, policy
         self.room = Room(reuse.pool, layout.layers, max_running)
         self.sequences = Sequences(self._pool, layout.layers, context_tokens)
-        self.parking = parking or Parking(reuse, HostBuffer(0, layout.layers), Calls())
-        self.giving_way = GivingWay(self.parking, reuse)
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # by `order`
+        self._lineup = Lineup()
+        self.park_in(Parking(reuse, HostBuffer(0, layout.layers), Calls()))
         self.flight = StepsInFlight()
         """To read."""
         self._started: list[Started] = []
-        self.preemptions_total = self.computed_tokens_total = 0
+        self.computed_tokens_total = 0
         self.computed_ms_total = 0.0
+
+    def park_in(self, parking: Parking) -> None:
+        """Whoever gives way is parked there from now on; nobody may be here yet."""
+        self.parking = parking
+        self.giving_way = GivingWay(self._lineup, parking, self._reuse)
 
     # -- arrivals and departures
 
     def submit(self, prompt: NewPrompt) -> Sequence:
         """Queue a sequence of which nothing is computed, and start it if there is room. It must fit the pool."""
         sequence = self.sequences.add(prompt)
-        self._waiting.append(sequence)
+        self._lineup.wait(sequence)
         self._admit()
         return sequence
 
@@ -88,7 +83,7 @@ class Scheduler:
         sequence.table, sequence.computed_tokens = table, len(prompt.tokens)
         sequence.cached_blocks = sequence.published_blocks = cached_blocks
         sequence.reused_tokens, sequence.began_tokens = 0, len(sequence.tokens)
-        self._running.append(sequence)
+        self._lineup.run(sequence)
         self._reuse.publish(sequence)
         return sequence
 
@@ -98,17 +93,15 @@ class Scheduler:
         if sequence is None:
             return
         sequence.dropped = True
-        self.halt(request)
-        if sequence in self._waiting:
-            self._waiting.remove(sequence)
+        self._lineup.halt(sequence)
+        if sequence in self._lineup.waiting:
+            self._lineup.waiting.remove(sequence)
             self.parking.forget(request)
         self.sequences.free_if_idle(sequence)
 
     def halt(self, request: RequestId) -> None:
         """Keep the sequence and its pages, but compute no further."""
-        sequence = self.sequences[request]
-        if sequence in self._running:
-            self._running.remove(sequence)
+        self._lineup.halt(self.sequences[request])
 
     # -- fetched blocks
 
@@ -143,7 +136,7 @@ class Scheduler:
         `pinned_blocks` of it are cached here and pinned by others.
         """
         n_blocks = self._layout.blocks_for(tokens) - pinned_blocks
-        return not self._waiting and self.room.fits(n_blocks, len(self._running))
+        return not self._lineup.waiting and self.room.fits(n_blocks, len(self._lineup.running))
 
     def grants(self, tokens: int, *, pinned_blocks: int = 0) -> bool:
         """As `has_room`, for a sequence that is computed elsewhere: for it some may give way, and then it goes before them.
@@ -151,7 +144,7 @@ class Scheduler:
         True is a promise: the caller takes the pages now.
         """
         n_blocks = self._layout.blocks_for(tokens) - pinned_blocks
-        return self.giving_way.grants(n_blocks, self._waiting, fits=self.room.fits(n_blocks, len(self._running)))
+        return self.giving_way.grants(n_blocks, fits=self.room.fits(n_blocks, len(self._lineup.running)))
 
     # -- steps
 
@@ -159,11 +152,9 @@ class Scheduler:
         """The next step, or None while one is in flight or when there is nothing to do."""
         if len(self.flight):
             return None
-        starved = self._grow()
-        for volunteer in self.giving_way.volunteers(self._running, self._waiting):
-            self._preempt(volunteer)
+        starved = self.giving_way.grow(self._reach)
         self._admit()
-        return self._begin([s for s in self._running if s not in starved], follows=False)
+        return self._begin([s for s in self._lineup.running if s not in starved], follows=False)
 
     def plan_ahead(self) -> StepPlan | None:
         """The step after the one in flight, or None if that has to end first, or if there is nothing to do.
@@ -175,10 +166,10 @@ class Scheduler:
         step = self.flight.oldest
         if step is None or len(self.flight) > 1 or not step.may_overlap:
             return None
-        if not all(self._reach(one) for one in self._running) or self.giving_way.is_due(self._running, self._waiting):
+        if not all(self._reach(one) for one in self._lineup.running) or self.giving_way.is_due():
             return None
         self._admit()
-        return self._begin(self._running, follows=True)
+        return self._begin(self._lineup.running, follows=True)
 
     def _begin(self, sequences: list[Sequence], *, follows: bool) -> StepPlan | None:
         standings = [self.flight.standing(s) for s in sequences if not (s.awaits_load or s.lost)]
@@ -192,21 +183,6 @@ class Scheduler:
         self.flight.begin(plan, [one.sequence for one, _ in chosen])
         return plan
 
-    def _grow(self) -> list[Sequence]:
-        """Give every running sequence the pages for its next token, oldest first, at the cost of the youngest.
-
-        Returns those that must wait: all who could give way are being loaded into, or enough of their pages are leaving.
-        """
-        starved: list[Sequence] = []
-        for sequence in list(self._running):
-            while sequence in self._running and not self._reach(sequence):
-                victim = next((s for s in reversed(self._running) if s.loading is None), None)
-                if victim is None or self.parking.leaving_pages > len(starved) * self._layout.layers:
-                    starved.append(sequence)
-                    break
-                self._preempt(victim)
-        return starved
-
     def _reach(self, sequence: Sequence) -> bool:
         """Whether the sequence has, or now gets, pages for all tokens that it will know after the steps in flight."""
         if sequence.table.n_blocks * self._layout.block_tokens > len(sequence.tokens):
@@ -215,27 +191,18 @@ class Scheduler:
         missing = self._layout.blocks_for(standing.known_tokens) - sequence.table.n_blocks
         return missing <= 0 or standing.ends or self._reuse.extend(sequence, missing)
 
-    def _preempt(self, victim: Sequence) -> None:
-        self._running.remove(victim)
-        if not self.parking.take(victim):
-            self._reuse.give_up(victim)
-        self.preemptions_total += 1
-        self._waiting.append(victim)
-        self._waiting = deque(sorted(self._waiting, key=lambda s: s.order))
-
     def _admit(self) -> None:
-        while self._waiting and self._may_begin(self._waiting[0]):
-            sequence = self._waiting.popleft()
+        while self._lineup.waiting and self._may_begin(self._lineup.waiting[0]):
+            sequence = self._lineup.waiting[0]
             load = self._reuse.begin(sequence)
             if load is not None and load.n_blocks:
                 sequence.awaits_load = not load.found.pages.size  # the engine can wait only for shared memory
             self._started.append(Started(sequence.request, sequence.cached_blocks, load))
-            self._running.append(sequence)
-            self._running.sort(key=lambda s: s.order)
+            self._lineup.run(sequence)
 
     def _may_begin(self, sequence: Sequence) -> bool:
         n_blocks = self._reuse.new_blocks(sequence) + self.giving_way.kept_blocks
-        return not self.parking.is_leaving(sequence.request) and self.room.fits(n_blocks, len(self._running))
+        return not self.parking.is_leaving(sequence.request) and self.room.fits(n_blocks, len(self._lineup.running))
 
     def complete(self, result: StepResult) -> list[NewToken]:
         """Take in the oldest step, which is finished. Tokens of sequences dropped meanwhile are not reported."""
@@ -277,28 +244,31 @@ class Scheduler:
     @property
     def n_waiting(self) -> int:
         """Sequences without pages."""
-        return len(self._waiting)
+        return len(self._lineup.waiting)
 
     @property
     def n_running(self) -> int:
         """Sequences with pages that still draw tokens."""
-        return len(self._running)
+        return len(self._lineup.running)
+
+    @property
+    def preemptions_total(self) -> int:
+        """Sequences that gave way, since the start."""
+        return self.giving_way.preemptions_total
 
     def queue(self) -> QueueCounts:
         """Counts for reports."""
-        pending = sum(s.uncomputed_tokens for s in self.prompts)
-        held = sum(s.computed_tokens for s in self._running)
-        return QueueCounts(waiting=self.n_waiting, running=self.n_running, waiting_tokens=pending, kv_tokens=held)
+        return self._lineup.queue()
 
     @property
     def prompts(self) -> list[Sequence]:
         """Sequences that compute or will compute more than the next token; to read."""
-        return [*self._waiting, *(s for s in self._running if s.uncomputed_tokens > 1)]
+        return self._lineup.prompts
 
     @property
     def wanted_pages(self) -> int:
         """Pages that sequences without any wait for."""
-        return sum(self._layout.pages_for(len(sequence.tokens)) for sequence in self._waiting)
+        return sum(self._layout.pages_for(len(sequence.tokens)) for sequence in self._lineup.waiting)
 
     @property
     def idle(self) -> bool:
