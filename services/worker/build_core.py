@@ -1,11 +1,13 @@
 """Builds the pure half of a worker: the core of its role and the parts it is made of."""
 
 from common.block_hash import root_hash
+from common.cost.step_cost import UNKNOWN_COST
 from common.cost.step_fit import StepFit
 from common.kv_layout import KvLayout
 from common.messages.liveness import Member
 from common.policy.batching import DecodeFirst
 from common.policy.eviction import EVICTION_POLICIES
+from common.policy.layer_retention import retained_layers
 from kvstore.handover.receiver import Receiver
 from kvstore.handover.sender import Sender
 from kvstore.index.block_pool import BlockPool
@@ -20,6 +22,7 @@ from services.worker.core.generation import Generation
 from services.worker.core.host_buffer import HostBuffer
 from services.worker.core.incoming import GrantTerms, Incoming
 from services.worker.core.kv_cache import CacheParts, KvCache
+from services.worker.core.layer_offload import OffloadRule
 from services.worker.core.lender import Lender
 from services.worker.core.lookups import Lookups
 from services.worker.core.neighbours import Neighbours
@@ -113,7 +116,8 @@ def _parts(mine: Member, settings: WorkerSettings, size: PoolSize, layout: KvLay
     policy = DecodeFirst(settings.step_tokens_limit, layout.block_tokens)
     calls = Calls()
     scheduler = Scheduler(reuse, layout, policy, max_running=settings.running_limit, context_tokens=mine.takes_tokens)
-    scheduler.park_in(Parking(reuse, HostBuffer(size.host_pages, layout.layers, layout.page_bytes), calls))
+    parking = Parking(reuse, HostBuffer(size.host_pages, layout.layers, layout.page_bytes), calls)
+    scheduler.park_in(parking, _offload_rule(mine, settings, layout, fit, parking))
     costs = FetchCosts(lambda: fit.cost, layout.block_tokens, always=settings.fetch == "always")
     cache_parts = CacheParts(
         pool=pool,
@@ -136,3 +140,23 @@ def _parts(mine: Member, settings: WorkerSettings, size: PoolSize, layout: KvLay
     shared = SharedPrefixes(pool, scheduler, layout.block_tokens, keeps=keeps)
     resizing = Resizing(pool, size, worker=mine.id, block_tokens=layout.block_tokens)
     return Parts(pool, reuse, scheduler, callers, neighbours, cache, costing, shared, resizing)
+
+
+def _offload_rule(
+    mine: Member, settings: WorkerSettings, layout: KvLayout, fit: StepFit, parking: Parking
+) -> OffloadRule | None:
+    """Which prompts are computed although not all of their layers fit: those that are answered here too."""
+    asked = settings.layer_offload
+    if asked == "off" or mine.role != "mixed":
+        return None
+
+    def retained(tokens: int) -> int:
+        if isinstance(asked, int):
+            return layout.layers - asked
+        prefill_ms = (fit.cost or UNKNOWN_COST).exec_ms(tokens, 0)
+        layer_bytes = layout.blocks_for(tokens) * layout.page_bytes
+        return retained_layers(layout.layers, prefill_ms, layer_bytes, parking.bytes_per_s)
+
+    # a processor takes a step of any length; an accelerator's engine is built for the longest one
+    most_tokens = mine.takes_tokens if settings.device == "cpu" else settings.step_tokens_limit
+    return OffloadRule(retained, most_tokens)

@@ -15,7 +15,6 @@ from services.worker.core.prefix import PrefixReuse
 from services.worker.core.sequence import Sequence
 
 TURN_TOKENS = 16
-MOST_PASSES = 8
 
 
 class GivingWay:
@@ -29,6 +28,8 @@ class GivingWay:
         self._yielded = False  # somebody gave way for the wish: who waits may not take that room
         self.slack_ms: Callable[[Sequence], float] = lambda _: 0.0
         """How long a sequence can wait without missing what was promised; who measures that puts it here."""
+        self.let_go: Callable[[], bool] = lambda: False
+        """Frees pages that nobody needs at once, some at a time; False if there are none."""
 
     # -- the wish of the first who waits for pages
 
@@ -42,14 +43,12 @@ class GivingWay:
         If it may not for lack of room, it is wished for. Who waits has its pages again before anybody new, unless it gave way
         for such.
         """
-        waiting = self._lineup.waiting
-        if not self._may_pass:
+        if not self._lineup.may_pass():
             return False
         if not fits:
             self._wished_blocks = n_blocks
             return False
-        for one in waiting:
-            one.passed = 1 + (one.passed or 0)
+        self._lineup.pass_by()
         return True
 
     @property
@@ -69,7 +68,9 @@ class GivingWay:
         running, layers = self._lineup.running, self._pool.pages_per_block
         for sequence in list(running):
             while sequence in running and not reach(sequence):
-                victim = next((one for one in reversed(running) if one.loading is None), None)
+                if self.let_go():
+                    continue
+                victim = next((one for one in reversed(running) if one.loading is None and one.ring is None), None)
                 if victim is None or self._parking.leaving_pages > len(starved) * layers:
                     starved.append(sequence)
                     break
@@ -88,8 +89,10 @@ class GivingWay:
         """Who gives way although it need not: as many as are needed, or nobody."""
         if not self._wished_blocks:
             self._yielded = False
+        while self._lacking and self.let_go():
+            pass
         lacking = self._lacking
-        if lacking or not self._wished_blocks or not self._may_pass:
+        if lacking or not self._wished_blocks or not self._lineup.may_pass():
             return self._chosen(lacking)
         chosen = self._chosen(self._lacking_for_wish)
         self._yielded = self._yielded or bool(chosen)
@@ -99,13 +102,8 @@ class GivingWay:
 
     def is_due(self) -> bool:
         """Whether somebody would give way although it need not, if no step were in flight."""
-        wished = self._wished_blocks and self._may_pass
+        wished = self._wished_blocks and self._lineup.may_pass()
         return bool(self._chosen(self._lacking or (self._lacking_for_wish if wished else 0)))
-
-    @property
-    def _may_pass(self) -> bool:
-        """Whether somebody new may take pages before who waits: all of them gave way for such, and not too often."""
-        return all(one.passed is not None and one.passed < MOST_PASSES for one in self._lineup.waiting)
 
     @property
     def _lacking_for_wish(self) -> int:
@@ -144,5 +142,5 @@ class GivingWay:
     def _able(self, one: Sequence) -> bool:
         """Whether it has had its turn, and nobody uses its pages."""
         drawn = len(one.tokens) - one.began_tokens
-        free = one.loading is None and not (one.held or one.lost)
+        free = one.loading is None and one.ring is None and not (one.held or one.lost)
         return free and drawn >= TURN_TOKENS and self._parking.needs_pages(one) > 0

@@ -194,7 +194,7 @@ class KvCache:
 
     def on_moved(self, call: int, moved: Moved, now_ms: float) -> list[Action]:
         """The shell has ended a FetchBlocks or StoreBlocks."""
-        if self._restoring.on_moved(call, moved):
+        if self._restoring.on_moved(call, moved, now_ms):
             return []
         for part in (self._prefetch, self._spiller, self._returns):
             done = part.on_moved(call, moved, now_ms)
@@ -235,7 +235,7 @@ class KvCache:
             "returned_blocks_total": float(self._returns.returned_blocks_total),
             "declined_blocks_total": float(self._returns.declined_blocks_total),
             **self._prefetch.counters,
-            **self._restoring.parking.counters(),
+            **self._restoring.counters(),
             "kv_bytes_total{direction=device_to_host}": float(self._spiller.spilled_bytes_total),
             "kv_bytes_total{direction=decode_to_prefill}": float(self._returns.returned_bytes_total),
         }

@@ -5,6 +5,8 @@ from collections import deque
 from common.messages.liveness import QueueCounts
 from services.worker.core.sequence import Sequence
 
+MOST_PASSES = 8
+
 
 class Lineup:
     """Owns both lists, each by arrival. A sequence that is neither computes no further, but may have pages still."""
@@ -32,6 +34,19 @@ class Lineup:
         """It computes no further."""
         if sequence in self.running:
             self.running.remove(sequence)
+
+    def may_pass(self, order: int | None = None) -> bool:
+        """Whether somebody new may take pages before those that wait (and came before `order`): all of them gave way for
+        such, and no more than `MOST_PASSES` went before them since."""
+        return all(one.passed is not None and one.passed < MOST_PASSES for one in self._before(order))
+
+    def pass_by(self, order: int | None = None) -> None:
+        """Somebody new takes pages before them."""
+        for one in self._before(order):
+            one.passed = 1 + (one.passed or 0)
+
+    def _before(self, order: int | None) -> list[Sequence]:
+        return [one for one in self.waiting if order is None or one.order < order]
 
     def queue(self) -> QueueCounts:
         """Counts for reports."""

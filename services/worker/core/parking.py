@@ -9,7 +9,9 @@ Whatever fails, or does not fit, costs a recomputation.
 
 from dataclasses import dataclass
 
+from common.cost.link_fit import LinkFits
 from common.ids import Owner, RequestId
+from kvstore.index.ledger import PageIds
 from services.worker.core.actions import Action, Moved, StoreBlocks
 from services.worker.core.calls import Calls
 from services.worker.core.found import PARKED_TIER, FoundBlocks
@@ -36,9 +38,46 @@ class Parking:
         self._reuse, self.buffer, self._calls = reuse, buffer, calls
         self._leaving: dict[int, _Leaving] = {}
         self._call_of: dict[RequestId, int] = {}  # of those that leave or are parked
+        self._storing: set[int] = set()
         self._orders: list[Action] = []
+        self._rates = LinkFits()
+        self.bytes_per_s = self._rate(0.0)
+        """At which KV is copied to the host, lately; at first a guess on the safe side."""
         self.parked_total = self.restored_total = self.failures_total = 0
         self.stored_bytes_total = self.fetched_bytes_total = 0
+
+    # -- what is copied by others
+
+    def next_call(self) -> int:
+        """A number for a copy."""
+        return self._calls.next()
+
+    def order(self, action: Action) -> None:
+        """To be carried out before the next step begins."""
+        self._orders.append(action)
+
+    def reserve(self, n_blocks: int) -> tuple[int, PageIds]:
+        """Host pages [blocks, layers] and the call that keeps them; `admits` was asked."""
+        call = self._calls.next()
+        return call, self.buffer.alloc(_owner(call), n_blocks)
+
+    def hold(self, call: int, request: RequestId) -> None:
+        """The request waits, and may not begin before `put` or `unhold`."""
+        self._call_of[request] = call
+        self._storing.add(call)
+
+    def put(self, call: int, sequence: Sequence, found: FoundBlocks) -> None:
+        """All of it is in the buffer: it is parked."""
+        self._storing.discard(call)
+        sequence.found = found
+        self.parked_total += 1
+
+    def unhold(self, call: int, request: RequestId | None) -> None:
+        """What was copied is worthless, or nobody wants it: the host pages are free."""
+        self._storing.discard(call)
+        self.free(call)
+        if request is not None:
+            del self._call_of[request]
 
     # -- out
 
@@ -60,6 +99,16 @@ class Parking:
         self._orders.append(order)
         return True
 
+    def learn(self, moved: Moved, now_ms: float) -> None:
+        """A copy to the host took so long."""
+        if moved.ok and moved.n_bytes:
+            self._rates.asked(HOST_BUFFER, PARKED_TIER, 0.0, moved.n_bytes, now_ms)
+            self._rates.came(HOST_BUFFER, PARKED_TIER, moved.n_bytes, moved.elapsed_ms, now_ms)
+            self.bytes_per_s = self._rate(now_ms)
+
+    def _rate(self, now_ms: float) -> float:
+        return self._rates.cost(HOST_BUFFER, PARKED_TIER, 0.0, now_ms).bytes_per_s
+
     def take_orders(self) -> list[Action]:
         """Copies to begin, since the last call."""
         orders, self._orders = self._orders, []
@@ -72,16 +121,13 @@ class Parking:
             return False
         self._reuse.pool.release(_owner(call))
         self.stored_bytes_total += moved.n_bytes
-        sequence, host_pages = leaving.sequence, leaving.order.peer_pages
-        if moved.ok and sequence is not None:
-            tiers = (PARKED_TIER,) * len(host_pages)
-            sequence.found = FoundBlocks(call, HOST_BUFFER, 0, tiers, host_pages, float("inf"))
-            self.parked_total += 1
-            return True
         self.failures_total += not moved.ok
-        self.buffer.free(_owner(call))
-        if sequence is not None:
-            del self._call_of[sequence.request]
+        sequence, host_pages = leaving.sequence, leaving.order.peer_pages
+        if not moved.ok or sequence is None:
+            self.unhold(call, None if sequence is None else sequence.request)
+            return True
+        tiers = (PARKED_TIER,) * len(host_pages)
+        self.put(call, sequence, FoundBlocks(call, HOST_BUFFER, 0, tiers, host_pages, float("inf")))
         return True
 
     # -- back
@@ -99,14 +145,15 @@ class Parking:
         call = self._call_of.pop(request, None)
         if call in self._leaving:
             self._leaving[call].sequence = None
-        elif call is not None:
+        elif call is not None and call not in self._storing:
             self.free(call)
 
     # -- state for others
 
     def is_leaving(self, request: RequestId) -> bool:
         """Whether its copy has not ended, so that it may not begin."""
-        return self._call_of.get(request) in self._leaving
+        call = self._call_of.get(request)
+        return call in self._leaving or call in self._storing
 
     @property
     def leaving_pages(self) -> int:
@@ -139,6 +186,7 @@ class Parking:
             "host_buffer_bytes": float(self.buffer.capacity_pages * self.buffer.page_bytes),
             "host_buffer_logical_bytes": float(self.buffer.logical_pages * self.buffer.page_bytes),
             "parked_bytes": float(self.parked_bytes),
+            "buffer_bytes_per_s": self.bytes_per_s,
         }
 
     def check(self, returning: set[int]) -> None:

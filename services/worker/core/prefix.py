@@ -3,6 +3,7 @@
 Only whole blocks are reused and kept, and the last known token is always computed: its result draws the next one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -10,7 +11,7 @@ from common.block_hash import extend_hashes
 from common.errors import OutOfPages
 from common.ids import Owner
 from kvstore.index.block_pool import BlockPool
-from kvstore.index.ledger import PageState
+from kvstore.index.ledger import PageIds, PageState
 from kvstore.index.page_table import PageTable
 from services.worker.core.found import PARKED_TIER, Load
 from services.worker.core.sequence import Sequence
@@ -53,9 +54,10 @@ class PrefixReuse:
         hits = self.hits(sequence)
         return self._blocks_for(len(sequence.tokens)) - self.pool.pinned_run(sequence.hashes[:hits])
 
-    def begin(self, sequence: Sequence) -> Load | None:
+    def begin(self, sequence: Sequence, new_pages: Callable[[int], PageIds] | None = None) -> Load | None:
         """Give a sequence without pages all pages for its tokens; room was checked.
 
+        `new_pages`: gives those of so many blocks that are not cached, [blocks, layers]; None: the pool does.
         Returns what of its found blocks must be loaded into them (perhaps nothing), if it has any.
         """
         hits, found = self.hits(sequence), sequence.found
@@ -63,7 +65,10 @@ class PrefixReuse:
         if hits:
             sequence.table.append(self.pool.take(sequence.owner, sequence.hashes[:hits]))
         n_new = self._blocks_for(len(sequence.tokens)) - hits
-        sequence.table.append(self.pool.alloc(sequence.owner, n_new, PageState.RESERVED))
+        if new_pages is None:
+            sequence.table.append(self.pool.alloc(sequence.owner, n_new, PageState.RESERVED))
+        else:
+            sequence.table.append(new_pages(n_new))
         sequence.reserved, sequence.began_tokens, sequence.passed = True, len(sequence.tokens), None
         sequence.cached_blocks = sequence.published_blocks = hits
         if self._keep is not Keep.NOTHING:  # others see by the names what is coming
@@ -128,7 +133,7 @@ class PrefixReuse:
 
     def publish(self, sequence: Sequence) -> None:
         """Make the blocks that are complete by now visible to others."""
-        if self._keep is Keep.NOTHING:
+        if self._keep is Keep.NOTHING or sequence.ring is not None:  # not whole
             return
         tokens = sequence.computed_tokens
         if self._keep is Keep.PROMPTS:

@@ -115,7 +115,7 @@ class WorkerRole(ABC):
 
     def on_layer(self, layer: int, now_ms: float, n_layers: int = 1) -> list[Action]:
         """The engine wrote K and V of `n_layers` layers, from `layer` on, of the step it computes."""
-        return []
+        return self._scheduler.offload.on_layer(layer, n_layers)
 
     def on_copied(self, transfer: TransferId, span: KvSpan, moved: Moved, now_ms: float) -> list[Action]:
         """A copy ended, well or not."""

@@ -19,6 +19,7 @@ from services.worker.core.found import Started
 from services.worker.core.giving_way import GivingWay
 from services.worker.core.host_buffer import HostBuffer
 from services.worker.core.in_flight import StepsInFlight, counts
+from services.worker.core.layer_offload import LayerOffload, OffloadRule
 from services.worker.core.lineup import Lineup
 from services.worker.core.parking import Parking
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
@@ -26,6 +27,7 @@ from services.worker.core.prefix import PrefixReuse
 from services.worker.core.room import Room
 from services.worker.core.sequence import NewPrompt, Sequence
 from services.worker.core.sequences import Sequences
+from services.worker.core.starting import Starting
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +57,16 @@ class Scheduler:
         self.park_in(Parking(reuse, HostBuffer(0, layout.layers), Calls()))
         self.flight = StepsInFlight()
         """To read."""
-        self._started: list[Started] = []
         self.computed_tokens_total = 0
         self.computed_ms_total = 0.0
 
-    def park_in(self, parking: Parking) -> None:
-        """Whoever gives way is parked there from now on; nobody may be here yet."""
-        self.parking = parking
-        self.giving_way = GivingWay(self._lineup, parking, self._reuse)
+    def park_in(self, parking: Parking, rule: OffloadRule | None = None) -> None:
+        """Who gives way is parked there from now on, and layers that leave by this rule too; nobody may be here yet."""
+        self.parking, lineup, reuse, room = parking, self._lineup, self._reuse, self.room
+        self.giving_way = GivingWay(lineup, parking, reuse)
+        self.offload = LayerOffload((reuse, lineup, room, parking), rule)
+        self.giving_way.let_go = self.offload.let_go
+        self._starting = Starting(lineup, room, reuse, parking, self.offload, self.giving_way)
 
     # -- arrivals and departures
 
@@ -70,7 +74,7 @@ class Scheduler:
         """Queue a sequence of which nothing is computed, and start it if there is room. It must fit the pool."""
         sequence = self.sequences.add(prompt)
         self._lineup.wait(sequence)
-        self._admit()
+        self._starting.admit()
         return sequence
 
     def adopt(self, prompt: NewPrompt, first_token: int, table: PageTable, cached_blocks: int) -> Sequence:
@@ -97,6 +101,7 @@ class Scheduler:
         if sequence in self._lineup.waiting:
             self._lineup.waiting.remove(sequence)
             self.parking.forget(request)
+        self.offload.forget(sequence)
         self.sequences.free_if_idle(sequence)
 
     def halt(self, request: RequestId) -> None:
@@ -107,8 +112,7 @@ class Scheduler:
 
     def take_started(self) -> list[Started]:
         """Sequences that have got their pages since the last call; their loads must begin before the next step does."""
-        started, self._started = self._started, []
-        return started
+        return self._starting.take()
 
     def spoil(self, request: RequestId) -> None:
         """A part of the sequence's load is worthless. What is computed with it will be computed again."""
@@ -136,7 +140,8 @@ class Scheduler:
         `pinned_blocks` of it are cached here and pinned by others.
         """
         n_blocks = self._layout.blocks_for(tokens) - pinned_blocks
-        return not self._lineup.waiting and self.room.fits(n_blocks, len(self._lineup.running))
+        fits = not self._lineup.waiting and self.room.fits(n_blocks, len(self._lineup.running))
+        return fits or self.offload.has_room(tokens, pinned_blocks)
 
     def grants(self, tokens: int, *, pinned_blocks: int = 0) -> bool:
         """As `has_room`, for a sequence that is computed elsewhere: for it some may give way, and then it goes before them.
@@ -153,7 +158,7 @@ class Scheduler:
         if len(self.flight):
             return None
         starved = self.giving_way.grow(self._reach)
-        self._admit()
+        self._starting.admit()
         return self._begin([s for s in self._lineup.running if s not in starved], follows=False)
 
     def plan_ahead(self) -> StepPlan | None:
@@ -168,18 +173,23 @@ class Scheduler:
             return None
         if not all(self._reach(one) for one in self._lineup.running) or self.giving_way.is_due():
             return None
-        self._admit()
+        self._starting.admit()
         return self._begin(self._lineup.running, follows=True)
 
     def _begin(self, sequences: list[Sequence], *, follows: bool) -> StepPlan | None:
         standings = [self.flight.standing(s) for s in sequences if not (s.awaits_load or s.lost)]
         ready = [one for one in standings if not one.ends][: self.room.max_running]  # the engine's buffers end there
+        alone = self.offload.alone([one.sequence for one in ready])
+        ready = [one for one in ready if alone is None or one.sequence is alone]
         counts = self._policy.choose([Candidate(one.computed_tokens, one.known_tokens) for one in ready])
+        counts = counts if alone is None else [one.known_tokens - one.computed_tokens for one in ready]
         chosen = [(one, count) for one, count in zip(ready, counts, strict=True) if count]
         chosen.sort(key=lambda pair: pair[0].known_tokens - pair[0].computed_tokens > 1)  # decoding rows first; stable
         plan = self.flight.draft(chosen)
         if not chosen or (follows and not plan.may_overlap):
             return None
+        if alone is not None:
+            self.offload.step_begins(alone)
         self.flight.begin(plan, [one.sequence for one, _ in chosen])
         return plan
 
@@ -190,19 +200,6 @@ class Scheduler:
         standing = self.flight.standing(sequence)
         missing = self._layout.blocks_for(standing.known_tokens) - sequence.table.n_blocks
         return missing <= 0 or standing.ends or self._reuse.extend(sequence, missing)
-
-    def _admit(self) -> None:
-        while self._lineup.waiting and self._may_begin(self._lineup.waiting[0]):
-            sequence = self._lineup.waiting[0]
-            load = self._reuse.begin(sequence)
-            if load is not None and load.n_blocks:
-                sequence.awaits_load = not load.found.pages.size  # the engine can wait only for shared memory
-            self._started.append(Started(sequence.request, sequence.cached_blocks, load))
-            self._lineup.run(sequence)
-
-    def _may_begin(self, sequence: Sequence) -> bool:
-        n_blocks = self._reuse.new_blocks(sequence) + self.giving_way.kept_blocks
-        return not self.parking.is_leaving(sequence.request) and self.room.fits(n_blocks, len(self._lineup.running))
 
     def complete(self, result: StepResult) -> list[NewToken]:
         """Take in the oldest step, which is finished. Tokens of sequences dropped meanwhile are not reported."""
@@ -218,6 +215,8 @@ class Scheduler:
                 self._restart(sequence)
             elif counts(segment, sequence):
                 new_tokens += self._advance(sequence, segment, drawn.get(segment.request))
+            if sequence.ring is not None:
+                self.offload.ended(sequence)
             self.sequences.free_if_idle(sequence)
         return new_tokens
 

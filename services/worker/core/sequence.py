@@ -47,6 +47,8 @@ class Sequence:
     """What another process keeps for its start."""
     loading: int | None = None
     """The call that fetches blocks into its pages: they must stay until it has ended."""
+    ring: int | None = None
+    """Its prompt is computed in one step in which layers share pages, and this is the call that the engine waits for."""
     awaits_load: bool = False
     """It cannot be computed before the load has ended; otherwise the engine waits layer by layer."""
     lost: bool = False
