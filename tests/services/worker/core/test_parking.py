@@ -9,7 +9,9 @@ from common.ids import RequestId
 from services.worker.core import giving_way
 from services.worker.core.actions import FetchBlocks, StoreBlocks
 from services.worker.core.host_buffer import HOST_BUFFER
+from services.worker.core.lineup import MOST_PASSES
 from services.worker.core.parking import Parking
+from services.worker.core.sequence import Sequence
 from tests.support.fake_engine import answer
 from tests.support.world import Process, World
 
@@ -216,3 +218,42 @@ def test_a_stream_of_grants_starves_nobody(seed: int) -> None:
     assert world.answers["long"].done, "others went before it again and again"
     world.settle()
     check_end(world)
+
+
+def test_who_gave_way_for_others_is_passed_only_so_often_and_who_had_to_is_not_passed() -> None:
+    world = World(random.Random(6), prefill_pages=400, decode_pages=80, host_pages=900, caching=0)
+    world.greet()
+    scheduler = world.processes["decode"].core._scheduler
+    for name in ("oldest", "victim"):
+        world.send(name, prompt(world.rng, 40), 40)
+    until(world, lambda: len(world.answers["victim"].tokens) > giving_way.TURN_TOKENS)
+    passing = [f"short{number}" for number in range(30)]
+    for name in passing:
+        world.send(name, prompt(world.rng, 20), 1 + giving_way.TURN_TOKENS // 4)
+    until(world, lambda: scheduler.n_waiting == 1)
+    (victim,) = scheduler._lineup.waiting
+    most = 0
+    while victim in scheduler._lineup.waiting and world.turn():
+        most = max(most, victim.passed or 0)
+    assert 0 < most <= MOST_PASSES
+    world.settle()
+    check_end(world)
+
+
+def test_nobody_gives_way_again_for_others_before_it_has_drawn_its_turn() -> None:
+    world = World(random.Random(7), prefill_pages=400, decode_pages=44, host_pages=900, caching=0)
+    world.greet()
+    way, turns = world.processes["decode"].core._scheduler.giving_way, list[int]()
+    volunteers = way._volunteers
+
+    def seen() -> list[Sequence]:
+        chosen = volunteers()
+        turns.extend(len(one.tokens) - one.began_tokens for one in chosen)
+        return chosen
+
+    way._volunteers = seen
+    for number in range(24):
+        world.send(f"r{number}", prompt(world.rng, 8), 24)
+    world.settle()
+    check_end(world)
+    assert turns and min(turns) >= giving_way.TURN_TOKENS
