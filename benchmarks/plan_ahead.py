@@ -127,6 +127,10 @@ class Device:
         """Steps read no pages here."""
         del pages
 
+    def use_scratch(self, memory: torch.Tensor) -> None:
+        """Steps compute nothing here."""
+        del memory
+
     def collect(self, launched: Step) -> StepResult:
         """Wait for its end."""
         time.sleep(max(0.0, launched.ends_s - time.perf_counter()))

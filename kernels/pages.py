@@ -38,8 +38,13 @@ class PageViews:
         require_same_device(self._rows, rows=rows, keys_values=keys_values)
         self._rows.index_copy_(0, rows, keys_values.to(self.dtype))
 
-    def gather(self, halves: Tensor, dtype: torch.dtype) -> Tensor:
-        """Copy half pages out: `halves` [..., blocks] int64 -> [..., blocks * block_tokens, kv_heads, head_dim]."""
-        flat = self._halves.index_select(0, halves.reshape(-1))
+    def gather_into(self, out: Tensor, halves: Tensor) -> Tensor:
+        """Copy half pages: `halves` [..., blocks] int64 -> `out` [..., blocks * block_tokens, kv_heads, head_dim].
+
+        `out` is contiguous, of the pool's dtype, and is returned.
+        """
         shape = (*halves.shape[:-1], halves.shape[-1] * self.block_tokens, self.kv_heads, self.head_dim)
-        return flat.view(shape).to(dtype)
+        require(out.shape == shape, "out", tuple(out.shape), f"{shape}")
+        require(out.dtype == self.dtype and out.is_contiguous(), "out", out.dtype, f"contiguous, of {self.dtype}")
+        torch.index_select(self._halves, 0, halves.reshape(-1), out=out.view(-1, self._halves.shape[1]))
+        return out

@@ -119,6 +119,8 @@ class PageCounts(msgspec.Struct, frozen=True, kw_only=True):
     cached: int = 0
     quarantined: int = 0
     """Not reusable until their writer is known to have stopped."""
+    lent: int = 0
+    """Their memory serves the steps as scratch, or was given back to the system for a while."""
 
 
 class QueueCounts(msgspec.Struct, frozen=True, kw_only=True):

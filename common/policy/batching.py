@@ -26,9 +26,12 @@ class DecodeFirst:
     max_step_tokens: int
     block_tokens: int
 
-    def choose(self, candidates: Sequence[Candidate]) -> list[int]:
-        """Tokens to compute per candidate, in the given order; 0 leaves it out of this step."""
-        left_tokens = self.max_step_tokens
+    def choose(self, candidates: Sequence[Candidate], limit_tokens: int | None = None) -> list[int]:
+        """Tokens to compute per candidate, in the given order; 0 leaves it out of this step.
+
+        `limit_tokens`: of the step in all, if that is less than `max_step_tokens`.
+        """
+        left_tokens = self.max_step_tokens if limit_tokens is None else min(limit_tokens, self.max_step_tokens)
         counts = [0] * len(candidates)
         for index, candidate in enumerate(candidates):
             if candidate.known_tokens - candidate.computed_tokens == 1 and left_tokens > 0:

@@ -7,11 +7,13 @@ A block is `pages_per_block` pages, one per layer, that hold the KV of one run o
     take           another owner found it by its hash and pins it too
     release        an owner is over: its pins go, its unpublished pages are free
     evict          a cached block without pins gives its pages up, because somebody allocates
+    lend           free pages and those of such blocks leave, a chunk of memory at a time, until taken back
 
 So a block is visible from the moment it is complete and never before, and an owner that fails at any point is undone by
 one `release`. Two-phase publish, roll-back and pins are that alone.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -23,6 +25,7 @@ from common.ids import Owner
 from common.policy.eviction import EvictionPolicy
 from kvstore.index.block_cache import BlockCache, CachedBlock
 from kvstore.index.ledger import Ledger, LedgerMisuse, PageIds, PageState
+from kvstore.index.lent_chunks import LentChunks
 
 CACHE = Owner("cache")
 """Who holds the pages of all cached blocks in the ledger."""
@@ -62,6 +65,8 @@ class BlockPool:
         self._pages_per_block = pages_per_block
         self._pins: dict[Owner, list[BlockHash]] = {}
         self._listeners: list[PoolListener] = []
+        self.lent = LentChunks(ledger, self.cache, pages_per_block, self._evict_these)
+        """Lends memory, and takes it back."""
         self.evicted_blocks_total = 0
 
     def listen(self, listener: PoolListener) -> None:
@@ -107,13 +112,20 @@ class BlockPool:
         self.evicted_blocks_total += len(victims)
         return len(victims)
 
+    @property
+    def usable_pages(self) -> int:
+        """Pages that could be had for blocks if nobody held any: all but those lent for good."""
+        return self.ledger.total_pages - self.lent.lasting_pages
+
     def resize(self, n_pages: int) -> int:
         """Have `n_pages` pages, rounded down to whole blocks; returns how many must keep their memory.
 
         To grow, first give the pages memory. To shrink, take memory only from the pages behind what this returns, and
         once nobody reads there any more: cached blocks beyond the new end are evicted, pages that owners hold stay theirs
-        and are gone when these release them. So a second call with the same number gets further.
+        and are gone when these release them. So a second call gets further. Raises LedgerMisuse while chunks are lent.
         """
+        if self.lent:
+            raise LedgerMisuse(f"{len(self.lent)} chunks are lent: the pool keeps its size until they are back")
         n_pages -= n_pages % self._pages_per_block
         self.ledger.resize(n_pages)
         self._drop_leaving([block.name for block in self.cache])
@@ -125,7 +137,10 @@ class BlockPool:
             end = self.ledger.total_pages
             blocks = (self.cache.get(name) for name in names)
             leaving = [block.name for block in blocks if block is not None and int(block.place.max()) >= end]
-            self.evicted_blocks_total += self.forget(leaving)
+            self._evict_these(leaving)
+
+    def _evict_these(self, names: Sequence[BlockHash]) -> None:
+        self.evicted_blocks_total += self.forget(names)
 
     # -- finished blocks
 
@@ -262,17 +277,14 @@ class BlockPool:
     def check(self) -> None:
         """Raise LedgerMisuse with the numbers if a law is broken. O(pages)."""
         self.ledger.check()
+        self.lent.check()
         self.cache.check()
-        pins: dict[BlockHash, int] = {}
-        for held in self._pins.values():
-            for name in held:
-                pins[name] = pins.get(name, 0) + 1
+        pins = Counter(name for held in self._pins.values() for name in held)
         seen = {block.name: block.pins for block in self.cache if block.pins}
         if pins != seen:
             raise LedgerMisuse(f"pins do not add up: owners hold {_hex(pins)}, the cache counts {_hex(seen)}")
-        end = self.ledger.total_pages
-        stuck = [block.name.hex() for block in self.cache if not block.pins and int(block.place.max()) >= end]
-        if stuck:
+        end, unpinned = self.ledger.total_pages, (block for block in self.cache if not block.pins)
+        if stuck := [block.name.hex() for block in unpinned if int(block.place.max()) >= end]:
             raise LedgerMisuse(f"blocks without pins lie behind the last page {end}: {stuck}")
         placed, listed = np.sort(_pages_of(list(self.cache))), np.sort(self.ledger.page_ids(CACHE))
         if not np.array_equal(placed, listed):

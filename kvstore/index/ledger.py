@@ -1,6 +1,7 @@
 """Who holds which page of one pool, and in which state. Pure: knows no memory, only page ids."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
@@ -30,6 +31,17 @@ class PageState(Enum):
     ACTIVE = "active"
     CACHED = "cached"
     QUARANTINED = "quarantined"
+    LENT = "lent"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Standing:
+    """Of each page of a run, one truth each; pages that are none of these have another owner."""
+
+    free: NDArray[np.bool_]
+    lent: NDArray[np.bool_]
+    gone: NDArray[np.bool_]
+    """No pages of the pool: they make no whole block, or left."""
 
 
 class _Holding:
@@ -46,8 +58,8 @@ class _Holding:
 class Ledger:
     """The only writer of page states of one pool.
 
-    Law: free + reserved + granted + active + cached + quarantined == total + overhang; every page is in exactly one
-    place. The overhang is of pages from `total` on, which are gone as soon as their owners free them: `resize` leaves it.
+    Law: free + reserved + granted + active + cached + quarantined + lent == total + overhang; every page is in exactly
+    one place. The overhang is of pages from `total` on, which are gone as soon as their owners free them: `resize` leaves it.
     Pages freed last are allocated first, in rising order, so that one call tends to give neighbours.
     """
 
@@ -87,8 +99,7 @@ class Ledger:
 
     def state_of(self, owner: Owner) -> PageState | None:
         """State of an owner's pages; None if it is unknown."""
-        holding = self._held.get(owner)
-        return None if holding is None else holding.state
+        return self._held[owner].state if owner in self._held else None
 
     def pages_of(self, owner: Owner) -> list[PageId]:
         """A copy of the owner's pages, in the order it came by them. Raises LedgerMisuse if unknown."""
@@ -111,6 +122,22 @@ class Ledger:
         self._put(owner, holding, taken, state)
         self._count(PageState.FREE, state, n_pages)
         return taken.copy()
+
+    def claim(self, owner: Owner, pages: PageIds, state: PageState) -> None:
+        """Give `owner`, new or in the same state, these very pages, all free: else LedgerMisuse. O(free pages)."""
+        holding, claimed = self._joinable(owner, state), np.array(pages, np.int32)
+        if state is PageState.FREE or not self._are_of(_FREE, claimed):
+            raise LedgerMisuse(f"pages {claimed.tolist()} are not all free, each named once")
+        self._put(owner, holding, claimed, state)
+        free = self._free[: self._n_free]
+        kept = free[self._owner_of[free] == _FREE]
+        self._free[: kept.size], self._n_free = kept, kept.size
+        self._count(PageState.FREE, state, claimed.size)
+
+    def standing(self, end: int) -> Standing:
+        """Of pages 0 to end - 1: who is free, lent or beyond the last page."""
+        of, lent = self._owner_of[:end], [one.number for one in self._held.values() if one.state is PageState.LENT]
+        return Standing(of == _FREE, np.isin(of, lent), of == _GONE)
 
     def move(self, owner: Owner, state: PageState) -> None:
         """Change the state of all the owner's pages. FREE is not a state to move to: use `free`."""
@@ -185,13 +212,12 @@ class Ledger:
 
     def counts(self) -> PageCounts:
         """Pages by state, for reports; `total` is their sum."""
-        by_name = {state.value: count for state, count in self._pages_in.items()}
-        return PageCounts(total=self._total_pages + self.overhang_pages, **by_name)
+        total = self._total_pages + self.overhang_pages
+        return PageCounts(total=total, **{state.value: count for state, count in self._pages_in.items()})
 
     def check(self) -> None:
         """Raise LedgerMisuse with the full table if a page is lost, held twice, or miscounted. O(pages)."""
-        seen = dict.fromkeys(PageState, 0)
-        seen[PageState.FREE] = self._n_free
+        seen = {**dict.fromkeys(PageState, 0), PageState.FREE: self._n_free}
         whole = True
         for holding in self._held.values():
             listed = self._pages(holding)
@@ -199,8 +225,8 @@ class Ledger:
             whole &= np.unique(listed).size == listed.size == holding.n_pages
             whole &= bool(np.all(self._owner_of[listed] == holding.number))
         free = self._free[: self._n_free]
-        whole &= np.unique(free).size == free.size and bool(np.all(self._owner_of[free] == _FREE))
-        whole &= bool(np.all(free < self._total_pages))
+        whole &= np.unique(free).size == free.size
+        whole &= bool(np.all(self._owner_of[free] == _FREE) and np.all(free < self._total_pages))
         whole &= np.count_nonzero(self._owner_of[self._total_pages :] != _GONE) == self.overhang_pages
         if seen != self._pages_in or not whole or sum(seen.values()) != self._total_pages + self.overhang_pages:
             raise LedgerMisuse(f"pages do not add up: {self._table(seen)}")
@@ -223,8 +249,7 @@ class Ledger:
         holding.n_listed += pages.size
 
     def _take(self, owner: Owner, holding: _Holding, pages: PageIds) -> None:
-        in_range = pages.size == 0 or (int(pages.min()) >= 0 and int(pages.max()) < self._owner_of.size)
-        if not in_range or not self._are_of(holding, pages):
+        if not self._are_of(holding.number, pages):
             raise LedgerMisuse(f"{owner!r} does not hold each of pages {pages.tolist()} once")
         self._owner_of[pages] = _NOBODY
         holding.n_pages -= pages.size
@@ -233,10 +258,12 @@ class Ledger:
         elif holding.n_listed > 2 * holding.n_pages + _SPARE_ENTRIES:
             holding.runs, holding.n_listed = [self._pages(holding)], holding.n_pages
 
-    def _are_of(self, holding: _Holding, pages: PageIds) -> bool:
+    def _are_of(self, number: int, pages: PageIds) -> bool:
+        if pages.size and not (int(pages.min()) >= 0 and int(pages.max()) < self._owner_of.size):
+            return False
         at = np.arange(pages.size)
         self._scratch[pages] = at  # a page that is named twice keeps only its last place
-        return bool(np.all(self._owner_of[pages] == holding.number) and np.all(self._scratch[pages] == at))
+        return bool(np.all(self._owner_of[pages] == number) and np.all(self._scratch[pages] == at))
 
     def _pages(self, holding: _Holding) -> PageIds:
         """What the holding's runs list and is still its own."""
@@ -266,8 +293,8 @@ class Ledger:
     def _table(self, seen: dict[PageState, int]) -> str:
         counted = {state.value: (self._pages_in[state], seen[state]) for state in PageState}
         held = {owner: (holding.state.value, self._pages(holding).tolist()) for owner, holding in self._held.items()}
-        free = self._free[: self._n_free].tolist()
-        return f"total {self._total_pages} + {self.overhang_pages}; state (counted, seen) {counted}; free {free}; held {held}"
+        free, total = self._free[: self._n_free].tolist(), f"{self._total_pages} + {self.overhang_pages}"
+        return f"total {total}; state (counted, seen) {counted}; free {free}; held {held}"
 
     def _count(self, source: PageState, target: PageState, n_pages: int) -> None:
         self._pages_in[source] -= n_pages

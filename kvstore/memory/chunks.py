@@ -1,10 +1,24 @@
 """The one place that physical memory comes from: chunks of equal length under a hard budget."""
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from common.errors import OutOfChunks
 from common.units import format_bytes
 from kvstore.memory.backend import Chunk, VmBackend, VmMisuse
+
+
+@runtime_checkable
+class Refillable(Protocol):
+    """A back end whose chunks can lose their memory and get other memory in its place, as the same chunks."""
+
+    def vacate(self, chunk: Chunk) -> None:
+        """Give its memory back to the system. Raises VmMisuse while it is mapped."""
+        ...
+
+    def refill(self, chunk: Chunk) -> None:
+        """Memory of zeros. Raises OutOfChunks."""
+        ...
 
 
 class ChunkPool:
@@ -88,6 +102,39 @@ class ChunkPool:
             self._used_chunks -= 1
         if not owned:
             self._owned.pop(owner, None)
+
+    @property
+    def can_vacate(self) -> bool:
+        """Whether memory can go to the system and come back as the same chunk, which peers need not map anew."""
+        return isinstance(self._backend, Refillable)
+
+    def vacate(self, owner: str, chunks: Sequence[Chunk]) -> None:
+        """Give the memory of an owner's chunks, mapped nowhere, back to the system; they stay the owner's, and count.
+
+        Raises VmMisuse unless `can_vacate`.
+        """
+        backend = self._refillable(owner, chunks)
+        for chunk in chunks:
+            backend.vacate(chunk)
+
+    def refill(self, owner: str, chunks: Sequence[Chunk]) -> None:
+        """Vacated chunks have memory of zeros again: all of them, or OutOfChunks and none."""
+        backend, filled = self._refillable(owner, chunks), list[Chunk]()
+        try:
+            for chunk in chunks:
+                backend.refill(chunk)
+                filled.append(chunk)
+        except OutOfChunks:
+            for chunk in filled:
+                backend.vacate(chunk)
+            raise
+
+    def _refillable(self, owner: str, chunks: Sequence[Chunk]) -> Refillable:
+        if not isinstance(self._backend, Refillable):
+            raise VmMisuse(f"memory of {type(self._backend).__name__} cannot go and come back as the same chunk")
+        if strangers := [chunk for chunk in chunks if chunk not in self._owned.get(owner, {})]:
+            raise VmMisuse(f"{strangers} do not belong to {owner!r}")
+        return self._backend
 
     def close(self) -> None:
         """Close the back end. Raises VmMisuse while any chunk is in use."""

@@ -51,6 +51,7 @@ class FakeBackend:
         self._table = MappingTable(granularity_bytes)
         self._next_address, self._next_offset_bytes = _FIRST_ADDRESS, 0
         self.created_bytes = 0
+        self._vacated: set[Chunk] = set()
 
     @property
     def device(self) -> "torch.device":
@@ -79,10 +80,7 @@ class FakeBackend:
     def create(self, length_bytes: int) -> Chunk:
         """Count a chunk. Raises OutOfChunks."""
         self._table.require_aligned("chunk", length_bytes)
-        if self.created_bytes + length_bytes > self._capacity_bytes:
-            raise OutOfChunks(
-                f"{self.created_bytes} of {self._capacity_bytes} bytes used; {length_bytes} more asked for"
-            )
+        self._require_room(length_bytes)
         chunk = Chunk(self._next_offset_bytes, length_bytes)
         self._next_offset_bytes += length_bytes
         self.created_bytes += length_bytes
@@ -92,9 +90,32 @@ class FakeBackend:
 
     def release(self, chunk: Chunk) -> None:
         """Uncount a chunk."""
+        if chunk not in self._vacated:
+            self.vacate(chunk)
+        self._vacated.discard(chunk)
+
+    def vacate(self, chunk: Chunk) -> None:
+        """Uncount a chunk that `refill` will count again."""
         self._table.drop_chunk(chunk)
         self.created_bytes -= chunk.length_bytes
+        self._vacated.add(chunk)
         self._spend(self._costs.release_us)
+
+    def refill(self, chunk: Chunk) -> None:
+        """Count a vacated chunk again. Raises OutOfChunks."""
+        if chunk not in self._vacated:
+            raise VmMisuse(f"{chunk} was not vacated")
+        self._require_room(chunk.length_bytes)
+        self._vacated.remove(chunk)
+        self.created_bytes += chunk.length_bytes
+        self._table.add_chunk(chunk)
+        self._spend(self._costs.create_us)
+
+    def _require_room(self, length_bytes: int) -> None:
+        if self.created_bytes + length_bytes > self._capacity_bytes:
+            raise OutOfChunks(
+                f"{self.created_bytes} of {self._capacity_bytes} bytes used; {length_bytes} more asked for"
+            )
 
     def map_run(self, where: Range, offset_bytes: int, chunks: Sequence[Chunk]) -> None:
         """Note the mappings."""

@@ -48,6 +48,7 @@ class MemfdBackend:
         fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         self._holes: dict[int, list[int]] = {}  # chunk length -> heap of free offsets
         self._end_bytes = 0
+        self._vacated: set[Chunk] = set()
 
     @property
     def granularity_bytes(self) -> int:
@@ -96,12 +97,7 @@ class MemfdBackend:
             raise OutOfChunks(
                 f"{used} of {format_bytes(self._capacity_bytes)} used; {length_bytes} bytes more asked for"
             )
-        try:
-            os.posix_fallocate(self._fd, offset_bytes, length_bytes)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.ENOMEM):
-                raise
-            raise OutOfChunks(f"the system has no {length_bytes} bytes of memory left: {error}") from error
+        self._allocate(offset_bytes, length_bytes)
         if holes:
             heapq.heappop(holes)
         else:
@@ -112,9 +108,35 @@ class MemfdBackend:
 
     def release(self, chunk: Chunk) -> None:
         """Give physical memory back to the system."""
+        if chunk not in self._vacated:
+            self.vacate(chunk)
+        self._vacated.discard(chunk)
+        heapq.heappush(self._holes.setdefault(chunk.length_bytes, []), chunk.offset_bytes)
+
+    def vacate(self, chunk: Chunk) -> None:
+        """Give the memory of a chunk back to the system, but keep its place in the file for `refill`.
+
+        It cannot be mapped until then. Raises VmMisuse while it is mapped.
+        """
         self._table.drop_chunk(chunk)
         self.discard(chunk.offset_bytes, chunk.length_bytes)
-        heapq.heappush(self._holes.setdefault(chunk.length_bytes, []), chunk.offset_bytes)
+        self._vacated.add(chunk)
+
+    def refill(self, chunk: Chunk) -> None:
+        """A vacated chunk has memory again, of zeros. Raises OutOfChunks if the system has none."""
+        if chunk not in self._vacated:
+            raise VmMisuse(f"{chunk} was not vacated")
+        self._allocate(chunk.offset_bytes, chunk.length_bytes)
+        self._vacated.remove(chunk)
+        self._table.add_chunk(chunk)
+
+    def _allocate(self, offset_bytes: int, length_bytes: int) -> None:
+        try:
+            os.posix_fallocate(self._fd, offset_bytes, length_bytes)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.ENOMEM):
+                raise
+            raise OutOfChunks(f"the system has no {length_bytes} bytes of memory left: {error}") from error
 
     def discard(self, offset_bytes: int, length_bytes: int) -> None:
         """Give back the memory of a stretch of the file; it reads as zeros afterwards."""

@@ -89,6 +89,11 @@ class PagePool:
         """What holds the pages, in page order."""
         return self._memory.chunks
 
+    @property
+    def memory(self) -> VirtualTensor:
+        """The range beneath, for whoever lends its chunks."""
+        return self._memory
+
     def page_offset_bytes(self, page: int) -> int:
         """Where a page begins in the shared file."""
         if not 0 <= page < self._n_pages:
@@ -113,6 +118,14 @@ class PagePool:
         self._memory.shrink(n_chunks)
         self._refresh()
         return n_chunks * self._pages_per_chunk
+
+    def clear(self, chunk: int) -> None:
+        """Make the pages of a chunk zeros: whatever else lay there may read as not a number."""
+        first, end = chunk * self._pages_per_chunk, (chunk + 1) * self._pages_per_chunk
+        if self._rows is not None:
+            self._rows[first:end] = 0
+        elif self.device.type == "cuda":
+            _clear(self._tensor[first:end])
 
     def close(self) -> None:
         """Give back all memory. Every view taken is invalid afterwards."""

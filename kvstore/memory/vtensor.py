@@ -1,5 +1,7 @@
 """One contiguous address range whose memory comes and goes in chunks at its end."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ class VirtualTensor:
     """Owns its address range and the chunks mapped there. One thread uses it.
 
     Chunk i is always mapped at i * chunk_bytes, so an address stays valid while its chunk is mapped, however much the
-    range grows. Source: vTensor (arXiv 2407.15309).
+    range grows. Chunks may be lifted out of it for a while; nothing else ever takes their places. Source: vTensor (arXiv 2407.15309).
     """
 
     def __init__(self, pool: ChunkPool, capacity_bytes: int, *, owner: str) -> None:
@@ -21,6 +23,7 @@ class VirtualTensor:
         self._capacity_chunks = -(-capacity_bytes // pool.chunk_bytes)
         self._range = pool.backend.reserve(self._capacity_chunks * pool.chunk_bytes)
         self._chunks: list[Chunk] = []
+        self._away: set[int] = set()  # places of chunks that are not mapped here for a while
         self._released = False
 
     @property
@@ -30,7 +33,7 @@ class VirtualTensor:
 
     @property
     def chunks(self) -> tuple[Chunk, ...]:
-        """What is mapped, in address order."""
+        """What belongs here, in address order, also what is lifted out now."""
         return tuple(self._chunks)
 
     @property
@@ -55,9 +58,39 @@ class VirtualTensor:
         if not 0 <= n_chunks <= len(self._chunks):
             raise VmMisuse(f"{self._owner}: cannot give back {n_chunks} of {len(self._chunks)} chunks")
         kept = len(self._chunks) - n_chunks
+        if lifted := [place for place in self._away if place >= kept]:
+            raise VmMisuse(f"{self._owner}: chunks {sorted(lifted)} are lifted out and cannot be given back")
         leaving = self._pool.backend.unmap_run(self._range, kept * self._pool.chunk_bytes, n_chunks)
         self._pool.free(self._owner, leaving)
         del self._chunks[kept:]
+
+    def lift(self, places: Sequence[int]) -> list[Chunk]:
+        """Take these chunks out of the range; they stay its own. The caller guarantees that nothing uses their addresses."""
+        if len(set(places)) != len(places) or any(place in self._away or not self._is_here(place) for place in places):
+            raise VmMisuse(f"{self._owner}: chunks {list(places)} are not all here, each named once")
+        for first, n_chunks in _runs(places):
+            self._pool.backend.unmap_run(self._range, first * self._pool.chunk_bytes, n_chunks)
+        self._away.update(places)
+        return [self._chunks[place] for place in places]
+
+    def lay(self, places: Sequence[int]) -> None:
+        """Put lifted chunks back in their places, all or none. Raises OutOfChunks if the system bears no more mappings."""
+        if len(set(places)) != len(places) or not self._away.issuperset(places):
+            raise VmMisuse(f"{self._owner}: chunks {list(places)} are not all lifted out, each named once")
+        laid: list[tuple[int, int]] = []
+        backend, chunk_bytes = self._pool.backend, self._pool.chunk_bytes
+        try:
+            for first, n_chunks in _runs(places):
+                backend.map_run(self._range, first * chunk_bytes, self._chunks[first : first + n_chunks])
+                laid.append((first, n_chunks))
+        except OutOfChunks:
+            for first, n_chunks in laid:
+                backend.unmap_run(self._range, first * chunk_bytes, n_chunks)
+            raise
+        self._away.difference_update(places)
+
+    def _is_here(self, place: int) -> bool:
+        return 0 <= place < len(self._chunks)
 
     def tensor(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """A view of the beginning of the range, without copying. It must not outlive the memory beneath it."""
@@ -70,8 +103,23 @@ class VirtualTensor:
         return self._pool.backend.bytes_at(self._range, needed_bytes).view(dtype).view(shape)
 
     def release(self) -> None:
-        """Give everything back, addresses included. A second call changes nothing."""
+        """Give everything back, addresses included; nobody maps a lifted chunk any more. A second call changes nothing."""
         if not self._released:
-            self.shrink(len(self._chunks))
+            here = [place for place in range(len(self._chunks)) if place not in self._away]
+            self.lift(here)
+            self._pool.free(self._owner, self._chunks)
+            self._chunks, self._away = [], set()
             self._pool.backend.unreserve(self._range)
             self._released = True
+
+
+def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
+    """Places as (first, how many) of neighbours."""
+    runs: list[tuple[int, int]] = []
+    for place in sorted(places):
+        first, n_chunks = runs[-1] if runs else (place, 0)
+        if place == first + n_chunks and runs:
+            runs[-1] = (first, n_chunks + 1)
+        else:
+            runs.append((place, 1))
+    return runs

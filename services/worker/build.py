@@ -5,6 +5,7 @@ import os
 import secrets
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
 from kvstore.memory.cuda_driver import CudaDriver
+from kvstore.memory.lending import ChunkLending
 from kvstore.memory.page_memory import PageMemory, open_page_memory
 from kvstore.transport.block_mover import BlockMover
 from kvstore.transport.copier import Copier
@@ -31,8 +33,10 @@ from kvstore.transport.own_pages import own_pages_of
 from kvstore.transport.probe import Ways
 from kvstore.transport.share import Share
 from services.worker.build_core import build_core
+from services.worker.chunk_lender import ChunkLender
 from services.worker.core.host_buffer import HOST_BUFFER
 from services.worker.core.resizing import PoolSize
+from services.worker.elastic_memory import arena_terms, require_spare_memory
 from services.worker.engine.make import EngineLimits, make_engine
 from services.worker.engine.torch_options import configure_torch
 from services.worker.engine.workspace import needs_model, page_bytes_of
@@ -97,6 +101,7 @@ class Worker:
         memory = open_page_memory(page_bytes, inspected.layout, device)
         self._cleanup.callback(memory.close)
         self._log.event("memory_planned", plan=str(memory.plan))
+        lending = self._open_lending(memory)
         inbox = Events(exchange.wake)
         driver = self._open_driver(memory)
         share = Share(
@@ -114,10 +119,7 @@ class Worker:
             Copier(lambda done: inbox.put(CopyEnded(done))),
             BlockMover(mover_pages, gate, lambda event: inbox.put(BlocksMoved(event))),
         )
-        host = open_host_memory(settings, memory, driver, self._log)
-        if host is not None:
-            self._cleanup.callback(host.close)
-            movers.blocks.attach(HOST_BUFFER, host.pages)
+        host = self._open_host(memory, driver, movers)
         share_path = share.serve(memory, self._run_dir())
         mine = self._member(exchange.endpoint, inspected.identity, str(inspected.folder), share_path, memory)
         links = Links(mine, loop_pages, movers, inbox, Ways(copier_pages, share, settings.transport, driver))
@@ -128,12 +130,14 @@ class Worker:
         engine = EngineThread(cast(Engine[Any], computing), inbox, gate)
         self._cleanup.callback(engine.stop, _STEP_END_S)
         fit = self._starting_fit(profile, model, threads)
-        core = build_core(mine, settings, _size(memory, host), inspected.layout, fit)
+        arena = arena_terms(computing, settings, memory, context_tokens)
+        core = build_core(mine, settings, _size(memory, host), inspected.layout, fit, arena)
         resizer = PageResizer(memory, inbox, use_pages=engine.use_pages, tell_peers=links.tell_resized)
         events = CacheEventPublisher(settings.redis, settings.cluster, mine)
         self._cleanup.callback(events.close)
         ahead = settings.plan_ahead == "on" or (settings.plan_ahead == "auto" and settings.device != "cpu")
-        ports = Ports(exchange, inbox, engine, links, resizer, events)
+        lender = ChunkLender(lending, inbox, use_scratch=engine.use_scratch)
+        ports = Ports(exchange, inbox, engine, links, resizer, events, lender)
         self._service = WorkerService(core, ports, self._log, plan_ahead=ahead)
         membership = Membership(settings.redis, settings.cluster, mine, lambda members: inbox.put(MembersRead(members)))
         membership.join()
@@ -142,6 +146,12 @@ class Worker:
             "ready", role=self._role, endpoint=exchange.endpoint, threads=threads, weight_bytes=model.weight_bytes
         )
 
+    def _open_lending(self, memory: PageMemory) -> ChunkLending:
+        require_spare_memory(self._settings, memory.chunks)
+        lending = ChunkLending(memory.pages, memory.chunks, threading.Lock())
+        self._cleanup.callback(lending.close)
+        return lending
+
     def _open_driver(self, memory: PageMemory) -> CudaDriver | None:
         """For what belongs to others: their memory is mapped by it, and the host's is pinned by it."""
         if memory.backend.device.index is None:
@@ -149,6 +159,14 @@ class Worker:
         driver = CudaDriver(memory.backend.device.index)
         self._cleanup.callback(driver.close)
         return driver
+
+    def _open_host(self, memory: PageMemory, driver: CudaDriver | None, movers: Movers) -> HostMemory | None:
+        """For requests that give way, if such memory is wanted."""
+        host = open_host_memory(self._settings, memory, driver, self._log)
+        if host is not None:
+            self._cleanup.callback(host.close)
+            movers.blocks.attach(HOST_BUFFER, host.pages)
+        return host
 
     def _context_tokens(self, identity: ModelIdentity) -> int:
         asked = self._settings.max_context_tokens

@@ -6,8 +6,10 @@ from common.cost.step_fit import StepFit
 from common.kv_layout import KvLayout
 from common.messages.liveness import Member
 from common.policy.batching import DecodeFirst
+from common.policy.elastic import ArenaTerms
 from common.policy.eviction import EVICTION_POLICIES
 from common.policy.layer_retention import retained_layers
+from common.policy.spare import SpareMarks, SpareRule
 from kvstore.handover.receiver import Receiver
 from kvstore.handover.sender import Sender
 from kvstore.index.block_pool import BlockPool
@@ -17,6 +19,7 @@ from services.worker.core.callers import Callers
 from services.worker.core.calls import Calls
 from services.worker.core.costing import Costing
 from services.worker.core.decode import DecodeCore, DecodeTerms
+from services.worker.core.elastic import ElasticScratch, OwnScratch, StepScratch
 from services.worker.core.fetch_costs import FetchCosts
 from services.worker.core.generation import Generation
 from services.worker.core.host_buffer import HostBuffer
@@ -29,6 +32,7 @@ from services.worker.core.neighbours import Neighbours
 from services.worker.core.offers import Offers
 from services.worker.core.parking import Parking
 from services.worker.core.parts import Parts
+from services.worker.core.pool_memory import PoolMemory
 from services.worker.core.prefetch import Prefetch
 from services.worker.core.prefill import PrefillCore, PrefillTerms
 from services.worker.core.prefix import Keep, PrefixReuse
@@ -38,6 +42,7 @@ from services.worker.core.returns import Returns
 from services.worker.core.role import WorkerRole
 from services.worker.core.scheduler import Scheduler
 from services.worker.core.shared_prefix import SharedPrefixes
+from services.worker.core.spare_memory import SpareMemory
 from services.worker.core.spill import Spiller
 from services.worker.settings import WorkerSettings
 
@@ -60,10 +65,14 @@ def build_core(
     size: PoolSize,
     layout: KvLayout,
     fit: StepFit | None = None,
+    arena: ArenaTerms | None = None,
 ) -> WorkerRole:
-    """A core of `mine.role` over a pool of that `size`. `fit`: what is known of the engine's cost; None: nothing."""
+    """A core of `mine.role` over a pool of that `size`. `fit`: what is known of the engine's cost; None: nothing.
+
+    `arena`: what steps need of the pool's memory, unless --elastic is off. Raises ConfigError if nothing is left for KV.
+    """
     keep = kept(mine.role, settings.caching)
-    parts = _parts(mine, settings, size, layout, fit or StepFit(settings.step_tokens_limit))
+    parts = _parts(mine, settings, size, layout, fit or StepFit(settings.step_tokens_limit), arena)
     fail_lost_loads = settings.on_load_failure == "fail"
     if mine.role == "prefill":
         terms = PrefillTerms(
@@ -98,7 +107,25 @@ def build_core(
     return DecodeCore(mine, parts, generation, incoming, decode)
 
 
-def _parts(mine: Member, settings: WorkerSettings, size: PoolSize, layout: KvLayout, fit: StepFit) -> Parts:
+def _pool_memory(pool: BlockPool, settings: WorkerSettings, size: PoolSize, arena: ArenaTerms | None) -> PoolMemory:
+    scratch: StepScratch = OwnScratch()
+    if settings.elastic != "off":
+        assert arena is not None, "who lends memory to steps must know what they need"
+        scratch = ElasticScratch(pool, arena, settings.elastic)
+    if settings.spare_memory == "keep":
+        return PoolMemory(scratch)
+    rule = SpareRule(SpareMarks.of(size.n_pages // size.chunk_pages))
+    return PoolMemory(scratch, SpareMemory(pool, rule, size.chunk_pages))
+
+
+def _parts(
+    mine: Member,
+    settings: WorkerSettings,
+    size: PoolSize,
+    layout: KvLayout,
+    fit: StepFit,
+    arena: ArenaTerms | None,
+) -> Parts:
     keep = kept(mine.role, settings.caching)
     block_bytes = layout.layers * layout.page_bytes
     use_store = settings.kvstore == "auto" and keep is not Keep.NOTHING
@@ -112,7 +139,8 @@ def _parts(mine: Member, settings: WorkerSettings, size: PoolSize, layout: KvLay
         block_bytes=block_bytes,
     )
     pool = BlockPool(Ledger(size.n_pages), layout.layers, EVICTION_POLICIES[settings.eviction]())
-    reuse = PrefixReuse(pool, keep, layout.block_tokens)
+    memory = _pool_memory(pool, settings, size, arena)
+    reuse = PrefixReuse(pool, keep, layout.block_tokens, memory)
     policy = DecodeFirst(settings.step_tokens_limit, layout.block_tokens)
     calls = Calls()
     scheduler = Scheduler(reuse, layout, policy, max_running=settings.running_limit, context_tokens=mine.takes_tokens)
@@ -139,7 +167,7 @@ def _parts(mine: Member, settings: WorkerSettings, size: PoolSize, layout: KvLay
     costing = Costing(fit, pool, layout.block_tokens, keeps=keeps)
     shared = SharedPrefixes(pool, scheduler, layout.block_tokens, keeps=keeps)
     resizing = Resizing(pool, size, worker=mine.id, block_tokens=layout.block_tokens)
-    return Parts(pool, reuse, scheduler, callers, neighbours, cache, costing, shared, resizing)
+    return Parts(pool, reuse, scheduler, callers, neighbours, cache, costing, shared, resizing, memory)
 
 
 def _offload_rule(

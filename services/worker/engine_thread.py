@@ -4,6 +4,7 @@ import functools
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol, TypeVar
 
@@ -51,6 +52,17 @@ class Engine(Protocol[LaunchedT]):
         """The pool was resized: what is launched from now on works with this view, which begins at the same address."""
         ...
 
+    def use_scratch(self, memory: Tensor) -> None:
+        """What is launched from now on takes its tensors from `memory` [n] uint8."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Scratch:
+    """Memory to take a step's tensors from."""
+
+    memory: Tensor
+
 
 class _Word(Enum):
     NOTHING_FOLLOWS = auto()
@@ -68,7 +80,7 @@ class EngineThread:
     def __init__(self, engine: Engine[LaunchedT], inbox: Events, gate: LoadGate) -> None:
         """`gate` holds the engine back while KV it is about to read is still being fetched."""
         self._inbox, self._gate = inbox, gate
-        self._orders: queue.SimpleQueue[StepPlan | Tensor | _Word] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[StepPlan | Tensor | _Scratch | _Word] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, args=(engine,), name="engine", daemon=True)
         self._thread.start()
 
@@ -83,6 +95,10 @@ class EngineThread:
     def use_pages(self, pages: Tensor) -> None:
         """Steps submitted from now on are computed with this view of the pool, which was resized at its end."""
         self._orders.put(pages)
+
+    def use_scratch(self, memory: Tensor) -> None:
+        """Steps submitted from now on take their tensors from `memory` [n] uint8; those before may still use what was."""
+        self._orders.put(_Scratch(memory))
 
     def stop(self, timeout_s: float) -> None:
         """End after the current step."""
@@ -102,8 +118,11 @@ class EngineThread:
                 self._inbox.put(StepDone(engine.collect(running)))
                 running = None
             order = self._orders.get()
-            while isinstance(order, Tensor):
-                engine.use_pages(order)
+            while isinstance(order, Tensor | _Scratch):
+                if isinstance(order, Tensor):
+                    engine.use_pages(order)
+                else:
+                    engine.use_scratch(order.memory)
                 order = self._orders.get()
             following = self._launch(engine, order) if isinstance(order, StepPlan) else None
             if running is not None:

@@ -109,6 +109,15 @@ class MemoryChanged:
     """Why not for as many as were ordered; empty: for these."""
 
 
+@dataclass(frozen=True, slots=True)
+class ChunksBack:
+    """A TakeBackChunks from the system has ended."""
+
+    chunks: tuple[int, ...]
+    problem: str
+    """Why they have no memory; empty: they have."""
+
+
 Event = (
     LayerDone
     | StepDone
@@ -123,6 +132,7 @@ Event = (
     | ChannelOpened
     | ChannelFailed
     | MemoryChanged
+    | ChunksBack
 )
 
 Events = Inbox[Event]

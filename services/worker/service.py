@@ -20,17 +20,20 @@ from kvstore.transport.block_jobs import BlockEvent, LayerFetched
 from kvstore.transport.check_found import check_found
 from kvstore.transport.probe import answer_probe
 from kvstore.transport.tcp import check_payloads
+from services.worker.chunk_lender import ChunkLender
 from services.worker.core.actions import (
     Action,
     BeginRing,
     Copy,
     FetchBlocks,
     FillBlocks,
+    LendChunks,
     Moved,
     OpenChannel,
     ResizeMemory,
     SendBlocks,
     StoreBlocks,
+    TakeBackChunks,
 )
 from services.worker.core.role import WorkerRole
 from services.worker.engine_thread import EngineThread
@@ -40,6 +43,7 @@ from services.worker.inbox import (
     ChannelFailed,
     ChannelOpened,
     ChannelTried,
+    ChunksBack,
     CopyEnded,
     EngineDied,
     Event,
@@ -72,6 +76,7 @@ class Ports:
     memory: PageResizer
     events: CacheEventPublisher
     """Passes cache events on to whoever routes, without waiting."""
+    lender: ChunkLender
 
 
 class WorkerService:
@@ -81,6 +86,7 @@ class WorkerService:
         """`plan_ahead`: plan the engine's next step while it computes."""
         self._core, self._exchange, self._inbox = core, ports.exchange, ports.inbox
         self._links, self._memory, self._events = ports.links, ports.memory, ports.events
+        self._lender = ports.lender
         self._feed = EngineFeed(core, ports.engine, ahead=plan_ahead)
         self._clock = MonotonicClock()
         self._log = log
@@ -187,6 +193,10 @@ class WorkerService:
             case MemoryChanged(n_pages=n_pages, problem=problem):
                 self._log.event("memory_resized", pages=n_pages, problem=problem)
                 return self._core.on_memory(n_pages, problem, now_ms)
+            case ChunksBack(chunks=chunks, problem=problem):
+                if problem:
+                    self._log.event("chunks_not_back", chunks=len(chunks), problem=problem)
+                return self._core.on_chunks_back(chunks, problem, now_ms)
             case EngineDied(error=error) | ShareDied(error=error):
                 raise error
 
@@ -199,7 +209,7 @@ class WorkerService:
         return self._core.on_blocks_moved(event.call, moved, now_ms)
 
     def _act(self, actions: Sequence[Action], payloads: Sequence[Payload]) -> None:
-        for action in actions:
+        for action in (*self._core.memory_orders(), *actions):
             match action:
                 case Send(to, message):
                     if not self._exchange.send(to, message, self._links.payloads_for(message)):
@@ -224,6 +234,8 @@ class WorkerService:
                     self._links.open(peer, member)
                 case ResizeMemory(n_pages):
                     self._memory.order(n_pages)
+                case LendChunks() | TakeBackChunks():
+                    self._lender.carry_out(action)
                 case HangUp(peer):
                     self._exchange.hang_up(peer)
                     self._links.close_channel(peer)

@@ -18,6 +18,8 @@ OUTLIERS: dict[str, str] = {  # "path:name" -> why it may be larger
     "kernels/prefill_choice.py:prefill_runs": _ATTENTION,
     "kernels/reference.py:attention": _ATTENTION,
     "kernels/rope.py:rope_write": "one launch for all that happens to a layer's queries, keys and values before attention",
+    "services/worker/engine/attention.py:attend": _ATTENTION,
+    "services/worker/model/interface.py:attend": _ATTENTION,
     "common/settings.py:setting": "the keywords of a declaration; a field names the two or three that it needs",
 }
 

@@ -18,7 +18,7 @@ def test_status_shows_every_worker_with_its_last_report(up: Cluster) -> None:
     worker = status["workers"][0]
     assert worker["incarnation"] == f"{up.decode.member.incarnation:016x}"
     assert worker["model"]["name"] == NAME
-    assert set(worker["pages"]) == {"total", "free", "reserved", "granted", "active", "cached", "quarantined"}
+    assert set(worker["pages"]) == {"total", "free", "reserved", "granted", "active", "cached", "quarantined", "lent"}
     assert {"queue", "transports", "alive_ms"} <= set(worker)
 
 

@@ -13,13 +13,15 @@ def test_gather_returns_the_pages_in_the_order_asked_for() -> None:
     views = PageViews(pages)
     ids = [4, 0, 5]
     keys, values = reference.gather_tokens(pages, ids, 48)
-    assert torch.equal(views.gather(torch.tensor([2 * p for p in ids]), torch.float32), keys)
-    assert torch.equal(views.gather(torch.tensor([2 * p + 1 for p in ids]), torch.float32), values)
+    for side, expected in enumerate((keys, values)):
+        out = torch.empty_like(expected)
+        assert views.gather_into(out, torch.tensor([2 * p + side for p in ids])) is out
+        assert torch.equal(out, expected)
 
 
 def test_a_batch_of_gathers_keeps_sequences_apart() -> None:
     pages = torch.randn(6, 2, 4, 1, 8)
-    found = PageViews(pages).gather(torch.tensor([[2, 8], [10, 0]]), torch.float32)
+    found = PageViews(pages).gather_into(torch.empty(2, 8, 1, 8), torch.tensor([[2, 8], [10, 0]]))
     assert torch.equal(found[0], pages[[1, 4], 0].flatten(0, 1))
     assert torch.equal(found[1], pages[[5, 0], 0].flatten(0, 1))
 

@@ -6,23 +6,26 @@ before it is there, shows as a wrong token.
 
 import random
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from common.block_hash import BlockHash
 from common.ids import RequestId
 from common.kv_layout import KvLayout
 from common.messages.requests import Sampling
-from common.policy.batching import DecodeFirst
+from common.policy.batching import Candidate, DecodeFirst
 from common.policy.eviction import Lru
 from kvstore.index.block_pool import BlockPool
 from kvstore.index.ledger import Ledger
 from services.worker.core.actions import Action, BeginRing, FetchBlocks, Moved, StoreBlocks
 from services.worker.core.calls import Calls
+from services.worker.core.elastic import OwnScratch
 from services.worker.core.host_buffer import HostBuffer
 from services.worker.core.layer_offload import OffloadRule
 from services.worker.core.outputs import finish_of
 from services.worker.core.parking import Parking
 from services.worker.core.plan import StepPlan
+from services.worker.core.pool_memory import PoolMemory
 from services.worker.core.prefix import Keep, PrefixReuse
 from services.worker.core.restoring import Restoring
 from services.worker.core.scheduler import Scheduler
@@ -32,6 +35,16 @@ from tests.support.world_memory import Memory, MemoryEngine
 LAYERS, BLOCK_TOKENS = 6, 4
 LAYOUT = KvLayout(layers=LAYERS, kv_heads=1, head_dim=8, dtype="float32", block_tokens=BLOCK_TOKENS)
 ROOT = BlockHash(bytes(16))
+
+
+class ShortScratch(OwnScratch):
+    """Of an engine that lacks memory for larger steps."""
+
+    def __init__(self, most_rows: int) -> None:
+        self._most_rows = most_rows
+
+    def choose(self, policy: DecodeFirst, candidates: Sequence[Candidate]) -> list[int]:
+        return policy.choose(candidates, self._most_rows)
 
 
 @dataclass
@@ -44,12 +57,14 @@ class Tiered:
     retained: int | None = 0
     keep: Keep = Keep.NOTHING
     flaky: float = 0.0
+    most_rows: int = 10**6
+    """That there is scratch for."""
     copies: deque[StoreBlocks | FetchBlocks] = field(default_factory=deque)
     finished: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.pool = BlockPool(Ledger(self.pages), LAYERS, Lru())
-        reuse = PrefixReuse(self.pool, self.keep, BLOCK_TOKENS)
+        reuse = PrefixReuse(self.pool, self.keep, BLOCK_TOKENS, PoolMemory(ShortScratch(self.most_rows)))
         self.target = Scheduler(reuse, LAYOUT, DecodeFirst(16, BLOCK_TOKENS), max_running=8, context_tokens=400)
         rule = None if self.retained is None else OffloadRule(lambda _: self.retained or 0, 300)
         self.parking = Parking(reuse, HostBuffer(self.host_pages, LAYERS), Calls())

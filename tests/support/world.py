@@ -12,13 +12,14 @@ from types import MappingProxyType
 
 import msgspec
 
-from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
+from common.ids import Incarnation, Owner, PeerId, RequestId, WorkerId, peer_id
 from common.kv_layout import KvLayout
 from common.messages.actions import Dial, HangUp, Send
 from common.messages.handover import KvSent
 from common.messages.liveness import Hello, Member, ModelIdentity, Ping, TransportReport
 from common.messages.requests import Cancel, Failed, Generate, Sampling, TokenDelta, Tokens
 from common.messages.resizing import Resize, ResizeAnswer
+from common.policy.elastic import ArenaTerms
 from kvstore.handover.actions import Fill
 from kvstore.index.ledger import Ledger
 from services.worker.build_core import build_core
@@ -27,13 +28,16 @@ from services.worker.core.actions import (
     Copy,
     FetchBlocks,
     FillBlocks,
+    LendChunks,
     Moved,
     OpenChannel,
     ResizeMemory,
     SendBlocks,
     StoreBlocks,
+    TakeBackChunks,
 )
 from services.worker.core.decode import DecodeCore
+from services.worker.core.elastic import ACTIVATIONS
 from services.worker.core.host_buffer import HOST_BUFFER
 from services.worker.core.plan import StepPlan, StepResult
 from services.worker.core.prefill import PrefillCore
@@ -60,6 +64,10 @@ MODEL = ModelIdentity(
 )
 
 
+def pages_of_chunk(chunk: int) -> range:
+    return range(chunk * CHUNK_PAGES, (chunk + 1) * CHUNK_PAGES)
+
+
 @dataclass
 class Process:
     """One life of a worker."""
@@ -83,6 +91,10 @@ class Process:
     wrong: set[str] = field(default_factory=set)
     copies: deque[Copy] = field(default_factory=deque)
     payloads: dict[tuple[object, object], list[Page]] = field(default_factory=dict)
+    arena: list[int] = field(default_factory=list)
+    """Chunks that serve steps, in order."""
+    refills: deque[tuple[int, ...]] = field(default_factory=deque)
+    """Chunks that the system was asked for."""
     resizes: deque[int] = field(default_factory=deque)
     """Pages that there shall be memory for."""
     moves: deque["Move"] = field(default_factory=deque)
@@ -137,12 +149,15 @@ class World:
         more: tuple[str, ...] = (),
         context_tokens: Mapping[str, int] = MappingProxyType({}),
         host_pages: int = 0,
+        arena: ArenaTerms | None = None,
         **settings: object,
     ) -> None:
         """`store_blocks`: host memory of a KV store, 0 for none. `flaky`: part of the block moves that fail. `more`:
         workers beside `decode` and `prefill`, such as `prefill-1`. `ahead`: plan the next step while one runs, and hear of
         the end of a step some time after it. `context_tokens`: role -> what its workers take, where that is less than what
-        the model takes. `host_pages`: of every worker's host buffer. `settings`: of WorkerSettings."""
+        the model takes. `host_pages`: of every worker's host buffer. `arena`: what steps need, with elastic.
+        `settings`: of WorkerSettings."""
+        self.arena, self.moved_chunks = arena, {"lent": 0, "returned": 0, "refused": 0}
         self.rng, self.transport, self.flaky, self.settings = rng, transport, flaky, settings
         self.ahead, self.context_tokens, self.now_ms = ahead, context_tokens, 0.0
         self.links: dict[tuple[PeerId, PeerId], deque] = {}
@@ -188,7 +203,8 @@ class World:
             },  # type: ignore[arg-type]  # a test's keywords
         )
         pages = self.pages["prefill" if role == "prefill" else "decode"]
-        core = build_core(mine, settings, PoolSize(pages, CHUNK_PAGES, LAYOUT.page_bytes, self.host_pages), LAYOUT)
+        size = PoolSize(pages, CHUNK_PAGES, LAYOUT.page_bytes, self.host_pages)
+        core = build_core(mine, settings, size, LAYOUT, arena=self.arena)
         memory = Memory(4, n_pages=pages)
         peer, limits = peer_id(mine.id, mine.incarnation), (settings.running_limit, mine.takes_tokens)
         host = Memory(4, n_pages=self.host_pages)
@@ -305,11 +321,12 @@ class World:
         return next((p for p in self.processes.values() if p.peer == peer and p.alive), None)
 
     def perform(self, process: Process, actions: list[Action], payloads: list[list[Page]] | None = None) -> None:
-        for action in actions:
+        for action in (*process.core.memory_orders(), *actions):
             self.do(process, action, payloads or [])
         for following in (process.core.plan, process.core.plan_ahead) if self.ahead else (process.core.plan,):
             plan = following()
-            for action in process.core.loads(self.now_ms):
+            loads = process.core.loads(self.now_ms)
+            for action in (*process.core.memory_orders(), *loads):
                 self.do(process, action, [])
             if plan is not None:
                 self.require_fits(process, plan)
@@ -320,6 +337,13 @@ class World:
         assert len(plan.segments) <= process.max_running
         assert process.core._scheduler.n_running <= process.max_running
         assert all(one.start + one.count <= process.context_tokens for one in plan.segments)
+        self.require_scratch(process, plan)
+
+    def require_scratch(self, process: Process, plan: StepPlan) -> None:
+        """The arena holds what the step needs: when it is submitted, and as long as it is computed."""
+        if self.arena is not None:
+            needed = self.arena.step.needs_bytes(plan.n_tokens, max(one.start + one.count for one in plan.segments))
+            assert needed <= len(process.arena) * self.arena.chunk_bytes, f"{plan} without scratch"
 
     def do(self, process: Process, action: Action, payloads: list[list[Page]]) -> None:
         match action:
@@ -348,8 +372,43 @@ class World:
                 self.post(process.peer, to, message, [process.memory.read_all(row) for row in pages.tolist()])
             case ResizeMemory(n_pages=n_pages):
                 process.resizes.append(n_pages)
+            case LendChunks(chunks, to):
+                self.lend(process, chunks, to)
+            case TakeBackChunks(chunks, owner):
+                self.take_back(process, chunks, owner)
             case Dial() | HangUp():
                 pass
+
+    def lend(self, process: Process, chunks: tuple[int, ...], to: Owner) -> None:
+        self.moved_chunks["lent"] += len(chunks)
+        for chunk in chunks:
+            process.memory.lend(pages_of_chunk(chunk))
+        if to == ACTIVATIONS:
+            process.arena += chunks
+
+    def take_back(self, process: Process, chunks: tuple[int, ...], owner: Owner) -> None:
+        if owner != ACTIVATIONS:
+            process.refills.append(chunks)
+            return
+        assert process.arena[-len(chunks) :] == list(chunks), "the arena shrinks at its end"
+        self.home(process, chunks)
+        del process.arena[-len(chunks) :]
+        if process.step is not None:
+            self.require_scratch(process, process.step)
+
+    def home(self, process: Process, chunks: tuple[int, ...]) -> None:
+        self.moved_chunks["returned"] += len(chunks)
+        for chunk in chunks:
+            process.memory.take_back(pages_of_chunk(chunk))
+
+    def refill(self, process: Process) -> None:
+        """The system gives chunks back, or has no memory now."""
+        chunks, problem = process.refills.popleft(), "none left" if self.rng.random() < self.flaky else ""
+        if problem:
+            self.moved_chunks["refused"] += len(chunks)
+        else:
+            self.home(process, chunks)
+        self.perform(process, process.core.on_chunks_back(chunks, problem, self.now_ms))
 
     def turn(self) -> bool:
         """One random event; False if nothing can happen but the passing of time."""
@@ -363,6 +422,8 @@ class World:
                 choices.append(("copy", process))
             if process.alive and process.moves:
                 choices.append(("move", process))
+            if process.alive and process.refills:
+                choices.append(("refill", process))
             if process.alive and process.resizes:
                 choices.append(("resize", process))
         if not choices:
@@ -377,6 +438,8 @@ class World:
             self.perform(what, what.core.on_step(what.results.popleft(), self.now_ms))
         elif kind == "move":
             self.move(what)
+        elif kind == "refill":
+            self.refill(what)
         elif kind == "resize":
             self.change_memory(what)
         else:

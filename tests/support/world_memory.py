@@ -21,6 +21,8 @@ class Memory:
     block_tokens: int
     n_pages: int = 10**9
     """That have memory: who touches another one breaks its process."""
+    lent: set[int] = field(default_factory=set)
+    """Of those, the ones whose memory serves something else now."""
     pages: dict[int, Page] = field(default_factory=dict)
     drawn: dict[str, int] = field(default_factory=dict)
     """What the last step drew, by request: the engine remembers it as long as its pages."""
@@ -30,8 +32,22 @@ class Memory:
         self.n_pages = n_pages
         self.pages = {page: contents for page, contents in self.pages.items() if page < n_pages}
 
+    def lend(self, pages: range) -> None:
+        """What was there is lost."""
+        assert not self.lent.intersection(pages), f"{pages} are lent already"
+        self.lent.update(pages)
+        for page in pages:
+            self.pages.pop(page, None)
+
+    def take_back(self, pages: range) -> None:
+        assert self.lent.issuperset(pages), f"{pages} are not lent"
+        self.lent.difference_update(pages)
+
+    def has(self, page: int) -> bool:
+        return 0 <= page < self.n_pages and page not in self.lent
+
     def read(self, page: int) -> Page:
-        assert 0 <= page < self.n_pages, f"page {page} of {self.n_pages} is read"
+        assert self.has(page), f"page {page} of {self.n_pages} is read"
         return self.pages.get(page, (GARBAGE,) * self.block_tokens)
 
     def read_all(self, pages: Sequence[int]) -> list[Page]:
@@ -39,7 +55,7 @@ class Memory:
 
     def write_all(self, pages: Sequence[int], contents: Sequence[Page]) -> None:
         assert len(pages) == len(contents)
-        assert all(0 <= page < self.n_pages for page in pages), f"{pages} of {self.n_pages} are written"
+        assert all(self.has(page) for page in pages), f"{pages} of {self.n_pages} are written"
         self.pages.update(zip(pages, contents, strict=True))
 
     def set_slot(self, page: int, slot: int, value: int) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.ids import PeerId
+from common.ids import Owner, PeerId
 from common.messages.actions import Dial, HangUp, Send
 from common.messages.base import Message
 from common.messages.liveness import Member
@@ -101,6 +101,29 @@ class ResizeMemory:
     n_pages: int
 
 
+@dataclass(frozen=True, slots=True)
+class LendChunks:
+    """Nobody uses the pages of these chunks of memory: move it to `to`, in this order, before anything that comes after.
+
+    `to` is ACTIVATIONS, and they become the end of the arena, or SYSTEM.
+    """
+
+    chunks: tuple[int, ...]
+    to: Owner
+
+
+@dataclass(frozen=True, slots=True)
+class TakeBackChunks:
+    """Make these chunks pages again, before anything that comes after.
+
+    Those of ACTIVATIONS are the arena's last, and no step in flight needs them; those of SYSTEM are answered with
+    `on_chunks_back`.
+    """
+
+    chunks: tuple[int, ...]
+    owner: Owner
+
+
 Action = (
     Send
     | Fill
@@ -114,4 +137,6 @@ Action = (
     | FillBlocks
     | SendBlocks
     | ResizeMemory
+    | LendChunks
+    | TakeBackChunks
 )

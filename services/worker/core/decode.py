@@ -79,7 +79,7 @@ class DecodeCore(WorkerRole):
         if refusal := self._refusal(message):
             return [_failed(gateway, message.request, "invalid_request", refusal, retryable=False)]
         pages = self._layout.pages_at_most(len(message.prompt), message.sampling.max_tokens)
-        if text := too_large(pages, self._pool.ledger.total_pages):
+        if text := too_large(pages, self._pool.usable_pages):
             return [_failed(gateway, message.request, "out_of_pages", text, retryable=False)]
         waiting = self._scheduler.n_waiting + len(self._local)
         if waiting >= self._max_queued:
@@ -90,7 +90,7 @@ class DecodeCore(WorkerRole):
         return self._after_cache(now_ms)
 
     def _end_too_large(self, now_ms: float) -> list[Action]:
-        total = self._pool.ledger.total_pages
+        total = self._pool.usable_pages
         ended = self._local.end_too_large(self._layout, total)
         return ended + self._generation.end_too_large(self._layout, total) + self._incoming.end_too_large(now_ms)
 

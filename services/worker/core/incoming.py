@@ -156,7 +156,7 @@ class Incoming:
 
     def _too_large(self, request: GrantRequest) -> str:
         pages = self._terms.layout.pages_at_most(len(request.prompt), request.sampling.max_tokens)
-        return too_large(pages, self._pool.ledger.total_pages)
+        return too_large(pages, self._pool.usable_pages)
 
     def end_too_large(self, now_ms: float) -> list[Action]:
         """Refuses queued requests that need more pages than there are."""

@@ -12,19 +12,22 @@ their pages can be had back at any moment, without waiting, once the step and it
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence as Run
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from common.ids import Owner
+from common.policy.batching import Candidate, DecodeFirst
 from common.policy.layer_retention import offloaded
 from kvstore.index.ledger import PageIds, PageState
 from services.worker.core.actions import Action, BeginRing, Moved, StoreBlocks
-from services.worker.core.found import PARKED_TIER, FoundBlocks, Load
+from services.worker.core.found import PARKED_TIER, FoundBlocks
 from services.worker.core.host_buffer import HOST_BUFFER
 from services.worker.core.lineup import Lineup
 from services.worker.core.parking import Parking
 from services.worker.core.prefix import PrefixReuse
+from services.worker.core.retained import Kept, RetainedLayers, kept_owner
 from services.worker.core.room import Room
 from services.worker.core.sequence import Sequence
 
@@ -39,6 +42,20 @@ class OffloadRule:
     """Tokens to compute -> layers whose KV stays on the device."""
     most_tokens: int
     """Of one step."""
+
+
+class InOneStep(DecodeFirst):
+    """A policy of batching: all tokens of the candidates, or none."""
+
+    @staticmethod
+    def of(candidates: Run[Candidate]) -> "InOneStep":
+        """For just these candidates."""
+        return InOneStep(sum(one.known_tokens - one.computed_tokens for one in candidates), 1)
+
+    def choose(self, candidates: Run[Candidate], limit_tokens: int | None = None) -> list[int]:
+        """None if they exceed the limit."""
+        fit = limit_tokens is None or self.max_step_tokens <= limit_tokens
+        return [one.known_tokens - one.computed_tokens if fit else 0 for one in candidates]
 
 
 @dataclass(slots=True)
@@ -65,17 +82,21 @@ class _Offload:
 
 
 class LayerOffload:
-    """Owns the prompts that are computed so, one at a time, and the retained layers of those that wait for the others."""
+    """Owns the prompts that are computed so, one at a time, until all of their layers are in the buffer."""
 
-    def __init__(self, parts: tuple[PrefixReuse, Lineup, Room, Parking], rule: OffloadRule | None = None) -> None:
-        """`rule`: None if no prompt may be computed so."""
+    def __init__(
+        self,
+        parts: tuple[PrefixReuse, Lineup, Room, Parking],
+        retained: RetainedLayers,
+        rule: OffloadRule | None = None,
+    ) -> None:
+        """`retained`: where the layers that stayed are kept. `rule`: None if no prompt may be computed so."""
         self._reuse, self._lineup, self._room, self._parking = parts
+        self._retained = retained
         self._pool, self._rule = self._reuse.pool, rule
         self._layers = self._pool.pages_per_block
         self._open: dict[int, _Offload] = {}
         self._by_store: dict[int, _Offload] = {}
-        self._kept: dict[int, _Offload] = {}
-        self._absent: dict[int, tuple[int, ...]] = {}  # between a return's beginning and its load's
         self.prompts_total = self.layers_total = 0
 
     # -- beginning
@@ -154,6 +175,16 @@ class LayerOffload:
         """Who of these has a step for itself: a prompt that is computed so, in one piece."""
         return next((one for one in sequences if one.ring is not None), None)
 
+    def call_off(self, sequence: Sequence) -> None:
+        """There is no scratch for so large a step: it waits like any other, until all of its layers fit."""
+        assert sequence.ring is not None
+        one = self._open[sequence.ring]
+        one.sequence, one.ended = None, True
+        self._settle(one)
+        sequence.ring, sequence.streamed = None, False
+        self._reuse.give_up(sequence)
+        self._lineup.wait(sequence)
+
     def step_begins(self, sequence: Sequence) -> None:
         """The step of its prompt is about to begin."""
         assert sequence.ring is not None
@@ -199,7 +230,7 @@ class LayerOffload:
         if sequence.dropped:
             one.sequence = None
         else:
-            self._reuse.give_up(sequence, to=_kept(one.call))
+            self._reuse.give_up(sequence, to=kept_owner(one.call))
             sequence.passed = 0
             self._lineup.wait(sequence)
             self._parking.hold(one.call, sequence.request)
@@ -224,68 +255,15 @@ class LayerOffload:
         del self._open[one.call]
         self._pool.release(_ring(one.call))
         if one.sequence is None or not one.ok:
-            self._pool.release(_kept(one.call))
+            self._pool.release(kept_owner(one.call))
             self._parking.unhold(one.call, None if one.sequence is None else one.sequence.request)
             return
         tiers = (PARKED_TIER,) * len(one.host_pages)
         found = FoundBlocks(one.call, HOST_BUFFER, one.first_block, tiers, one.host_pages, float("inf"))
         self._parking.put(one.call, one.sequence, found)
-        if self._pool.holds(_kept(one.call)):
-            self._kept[one.call] = one
-
-    # -- the return
-
-    def missing_blocks(self, sequence: Sequence, n_blocks: int) -> int:
-        """Blocks that it must take to begin again, of the `n_blocks` that it would without retained layers."""
-        one = self._kept_of(sequence)
-        return n_blocks if one is None else n_blocks - one.kept_pages[: len(one.host_pages)].size // self._layers
-
-    def begin_again(self, sequence: Sequence) -> Load | None:
-        """As `PrefixReuse.begin`, with the retained layers that it has."""
-        one = self._kept_of(sequence)
-        if one is None:
-            return self._reuse.begin(sequence)
-        del self._kept[one.call]
-        n_whole, staying = len(one.host_pages), list(one.staying)
-
-        def new_pages(n_blocks: int) -> PageIds:
-            kept = one.kept_pages[:n_whole]
-            self._pool.give(_kept(one.call), kept, sequence.owner, PageState.RESERVED)
-            self._pool.release(_kept(one.call))
-            n_pages = n_blocks * self._layers - kept.size
-            fresh = self._pool.alloc(sequence.owner, -(-n_pages // self._layers), PageState.RESERVED).reshape(-1)
-            pages = np.full((n_blocks, self._layers), -1, np.int32)
-            pages[:n_whole, staying] = kept
-            pages[pages < 0] = fresh[:n_pages]
-            return pages
-
-        if self._reuse.hits(sequence) != one.first_block or not staying:
-            self._pool.release(_kept(one.call))
-            return self._reuse.begin(sequence)
-        self._absent[one.call] = one.leaving
-        return self._reuse.begin(sequence, new_pages)
-
-    def take_absent(self, call: int) -> tuple[int, ...]:
-        """Layers that a load must fetch; none named: all."""
-        return self._absent.pop(call, ())
-
-    def _kept_of(self, sequence: Sequence) -> _Offload | None:
-        return None if sequence.found is None else self._kept.get(sequence.found.call)
-
-    @property
-    def kept_blocks(self) -> int:
-        """Blocks that `let_go` can free, at the most: others may have pinned some of them too."""
-        owners = [_kept(call) for call in self._kept]
-        pinned = {name for owner in owners for name in self._pool.pins_of(owner)}
-        return len(pinned) + sum(len(self._pool.pages_of(owner)) for owner in owners) // self._layers
-
-    def let_go(self) -> bool:
-        """Free the retained layers of the youngest that waits; they are in the buffer. False if there are none."""
-        if not self._kept:
-            return False
-        call, _ = self._kept.popitem()
-        self._pool.release(_kept(call))
-        return True
+        self._retained.keep(
+            one.call, Kept(one.leaving, one.staying, one.kept_pages[: len(one.host_pages)], one.first_block)
+        )
 
     def forget(self, sequence: Sequence) -> None:
         """The sequence is over, in whatever phase."""
@@ -293,10 +271,6 @@ class LayerOffload:
             if one.sequence is sequence and not one.stepping:
                 one.sequence, one.ended = None, True
                 self._settle(one)
-        for call, one in list(self._kept.items()):
-            if one.sequence is sequence:
-                del self._kept[call]
-                self._pool.release(_kept(call))
 
     # -- state for others
 
@@ -319,8 +293,3 @@ _NO_PAGES: PageIds = np.empty(0, np.int32)
 def _ring(call: int) -> Owner:
     """Who owns the pages that layers take in turns."""
     return Owner(f"ring/{call}")
-
-
-def _kept(call: int) -> Owner:
-    """Who owns the retained layers, and the pins, while the sequence has no pages."""
-    return Owner(f"retained/{call}")

@@ -7,6 +7,7 @@ from services.worker.core.callers import Callers
 from services.worker.core.costing import Costing
 from services.worker.core.kv_cache import KvCache
 from services.worker.core.neighbours import Neighbours
+from services.worker.core.pool_memory import NOTHING_LENT, PoolMemory
 from services.worker.core.prefix import PrefixReuse
 from services.worker.core.resizing import Resizing
 from services.worker.core.scheduler import Scheduler
@@ -26,3 +27,4 @@ class Parts:
     costing: Costing
     shared: SharedPrefixes
     resizing: Resizing
+    memory: PoolMemory = NOTHING_LENT

@@ -85,7 +85,7 @@ class PrefillCore(WorkerRole):
             return [*prompt.tell("invalid_request", refusal)]
         if message.decode is None:
             return [*prompt.tell("protocol_violation", f"{self._mine.id} only prefills; no decode worker was named")]
-        if refusal := _too_large(prompt, self._layout, self._pool.ledger.total_pages, self._mine.id):
+        if refusal := _too_large(prompt, self._layout, self._pool.usable_pages, self._mine.id):
             return [*prompt.tell("out_of_pages", refusal)]
         if len(self._queue) >= self._max_queued:
             text = f"{len(self._queue)} requests are waiting on {self._mine.id} already"
@@ -96,7 +96,7 @@ class PrefillCore(WorkerRole):
         return self._pump(now_ms)
 
     def _end_too_large(self, now_ms: float) -> list[Action]:
-        waiting, total = [p for p in self._prompts.values() if p.waits and not p.told], self._pool.ledger.total_pages
+        waiting, total = [p for p in self._prompts.values() if p.waits and not p.told], self._pool.usable_pages
         refused = [(p, text) for p in waiting if (text := _too_large(p, self._layout, total, self._mine.id))]
         return [a for p, text in refused for a in self._end_all([p], "out_of_pages", text, now_ms)]
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from common.block_hash import extend_hashes
-from common.errors import OutOfPages
 from common.ids import Owner
 from kvstore.index.block_pool import BlockPool
 from kvstore.index.ledger import PageIds, PageState
 from kvstore.index.page_table import PageTable
 from services.worker.core.found import PARKED_TIER, Load
+from services.worker.core.pool_memory import NOTHING_LENT, PoolMemory
 from services.worker.core.sequence import Sequence
 from services.worker.core.wire import PEER_TIER, TIERS
 
@@ -37,8 +37,11 @@ class ReuseTotals:
 class PrefixReuse:
     """Gives sequences their pages, cached ones first; publishes what they have finished. Owns no sequence."""
 
-    def __init__(self, pool: BlockPool, keep: Keep, block_tokens: int) -> None:
+    def __init__(self, pool: BlockPool, keep: Keep, block_tokens: int, memory: PoolMemory = NOTHING_LENT) -> None:
+        """`memory`: who else has memory of the pool, to be asked when pages are short."""
         self.pool, self._keep, self.block_tokens = pool, keep, block_tokens
+        self.memory = memory
+        """To read."""
         self.totals = ReuseTotals()
 
     def hits(self, sequence: Sequence) -> int:
@@ -100,12 +103,11 @@ class PrefixReuse:
 
     def extend(self, sequence: Sequence, n_blocks: int) -> bool:
         """Give a sequence that has pages that many blocks more; False, and nothing, if there is no room."""
-        state = PageState.RESERVED if sequence.reserved else PageState.ACTIVE
-        try:
-            pages = self.pool.alloc(sequence.owner, n_blocks, state)
-        except OutOfPages:
+        short = n_blocks * self.pool.pages_per_block - self.pool.available_pages
+        if short > 0 and not self.memory.inflate(short):
             return False
-        sequence.table.append(pages)
+        state = PageState.RESERVED if sequence.reserved else PageState.ACTIVE
+        sequence.table.append(self.pool.alloc(sequence.owner, n_blocks, state))
         return True
 
     def give_up(self, sequence: Sequence, *, to: Owner | None = None) -> None:

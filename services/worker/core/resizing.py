@@ -54,6 +54,12 @@ class Resizing:
                 f"a request needs: give {self._worker} at least {format_bytes(least * self._page_bytes)}"
             )
             return [Send(asker, self._answer(message.call, text))]
+        if self._pool.lent:
+            text = (
+                f"{len(self._pool.lent)} chunks of {self._worker}'s memory are lent (--elastic, --spare-memory=release), and "
+                "the pool keeps its size meanwhile: start the worker with another --device-memory"
+            )
+            return [Send(asker, self._answer(message.call, text))]
         others, self._asked = (self._asked, []) if pages != self._target_pages else ([], self._asked)
         self._target_pages, self._problem = pages, ""
         text = f"a later order came before this one was carried out: {format_bytes(pages * self._page_bytes)}"
@@ -63,6 +69,11 @@ class Resizing:
             self._pool.resize(pages)
             self.has_shrunk = True
         return overtaken + self._advance()
+
+    @property
+    def settled(self) -> bool:
+        """No change of size is under way, and no page is yet to leave."""
+        return not self._ordered and self._target_pages == self._memory_pages
 
     def on_memory(self, n_pages: int, problem: str) -> list[Action]:
         """The ordered change has ended, with memory for `n_pages`. `problem`: why it is not as much as was ordered."""

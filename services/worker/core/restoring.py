@@ -22,7 +22,7 @@ class Restoring:
         """The sequence has its pages: fetch what of its blocks is not cached."""
         call = load.found.call
         self.parking.claim(load.request)
-        layers = self._scheduler.offload.take_absent(call)
+        layers = self._scheduler.retained.take_absent(call)
         if load.n_blocks == 0:
             self.parking.free(call)
             self.parking.restored_total += 1

@@ -14,7 +14,7 @@ from common.messages.liveness import Drain, Hello, Member, Ping, Refused, Report
 from common.messages.requests import Failed, Generate, Tokens
 from common.messages.resizing import Resize
 from kvstore.index.block_pool import BlockPool
-from services.worker.core.actions import Action, Moved
+from services.worker.core.actions import Action, LendChunks, Moved, TakeBackChunks
 from services.worker.core.found import Started
 from services.worker.core.parts import Parts
 from services.worker.core.plan import StepPlan, StepResult
@@ -31,7 +31,7 @@ class WorkerRole(ABC):
         self._mine, self._max_queued = mine, max_queued
         self._pool, self._scheduler, self._callers = parts.pool, parts.scheduler, parts.callers
         self._neighbours, self._cache, self._costing = parts.neighbours, parts.cache, parts.costing
-        self._resizing = parts.resizing
+        self._resizing, self._memory = parts.resizing, parts.memory
         self._reporter = Reporter(mine, parts)
         self._ending = False
         self._owed: dict[PeerId, list[Failed]] = {}  # until their gateway pings, or falls silent
@@ -92,6 +92,7 @@ class WorkerRole(ABC):
         """Conservation laws. Raises RuntimeError with the numbers."""
         self._cache.check()
         self._resizing.check()
+        self._memory.scratch.check()
 
     @abstractmethod
     def abandon(self) -> list[Action]:
@@ -161,6 +162,15 @@ class WorkerRole(ABC):
     def plan_ahead(self) -> StepPlan | None:
         """The step that follows the one being computed, if it can be known already."""
         return self._scheduler.plan_ahead()
+
+    def memory_orders(self) -> list[LendChunks | TakeBackChunks]:
+        """Chunks that move since the last call: to be carried out before everything else that was decided since."""
+        return self._memory.take_orders()
+
+    def on_chunks_back(self, chunks: tuple[int, ...], problem: str, now_ms: float) -> list[Action]:
+        """A TakeBackChunks from the system has ended. `problem`: why they have no memory; empty: they have."""
+        self._memory.on_chunks_back(chunks, problem)
+        return self._after_cache(now_ms)
 
     def loads(self, now_ms: float) -> list[Action]:
         """What sequences that have started wait for: to be carried out before the step of the last plan begins."""
@@ -246,6 +256,7 @@ class WorkerRole(ABC):
         actions, silent = self._neighbours.on_tick(now_ms)
         for peer in silent:
             actions += self.on_peer_dead(peer, now_ms)
+        self._memory.on_tick(now_ms, may_lend=self._resizing.settled)
         return actions + self._resizing.on_tick() + self._end_unfit(now_ms) + self._cache.on_tick(now_ms)
 
     def _answer(self, peer: PeerId, message: Ping | Hello, now_ms: float) -> list[Action]:

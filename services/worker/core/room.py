@@ -11,9 +11,14 @@ class Room:
     Who runs is the Scheduler's to say, who was promised pages is told by whoever promises.
     """
 
-    def __init__(self, pool: BlockPool, layers: int, max_running: int) -> None:
-        """`max_running`: sequences with pages at the most, and segments of one step."""
-        self._pool, self._layers = pool, layers
+    def __init__(
+        self, pool: BlockPool, layers: int, max_running: int, inflate: Callable[[int], bool] = lambda _: False
+    ) -> None:
+        """`max_running`: sequences with pages at the most, and segments of one step.
+
+        `inflate(n)`: make so many more pages available, of memory that serves something else; whether that was done.
+        """
+        self._pool, self._layers, self._inflate = pool, layers, inflate
         self.max_running = max_running
         """To read."""
         self._promised: Callable[[], int] = lambda: 0
@@ -25,4 +30,5 @@ class Room:
     def fits(self, n_blocks: int, n_running: int) -> bool:
         """Pages for that many blocks, and one more block for each sequence that runs already or will."""
         others = n_running + self._promised()
-        return others < self.max_running and (n_blocks + others) * self._layers <= self._pool.available_pages
+        short = (n_blocks + others) * self._layers - self._pool.available_pages
+        return others < self.max_running and (short <= 0 or self._inflate(short))

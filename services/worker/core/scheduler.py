@@ -19,11 +19,12 @@ from services.worker.core.found import Started
 from services.worker.core.giving_way import GivingWay
 from services.worker.core.host_buffer import HostBuffer
 from services.worker.core.in_flight import StepsInFlight, counts
-from services.worker.core.layer_offload import LayerOffload, OffloadRule
+from services.worker.core.layer_offload import InOneStep, LayerOffload, OffloadRule
 from services.worker.core.lineup import Lineup
 from services.worker.core.parking import Parking
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
 from services.worker.core.prefix import PrefixReuse
+from services.worker.core.retained import RetainedLayers
 from services.worker.core.room import Room
 from services.worker.core.sequence import NewPrompt, Sequence
 from services.worker.core.sequences import Sequences
@@ -51,7 +52,8 @@ class Scheduler:
     ) -> None:
         """`max_running`: sequences with pages at the most. `context_tokens`: of one sequence at the most."""
         self._reuse, self._pool, self._layout, self._policy = reuse, reuse.pool, layout, policy
-        self.room = Room(reuse.pool, layout.layers, max_running)
+        self._scratch = reuse.memory.scratch
+        self.room = Room(reuse.pool, layout.layers, max_running, reuse.memory.inflate)
         self.sequences = Sequences(self._pool, layout.layers, context_tokens)
         self._lineup = Lineup()
         self.park_in(Parking(reuse, HostBuffer(0, layout.layers), Calls()))
@@ -64,9 +66,10 @@ class Scheduler:
         """Who gives way is parked there from now on, and layers that leave by this rule too; nobody may be here yet."""
         self.parking, lineup, reuse, room = parking, self._lineup, self._reuse, self.room
         self.giving_way = GivingWay(lineup, parking, reuse)
-        self.offload = LayerOffload((reuse, lineup, room, parking), rule)
-        self.giving_way.let_go = self.offload.let_go
-        self._starting = Starting(lineup, room, reuse, parking, self.offload, self.giving_way)
+        self.retained = RetainedLayers(reuse)
+        self.offload = LayerOffload((reuse, lineup, room, parking), self.retained, rule)
+        self.giving_way.let_go = self.retained.let_go
+        self._starting = Starting((reuse, lineup, room, parking), self.offload, self.retained, self.giving_way)
 
     # -- arrivals and departures
 
@@ -102,6 +105,7 @@ class Scheduler:
             self._lineup.waiting.remove(sequence)
             self.parking.forget(request)
         self.offload.forget(sequence)
+        self.retained.forget(sequence)
         self.sequences.free_if_idle(sequence)
 
     def halt(self, request: RequestId) -> None:
@@ -181,8 +185,11 @@ class Scheduler:
         ready = [one for one in standings if not one.ends][: self.room.max_running]  # the engine's buffers end there
         alone = self.offload.alone([one.sequence for one in ready])
         ready = [one for one in ready if alone is None or one.sequence is alone]
-        counts = self._policy.choose([Candidate(one.computed_tokens, one.known_tokens) for one in ready])
-        counts = counts if alone is None else [one.known_tokens - one.computed_tokens for one in ready]
+        candidates = [Candidate(one.computed_tokens, one.known_tokens) for one in ready]
+        counts = self._scratch.choose(self._policy if alone is None else InOneStep.of(candidates), candidates)
+        if alone is not None and not any(counts):  # there is not the scratch for it
+            self.offload.call_off(alone)
+            return self._begin([one for one in sequences if one is not alone], follows=follows)
         chosen = [(one, count) for one, count in zip(ready, counts, strict=True) if count]
         chosen.sort(key=lambda pair: pair[0].known_tokens - pair[0].computed_tokens > 1)  # decoding rows first; stable
         plan = self.flight.draft(chosen)
@@ -191,6 +198,7 @@ class Scheduler:
         if alone is not None:
             self.offload.step_begins(alone)
         self.flight.begin(plan, [one.sequence for one, _ in chosen])
+        self._scratch.began()
         return plan
 
     def _reach(self, sequence: Sequence) -> bool:
@@ -204,6 +212,7 @@ class Scheduler:
     def complete(self, result: StepResult) -> list[NewToken]:
         """Take in the oldest step, which is finished. Tokens of sequences dropped meanwhile are not reported."""
         step = self.flight.end(result)
+        self._scratch.ended()
         self.computed_ms_total += result.compute_ms
         drawn = {one.request: one for one in result.sampled}
         new_tokens: list[NewToken] = []

@@ -6,6 +6,7 @@ from services.worker.core.layer_offload import LayerOffload
 from services.worker.core.lineup import Lineup
 from services.worker.core.parking import Parking
 from services.worker.core.prefix import PrefixReuse
+from services.worker.core.retained import RetainedLayers
 from services.worker.core.room import Room
 from services.worker.core.sequence import Sequence
 
@@ -17,10 +18,14 @@ class Starting:
     """
 
     def __init__(
-        self, lineup: Lineup, room: Room, reuse: PrefixReuse, parking: Parking, offload: LayerOffload, way: GivingWay
+        self,
+        parts: tuple[PrefixReuse, Lineup, Room, Parking],
+        offload: LayerOffload,
+        retained: RetainedLayers,
+        way: GivingWay,
     ) -> None:
-        self._lineup, self._room, self._reuse = lineup, room, reuse
-        self._parking, self._offload, self._way = parking, offload, way
+        self._reuse, self._lineup, self._room, self._parking = parts
+        self._offload, self._retained, self._way = offload, retained, way
         self._started: list[Started] = []
 
     def take(self) -> list[Started]:
@@ -42,7 +47,7 @@ class Starting:
     def _begin(self, sequence: Sequence) -> bool:
         if self._parking.is_leaving(sequence.request) or not self._fits(sequence):
             return False
-        load = self._offload.begin_again(sequence)
+        load = self._retained.begin(sequence)
         if load is not None and load.n_blocks:
             sequence.awaits_load = not load.found.pages.size  # the engine can wait only for shared memory
         self._started.append(Started(sequence.request, sequence.cached_blocks, load))
@@ -52,9 +57,9 @@ class Starting:
     def _fits(self, sequence: Sequence) -> bool:
         n_running, more = len(self._lineup.running), self._way.kept_blocks
         while True:
-            n_blocks = self._offload.missing_blocks(sequence, self._reuse.new_blocks(sequence))
+            n_blocks = self._retained.missing_blocks(sequence, self._reuse.new_blocks(sequence))
             if self._room.fits(n_blocks + more, n_running):
                 return True
-            at_best = self._reuse.new_blocks(sequence) - self._offload.kept_blocks
-            if not self._room.fits(at_best + more, n_running) or not self._offload.let_go():
+            at_best = self._reuse.new_blocks(sequence) - self._retained.kept_blocks
+            if not self._room.fits(at_best + more, n_running) or not self._retained.let_go():
                 return False

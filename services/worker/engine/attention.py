@@ -9,6 +9,16 @@ from torch import Tensor
 from kernels.attention import decode_attention, prefill_attention
 from kernels.pages import PageViews
 from services.worker.engine.batch import DecodeGroup, FlatBatch, PrefillRun, decode_groups, prefill_runs
+from services.worker.engine.scratch import Scratch
+
+QUERY_TILE = 512
+"""Queries of a run whose attention is computed at once."""
+
+
+def gathered_bytes(views: PageViews, dtype: torch.dtype) -> int:
+    """What is taken of scratch for each key that is gathered: K and V as the pool has them, and as they are computed with."""
+    element_bytes = views.dtype.itemsize + (0 if dtype is views.dtype else dtype.itemsize)
+    return 2 * views.kv_heads * views.head_dim * element_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +41,24 @@ class PagedAttention:
     depend on how the prompt was cut into chunks or where its pages came from.
     """
 
-    def __init__(self, batch: FlatBatch, views: PageViews, dtype: torch.dtype, hooks: LayerHooks) -> None:
-        self._batch, self._views, self._dtype, self._hooks = batch, views, dtype, hooks
+    def __init__(
+        self, batch: FlatBatch, views: PageViews, dtype: torch.dtype, hooks: LayerHooks, scratch: Scratch
+    ) -> None:
+        self._batch, self._views, self._dtype, self._hooks, self._scratch = batch, views, dtype, hooks, scratch
         self._reads: dict[int | None, tuple[list[DecodeGroup], list[PrefillRun]]] = {}
         width = views.kv_heads * views.head_dim
         self._blank = torch.zeros(batch.blank_rows, width, dtype=dtype, device=batch.ids.device)
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window_tokens: int | None
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        window_tokens: int | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """See StepAttention. Tells the hooks of this layer."""
         if self._hooks.before_write is not None:
@@ -49,17 +69,25 @@ class PagedAttention:
         if self._hooks.before_read is not None:
             self._hooks.before_read(layer)
         groups, runs = self._reads_for(window_tokens)
-        if not runs and groups[0].rows is None:
-            return self._decode(layer, query, groups[0], scaling)
-        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        if out is None:
+            out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         for group in groups:
-            assert group.rows is not None, "a group without rows stands alone"
-            out.index_copy_(0, group.rows, self._decode(layer, query.index_select(0, group.rows), group, scaling))
+            with self._scratch.frame():
+                if group.rows is None:
+                    out.copy_(self._decode(layer, query, group, scaling))
+                else:
+                    queries = query.index_select(0, group.rows)
+                    out.index_copy_(0, group.rows, self._decode(layer, queries, group, scaling))
         for run in runs:
-            keys, values = self._views.gather(run.halves[layer], self._dtype)[:, : run.keys].unbind(0)
-            out[run.rows] = prefill_attention(
-                query[run.rows], keys, values, scaling=scaling, window_tokens=window_tokens
-            )[0]
+            with self._scratch.frame():
+                keys, values = self._gather(run.halves[layer])[:, : run.keys].unbind(0)
+                before = run.keys - (run.rows.stop - run.rows.start)
+                for first in range(run.rows.start, run.rows.stop, QUERY_TILE):
+                    rows = slice(first, min(first + QUERY_TILE, run.rows.stop))
+                    end = before + rows.stop - run.rows.start
+                    out[rows] = prefill_attention(
+                        query[rows], keys[:end], values[:end], scaling=scaling, window_tokens=window_tokens
+                    )[0]
         return out
 
     def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
@@ -70,8 +98,16 @@ class PagedAttention:
         self._views.write_into(self._batch.write_rows[layer], torch.cat(parts))
 
     def _decode(self, layer: int, query: Tensor, group: DecodeGroup, scaling: float) -> Tensor:
-        keys, values = self._views.gather(group.halves[layer], self._dtype).unbind(0)
+        keys, values = self._gather(group.halves[layer]).unbind(0)
         return decode_attention(query, keys, values, group.mask, scaling=scaling, may_be_empty=False)[0]
+
+    def _gather(self, halves: Tensor) -> Tensor:
+        """Half pages [2, ..., blocks] -> [2, ..., keys, kv_heads, head_dim] in the computation's dtype."""
+        views = self._views
+        keys = halves.shape[-1] * views.block_tokens
+        shape = (*halves.shape[:-1], keys, views.kv_heads, views.head_dim)
+        gathered = views.gather_into(self._scratch.take(shape, views.dtype), halves)
+        return gathered if self._dtype is views.dtype else self._scratch.take(shape, self._dtype).copy_(gathered)
 
     def _reads_for(self, window_tokens: int | None) -> tuple[list[DecodeGroup], list[PrefillRun]]:
         if window_tokens not in self._reads:

@@ -12,6 +12,9 @@ from torch import Tensor
 from common.ids import RequestId
 from services.worker.core.plan import Segment, StepPlan
 
+GROUP_KEYS = 8192
+"""Keys of a group of decoding sequences, padding included, unless it is one sequence: so much is gathered at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class FlatBatch:
@@ -122,12 +125,14 @@ def _key_rows(segment: Segment, first: int, end: int, block_tokens: int) -> NDAr
 def decode_groups(
     batch: FlatBatch, window_tokens: int | None, block_tokens: int, dtype: torch.dtype
 ) -> list[DecodeGroup]:
-    """Decoding sequences by length, so that padding at most doubles what is read."""
+    """Decoding sequences by length, so that padding at most doubles what is read, in groups of GROUP_KEYS at the most."""
     spans = [_span(segment, window_tokens, block_tokens) for segment in batch.decodes]
     order = sorted(range(len(spans)), key=lambda row: -spans[row].blocks)
     groups: list[list[int]] = []
     for row in order:
-        if not groups or 2 * spans[row].blocks < spans[groups[-1][0]].blocks:
+        longest = spans[groups[-1][0]].blocks if groups else 0
+        too_many = bool(groups) and (len(groups[-1]) + 1) * longest * block_tokens > GROUP_KEYS
+        if not groups or too_many or 2 * spans[row].blocks < longest:
             groups.append([])
         groups[-1].append(row)
     whole = len(groups) == 1 and not batch.prefills

@@ -11,12 +11,17 @@ from common.errors import ConfigError
 from common.ids import RequestId
 from common.kv_layout import KvLayout
 from kernels.pages import PageViews
-from services.worker.core.plan import StepPlan, StepResult
-from services.worker.engine.attention import LayerHooks, PagedAttention
-from services.worker.engine.batch import build_batch
+from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
+from services.worker.core.scratch_terms import ScratchTerms
+from services.worker.engine.attention import LayerHooks, PagedAttention, gathered_bytes
+from services.worker.engine.batch import GROUP_KEYS, build_batch
 from services.worker.engine.sampling import sample
+from services.worker.engine.scratch import ALIGNMENT_BYTES, ArenaScratch, GrowingScratch
 from services.worker.model.load import LoadedModel
-from services.worker.model.runner import LayerRunner
+from services.worker.model.tiled import TiledDecoder
+
+DRAWN_ROWS = 64
+"""Sequences that draw at once: a vocabulary of floats for each is more than all else that a row needs."""
 
 
 def require_fitting(model: LoadedModel, pages: Tensor, layout: KvLayout) -> None:
@@ -48,16 +53,29 @@ class TorchEngine:
 
     def __init__(self, model: LoadedModel, pages: Tensor, layout: KvLayout) -> None:
         require_fitting(model, pages, layout)
-        assert isinstance(model.runner, LayerRunner), "a model loaded for this engine"
+        assert isinstance(model.runner, TiledDecoder), "a model loaded for this engine"
         self._runner = model.runner
         self._model = model
         self._views = PageViews(pages)
         self._block_tokens = layout.block_tokens
         self._drawn: dict[RequestId, int] = {}
+        self._scratch: ArenaScratch | GrowingScratch = GrowingScratch(model.device)
+        self.scratch_terms = scratch_terms(self._runner, self._views, model.compute_dtype)
+        """What a step takes of the scratch."""
 
     def use_pages(self, pages: Tensor) -> None:
         """The pool was resized at its end: steps launched from now on use this view of it."""
         self._views = PageViews(pages)
+
+    def use_scratch(self, memory: Tensor) -> None:
+        """Steps launched from now on take their tensors from `memory` [n] uint8, which must hold what they need.
+
+        Until the first call the engine has memory of its own for that.
+        """
+        if isinstance(self._scratch, ArenaScratch):
+            self._scratch.use(memory)
+        else:
+            self._scratch = ArenaScratch(memory)
 
     def capture(self) -> int:
         """Nothing is prepared ahead of steps on a CPU: 0 graphs."""
@@ -100,10 +118,35 @@ class TorchEngine:
         hooks = LayerHooks(
             before_write=await_ring, on_written=announce, before_read=await_layer if plan.loads else None
         )
-        attention = PagedAttention(batch, self._views, model.compute_dtype, hooks)
-        hidden = self._runner.run(batch.ids, batch.positions, attention)
-        sampling = [segment for segment in plan.segments if segment.sample]
-        rows = hidden.index_select(0, batch.sample_rows)
-        sampled = sample(sampling, self._runner.logits(rows)) if sampling else ()
+        with self._scratch.frame():
+            attention = PagedAttention(batch, self._views, model.compute_dtype, hooks, self._scratch)
+            hidden = self._runner.run(batch.ids, batch.positions, attention, self._scratch)
+            rows = hidden.index_select(0, batch.sample_rows)
+        longest_keys = max(segment.start + segment.count for segment in plan.segments)
+        needed_bytes = self.scratch_terms.needs_bytes(plan.n_tokens, longest_keys)
+        assert self._scratch.peak_bytes <= needed_bytes, (
+            f"a step took {self._scratch.peak_bytes} of {needed_bytes} bytes"
+        )
+        sampled = self._draw([segment for segment in plan.segments if segment.sample], rows)
         self._drawn = {one.request: one.token for one in sampled}
         return Computed(StepResult(plan.number, sampled, (time.perf_counter() - started_s) * 1e3))
+
+    def _draw(self, drawing: list[Segment], hidden: Tensor) -> tuple[Sampled, ...]:
+        """A token for each; as many rows' logits exist at once as DRAWN_ROWS."""
+        drawn: list[Sampled] = []
+        for first in range(0, len(drawing), DRAWN_ROWS):
+            rows = slice(first, first + DRAWN_ROWS)
+            drawn += sample(drawing[rows], self._runner.logits(hidden[rows]))
+        return tuple(drawn)
+
+
+def scratch_terms(decoder: TiledDecoder, views: PageViews, dtype: torch.dtype) -> ScratchTerms:
+    """Of an engine that computes in `dtype` and gathers the keys of a layer."""
+    n_taken = decoder.n_taken + 2  # at the most two for gathered keys
+    return ScratchTerms(
+        fixed_bytes=n_taken * ALIGNMENT_BYTES,
+        row_bytes=decoder.row_bytes,
+        key_bytes=gathered_bytes(views, dtype),
+        block_tokens=views.block_tokens,
+        group_keys=GROUP_KEYS,
+    )

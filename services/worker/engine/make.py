@@ -8,7 +8,7 @@ from torch import Tensor
 from kvstore.transport.layer_events import LayerEvents, NoLayerEvents
 from services.worker.engine.engine import TorchEngine
 from services.worker.model.load import LoadedModel
-from services.worker.model.runner import LayerRunner
+from services.worker.model.tiled import TiledDecoder
 
 if TYPE_CHECKING:
     from services.worker.engine.fused.engine import FusedEngine
@@ -35,7 +35,7 @@ def make_engine(
 
     `marks` tell whoever copies from the pages when a layer is written; None: nobody does.
     """
-    if isinstance(model.runner, LayerRunner):
+    if isinstance(model.runner, TiledDecoder):
         return TorchEngine(model, pages, model.layout)
     from services.worker.engine.fused.engine import FusedEngine  # needs triton, which a CPU has no use for
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from common.errors import ConfigError
 from kernels.activation import GateKind, gated
 from kernels.norms import add_rms_norm, rms_norm
+from services.worker.model.interface import window_of
 
 Angles = dict[str | None, tuple[Tensor, Tensor]]
 """Cosine and sine [tokens, head_dim] per rotary type."""
@@ -199,17 +200,9 @@ def fuse_layer(layer: nn.Module, config: PreTrainedConfig) -> FusedLayer:
         key_norm=_weight(attention, "k_norm") if hasattr(attention, "k_norm") else None,
         heads=config.num_attention_heads,
         scaling=float(cast(float, attention.scaling)),
-        window_tokens=_window_of(attention, config),
+        window_tokens=window_of(attention, config),
         rotary_type=config.layer_types[index] if gemma else None,
     )
-
-
-def _window_of(attention: nn.Module, config: PreTrainedConfig) -> int | None:
-    """As the layer hands it to its attention function: mistral reads it from the config, others hold it themselves."""
-    held = getattr(attention, "sliding_window", None)
-    if held is None and config.model_type == "mistral":
-        held = getattr(config, "sliding_window", None)
-    return None if held is None else int(held)
 
 
 def _weight(module: nn.Module, name: str) -> Tensor:

@@ -1,58 +1,38 @@
-"""The seam between `transformers`' layers and whoever keeps their keys and values."""
+"""The seam between a model's layers and whoever keeps their keys and values."""
 
-from typing import Any, Protocol  # Any: keyword arguments that transformers' layers pass through
+from typing import Protocol, cast
 
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
-
-ATTENTION_NAME = "penstock"
-"""Name of our attention function in `transformers`' registry."""
+from transformers import PreTrainedConfig
 
 
 class StepAttention(Protocol):
     """Attention of one forward pass over a flat batch; knows where every token's keys and values are."""
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window_tokens: int | None
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        window_tokens: int | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """query [tokens, heads, head_dim], key and value [tokens, kv_heads, head_dim], rotary applied; any strides.
 
-        Keeps key and value, returns [tokens, heads, head_dim].
+        Keeps key and value, returns [tokens, heads, head_dim]: `out`, if that is given, which must not overlap the others.
         """
         ...
 
 
-def register_attention() -> None:
-    """Make ATTENTION_NAME known to `transformers`. Registering again changes nothing."""
-    AttentionInterface.register(ATTENTION_NAME, _attend)
-    AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
+def window_of(attention: nn.Module, config: PreTrainedConfig) -> int | None:
+    """How far a token of this layer sees, itself included; None: all that is before it.
 
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **call: Any,
-) -> tuple[Tensor, None]:
-    """What a layer calls: query [1, heads, tokens, head_dim], key and value likewise -> [1, tokens, heads, head_dim].
-
-    `call` holds the layer's `scaling`, its `sliding_window` if it has one, and the `step` that the runner passed in.
+    As the layer hands it to its attention function: mistral reads it from the config, others hold it themselves.
     """
-    step: StepAttention = call["step"]
-    layer: int = module.layer_idx  # type: ignore[assignment]  # every attention module of transformers has it
-    out = step.attend(
-        layer,
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-        scaling=call["scaling"],
-        window_tokens=call.get("sliding_window"),
-    )
-    return out.unsqueeze(0), None
-
-
-def _no_mask(*_: object, **__: object) -> None:
-    """Which keys a token sees is known from its position and its sequence's pages."""
+    held = getattr(attention, "sliding_window", None)
+    if held is None and config.model_type == "mistral":
+        held = getattr(config, "sliding_window", None)
+    return None if held is None else int(cast(int, held))

@@ -18,17 +18,15 @@ from common.kv_layout import KvLayout
 from common.messages.liveness import ModelIdentity
 from services.worker.model.checkpoint import StoredTensor, stored_tensors
 from services.worker.model.identity import InspectedModel, inspect_model
-from services.worker.model.interface import ATTENTION_NAME, register_attention
 from services.worker.model.packing import (
     LinearPath,
+    PackedLinear,
+    PlainLinear,
+    RmsNorm,
     choose_path,
     compute_dtype,
-    pack_head,
-    pack_layer,
-    pack_norm,
-    weight_bytes,
 )
-from services.worker.model.runner import LayerRunner
+from services.worker.model.tiled import TiledDecoder, TiledLayer, norm_offset, tile_layer
 
 if TYPE_CHECKING:
     from services.worker.model.fused import FusedDecoder, FusedLayer
@@ -44,7 +42,7 @@ class LoadedModel:
 
     identity: ModelIdentity
     layout: KvLayout
-    runner: "LayerRunner | FusedDecoder"
+    runner: "TiledDecoder | FusedDecoder"
     device: torch.device
     dtype: torch.dtype
     """Of pages; the identity's dtype."""
@@ -72,7 +70,6 @@ def load_model(
     own_dtype = _TORCH_DTYPES[inspected.identity.dtype]
     path = path or choose_path(place)
     computed_in = own_dtype if path is LinearPath.FUSED else compute_dtype(place, own_dtype)
-    register_attention()
     with torch.no_grad():
         model = _build_empty(inspected, computed_in)
         stored = stored_tensors(inspected.folder)
@@ -85,7 +82,7 @@ def load_model(
         device=place,
         dtype=own_dtype,
         compute_dtype=computed_in,
-        weight_bytes=weight_bytes(model) if isinstance(runner, LayerRunner) else runner.weight_bytes,
+        weight_bytes=runner.weight_bytes,
     )
 
 
@@ -106,7 +103,7 @@ def require_device(device: str) -> torch.device:
 
 def _build_empty(inspected: InspectedModel, dtype: torch.dtype) -> PreTrainedModel:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(inspected.config, dtype=dtype, attn_implementation=ATTENTION_NAME)
+        model = AutoModelForCausalLM.from_config(inspected.config, dtype=dtype)
     return model.eval()
 
 
@@ -144,9 +141,10 @@ class _Target:
     path: LinearPath
 
 
-def _fill(model: PreTrainedModel, stored: Mapping[str, StoredTensor], target: _Target) -> "LayerRunner | FusedDecoder":
+def _fill(model: PreTrainedModel, stored: Mapping[str, StoredTensor], target: _Target) -> "TiledDecoder | FusedDecoder":
     """Load layer after layer and bring each at once into the form it is used in; then what is around them."""
-    norm_offset = 1.0 if model.config.model_type == "gemma3_text" else 0.0
+    make = PackedLinear if target.path is LinearPath.PACKED else PlainLinear
+    tiled: list[TiledLayer] = []
     fused: list[FusedLayer] = []
     layers = cast(nn.ModuleList, model.get_submodule("model.layers"))
     for index, layer in enumerate(layers):
@@ -154,22 +152,18 @@ def _fill(model: PreTrainedModel, stored: Mapping[str, StoredTensor], target: _T
         names = [name for name in stored if name.startswith(prefix)]
         for name, tensor in _read(stored, names):
             _assign(layer, name.removeprefix(prefix), tensor.to(target.device, target.computed_in))
-        if target.path is LinearPath.PACKED:
-            pack_layer(layer, norm_offset)
-        elif target.path is LinearPath.FUSED:
+        _require_complete(layer)
+        if target.path is LinearPath.FUSED:
             fused.append(_fuse(layer, model))
-            layers[index] = nn.Identity()  # its own matrices go
+        else:
+            tiled.append(tile_layer(layer, model.config, make))
+        layers[index] = nn.Identity()  # its own matrices go
     head = _fill_outer(model, stored, target)
     _make_buffers(model, target.device, target.own_dtype)
     if target.path is LinearPath.FUSED:
         return _fused_decoder(model, fused, head)
-    if target.path is LinearPath.PACKED:
-        model.set_submodule("model.norm", pack_norm(model.get_submodule("model.norm"), norm_offset))
-        model.set_submodule("lm_head", pack_head(head, None))
-    else:
-        _assign(model, f"{_HEAD}weight", head)
-    _require_complete(model)
-    return LayerRunner(model, target.computed_in)
+    norm = RmsNorm(model.get_submodule("model.norm"), norm_offset(model.config))
+    return TiledDecoder(model, tiled, norm, make(head, None), target.computed_in)
 
 
 def _fill_outer(model: PreTrainedModel, stored: Mapping[str, StoredTensor], target: _Target) -> Tensor:

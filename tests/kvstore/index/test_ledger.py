@@ -97,6 +97,18 @@ def test_what_is_given_changes_hands_and_the_rest_stays() -> None:
     ledger.check()
 
 
+def test_only_free_pages_can_be_claimed_and_others_are_given_as_before() -> None:
+    ledger = Ledger(6)
+    ledger.alloc(A, 1, PageState.ACTIVE)
+    ledger.claim(B, np.array([4, 2], np.int32), PageState.LENT)
+    assert (ledger.pages_of(B), ledger.counts().lent) == ([4, 2], 2)
+    for pages in ([0], [2], [3, 3], [6], [-1]):
+        with pytest.raises(LedgerMisuse, match="not all free"):
+            ledger.claim(B, np.array(pages, np.int32), PageState.LENT)
+    ledger.check()
+    assert ledger.alloc(A, 3, PageState.ACTIVE).tolist() == [1, 3, 5]
+
+
 def test_a_page_that_comes_back_is_held_once() -> None:
     ledger = Ledger(8)
     pages = ledger.alloc(A, 3, PageState.ACTIVE)

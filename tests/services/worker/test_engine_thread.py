@@ -56,6 +56,9 @@ class Device:
     def use_pages(self, pages: torch.Tensor) -> None:
         self.calls.put(f"use {len(pages)} pages")
 
+    def use_scratch(self, memory: torch.Tensor) -> None:
+        self.calls.put(f"use {len(memory)} bytes")
+
     def next_calls(self, count: int) -> list[str]:
         return [self.calls.get(timeout=SOON_S) for _ in range(count)]
 
@@ -134,10 +137,11 @@ def test_a_step_that_is_done_is_told_before_the_next_one_is_launched(bench: Benc
     assert [bench.hears() for _ in range(3)] == [1, 2, 3]
 
 
-def test_a_view_of_the_pages_is_for_the_steps_behind_it_and_ends_none(bench: Bench) -> None:
+def test_a_view_of_the_pages_or_other_scratch_is_for_the_steps_behind_it_and_ends_none(bench: Bench) -> None:
     bench.submit(1)
     bench.thread.use_pages(torch.zeros(7))
-    assert bench.device.next_calls(2) == ["launch 1", "use 7 pages"]
+    bench.thread.use_scratch(torch.zeros(9, dtype=torch.uint8))
+    assert bench.device.next_calls(3) == ["launch 1", "use 7 pages", "use 9 bytes"]
     bench.submit(2)
     assert bench.device.next_calls(2) == ["launch 2", "collect 1"]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from common.errors import ConfigError
 from common.ids import RequestId
 from kvstore.transport.layer_events import LayerEvents
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult, draws_on_host
@@ -72,6 +73,12 @@ class FusedEngine:
     def use_pages(self, pages: Tensor) -> None:
         """The pool was resized at its end: steps launched from now on use this view of it. Graphs know its address only."""
         self._steps.pages = pages
+
+    def use_scratch(self, memory: Tensor) -> None:
+        """Raises ConfigError: on a GPU steps take their tensors from torch's own memory, which graphs know by address."""
+        raise ConfigError(
+            f"{memory.numel()} bytes of scratch: steps cannot take them on a GPU; use --elastic off there"
+        )
 
     @torch.inference_mode()
     def capture(self) -> int:

@@ -97,6 +97,14 @@ def test_blocks_are_published_only_when_they_are_whole() -> None:
     rig.settled()
 
 
+def test_a_prompt_without_scratch_for_so_large_a_step_waits_until_all_of_it_fits() -> None:
+    rig, tokens = busy(most_rows=16)
+    rig.submit("new", tokens, 9)
+    rig.run()
+    assert rig.finished["new"] == answer(tokens, 9) and rig.target.offload.layers_total == 0
+    rig.settled()
+
+
 @pytest.mark.parametrize("after", range(0, 60, 3))
 @pytest.mark.parametrize("retained", [0, 1])
 def test_a_cancel_in_any_phase_leaves_nothing_behind(after: int, retained: int) -> None:
@@ -121,6 +129,7 @@ def test_all_work_ends_with_the_right_tokens(seed: int) -> None:
         retained=rng.choice([0, 0, 1, 2, 3]),
         keep=rng.choice(list(Keep)),
         flaky=rng.choice([0.0, 0.0, 0.2]),
+        most_rows=rng.choice([10, 20, 100, 100]),
     )
     prefix, prompts = prompt(rng, 11), dict[str, tuple[list[int], int]]()
     for number in range(12):

@@ -1,0 +1,41 @@
+"""Whatever else the memory of KV pages serves: scratch of steps, or the system. One place to ask when pages are short. Pure."""
+
+from dataclasses import dataclass
+
+from services.worker.core.actions import LendChunks, TakeBackChunks
+from services.worker.core.elastic import OwnScratch, StepScratch
+from services.worker.core.spare_memory import SpareMemory
+
+
+@dataclass(frozen=True, slots=True)
+class PoolMemory:
+    """The borrowers; each owns its own state."""
+
+    scratch: StepScratch
+    spare: SpareMemory | None = None
+
+    def inflate(self, n_pages: int) -> bool:
+        """Make so many pages more available now; what only the system has is asked for, and comes later."""
+        if self.scratch.inflate(n_pages):
+            return True
+        if self.spare is not None:
+            self.spare.recall(n_pages)
+        return False
+
+    def on_tick(self, now_ms: float, *, may_lend: bool) -> None:
+        """Time passed. Not `may_lend`: the pool is about to have another size."""
+        if self.spare is not None:
+            self.spare.on_tick(now_ms, may_lend=may_lend)
+
+    def on_chunks_back(self, chunks: tuple[int, ...], problem: str) -> None:
+        """The system gave memory back, or did not."""
+        assert self.spare is not None, "nobody asked the system for memory"
+        self.spare.on_chunks_back(chunks, problem)
+
+    def take_orders(self) -> list[LendChunks | TakeBackChunks]:
+        """What the shell has to do, before all else that was decided since the last call."""
+        return self.scratch.take_orders() + ([] if self.spare is None else self.spare.take_orders())
+
+
+NOTHING_LENT = PoolMemory(OwnScratch())
+"""Pages are all there is."""

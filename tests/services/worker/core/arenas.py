@@ -1,0 +1,34 @@
+"""What steps need, for tests: so many bytes for each row and each key."""
+
+from dataclasses import dataclass
+
+from common.policy.elastic import ArenaTerms
+from tests.support.world import CHUNK_PAGES, LAYOUT
+
+CHUNK_BYTES = CHUNK_PAGES * LAYOUT.page_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    fixed_bytes: int = 64
+    row_bytes: int = 256
+    key_bytes: int = 8
+
+    def needs_bytes(self, rows: int, longest_keys: int) -> int:
+        return self.fixed_bytes + rows * self.row_bytes + longest_keys * self.key_bytes
+
+    def rows_within(self, n_bytes: int, longest_keys: int) -> int:
+        return max(0, n_bytes - self.needs_bytes(0, longest_keys)) // self.row_bytes
+
+
+def arena_terms(
+    *, max_rows: int = 64, least_rows: int = 9, max_keys: int = 100, step: Linear | None = None
+) -> ArenaTerms:
+    return ArenaTerms(
+        step=step or Linear(),
+        chunk_bytes=CHUNK_BYTES,
+        chunk_pages=CHUNK_PAGES,
+        max_rows=max_rows,
+        least_rows=least_rows,
+        max_keys=max_keys,
+    )

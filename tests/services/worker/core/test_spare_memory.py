@@ -1,0 +1,127 @@
+"""Laws of page memory that the system has for a while: only what is free goes, and it is back before it is used."""
+
+import random
+
+import pytest
+
+from common.ids import Owner
+from common.policy.eviction import Lru
+from common.policy.spare import SpareMarks, SpareRule
+from kvstore.index.block_pool import BlockPool
+from kvstore.index.ledger import Ledger, PageState
+from services.worker.core.actions import LendChunks, TakeBackChunks
+from services.worker.core.elastic import OwnScratch
+from services.worker.core.pool_memory import PoolMemory
+from services.worker.core.spare_memory import SYSTEM, SpareMemory
+from tests.kvstore.index.chains import ROOT, straight
+from tests.services.worker.core.arenas import arena_terms
+from tests.support.fake_engine import answer
+from tests.support.world import CHUNK_PAGES, World
+
+A = Owner("a")
+
+
+def idle() -> tuple[SpareMemory, BlockPool]:
+    """Twenty chunks, of which the system gets half when the second tick comes."""
+    pool = BlockPool(Ledger(20 * CHUNK_PAGES), 2, Lru())
+    rule = SpareRule(SpareMarks(low_chunks=3, high_chunks=6, hold_ms=100.0))
+    spare = SpareMemory(pool, rule, CHUNK_PAGES)
+    for now_ms in (0.0, 100.0):
+        spare.on_tick(now_ms, may_lend=True)
+    return spare, pool
+
+
+def test_free_chunks_go_and_their_pages_are_not_available() -> None:
+    spare, pool = idle()
+    (order,) = spare.take_orders()
+    assert isinstance(order, LendChunks)
+    assert (order.to, len(order.chunks)) == (SYSTEM, 10)
+    assert pool.available_pages == 10 * CHUNK_PAGES
+    assert pool.usable_pages == 20 * CHUNK_PAGES, "it can be had"
+    pool.check()
+
+
+def test_nothing_goes_while_the_pool_changes_its_size() -> None:
+    pool = BlockPool(Ledger(20 * CHUNK_PAGES), 2, Lru())
+    spare = SpareMemory(pool, SpareRule(SpareMarks(low_chunks=1, high_chunks=2, hold_ms=0.0)), CHUNK_PAGES)
+    spare.on_tick(0.0, may_lend=False)
+    assert spare.take_orders() == []
+
+
+def test_no_cached_block_goes_for_the_system() -> None:
+    pool, names = BlockPool(Ledger(20 * CHUNK_PAGES), 2, Lru()), straight(28)
+    pages = pool.alloc(A, 28, PageState.ACTIVE)
+    pool.publish(A, names, pages, parent=ROOT, depth=0)
+    pool.release(A)
+    spare = SpareMemory(pool, SpareRule(SpareMarks(low_chunks=1, high_chunks=2, hold_ms=0.0)), CHUNK_PAGES)
+    for now_ms in range(20):
+        spare.on_tick(float(now_ms), may_lend=True)
+        if now_ms == 5:
+            spare.recall(3 * CHUNK_PAGES)
+    assert spare.away_chunks > 3
+    assert pool.match(names) == 28
+
+
+def test_pages_are_available_when_their_memory_is_there_and_not_before() -> None:
+    spare, pool = idle()
+    spare.take_orders()
+    assert not PoolMemory(OwnScratch(), spare).inflate(6)
+    (order,) = spare.take_orders()
+    assert order == TakeBackChunks(tuple(pool.lent.of(SYSTEM)[:2]), SYSTEM)
+    assert pool.available_pages == 10 * CHUNK_PAGES
+    spare.recall(6)
+    assert spare.take_orders() == [], "they are coming"
+    spare.on_chunks_back(order.chunks, "")
+    assert pool.available_pages == 12 * CHUNK_PAGES
+    pool.check()
+
+
+def test_what_the_system_does_not_give_is_asked_for_again() -> None:
+    spare, pool = idle()
+    spare.take_orders()
+    spare.recall(4)
+    (order,) = spare.take_orders()
+    spare.on_chunks_back(order.chunks, "no memory left")
+    assert (spare.away_chunks, spare.problem) == (10, "no memory left")
+    spare.recall(4)
+    assert spare.take_orders() == [order]
+    pool.check()
+
+
+def test_a_tick_fetches_what_will_be_missed() -> None:
+    spare, pool = idle()
+    spare.take_orders()
+    pool.alloc(A, 18, PageState.ACTIVE)  # nine of the ten chunks that are here
+    spare.on_tick(200.0, may_lend=True)
+    (order,) = spare.take_orders()
+    assert isinstance(order, TakeBackChunks)
+    assert len(order.chunks) == 3
+    spare.on_tick(300.0, may_lend=True)
+    assert spare.take_orders() == [], "they are coming"
+
+
+@pytest.mark.parametrize("elastic", ["off", "kv"])
+def test_answers_are_right_while_the_system_has_memory_for_a_while(elastic: str) -> None:
+    rng = random.Random(1)
+    arena = None if elastic == "off" else arena_terms(max_rows=32)
+    more = {"spare_memory": "release", "elastic": elastic, "flaky": 0.3, "max_step_tokens": 32, "kvstore": "off"}
+    world = World(rng, prefill_pages=160, decode_pages=160, arena=arena, **more)
+    world.greet()
+    for number in range(40):
+        if number % 8 == 0:
+            world.settle()
+            for _ in range(6):
+                world.pass_time(900.0)
+                world.settle()
+        prompt = [rng.randrange(2, 5)] * rng.choice([9, 30, 60]) + [number]
+        world.send(f"r{number}", prompt, rng.randrange(1, 30))
+        for _ in range(rng.randrange(20)):
+            world.turn()
+    world.settle()
+    for one in world.answers.values():
+        assert one.failed is None
+        assert one.tokens == answer(one.prompt, one.max_tokens)
+    for process in world.processes.values():
+        process.core.check()
+    assert world.moved_chunks["returned"] > 0
+    assert world.moved_chunks["refused"] > 0
