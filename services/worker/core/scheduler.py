@@ -188,8 +188,11 @@ class Scheduler:
         candidates = [Candidate(one.computed_tokens, one.known_tokens) for one in ready]
         counts = self._scratch.choose(self._policy if alone is None else InOneStep.of(candidates), candidates)
         if alone is not None and not any(counts):  # there is not the scratch for it
+            others = [one for one in self._lineup.running if one is not alone]
             self.offload.call_off(alone)
-            return self._begin([one for one in sequences if one is not alone], follows=follows)
+            self._starting.admit()
+            left_out = [one for one in others if one not in sequences]
+            return self._begin([one for one in self._lineup.running if one not in left_out], follows=follows)
         chosen = [(one, count) for one, count in zip(ready, counts, strict=True) if count]
         chosen.sort(key=lambda pair: pair[0].known_tokens - pair[0].computed_tokens > 1)  # decoding rows first; stable
         plan = self.flight.draft(chosen)

@@ -100,6 +100,7 @@ def test_blocks_are_published_only_when_they_are_whole() -> None:
 def test_a_prompt_without_scratch_for_so_large_a_step_waits_until_all_of_it_fits() -> None:
     rig, tokens = busy(most_rows=16)
     rig.submit("new", tokens, 9)
+    rig.drop("old")  # nothing else happens that would ask again
     rig.run()
     assert rig.finished["new"] == answer(tokens, 9) and rig.target.offload.layers_total == 0
     rig.settled()
