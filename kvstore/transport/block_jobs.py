@@ -21,6 +21,10 @@ class StoreJob:
     own_pages: PageIds
     """[blocks, layers], as `peer_pages`."""
     peer_pages: PageIds
+    ring: int | None = None
+    """The gate's call of the ring of pages that `own_pages` are a row of."""
+    free_layer: int | None = None
+    """Up to which layer the ring may be written when this has ended, well or not; None: the ring is over then."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +40,16 @@ class FetchJob:
     """End of the lease, on our clock. What a copy read that ended later may have been anybody's: it has failed."""
     by_layer: bool
     """The first layers of all blocks first, then the next ones; else block by block."""
+    layers: tuple[int, ...] = ()
+    """Which layers the columns are, rising; none named: all, from 0 on. Those between them are there already."""
+
+    def layer_of(self, column: int) -> int:
+        """Of the page arrays."""
+        return self.layers[column] if self.layers else column
+
+    def readable_layer(self, n_columns: int) -> int:
+        """Up to which layer all is there when the first `n_columns` have come; -1: none is."""
+        return self.layers[n_columns] - 1 if n_columns < len(self.layers) else self.layer_of(n_columns - 1)
 
 
 BlockJob = StoreJob | FetchJob
@@ -74,14 +88,19 @@ class Piece:
 
     own_pages: PageIds
     peer_pages: PageIds
-    layers_there: range = range(0)
-    """Layers that are complete with this piece."""
+    columns_there: range = range(0)
+    """Columns of the job that are complete with this piece."""
 
 
 def require_alike(job: BlockJob) -> None:
-    """Raise ValueError unless both sides are [blocks, layers] of one shape."""
+    """Raise ValueError unless both sides are [blocks, layers] of one shape, and named layers rise."""
     if job.own_pages.ndim != 2 or job.own_pages.shape != job.peer_pages.shape:
         raise ValueError(f"call {job.call}: own pages {job.own_pages.shape}, peer's pages {job.peer_pages.shape}")
+    named = job.layers if isinstance(job, FetchJob) else ()
+    if named and (len(named) != job.own_pages.shape[1] or list(named) != sorted(set(named))):
+        raise ValueError(
+            f"call {job.call}: layers {named} for {job.own_pages.shape[1]} columns of pages; they must rise"
+        )
 
 
 def pieces(job: BlockJob, max_pages: int, layers_at_once: int = 1) -> Iterator[Piece]:

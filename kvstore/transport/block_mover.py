@@ -40,7 +40,7 @@ class _Work:
     job: BlockJob
     attached: _Attached | None
     left: Iterator[Piece]
-    layers_there: int = 0
+    columns_there: int = 0
     n_bytes: int = 0
     n_copies: int = 0
     elapsed_ms: float = 0.0
@@ -98,12 +98,22 @@ class BlockMover:
         work = _Work(job, self._attached.get(job.peer), pieces(job, self._max_pages, self._layers_at_once))
         if isinstance(job, FetchJob):
             self._gate.begin(job.call)
+            if job.layers and job.layers[0]:
+                self._gate.open(job.call, job.readable_layer(0))
         with self._changed:
             if self._running:
                 (self._fetches if isinstance(job, FetchJob) else self._stores).append(work)
                 self._changed.notify_all()
                 return
         self._end(work, "the block mover has stopped")
+
+    def begin_ring(self, ring: int, free_layer: int) -> None:
+        """Let nobody write layers behind `free_layer` of the ring until a StoreJob of it says so.
+
+        Raises ValueError if a load or ring with this call has not ended.
+        """
+        self._gate.begin(ring)
+        self._gate.open(ring, free_layer)
 
     def stop(self) -> None:
         """End after the piece in progress; all jobs that are left end as failed."""
@@ -140,10 +150,14 @@ class BlockMover:
             self._leave(work)
             self._end(work, error_text)
             return
-        for layer in piece.layers_there if piece is not None else ():
-            work.layers_there = layer + 1
-            self._on_event(LayerFetched(work.job.call, layer, ok=True))
-            self._gate.open(work.job.call, layer)
+        if piece is not None and isinstance(work.job, FetchJob):
+            self._tell_there(work, work.job, piece)
+
+    def _tell_there(self, work: _Work, job: FetchJob, piece: Piece) -> None:
+        for column in piece.columns_there:
+            work.columns_there = column + 1
+            self._on_event(LayerFetched(job.call, job.layer_of(column), ok=True))
+            self._gate.open(job.call, job.readable_layer(column + 1))
 
     def _copy(self, work: _Work, piece: Piece) -> None:
         job, attached = work.job, work.attached
@@ -170,12 +184,16 @@ class BlockMover:
         job, ok = work.job, not error_text
         try:
             if isinstance(job, FetchJob) and job.by_layer and not ok:
-                self._on_event(LayerFetched(job.call, work.layers_there, ok=False))
+                self._on_event(LayerFetched(job.call, job.layer_of(work.columns_there), ok=False))
             done = BlockJobDone(job.call, ok, work.n_bytes, work.n_copies, work.elapsed_ms, error_text)
             self._on_event(done)
         finally:
             if isinstance(job, FetchJob):
                 self._gate.end(job.call)
+            elif job.ring is not None and job.free_layer is not None:
+                self._gate.open(job.ring, job.free_layer)
+            elif job.ring is not None:
+                self._gate.end(job.ring)
 
     def _abandon(self) -> None:
         with self._changed:

@@ -33,6 +33,7 @@ from kvstore.transport.share import Share
 from services.worker.build_core import build_core
 from services.worker.build_parts import Machine
 from services.worker.chunk_lender import ChunkLender
+from services.worker.core.host_buffer import HOST_BUFFER
 from services.worker.core.resizing import PoolSize
 from services.worker.device_memory import DeviceMemory
 from services.worker.elastic_memory import arena_terms
@@ -40,6 +41,7 @@ from services.worker.engine.make import EngineLimits, make_engine, require_kv_la
 from services.worker.engine.torch_options import configure_torch
 from services.worker.engine.workspace import needs_model, page_bytes_of
 from services.worker.engine_thread import Engine, EngineThread
+from services.worker.host_memory import HostMemory, open_host_memory
 from services.worker.inbox import BlocksMoved, CopyEnded, Events, MembersRead, PeerGone, PeerJoined, ShareDied
 from services.worker.links import Links, Movers
 from services.worker.model.identity import InspectedModel, inspect_model
@@ -118,6 +120,7 @@ class Worker:
             Copier(lambda done: inbox.put(CopyEnded(done))),
             BlockMover(mover_pages, gate, lambda event: inbox.put(BlocksMoved(event))),
         )
+        host = self._open_host(memory, driver, movers)
         share_path = share.serve(memory, self._run_dir())
         mine = self._member(exchange.endpoint, inspected.identity, str(inspected.folder), share_path, memory)
         links = Links(mine, loop_pages, movers, inbox, Ways(copier_pages, share, settings.transport, driver))
@@ -128,7 +131,7 @@ class Worker:
         engine = EngineThread(cast(Engine[Any], computing), inbox, gate)
         self._cleanup.callback(engine.stop, _STEP_END_S)
         machine = Machine(
-            size=_size(memory),
+            size=_size(memory, host),
             layout=inspected.layout,
             fit=self._starting_fit(profile, model, threads),
             weight_bytes=model.weight_bytes,
@@ -156,6 +159,14 @@ class Worker:
         driver = CudaDriver(memory.backend.device.index)
         self._cleanup.callback(driver.close)
         return driver
+
+    def _open_host(self, memory: PageMemory, driver: CudaDriver | None, movers: Movers) -> HostMemory | None:
+        """For requests that give way, if such memory is wanted."""
+        host = open_host_memory(self._settings, memory, driver, self._log)
+        if host is not None:
+            self._cleanup.callback(host.close)
+            movers.blocks.attach(HOST_BUFFER, host.pages)
+        return host
 
     def _context_tokens(self, identity: ModelIdentity) -> int:
         asked = self._settings.max_context_tokens
@@ -235,6 +246,6 @@ class Worker:
         )
 
 
-def _size(memory: PageMemory) -> PoolSize:
-    plan = memory.plan
-    return PoolSize(memory.pages.n_pages, plan.chunk_bytes // plan.page_bytes, plan.page_bytes)
+def _size(memory: PageMemory, host: HostMemory | None) -> PoolSize:
+    plan, host_pages = memory.plan, 0 if host is None else host.n_pages
+    return PoolSize(memory.pages.n_pages, plan.chunk_bytes // plan.page_bytes, plan.page_bytes, host_pages)

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
+from common.cost.step_cost import UNKNOWN_COST
 from common.cost.step_fit import StepFit
 from common.kv_layout import KvLayout
 from common.messages.liveness import Member
 from common.policy.batching import DecodeFirst
 from common.policy.elastic import ArenaTerms
 from common.policy.eviction import EVICTION_POLICIES
+from common.policy.layer_retention import retained_layers
 from common.policy.spare import SpareMarks, SpareRule
 from kvstore.index.block_pool import BlockPool
 from kvstore.index.event_log import EventLog
@@ -17,17 +19,21 @@ from services.worker.core.calls import Calls
 from services.worker.core.costing import Costing
 from services.worker.core.elastic import ACTIVATIONS, ElasticScratch, OwnScratch, StepScratch
 from services.worker.core.fetch_costs import FetchCosts
+from services.worker.core.host_buffer import HostBuffer
 from services.worker.core.kv_cache import CacheParts, KvCache
+from services.worker.core.layer_offload import OffloadRule
 from services.worker.core.lender import Lender
 from services.worker.core.lookups import Lookups
 from services.worker.core.memory_owners import Lent, MemoryOwners
 from services.worker.core.neighbours import Neighbours
 from services.worker.core.offers import Offers
+from services.worker.core.parking import Parking
 from services.worker.core.parts import Parts
 from services.worker.core.pool_memory import PoolMemory
 from services.worker.core.prefetch import Prefetch
 from services.worker.core.prefix import Keep, PrefixReuse
 from services.worker.core.resizing import PoolSize, Resizing
+from services.worker.core.restoring import Restoring
 from services.worker.core.returns import Returns
 from services.worker.core.scheduler import Scheduler
 from services.worker.core.shared_prefix import SharedPrefixes
@@ -77,6 +83,8 @@ def build_parts(mine: Member, settings: WorkerSettings, machine: Machine) -> Par
     policy = DecodeFirst(settings.step_tokens_limit, layout.block_tokens)
     scheduler = Scheduler(reuse, layout, policy, max_running=settings.running_limit, context_tokens=mine.takes_tokens)
     calls = Calls()
+    parking = Parking(reuse, HostBuffer(size.host_pages, layout.layers, layout.page_bytes), calls)
+    scheduler.park_in(parking, _offload_rule(mine, settings, layout, fit, parking))
     costs = FetchCosts(lambda: fit.cost, layout.block_tokens, always=settings.fetch == "always")
     cache_parts = CacheParts(
         pool=pool,
@@ -87,6 +95,7 @@ def build_parts(mine: Member, settings: WorkerSettings, machine: Machine) -> Par
         returns=Returns(pool, calls, block_bytes, accepts=keeps),
         offers=Offers(calls, layout.block_tokens),
         costs=costs,
+        restoring=Restoring(scheduler),
     )
     pool.listen(cache_parts.events)
     if use_store:
@@ -132,3 +141,23 @@ def _pool_memory(pool: BlockPool, settings: WorkerSettings, machine: Machine) ->
     return PoolMemory(
         scratch, SpareMemory(pool, SpareRule(SpareMarks.of(machine.size.n_pages // chunk_pages)), chunk_pages)
     )
+
+
+def _offload_rule(
+    mine: Member, settings: WorkerSettings, layout: KvLayout, fit: StepFit, parking: Parking
+) -> OffloadRule | None:
+    """Which prompts are computed although not all of their layers fit: those that are answered here too."""
+    asked = settings.layer_offload
+    if asked == "off" or mine.role != "mixed":
+        return None
+
+    def retained(tokens: int) -> int:
+        if isinstance(asked, int):
+            return layout.layers - asked
+        prefill_ms = (fit.cost or UNKNOWN_COST).exec_ms(tokens, 0)
+        layer_bytes = layout.blocks_for(tokens) * layout.page_bytes
+        return retained_layers(layout.layers, prefill_ms, layer_bytes, parking.bytes_per_s)
+
+    # a processor takes a step of any length; an accelerator's engine is built for the longest one
+    most_tokens = mine.takes_tokens if settings.device == "cpu" else settings.step_tokens_limit
+    return OffloadRule(retained, most_tokens)

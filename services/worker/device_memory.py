@@ -1,5 +1,7 @@
 """A worker's page memory and all that is mapped onto it: the arena of steps, and the views of sequences."""
 
+from collections.abc import Collection
+
 import torch
 
 from common.kv_layout import KvLayout
@@ -51,6 +53,6 @@ class DeviceMemory:
             self.views.close()
         self.pages.close()
 
-    def _forget_pages(self, first: int, end: int) -> None:
+    def _forget_pages(self, pages: Collection[int]) -> None:
         if self.views is not None:
-            self.views.forget(range(first, end))
+            self.views.forget(pages)

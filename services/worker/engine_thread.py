@@ -35,11 +35,12 @@ class Engine(Protocol[LaunchedT]):
         plan: StepPlan,
         on_layer: Callable[[int], None] | None,
         await_layer: Callable[[int], None] | None,
+        await_ring: Callable[[int], None] | None = None,
     ) -> LaunchedT:
         """Begin one forward pass; pending segments go on with what the launch before draws.
 
         `on_layer(l)`: after layer l wrote K and V, if a segment is streamed; `await_layer(l)`: before it reads, if the plan
-        has loads.
+        has loads; `await_ring(l)`: before it writes.
         """
         ...
 
@@ -131,7 +132,10 @@ class EngineThread:
             running = following
 
     def _launch(self, engine: Engine[LaunchedT], plan: StepPlan) -> LaunchedT:
-        return engine.launch(plan, self._on_layer, functools.partial(self._gate.wait, plan.loads))
+        await_layer = functools.partial(self._gate.wait, plan.loads)
+        if not plan.rings:
+            return engine.launch(plan, self._on_layer, await_layer)
+        return engine.launch(plan, self._on_layer, await_layer, functools.partial(self._gate.wait, plan.rings))
 
     def _on_layer(self, layer: int) -> None:
         self._inbox.put(LayerDone(layer))

@@ -24,7 +24,7 @@ from kvstore.transport.copier import Copier, CopyDone, CopyJob
 from kvstore.transport.own_pages import OwnPages
 from kvstore.transport.probe import OpenedChannel, TcpProbe, Ways, open_channel
 from kvstore.transport.share import Share
-from services.worker.core.actions import Copy, FetchBlocks, StoreBlocks
+from services.worker.core.actions import BeginRing, Copy, FetchBlocks, StoreBlocks
 from services.worker.inbox import ChannelFailed, ChannelOpened, ChannelTried, Events
 
 _MEASURE_WITHIN_MS = 5_000.0
@@ -177,11 +177,22 @@ class Links:
         """Hand a job to the block mover; the inbox gets BlocksMoved, also if it could not begin."""
         if isinstance(action, FetchBlocks):
             job: BlockJob = FetchJob(
-                action.call, action.peer, action.own_pages, action.peer_pages, action.deadline_ms, action.by_layer
+                action.call,
+                action.peer,
+                action.own_pages,
+                action.peer_pages,
+                action.deadline_ms,
+                action.by_layer,
+                action.layers,
             )
         else:
-            job = StoreJob(action.call, action.peer, action.own_pages, action.peer_pages)
+            own, theirs = action.own_pages, action.peer_pages
+            job = StoreJob(action.call, action.peer, own, theirs, action.ring, action.free_layer)
         self._mover.post(job)
+
+    def begin_ring(self, action: BeginRing) -> None:
+        """Hold the engine back before it writes what has not been copied."""
+        self._mover.begin_ring(action.ring, action.free_layer)
 
     def fill_blocks(self, own_pages: PageIds, payloads: Sequence[Payload]) -> None:
         """Write one payload per block into our own pages [blocks, layers]."""

@@ -23,6 +23,7 @@ from kvstore.transport.tcp import check_payloads
 from services.worker.chunk_lender import ChunkLender
 from services.worker.core.actions import (
     Action,
+    BeginRing,
     Copy,
     FetchBlocks,
     FillBlocks,
@@ -220,6 +221,8 @@ class WorkerService:
                     self._links.fill(pages, payloads[index])
                 case FetchBlocks() | StoreBlocks():
                     self._links.move_blocks(action)
+                case BeginRing():
+                    self._links.begin_ring(action)
                 case FillBlocks(own_pages):
                     self._links.fill_blocks(own_pages, payloads)
                 case SendBlocks(to, message, pages):

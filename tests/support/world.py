@@ -39,6 +39,7 @@ from services.worker.core.actions import (
 )
 from services.worker.core.decode import DecodeCore
 from services.worker.core.elastic import ACTIVATIONS
+from services.worker.core.host_buffer import HOST_BUFFER
 from services.worker.core.plan import StepPlan, StepResult
 from services.worker.core.prefill import PrefillCore
 from services.worker.core.resizing import PoolSize
@@ -78,6 +79,8 @@ class Process:
     memory: Memory
     max_running: int
     context_tokens: int
+    host: Memory
+    """Its host buffer."""
     steps: deque[StepPlan] = field(default_factory=deque)
     """Planned and not computed."""
     results: deque[StepResult] = field(default_factory=deque)
@@ -146,13 +149,15 @@ class World:
         ahead: bool = False,
         more: tuple[str, ...] = (),
         context_tokens: Mapping[str, int] = MappingProxyType({}),
+        host_pages: int = 0,
         arena: ArenaTerms | None = None,
         **settings: object,
     ) -> None:
         """`store_blocks`: host memory of a KV store, 0 for none. `flaky`: part of the block moves that fail. `more`:
         workers beside `decode` and `prefill`, such as `prefill-1`. `ahead`: plan the next step while one runs, and hear of
         the end of a step some time after it. `context_tokens`: role -> what its workers take, where that is less than what
-        the model takes. `arena`: what steps need, with elastic. `settings`: of WorkerSettings."""
+        the model takes. `host_pages`: of every worker's host buffer. `arena`: what steps need, with elastic.
+        `settings`: of WorkerSettings."""
         self.arena, self.moved_chunks = arena, {"lent": 0, "returned": 0, "refused": 0}
         self.rng, self.transport, self.flaky, self.settings = rng, transport, flaky, settings
         self.ahead, self.context_tokens, self.now_ms = ahead, context_tokens, 0.0
@@ -164,7 +169,7 @@ class World:
         self.engine = MemoryEngine(layers=2, block_tokens=4)
         self.store_blocks = store_blocks
         self.store: Store | None = None
-        self.machine_pages = 10**6
+        self.machine_pages, self.host_pages = 10**6, host_pages
         self.pages = {"prefill": prefill_pages, "decode": decode_pages}
         self.processes: dict[str, Process] = {}
         self.members: list[Member] = []
@@ -199,14 +204,12 @@ class World:
             },  # type: ignore[arg-type]  # a test's keywords
         )
         pages = self.pages["prefill" if role == "prefill" else "decode"]
-        core = build_core(
-            mine,
-            settings,
-            Machine(size=PoolSize(pages, CHUNK_PAGES, LAYOUT.page_bytes), layout=LAYOUT, arena=self.arena),
-        )
+        size = PoolSize(pages, CHUNK_PAGES, LAYOUT.page_bytes, self.host_pages)
+        core = build_core(mine, settings, Machine(size=size, layout=LAYOUT, arena=self.arena))
         memory = Memory(4, n_pages=pages)
         peer, limits = peer_id(mine.id, mine.incarnation), (settings.running_limit, mine.takes_tokens)
-        self.processes[name] = Process(peer, core, core.pool.ledger, memory, *limits)
+        host = Memory(4, n_pages=self.host_pages)
+        self.processes[name] = Process(peer, core, core.pool.ledger, memory, *limits, host)
         self.members = [m for m in self.members if m.id != mine.id] + [mine]
         self.tell_members()
 
@@ -499,7 +502,8 @@ class World:
 
     def move(self, process: Process) -> None:
         """The block mover: one layer of a fetch by layer, else a whole job."""
-        move, memory = process.moves[0], self.memory_of(process.moves[0].order.peer)
+        move, peer = process.moves[0], process.moves[0].order.peer
+        memory = process.host if peer == HOST_BUFFER else self.memory_of(peer)
         order, by_layer = move.order, isinstance(move.order, FetchBlocks) and move.order.by_layer
         layers = [move.next_layer] if by_layer else list(range(LAYOUT.layers))
         ok = memory is not None and not move.broken and self.rng.random() >= self.flaky

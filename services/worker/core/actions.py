@@ -40,6 +40,8 @@ class FetchBlocks:
     peer_pages: PageIds
     deadline_ms: float
     by_layer: bool
+    layers: tuple[int, ...] = ()
+    """Which layers the columns are, rising; none named: all of them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +52,19 @@ class StoreBlocks:
     peer: PeerId
     own_pages: PageIds
     peer_pages: PageIds
+    ring: int | None = None
+    """The ring that these pages are a row of: when the copy has ended, well or not, the row may be written again."""
+    free_layer: int | None = None
+    """Up to which layer the ring may be written then; None: it is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class BeginRing:
+    """A step begins whose layers share pages: hold the engine back before it writes a layer behind `free_layer`, until
+    StoreBlocks of this ring say that more may be written."""
+
+    ring: int
+    free_layer: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,6 +133,7 @@ Action = (
     | Copy
     | FetchBlocks
     | StoreBlocks
+    | BeginRing
     | FillBlocks
     | SendBlocks
     | ResizeMemory

@@ -29,7 +29,7 @@ class Costing:
 
     def learn(self, plan: StepPlan | None, result: StepResult) -> None:
         """A step ended. One that waited for KV says how slow the KV was, not the engine."""
-        if plan is not None and plan.number == result.number and not plan.loads:
+        if plan is not None and plan.number == result.number and not (plan.loads or plan.rings):
             self._fit.learn(step_work(plan.segments), result.compute_ms)
 
     def work_ms(self, started: Iterable[Sequence], queued: Iterable[WaitingPrompt]) -> float:

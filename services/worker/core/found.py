@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from common.ids import PeerId, RequestId
 from kvstore.index.ledger import PageIds
 
+PARKED_TIER = "parked"
+"""Of blocks that a sequence left in the host buffer when it gave way: its own work, and no reuse."""
+
 
 @dataclass(frozen=True, slots=True)
 class FoundBlocks:
@@ -14,7 +17,7 @@ class FoundBlocks:
     peer: PeerId
     first_block: int
     tiers: tuple[str, ...]
-    """Per block: host, disk or peer."""
+    """Per block: host, disk, peer or parked."""
     pages: PageIds
     """[blocks, layers] of the holder's shared memory; no rows if the bytes come by message."""
     deadline_ms: float

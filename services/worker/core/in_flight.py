@@ -74,7 +74,8 @@ class StepsInFlight:
     def draft(self, chosen: Run[tuple[Standing, int]]) -> StepPlan:
         """The next step: so many tokens of each of these. Nothing changes before it begins."""
         loads = tuple(one.sequence.loading for one, _ in chosen if one.sequence.loading is not None)
-        return StepPlan(self.begun_total + 1, tuple(one.segment(count) for one, count in chosen), loads)
+        rings = tuple(one.sequence.ring for one, _ in chosen if one.sequence.ring is not None)
+        return StepPlan(self.begun_total + 1, tuple(one.segment(count) for one, count in chosen), loads, rings)
 
     def begin(self, plan: StepPlan, sequences: Run[Sequence]) -> None:
         """The engine gets this draft; `sequences` are those of its segments."""

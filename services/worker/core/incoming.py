@@ -170,13 +170,14 @@ class Incoming:
     def pump(self, now_ms: float) -> list[Action]:
         """Grant to the head of the queue while pages last. Preempted sequences come before new ones."""
         actions: list[Action] = []
+        self._scheduler.giving_way.no_wish()
         while self._queue:
             incoming = self._transfers[self._queue[0]]
             arrival = incoming.arrival
             grows = arrival.sampling.max_tokens > arrival.emitted_tokens + 1  # the last drawn token needs no page
             tokens = len(arrival.tokens) + grows
             pinned = self._pool.pinned_run(incoming.arrival.names)
-            if not self._scheduler.has_room(tokens, pinned_blocks=pinned):
+            if not self._scheduler.grants(tokens, pinned_blocks=pinned):
                 break
             self._queue.popleft()
             actions += self._grant(incoming, now_ms)

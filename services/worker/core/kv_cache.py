@@ -18,12 +18,14 @@ from services.worker.core.actions import Action, Moved
 from services.worker.core.callers import Callers
 from services.worker.core.fetch_costs import FetchCosts
 from services.worker.core.found import FoundBlocks, Load
+from services.worker.core.host_buffer import HOST_BUFFER
 from services.worker.core.lender import Lender
 from services.worker.core.lookups import Question, Wanted
 from services.worker.core.neighbours import BlockLink, Neighbours
 from services.worker.core.offers import Offers
 from services.worker.core.prefetch import Prefetch
 from services.worker.core.prefix import ReuseTotals
+from services.worker.core.restoring import Restoring
 from services.worker.core.returns import Returns
 from services.worker.core.sequence import Sequence
 from services.worker.core.spill import Spiller
@@ -44,6 +46,7 @@ class CacheParts:
     returns: Returns
     offers: Offers
     costs: FetchCosts
+    restoring: Restoring
 
 
 class KvCache:
@@ -57,6 +60,7 @@ class KvCache:
         self._lookups = parts.prefetch.lookups
         self._costs, self._fetches = parts.costs, fetches
         self._prefetch, self._spiller, self._lender = parts.prefetch, parts.spiller, parts.lender
+        self._restoring = parts.restoring
         self._returns, self._offers, self._use_store = parts.returns, parts.offers, use_store
         self._block_tokens = parts.offers.block_tokens
         self.events = parts.events
@@ -119,6 +123,8 @@ class KvCache:
 
     def start(self, load: Load, now_ms: float) -> list[Action]:
         """Begin what a sequence that has just started waits for."""
+        if load.found.peer == HOST_BUFFER:
+            return self._restoring.start(load)
         return self._prefetch.start(load, now_ms)
 
     def refresh(self, prompt: WaitingPrompt, now_ms: float) -> list[Action]:
@@ -184,9 +190,12 @@ class KvCache:
     def on_layer_failed(self, call: int) -> None:
         """A layer of a fetch is worthless."""
         self._prefetch.on_layer_failed(call)
+        self._restoring.on_layer_failed(call)
 
     def on_moved(self, call: int, moved: Moved, now_ms: float) -> list[Action]:
         """The shell has ended a FetchBlocks or StoreBlocks."""
+        if self._restoring.on_moved(call, moved, now_ms):
+            return []
         for part in (self._prefetch, self._spiller, self._returns):
             done = part.on_moved(call, moved, now_ms)
             if done is not None:
@@ -226,6 +235,7 @@ class KvCache:
             "returned_blocks_total": float(self._returns.returned_blocks_total),
             "declined_blocks_total": float(self._returns.declined_blocks_total),
             **self._prefetch.counters,
+            **self._restoring.counters(),
             "kv_bytes_total{direction=device_to_host}": float(self._spiller.spilled_bytes_total),
             "kv_bytes_total{direction=decode_to_prefill}": float(self._returns.returned_bytes_total),
         }
@@ -237,6 +247,7 @@ class KvCache:
             "pinned_blocks": float(self._pool.cache.n_pinned),
             "leases": float(self._lender.n_leases),
             "oldest_pin_ms": self._lender.oldest_ms(now_ms),
+            **self._restoring.parking.gauges(),
         }
 
     def links(self, now_ms: float) -> tuple[LinkCost, ...]:
@@ -246,8 +257,10 @@ class KvCache:
     @property
     def idle(self) -> bool:
         """No exchange is under way; cached blocks are no work."""
-        return not (self._prefetch.n_open or self._spiller.n_open or self._returns.n_open or self._lender.n_leases)
+        exchanges = (self._prefetch.n_open, self._spiller.n_open, self._returns.n_open, self._restoring.n_open)
+        return not (any(exchanges) or self._lender.n_leases)
 
     def check(self) -> None:
         """Conservation laws. Raises RuntimeError with the numbers."""
         self._pool.check()
+        self._restoring.check()

@@ -60,6 +60,9 @@ class StepPlan:
     loads: tuple[int, ...] = ()
     """Fetches into these segments' pages that may not have ended: wait for each layer of them before reading it."""
 
+    rings: tuple[int, ...] = ()
+    """Whose layers share pages: wait for each layer before writing it."""
+
     @property
     def n_tokens(self) -> int:
         """Rows of the flat batch."""

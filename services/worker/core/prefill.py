@@ -127,7 +127,7 @@ class PrefillCore(WorkerRole):
     def _on_prompt_done(self, new: NewToken, now_ms: float) -> list[Action]:
         prompt = self._prompts[new.sequence.request]
         assert prompt.transfer is not None
-        self._scheduler.park(new.sequence.request)
+        self._scheduler.halt(new.sequence.request)
         return self._carry_out(self._sender.finished(prompt.transfer, prompt.finish(new, now_ms), now_ms), now_ms)
 
     def on_copied(self, transfer: TransferId, span: KvSpan, moved: Moved, now_ms: float) -> list[Action]:

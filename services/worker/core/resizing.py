@@ -23,6 +23,8 @@ class PoolSize:
     chunk_pages: int = 1
     """Memory comes and goes in runs of so many pages."""
     page_bytes: int = 1
+    host_pages: int = 0
+    """Pages of the host buffer, if there is one."""
 
 
 class Resizing:

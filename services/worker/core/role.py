@@ -116,7 +116,7 @@ class WorkerRole(ABC):
 
     def on_layer(self, layer: int, now_ms: float, n_layers: int = 1) -> list[Action]:
         """The engine wrote K and V of `n_layers` layers, from `layer` on, of the step it computes."""
-        return []
+        return self._scheduler.offload.on_layer(layer, n_layers)
 
     def on_copied(self, transfer: TransferId, span: KvSpan, moved: Moved, now_ms: float) -> list[Action]:
         """A copy ended, well or not."""
@@ -174,7 +174,9 @@ class WorkerRole(ABC):
 
     def loads(self, now_ms: float) -> list[Action]:
         """What sequences that have started wait for: to be carried out before the step of the last plan begins."""
-        return [action for started in self._scheduler.take_started() for action in self._on_started(started, now_ms)]
+        leaving = self._scheduler.parking.take_orders()
+        started = self._scheduler.take_started()
+        return leaving + [action for one in started for action in self._on_started(one, now_ms)]
 
     def _on_started(self, started: Started, now_ms: float) -> list[Action]:
         """A sequence has its pages."""

@@ -5,7 +5,6 @@ leaves only by `drop` (its owner is done with it, for whatever reason) and its p
 that computes it and after `unhold`.
 """
 
-from collections import deque
 from dataclasses import dataclass
 
 from common.ids import RequestId
@@ -15,13 +14,21 @@ from common.messages.requests import TokenLogprob
 from common.policy.batching import Candidate, DecodeFirst
 from kvstore.index.ledger import PageState
 from kvstore.index.page_table import PageTable
+from services.worker.core.calls import Calls
 from services.worker.core.found import Started
+from services.worker.core.giving_way import GivingWay
+from services.worker.core.host_buffer import HostBuffer
 from services.worker.core.in_flight import StepsInFlight, counts
+from services.worker.core.layer_offload import InOneStep, LayerOffload, OffloadRule
+from services.worker.core.lineup import Lineup
+from services.worker.core.parking import Parking
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
 from services.worker.core.prefix import PrefixReuse
+from services.worker.core.retained import RetainedLayers
 from services.worker.core.room import Room
 from services.worker.core.sequence import NewPrompt, Sequence
 from services.worker.core.sequences import Sequences
+from services.worker.core.starting import Starting
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,7 @@ class Scheduler:
     """Continuous batching over a pool of blocks.
 
     Admission is first come, first served; when a running sequence needs a page and none is free, the youngest one gives
-    up its pages and is computed again later, so that the oldest always moves on.
+    up its pages, so that the oldest always moves on. Its KV is parked in the host buffer, or else computed again later.
     """
 
     def __init__(
@@ -48,21 +55,29 @@ class Scheduler:
         self._scratch = reuse.memory.scratch
         self.room = Room(reuse.pool, layout.layers, max_running, reuse.memory.inflate)
         self.sequences = Sequences(self._pool, layout.layers, context_tokens)
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # by `order`
+        self._lineup = Lineup()
+        self.park_in(Parking(reuse, HostBuffer(0, layout.layers), Calls()))
         self.flight = StepsInFlight()
         """To read."""
-        self._started: list[Started] = []
-        self.preemptions_total = self.computed_tokens_total = 0
+        self.computed_tokens_total = 0
         self.computed_ms_total = 0.0
+
+    def park_in(self, parking: Parking, rule: OffloadRule | None = None) -> None:
+        """Who gives way is parked there from now on, and layers that leave by this rule too; nobody may be here yet."""
+        self.parking, lineup, reuse, room = parking, self._lineup, self._reuse, self.room
+        self.giving_way = GivingWay(lineup, parking, reuse)
+        self.retained = RetainedLayers(reuse)
+        self.offload = LayerOffload((reuse, lineup, room, parking), self.retained, rule)
+        self.giving_way.let_go = self.retained.let_go
+        self._starting = Starting((reuse, lineup, room, parking), self.offload, self.retained, self.giving_way)
 
     # -- arrivals and departures
 
     def submit(self, prompt: NewPrompt) -> Sequence:
         """Queue a sequence of which nothing is computed, and start it if there is room. It must fit the pool."""
         sequence = self.sequences.add(prompt)
-        self._waiting.append(sequence)
-        self._admit()
+        self._lineup.wait(sequence)
+        self._starting.admit()
         return sequence
 
     def adopt(self, prompt: NewPrompt, first_token: int, table: PageTable, cached_blocks: int) -> Sequence:
@@ -74,8 +89,8 @@ class Scheduler:
         sequence.tokens.append(first_token)
         sequence.table, sequence.computed_tokens = table, len(prompt.tokens)
         sequence.cached_blocks = sequence.published_blocks = cached_blocks
-        sequence.reused_tokens = 0
-        self._running.append(sequence)
+        sequence.reused_tokens, sequence.began_tokens = 0, len(sequence.tokens)
+        self._lineup.run(sequence)
         self._reuse.publish(sequence)
         return sequence
 
@@ -85,23 +100,23 @@ class Scheduler:
         if sequence is None:
             return
         sequence.dropped = True
-        self.park(request)
-        if sequence in self._waiting:
-            self._waiting.remove(sequence)
+        self._lineup.halt(sequence)
+        if sequence in self._lineup.waiting:
+            self._lineup.waiting.remove(sequence)
+            self.parking.forget(request)
+        self.offload.forget(sequence)
+        self.retained.forget(sequence)
         self.sequences.free_if_idle(sequence)
 
-    def park(self, request: RequestId) -> None:
+    def halt(self, request: RequestId) -> None:
         """Keep the sequence and its pages, but compute no further."""
-        sequence = self.sequences[request]
-        if sequence in self._running:
-            self._running.remove(sequence)
+        self._lineup.halt(self.sequences[request])
 
     # -- fetched blocks
 
     def take_started(self) -> list[Started]:
         """Sequences that have got their pages since the last call; their loads must begin before the next step does."""
-        started, self._started = self._started, []
-        return started
+        return self._starting.take()
 
     def spoil(self, request: RequestId) -> None:
         """A part of the sequence's load is worthless. What is computed with it will be computed again."""
@@ -129,7 +144,16 @@ class Scheduler:
         `pinned_blocks` of it are cached here and pinned by others.
         """
         n_blocks = self._layout.blocks_for(tokens) - pinned_blocks
-        return not self._waiting and self.room.fits(n_blocks, len(self._running))
+        fits = not self._lineup.waiting and self.room.fits(n_blocks, len(self._lineup.running))
+        return fits or self.offload.has_room(tokens, pinned_blocks)
+
+    def grants(self, tokens: int, *, pinned_blocks: int = 0) -> bool:
+        """As `has_room`, for a sequence that is computed elsewhere: for it some may give way, and then it goes before them.
+
+        True is a promise: the caller takes the pages now.
+        """
+        n_blocks = self._layout.blocks_for(tokens) - pinned_blocks
+        return self.giving_way.grants(n_blocks, fits=self.room.fits(n_blocks, len(self._lineup.running)))
 
     # -- steps
 
@@ -137,9 +161,9 @@ class Scheduler:
         """The next step, or None while one is in flight or when there is nothing to do."""
         if len(self.flight):
             return None
-        starved = self._grow()
-        self._admit()
-        return self._begin([s for s in self._running if s not in starved], follows=False)
+        starved = self.giving_way.grow(self._reach)
+        self._starting.admit()
+        return self._begin([s for s in self._lineup.running if s not in starved], follows=False)
 
     def plan_ahead(self) -> StepPlan | None:
         """The step after the one in flight, or None if that has to end first, or if there is nothing to do.
@@ -151,39 +175,34 @@ class Scheduler:
         step = self.flight.oldest
         if step is None or len(self.flight) > 1 or not step.may_overlap:
             return None
-        if not all(self._reach(sequence) for sequence in self._running):
+        if not all(self._reach(one) for one in self._lineup.running) or self.giving_way.is_due():
             return None
-        self._admit()
-        return self._begin(self._running, follows=True)
+        self._starting.admit()
+        return self._begin(self._lineup.running, follows=True)
 
     def _begin(self, sequences: list[Sequence], *, follows: bool) -> StepPlan | None:
         standings = [self.flight.standing(s) for s in sequences if not (s.awaits_load or s.lost)]
         ready = [one for one in standings if not one.ends][: self.room.max_running]  # the engine's buffers end there
+        alone = self.offload.alone([one.sequence for one in ready])
+        ready = [one for one in ready if alone is None or one.sequence is alone]
         candidates = [Candidate(one.computed_tokens, one.known_tokens) for one in ready]
-        counts = self._scratch.choose(self._policy, candidates)
+        counts = self._scratch.choose(self._policy if alone is None else InOneStep.of(candidates), candidates)
+        if alone is not None and not any(counts):  # there is not the scratch for it
+            others = [one for one in self._lineup.running if one is not alone]
+            self.offload.call_off(alone)
+            self._starting.admit()
+            left_out = [one for one in others if one not in sequences]
+            return self._begin([one for one in self._lineup.running if one not in left_out], follows=follows)
         chosen = [(one, count) for one, count in zip(ready, counts, strict=True) if count]
         chosen.sort(key=lambda pair: pair[0].known_tokens - pair[0].computed_tokens > 1)  # decoding rows first; stable
         plan = self.flight.draft(chosen)
         if not chosen or (follows and not plan.may_overlap):
             return None
+        if alone is not None:
+            self.offload.step_begins(alone)
         self.flight.begin(plan, [one.sequence for one, _ in chosen])
         self._scratch.began()
         return plan
-
-    def _grow(self) -> list[Sequence]:
-        """Give every running sequence the pages for its next token, oldest first, at the cost of the youngest.
-
-        Returns those that must wait, because all who could give way are being loaded into.
-        """
-        starved: list[Sequence] = []
-        for sequence in list(self._running):
-            while sequence in self._running and not self._reach(sequence):
-                victim = next((s for s in reversed(self._running) if s.loading is None), None)
-                if victim is None:
-                    starved.append(sequence)
-                    break
-                self._preempt(victim)
-        return starved
 
     def _reach(self, sequence: Sequence) -> bool:
         """Whether the sequence has, or now gets, pages for all tokens that it will know after the steps in flight."""
@@ -192,22 +211,6 @@ class Scheduler:
         standing = self.flight.standing(sequence)
         missing = self._layout.blocks_for(standing.known_tokens) - sequence.table.n_blocks
         return missing <= 0 or standing.ends or self._reuse.extend(sequence, missing)
-
-    def _preempt(self, victim: Sequence) -> None:
-        self._running.remove(victim)
-        self._reuse.give_up(victim)
-        self.preemptions_total += 1
-        self._waiting.appendleft(victim)
-
-    def _admit(self) -> None:
-        while self._waiting and self.room.fits(self._reuse.new_blocks(self._waiting[0]), len(self._running)):
-            sequence = self._waiting.popleft()
-            load = self._reuse.begin(sequence)
-            if load is not None and load.n_blocks:
-                sequence.awaits_load = not load.found.pages.size  # the engine can wait only for shared memory
-            self._started.append(Started(sequence.request, sequence.cached_blocks, load))
-            self._running.append(sequence)
-            self._running.sort(key=lambda s: s.order)
 
     def complete(self, result: StepResult) -> list[NewToken]:
         """Take in the oldest step, which is finished. Tokens of sequences dropped meanwhile are not reported."""
@@ -224,6 +227,8 @@ class Scheduler:
                 self._restart(sequence)
             elif counts(segment, sequence):
                 new_tokens += self._advance(sequence, segment, drawn.get(segment.request))
+            if sequence.ring is not None:
+                self.offload.ended(sequence)
             self.sequences.free_if_idle(sequence)
         return new_tokens
 
@@ -250,28 +255,31 @@ class Scheduler:
     @property
     def n_waiting(self) -> int:
         """Sequences without pages."""
-        return len(self._waiting)
+        return len(self._lineup.waiting)
 
     @property
     def n_running(self) -> int:
         """Sequences with pages that still draw tokens."""
-        return len(self._running)
+        return len(self._lineup.running)
+
+    @property
+    def preemptions_total(self) -> int:
+        """Sequences that gave way, since the start."""
+        return self.giving_way.preemptions_total
 
     def queue(self) -> QueueCounts:
         """Counts for reports."""
-        pending = sum(s.uncomputed_tokens for s in self.prompts)
-        held = sum(s.computed_tokens for s in self._running)
-        return QueueCounts(waiting=self.n_waiting, running=self.n_running, waiting_tokens=pending, kv_tokens=held)
+        return self._lineup.queue()
 
     @property
     def prompts(self) -> list[Sequence]:
         """Sequences that compute or will compute more than the next token; to read."""
-        return [*self._waiting, *(s for s in self._running if s.uncomputed_tokens > 1)]
+        return self._lineup.prompts
 
     @property
     def wanted_pages(self) -> int:
         """Pages that sequences without any wait for."""
-        return sum(self._layout.pages_for(len(sequence.tokens)) for sequence in self._waiting)
+        return sum(self._layout.pages_for(len(sequence.tokens)) for sequence in self._lineup.waiting)
 
     @property
     def idle(self) -> bool:

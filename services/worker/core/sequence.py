@@ -47,6 +47,8 @@ class Sequence:
     """What another process keeps for its start."""
     loading: int | None = None
     """The call that fetches blocks into its pages: they must stay until it has ended."""
+    ring: int | None = None
+    """Its prompt is computed in one step in which layers share pages, and this is the call that the engine waits for."""
     awaits_load: bool = False
     """It cannot be computed before the load has ended; otherwise the engine waits layer by layer."""
     lost: bool = False
@@ -55,6 +57,10 @@ class Sequence:
     computed_tokens: int = 0
     reserved: bool = False
     """Its pages are RESERVED in the ledger, because its first token is not drawn yet."""
+    began_tokens: int = 0
+    """Tokens that it had when it got its pages last."""
+    passed: int | None = None
+    """How many were given pages while it waits because it gave way for them; None: it gave way for nobody."""
     in_steps: int = 0
     """Steps in flight that compute it: its pages must stay."""
     held: bool = False

@@ -113,10 +113,12 @@ class TorchEngine:
         plan: StepPlan,
         on_layer: Callable[[int], None] | None,
         await_layer: Callable[[int], None] | None,
+        await_ring: Callable[[int], None] | None = None,
     ) -> Computed:
         """Compute every segment and draw the tokens asked for.
 
         `await_layer(l)` is called before layer l reads any page, if the plan has loads: it returns when theirs are there.
+        `await_ring(l)` is called before layer l writes any: it returns when it may.
 
         `on_layer(l)` is called on this thread, for every layer in order, once K and V of layer l of all segments are
         in the pages and before layer l + 1 starts; only if a segment is `streamed`.
@@ -126,7 +128,9 @@ class TorchEngine:
         batch = build_batch(plan, self._block_tokens, model.device, self._drawn)
         streamed = any(segment.streamed for segment in plan.segments)
         announce = on_layer if streamed else None
-        hooks = LayerHooks(on_written=announce, before_read=await_layer if plan.loads else None)
+        hooks = LayerHooks(
+            before_write=await_ring, on_written=announce, before_read=await_layer if plan.loads else None
+        )
         with self._scratch.frame(), self._reads(plan.segments) as reads:
             attention = PagedAttention(batch, self._pages, reads, hooks, self._scratch)
             hidden = self._runner.run(batch.ids, batch.positions, attention, self._scratch)

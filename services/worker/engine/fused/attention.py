@@ -60,6 +60,8 @@ class PagedStep:
     def attend(self, layer: FusedLayer, qkv: Tensor, cos: Tensor, sin: Tensor, norm: NormTerms) -> Tensor:
         """See FusedStep. Tells the hooks of this layer."""
         slots, source = self._places.of(self._pages, layer.index)
+        if self._hooks.before_write is not None:
+            self._hooks.before_write(layer.index)
         query = rope_write(
             qkv,
             cos,

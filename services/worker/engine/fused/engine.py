@@ -5,7 +5,7 @@ does not know yet stay on the device.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -108,17 +108,20 @@ class FusedEngine:
         plan: StepPlan,
         on_layer: Callable[[int], None] | None = None,
         await_layer: Callable[[int], None] | None = None,
+        await_ring: Callable[[int], None] | None = None,
     ) -> Launched:
         """Queue every segment and the drawing of the tokens asked for.
 
         `await_layer(l)` is called before anything that reads pages of layer l is queued, if the plan has loads: it
         returns when they are there. `on_layer(l)` is called on this thread once the writing of K and V of layer l is
-        queued, if a segment is streamed: whoever copies them orders its copy behind the lane's work.
+        queued, if a segment is streamed: whoever copies them orders its copy behind the lane's work. `await_ring(l)` is
+        called before the writing of layer l is queued.
         """
         self._lane.enter()
         try:
             began = self._lane.mark()
-            self._queue(plan, self._hooks(plan, on_layer, await_layer))
+            hooks = replace(self._hooks(plan, on_layer, await_layer), before_write=await_ring)
+            self._queue(plan, hooks)
             drawing = [segment for segment in plan.segments if segment.sample]
             self._drawn_row = {segment.request: row for row, segment in enumerate(drawing)}
             host_rows = tuple(row for row, segment in enumerate(drawing) if draws_on_host(segment.sampling))
