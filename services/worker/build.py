@@ -13,7 +13,7 @@ from typing import Any, cast  # Any: what a launch gives is the engine's own
 
 from common.cost.step_fit import StepFit
 from common.errors import ConfigError
-from common.ids import Incarnation, WorkerId, peer_id
+from common.ids import Incarnation, PeerId, WorkerId, peer_id
 from common.log import Log
 from common.messages.liveness import Member, ModelIdentity
 from common.net.cache_events import CacheEventPublisher
@@ -27,7 +27,7 @@ from kvstore.transport.copier import Copier
 from kvstore.transport.cuda_pages import CudaMapper
 from kvstore.transport.layer_events import layer_events
 from kvstore.transport.load_gate import LoadGate
-from kvstore.transport.own_pages import own_pages_of
+from kvstore.transport.own_pages import OwnPages, own_pages_of
 from kvstore.transport.probe import Ways
 from kvstore.transport.share import Share
 from services.worker.build_core import build_core
@@ -105,21 +105,10 @@ class Worker:
         self._log.event("memory_planned", plan=str(memory.plan))
         inbox = Events(exchange.wake)
         driver = self._open_driver(memory)
-        share = Share(
-            peer,
-            on_joined=lambda joined: inbox.put(PeerJoined(joined)),
-            on_gone=lambda gone: inbox.put(PeerGone(gone)),
-            on_died=lambda error: inbox.put(ShareDied(error)),
-            mapper=None if driver is None else CudaMapper(driver, memory.backend.device),
-        )
-        gate = LoadGate()
-        marks = layer_events(inspected.layout.layers, memory.backend.device)
+        gate, marks = LoadGate(), layer_events(inspected.layout.layers, memory.backend.device)
+        share = _share(peer, inbox, None if driver is None else CudaMapper(driver, memory.backend.device))
         loop_pages, copier_pages, mover_pages = (own_pages_of(memory.pages, marks) for _ in range(3))
-        movers = Movers(
-            share,
-            Copier(lambda done: inbox.put(CopyEnded(done))),
-            BlockMover(mover_pages, gate, lambda event: inbox.put(BlocksMoved(event))),
-        )
+        movers = _movers(share, mover_pages, gate, inbox)
         host = self._open_host(memory, driver, movers)
         share_path = share.serve(memory, self._run_dir())
         mine = self._member(exchange.endpoint, inspected.identity, str(inspected.folder), share_path, memory)
@@ -143,7 +132,7 @@ class Worker:
         self._cleanup.callback(events.close)
         ahead = settings.plan_ahead == "on" or (settings.plan_ahead == "auto" and settings.device != "cpu")
         lender = ChunkLender(mapped.lending, inbox, use_scratch=engine.use_scratch)
-        ports = Ports(exchange, inbox, engine, links, resizer, events, lender)
+        ports = Ports(exchange, inbox, engine, links, resizer, events, lender, mapped.counters)
         self._service = WorkerService(core, ports, self._log, plan_ahead=ahead)
         membership = Membership(settings.redis, settings.cluster, mine, lambda members: inbox.put(MembersRead(members)))
         membership.join()
@@ -249,3 +238,21 @@ class Worker:
 def _size(memory: PageMemory, host: HostMemory | None) -> PoolSize:
     plan, host_pages = memory.plan, 0 if host is None else host.n_pages
     return PoolSize(memory.pages.n_pages, plan.chunk_bytes // plan.page_bytes, plan.page_bytes, host_pages)
+
+
+def _share(peer: PeerId, inbox: Events, mapper: CudaMapper | None) -> Share:
+    return Share(
+        peer,
+        on_joined=lambda joined: inbox.put(PeerJoined(joined)),
+        on_gone=lambda gone: inbox.put(PeerGone(gone)),
+        on_died=lambda error: inbox.put(ShareDied(error)),
+        mapper=mapper,
+    )
+
+
+def _movers(share: Share, pages: OwnPages, gate: LoadGate, inbox: Events) -> Movers:
+    return Movers(
+        share,
+        Copier(lambda done: inbox.put(CopyEnded(done))),
+        BlockMover(pages, gate, lambda event: inbox.put(BlocksMoved(event))),
+    )

@@ -3,12 +3,14 @@
 from common.block_hash import root_hash
 from common.messages.liveness import Member
 from common.policy.admission import AdmissionGate, FirstComeFirstServed, SlackGate
+from common.policy.buffer_scaling import BufferScaling
 from common.policy.output_length import LengthPredictor
 from kvstore.handover.receiver import Receiver
 from kvstore.handover.sender import Sender
 from services.worker.build_parts import Machine, build_parts, kept
 from services.worker.core.decode import DecodeCore, DecodeTerms
 from services.worker.core.generation import Generation
+from services.worker.core.host_buffer import HostBuffer
 from services.worker.core.incoming import GrantTerms, Incoming
 from services.worker.core.prefill import PrefillCore, PrefillTerms
 from services.worker.core.prefix import Keep
@@ -56,9 +58,18 @@ def build_core(mine: Member, settings: WorkerSettings, machine: Machine) -> Work
         admission=_admission(settings),
         returns_answers=settings.caching >= 3,
         fail_lost_loads=fail_lost_loads,
+        buffer_scaling=_scaling(settings, parts.scheduler.parking.buffer),
     )
     return DecodeCore(mine, parts, generation, incoming, decode)
 
 
 def _admission(settings: WorkerSettings) -> AdmissionGate:
     return SlackGate(settings.slo_tpot_ms) if settings.admission == "slo" else FirstComeFirstServed()
+
+
+def _scaling(settings: WorkerSettings, buffer: HostBuffer) -> BufferScaling | None:
+    if settings.elastic != "full" or not buffer.capacity_pages:
+        return None
+    return BufferScaling(
+        least_bytes=buffer.block_pages * buffer.page_bytes, physical_bytes=buffer.capacity_pages * buffer.page_bytes
+    )

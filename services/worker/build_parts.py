@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from common.cost.step_cost import UNKNOWN_COST
 from common.cost.step_fit import StepFit
+from common.errors import ConfigError
 from common.kv_layout import KvLayout
 from common.messages.liveness import Member
 from common.policy.batching import DecodeFirst
@@ -24,7 +25,7 @@ from services.worker.core.kv_cache import CacheParts, KvCache
 from services.worker.core.layer_offload import OffloadRule
 from services.worker.core.lender import Lender
 from services.worker.core.lookups import Lookups
-from services.worker.core.memory_owners import Lent, MemoryOwners
+from services.worker.core.memory_owners import Buffered, Lent, MemoryOwners
 from services.worker.core.neighbours import Neighbours
 from services.worker.core.offers import Offers
 from services.worker.core.parking import Parking
@@ -112,7 +113,13 @@ def build_parts(mine: Member, settings: WorkerSettings, machine: Machine) -> Par
         costing=Costing(fit, pool, layout.block_tokens, keeps=keeps),
         shared=SharedPrefixes(pool, scheduler, layout.block_tokens, keeps=keeps),
         resizing=resizing,
-        memory=MemoryOwners(pool, resizing, weight_bytes=machine.weight_bytes, lent=lambda: _lent(pool, size)),
+        memory=MemoryOwners(
+            pool,
+            resizing,
+            weight_bytes=machine.weight_bytes,
+            lent=lambda: _lent(pool, size),
+            buffered=lambda: Buffered(parking.buffer.used_pages, parking.buffer.capacity_pages),
+        ),
         pool_memory=pool_memory,
     )
 
@@ -146,10 +153,18 @@ def _pool_memory(pool: BlockPool, settings: WorkerSettings, machine: Machine) ->
 def _offload_rule(
     mine: Member, settings: WorkerSettings, layout: KvLayout, fit: StepFit, parking: Parking
 ) -> OffloadRule | None:
-    """Which prompts are computed although not all of their layers fit: those that are answered here too."""
-    asked = settings.layer_offload
+    """Which prompts are computed although not all of their layers fit: those that are answered here too.
+
+    eLLM's elastic prefill is the same mechanism, with as many layers as can be hidden.
+    """
+    asked = "auto" if settings.elastic == "full" and settings.layer_offload == "off" else settings.layer_offload
     if asked == "off" or mine.role != "mixed":
         return None
+    if isinstance(asked, int) and asked > layout.layers:
+        raise ConfigError(f"--layer-offload={asked}: the model has {layout.layers} layers")
+    if not parking.buffer.capacity_pages:
+        flag = f"--layer-offload={asked}" if settings.layer_offload != "off" else "--elastic=full"
+        raise ConfigError(f"{flag} needs a host buffer; --host-buffer is 0")
 
     def retained(tokens: int) -> int:
         if isinstance(asked, int):

@@ -43,6 +43,20 @@ class DeviceMemory:
             self._close_views_and_pages()
             raise
 
+    def counters(self) -> dict[str, float]:
+        """Of views, as in reports; none where sequences are read by table."""
+        if self.views is None:
+            return {}
+        stats = self.views.stats()
+        return {
+            f"view_blocks_total{{how={how}}}": float(count)
+            for how, count in (
+                ("there", stats.hit_blocks),
+                ("ahead", stats.mapped_ahead_blocks),
+                ("waited", stats.waited_blocks),
+            )
+        }
+
     def close(self) -> None:
         """Everything is invalid afterwards; nobody computes any more."""
         self.lending.close()

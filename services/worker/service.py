@@ -77,6 +77,8 @@ class Ports:
     events: CacheEventPublisher
     """Passes cache events on to whoever routes, without waiting."""
     lender: ChunkLender
+    mapped: Callable[[], dict[str, float]]
+    """Counters of what is mapped beside the pages, for reports."""
 
 
 class WorkerService:
@@ -86,7 +88,7 @@ class WorkerService:
         """`plan_ahead`: plan the engine's next step while it computes."""
         self._core, self._exchange, self._inbox = core, ports.exchange, ports.inbox
         self._links, self._memory, self._events = ports.links, ports.memory, ports.events
-        self._lender = ports.lender
+        self._lender, self._mapped = ports.lender, ports.mapped
         self._feed = EngineFeed(core, ports.engine, ahead=plan_ahead)
         self._clock = MonotonicClock()
         self._log = log
@@ -113,7 +115,7 @@ class WorkerService:
             if now_ms - ticked_ms >= _TICK_MS:
                 ticked_ms = now_ms
                 self._links.on_tick(now_ms)
-                self._core.note(self._events.counters())
+                self._core.note({**self._events.counters(), **self._mapped()})
                 self._act(self._core.on_tick(now_ms), ())
                 self._check_when_idle(now_ms)
             self._unchecked |= self._feed.feed(self._before_step)

@@ -17,6 +17,7 @@ from common.messages.handover import Abort, GrantRefused, GrantRequest, HandOver
 from common.messages.liveness import Member, Report
 from common.messages.requests import Cancel, Failed, Generate
 from common.policy.admission import AdmissionGate
+from common.policy.buffer_scaling import BufferScaling
 from services.worker.core.actions import Action
 from services.worker.core.generation import Generation
 from services.worker.core.incoming import Incoming
@@ -44,6 +45,8 @@ class DecodeTerms:
     """Offer the KV of answers to the prefill workers of their prompts."""
     fail_lost_loads: bool = False
     """A prompt whose KV could not be fetched fails, instead of being computed."""
+    buffer_scaling: BufferScaling | None = None
+    """How much of the host buffer may be used; None: all of it, always."""
 
 
 class DecodeCore(WorkerRole):
@@ -58,6 +61,8 @@ class DecodeCore(WorkerRole):
         self._returns_answers = terms.returns_answers
         gate = PromptGate(terms.admission, generation.watch, parts)
         self._local = LocalPrompts(generation, parts.cache, Preparation(parts), gate, terms.layout.block_tokens)
+        self._buffer, self._scaling = parts.scheduler.parking.buffer, terms.buffer_scaling
+        parts.scheduler.giving_way.slack_ms = gate.slack_ms
         self._cancelled: dict[RequestId, float] = {}  # -> when to forget it
 
     def _on_request(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
@@ -142,8 +147,15 @@ class DecodeCore(WorkerRole):
         """The engine finished a step."""
         self._costing.learn(self._scheduler.step, result)
         tokens = self._generation.on_tokens(self._scheduler.complete(result), now_ms)
-        self._generation.watch.end_step(now_ms)
+        self._scale_buffer(now_ms)
         return self._offer_finished(now_ms) + tokens + self._after_cache(now_ms) + self._cache.pump(now_ms)
+
+    def _scale_buffer(self, now_ms: float) -> None:
+        """How much of the host buffer may be used follows from which SLOs the step missed."""
+        misses = self._generation.watch.end_step(now_ms)
+        if self._scaling is not None:
+            logical_bytes = self._scaling.after_step(misses.ttft, misses.tpot)
+            self._buffer.logical_pages = logical_bytes // self._buffer.page_bytes
 
     def _offer_finished(self, now_ms: float) -> list[Action]:
         """Level 3: the KV of answers goes back to whoever will compute the next turn's prompt."""

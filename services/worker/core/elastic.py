@@ -46,6 +46,10 @@ class StepScratch(Protocol):
         """What is to be done since the last call, in this order."""
         ...
 
+    def counters(self) -> dict[str, float]:
+        """As in reports."""
+        ...
+
     def check(self) -> None:
         """Its laws. Raises RuntimeError."""
         ...
@@ -71,6 +75,10 @@ class OwnScratch:
     def take_orders(self) -> list[LendChunks | TakeBackChunks]:
         """None, ever."""
         return []
+
+    def counters(self) -> dict[str, float]:
+        """None."""
+        return {}
 
     def check(self) -> None:
         """It has none."""
@@ -178,6 +186,14 @@ class ElasticScratch:
         """What the shell has to do."""
         orders, self._orders = self._orders, []
         return orders
+
+    def counters(self) -> dict[str, float]:
+        """As in reports."""
+        return {
+            "scratch_chunks_total{to=steps}": float(self.lent_chunks_total),
+            "scratch_chunks_total{to=kv}": float(self.returned_chunks_total),
+            "cut_steps_total": float(self.cut_steps_total),
+        }
 
     def check(self) -> None:
         """Raise RuntimeError if the pool knows of other chunks, or a step in flight lacks scratch."""

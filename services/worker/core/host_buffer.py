@@ -16,7 +16,7 @@ class HostBuffer:
     def __init__(self, n_pages: int, pages_per_block: int, page_bytes: int = 1) -> None:
         """`n_pages` that have memory; 0: there is no buffer, and nothing is ever admitted."""
         self._ledger = Ledger(n_pages)
-        self._pages_per_block, self.page_bytes = pages_per_block, page_bytes
+        self.block_pages, self.page_bytes = pages_per_block, page_bytes
         self.logical_pages = n_pages
 
     @property
@@ -46,7 +46,7 @@ class HostBuffer:
 
     def alloc(self, owner: Owner, n_blocks: int) -> PageIds:
         """Pages [blocks, layers] for whole blocks; what `admits` says was asked. Raises OutOfPages beyond the memory."""
-        return self.alloc_pages(owner, n_blocks * self._pages_per_block).reshape(n_blocks, self._pages_per_block)
+        return self.alloc_pages(owner, n_blocks * self.block_pages).reshape(n_blocks, self.block_pages)
 
     def alloc_pages(self, owner: Owner, n_pages: int) -> PageIds:
         """So many pages [pages], of whichever layers. Raises OutOfPages beyond the memory."""

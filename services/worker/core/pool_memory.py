@@ -36,6 +36,10 @@ class PoolMemory:
         """What the shell has to do, before all else that was decided since the last call."""
         return self.scratch.take_orders() + ([] if self.spare is None else self.spare.take_orders())
 
+    def counters(self) -> dict[str, float]:
+        """As in reports."""
+        return self.scratch.counters()
+
 
 NOTHING_LENT = PoolMemory(OwnScratch())
 """Pages are all there is."""

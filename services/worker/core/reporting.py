@@ -79,6 +79,7 @@ class Reporter:
                 "steps_planned_ahead_total": float(scheduler.flight.ahead_total),
                 "shared_prefix_waits_total": float(parts.shared.waits_total),
                 **parts.cache.counters(parts.reuse.totals),
+                **parts.pool_memory.counters(),
                 **counters,
                 **self.noted,
             },
