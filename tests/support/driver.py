@@ -193,12 +193,13 @@ class Driver:
             self.refresh(timeout_s=timeout_s)
 
     def until_all_free(self, *, timeout_s: float = 30.0) -> None:
-        """Wait until everybody reports that all its pages are free or only cached, and nothing is queued."""
+        """Wait until everybody reports that all its pages are free, only cached or lent, nothing is parked or queued."""
 
         def free() -> bool:
             return all(
-                r.pages.free + r.pages.cached == r.pages.total
+                r.pages.free + r.pages.cached + r.pages.lent == r.pages.total
                 and not r.gauges.get("pinned_blocks", 0.0)
+                and not r.gauges.get("parked_bytes", 0.0)
                 and not (r.queue.waiting or r.queue.running or r.queue.handing_over)
                 for r in self.reports.values()
             )
