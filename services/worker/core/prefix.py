@@ -3,7 +3,7 @@
 Only whole blocks are reused and kept, and the last known token is always computed: its result draws the next one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -37,9 +37,18 @@ class ReuseTotals:
 class PrefixReuse:
     """Gives sequences their pages, cached ones first; publishes what they have finished. Owns no sequence."""
 
-    def __init__(self, pool: BlockPool, keep: Keep, block_tokens: int, memory: PoolMemory = NOTHING_LENT) -> None:
-        """`memory`: who else has memory of the pool, to be asked when pages are short."""
-        self.pool, self._keep, self.block_tokens = pool, keep, block_tokens
+    def __init__(
+        self,
+        pool: BlockPool,
+        keep: Keep,
+        block_tokens: int,
+        memory: PoolMemory = NOTHING_LENT,
+        *,
+        lead_tokens: int = 0,
+    ) -> None:
+        """`memory`: who else has memory of the pool, to be asked when pages are short. `lead_tokens`: how long before it is
+        needed a block is given, if one is free."""
+        self.pool, self._keep, self.block_tokens, self._lead_tokens = pool, keep, block_tokens, lead_tokens
         self.memory = memory
         """To read."""
         self.totals = ReuseTotals()
@@ -109,6 +118,17 @@ class PrefixReuse:
         state = PageState.RESERVED if sequence.reserved else PageState.ACTIVE
         sequence.table.append(self.pool.alloc(sequence.owner, n_blocks, state))
         return True
+
+    def extend_ahead(self, sequences: Iterable[Sequence]) -> None:
+        """Give those that will soon need one more block that block, if one is free: there is time then to map it.
+
+        Source: vTensor (arXiv 2407.15309), its extend ahead of decoding.
+        """
+        for one in sequences if self._lead_tokens else ():
+            end_tokens = one.table.n_blocks * self.block_tokens
+            soon = end_tokens - self._lead_tokens <= len(one.tokens) and end_tokens < one.limit_tokens
+            if soon and one.ring is None and self.pool.ledger.free_pages >= 2 * self.pool.pages_per_block:
+                self.extend(one, 1)
 
     def give_up(self, sequence: Sequence, *, to: Owner | None = None) -> None:
         """Take all its pages from a sequence; it will `begin` again. `to`: who gets them and its pins; None: nobody."""

@@ -201,6 +201,7 @@ class Scheduler:
         if alone is not None:
             self.offload.step_begins(alone)
         self.flight.begin(plan, [one.sequence for one, _ in chosen])
+        self._reuse.extend_ahead(one.sequence for one, _ in chosen)
         self._scratch.began()
         return plan
 

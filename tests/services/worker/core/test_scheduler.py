@@ -161,3 +161,24 @@ def test_everything_admitted_finishes_with_the_right_tokens_whatever_the_sizes(s
         assert finished[request] == answer(list(range(1, prompt + 1)), len(finished[request]))
     assert ledger.free_pages == pages
     ledger.check()
+
+
+@pytest.mark.parametrize("spare_pages", [8, 0])
+def test_a_block_is_given_before_it_is_needed_only_if_one_is_free(spare_pages: int) -> None:
+    reuse = PrefixReuse(BlockPool(Ledger(4 + spare_pages), 2, Lru()), Keep.NOTHING, 4, lead_tokens=2)
+    target = Scheduler(reuse, LAYOUT, DecodeFirst(16, 4), max_running=8, context_tokens=1_000)
+    request = submit(target, "one", 5, max_tokens=3)
+    tables = []
+    for _ in range(3):
+        plan = target.plan()
+        assert plan is not None
+        tables.append(plan.segments[0].table.n_blocks)
+        target.complete(ENGINE.step(plan, None))
+    assert tables == [2, 2, 2]  # 5 + 3 tokens fill two blocks, and no third one is ever needed
+    target.drop(request)
+    submit(target, "other", 5, max_tokens=30)
+    plan = target.plan()
+    assert plan is not None and plan.segments[0].table.n_blocks == 2
+    target.complete(ENGINE.step(plan, None))
+    plan = target.plan()
+    assert plan is not None and plan.segments[0].table.n_blocks == (3 if spare_pages else 2)
