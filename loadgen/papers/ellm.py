@@ -16,7 +16,7 @@ ELLM = Experiment(
     paper="eLLM (arXiv 2506.15155)",
     workloads=(
         PaperWorkload(
-            name="2048 in, 128 out",
+            name="2048 in 128 out",
             flags=("--dataset", "random", "--isl", "2048", "--osl", "128", "--ignore-eos"),
             load=1.3,
         ),
@@ -34,21 +34,21 @@ ELLM = Experiment(
             cluster="1M",
             flags=(*BUDGET, *_WHOLE, "--elastic", "full", "--host-buffer", "512MiB", *_SLOS),
         ),
-        System(name="chunked, static", cluster="1M", flags=(*BUDGET, *_CHUNKED, "--elastic", "static")),
-        System(name="chunked, + inflation", cluster="1M", flags=(*BUDGET, *_CHUNKED, "--elastic", "kv")),
+        System(name="chunked static", cluster="1M", flags=(*BUDGET, *_CHUNKED, "--elastic", "static")),
+        System(name="chunked + inflation", cluster="1M", flags=(*BUDGET, *_CHUNKED, "--elastic", "kv")),
     ),
     capacity_of="static",
     claims=(
         Claim(
-            workload="2048 in, 128 out",
+            workload="2048 in 128 out",
             base="static",
             other="+ inflation",
             changes={"output_throughput": 2.32},
             note="the paper's best decode throughput, 128K-token prompts on an A100",
         ),
-        Claim(workload="2048 in, 128 out", base="static", other="+ host buffer", changes={}),
-        Claim(workload="2048 in, 128 out", base="static", other="+ SLO controller", changes={}),
-        Claim(workload="2048 in, 128 out", base="chunked, static", other="chunked, + inflation", changes={}),
+        Claim(workload="2048 in 128 out", base="static", other="+ host buffer", changes={}),
+        Claim(workload="2048 in 128 out", base="static", other="+ SLO controller", changes={}),
+        Claim(workload="2048 in 128 out", base="chunked static", other="chunked + inflation", changes={}),
     ),
     shown={
         "mean_ttft_ms": "mean TTFT (ms)",

@@ -17,7 +17,7 @@ LAYERKV = Experiment(
     paper="LayerKV (arXiv 2410.00428)",
     workloads=tuple(
         PaperWorkload(
-            name=f"{length} tokens, load {load:g}",
+            name=f"{length} tokens at {load:g}",
             flags=("--dataset", "random", "--isl", str(length), "--osl", str(OUTPUT_TOKENS), "--ignore-eos"),
             load=load,
         )
@@ -27,14 +27,14 @@ LAYERKV = Experiment(
     systems=(
         System(name="all layers", cluster="1M", flags=POOL),
         System(name="by layers", cluster="1M", flags=(*POOL, *_LAYERS)),
-        System(name="by layers, SLO gate", cluster="1M", flags=(*POOL, *_LAYERS, "--admission", "slo")),
+        System(name="by layers with gate", cluster="1M", flags=(*POOL, *_LAYERS, "--admission", "slo")),
     ),
     capacity_of="all layers",
     claims=tuple(
-        Claim(workload=f"{length} tokens, load {load:g}", base="all layers", other=other, changes={})
+        Claim(workload=f"{length} tokens at {load:g}", base="all layers", other=other, changes={})
         for length in _LENGTHS
         for load in _LOADS
-        for other in ("by layers", "by layers, SLO gate")
+        for other in ("by layers", "by layers with gate")
     ),
     shown={
         "mean_ttft_ms": "mean TTFT (ms)",

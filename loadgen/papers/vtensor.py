@@ -55,14 +55,14 @@ VTENSOR = Experiment(
     ),
     systems=(
         System(name="paged", cluster="1M", flags=_MEMORY),
-        System(name="paged, large blocks", cluster="1M", flags=(*_MEMORY, *_LARGE)),
+        System(name="paged large blocks", cluster="1M", flags=(*_MEMORY, *_LARGE)),
         System(name="virtual", cluster="1M", flags=(*_MEMORY, *_LARGE, "--kv-layout", "virtual")),
     ),
     capacity_of="paged",
     claims=tuple(
         Claim(workload=name, base=base, other="virtual", changes={"output_throughput": stated})
         for name, stated in zip(_NAMES, (1.8, 2.42, 2.0), strict=True)
-        for base in ("paged", "paged, large blocks")
+        for base in ("paged", "paged large blocks")
     ),
     shown={
         "output_throughput": "tokens/s",
