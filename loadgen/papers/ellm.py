@@ -8,7 +8,7 @@ the budget is such that what the longest step's scratch leaves holds one of them
 
 from loadgen.papers.experiment import Claim, Experiment, PaperWorkload, System
 
-BUDGET = ("--device-memory", "54MiB", "--host-memory", "0", "--caching", "0", "--max-context-tokens", "8192")
+BUDGET = ("--device-memory", "63MiB", "--host-memory", "0", "--caching", "0", "--max-context-tokens", "8192")
 _WHOLE, _CHUNKED = ("--max-step-tokens", "8192"), ("--max-step-tokens", "512")
 _SLOS = ("--slo-ttft", "3000", "--slo-tpot", "200")
 
