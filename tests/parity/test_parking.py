@@ -20,7 +20,7 @@ def answers(tiny_model: Callable[[str], Path]) -> list[tuple[list[int], list[int
     """Prompts and what transformers answers."""
     reference, rng = Reference(tiny_model("llama")), random.Random(4)
     vocab = reference.model.config.vocab_size
-    prompts = [[rng.randrange(8, vocab) for _ in range(rng.randrange(120, 200))] for _ in range(20)]
+    prompts = [[rng.randrange(8, vocab) for _ in range(rng.randrange(220, 340))] for _ in range(20)]
     return [(prompt, reference.generate(prompt, N_TOKENS)) for prompt in prompts]
 
 
@@ -34,7 +34,7 @@ def test_parked_requests_get_the_same_tokens(
     folder = tiny_model("llama")
     with thread_cluster(tmp_path_factory.mktemp("logs")) as processes:
         common = {"model": folder, "dtype": "float32", "max_step_tokens": 128, "plan_ahead": plan_ahead}
-        scarce = {"device_memory": "2MiB", "host_buffer": "8MiB", **common}  # 4,096 tokens for 20 times about 230
+        scarce = {"device_memory": "2MiB", "host_buffer": "8MiB", **common}  # 4,096 tokens for 20 times about 350
         processes.start("decode", "decode-0", caching=2, **scarce)
         processes.start("prefill", "prefill-0", device_memory="2MiB", **common)
         processes.start("mixed", "mixed-0", caching=0, **scarce)
