@@ -12,11 +12,17 @@ from services.worker.core.layer_streams import LayerStreams
 from services.worker.core.prefill import PrefillCore
 from tests.services.worker.core.arenas import Linear, arena_terms
 from tests.support.fake_engine import answer
-from tests.support.world import GATEWAY, Process, World
+from tests.support.world import GATEWAY, LAYOUT, Process, World
 
 LAYERS = 6
 POOL_PAGES = 8 * LAYERS
 """8 blocks of 4 tokens: with a ring of two layers, 24 blocks."""
+
+
+@pytest.fixture(autouse=True)
+def small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer takes several."""
+    monkeypatch.setattr("services.worker.build_core._COPY_BYTES", 4 * LAYOUT.page_bytes)
 
 
 def prompt(rng: random.Random, tokens: int) -> list[int]:
@@ -308,11 +314,85 @@ def test_a_hand_over_that_is_said_again_does_not_send_pages_that_are_used_again(
     assert_settled(world)
 
 
-def test_the_transfer_goes_by_layer_whatever_the_load() -> None:
+def test_the_transfer_goes_by_layer_whatever_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.worker.core.asking.choose", lambda *_, **__: Granularity.AGGREGATED)
     world = tight()
-    for number in range(8):
-        world.send(f"r{number}", prompt(world.rng, 90), 2)
+    world.send("r", prompt(world.rng, 90), 2)
+    world.send("whole", prompt(world.rng, 30), 2)
     world.settle()
     core = world.processes["prefill"].core
-    assert isinstance(core, PrefillCore) and set(core._totals.copies) == {Granularity.LAYER}
+    assert isinstance(core, PrefillCore) and set(core._totals.copies) == {Granularity.LAYER, Granularity.AGGREGATED}
+    assert_settled(world)
+
+
+def withhold(world: World, request: str) -> Grant:
+    """Let things happen until nothing does, but for the grant of this request."""
+    link = world.processes["decode"].peer, world.processes["prefill"].peer
+    found: list[Grant] = []
+    core = world.processes["prefill"].core
+    assert isinstance(core, PrefillCore)
+    while True:
+        for message, payloads in list(world.links.get(link, ())):
+            if isinstance(message, Grant) and core._requests[message.transfer] == request:
+                world.links[link].remove((message, payloads))
+                found.append(message)
+        if not world.turn():
+            return found[0]
+
+
+def deliver(world: World, grant: Grant) -> None:
+    world.post(world.processes["decode"].peer, world.processes["prefill"].peer, grant)
+
+
+def short_of_scratch() -> World:
+    terms = arena_terms(max_rows=16, step=Linear(row_bytes=64), max_keys=200)
+    return tight(prefill_pages=30 * LAYERS, decode_pages=300 * LAYERS, arena=terms, elastic="kv")
+
+
+def test_nobody_new_takes_the_room_that_its_step_lacks() -> None:
+    world = short_of_scratch()
+    prefill = world.processes["prefill"]
+    world.send("r", prompt(world.rng, 150), 2)  # 13 blocks for its ring, 32 pages for its step
+    grant = withhold(world, "r")
+    world.send("other", prompt(world.rng, 40), 2)  # 10 blocks: fewer than 32 pages are left
+    others = withhold(world, "other")
+    deliver(world, grant)
+    while world.turn():
+        pass
+    assert streams(world).starved == 1 and prefill.step is None
+    world.send("new", prompt(world.rng, 4), 2)
+    while world.turn():
+        pass
+    assert not world.answers[RequestId("new")].tokens
+    deliver(world, others)
+    world.settle()
+    assert all(seen.finish == "length" for seen in world.answers.values())
+    assert_settled(world)
+
+
+def test_one_that_will_never_have_scratch_fails_and_may_be_tried_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = short_of_scratch()
+    monkeypatch.setattr(world.processes["prefill"].core.pool.lent, "lendable", lambda _: 0)
+    world.send("r", prompt(world.rng, 150), 2)
+    while world.turn():
+        pass
+    world.pass_time(1.0)
+    world.settle()
+    failed = world.answers[RequestId("r")].failed
+    assert failed is not None and (failed.code, failed.retryable) == ("busy", True)
+    assert_settled(world)
+
+
+def test_who_shares_its_beginning_does_not_wait_for_it() -> None:
+    world = tight(caching=1, prefill_pages=12 * LAYERS)
+    tokens = prompt(world.rng, 50)
+    world.send("r", tokens, 2)
+    grant = withhold(world, "r")
+    world.send("sibling", tokens[:9], 2)
+    while world.turn():
+        pass
+    assert streams(world).prompts_total == 1
+    assert world.answers[RequestId("sibling")].finish == "length"
+    deliver(world, grant)
+    world.settle()
     assert_settled(world)
