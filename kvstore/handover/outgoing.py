@@ -29,11 +29,21 @@ class FirstToken:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """What the caller knows of how a transfer is best copied."""
+
+    mode: Granularity = Granularity.LAYER
+    pages_last: bool = True
+    """The source pages stay as they are until Release; else they are used again once they are copied, so that nothing can
+    be sent again."""
+
+
+@dataclass(frozen=True, slots=True)
 class CopyPlan:
     """In what pieces a transfer is copied."""
 
     layers: int
-    mode: Granularity
+    way: Way
     max_pages: int
     """Of one copy, if a block is not larger."""
 
@@ -91,7 +101,7 @@ class Outgoing:
     @property
     def mode(self) -> Granularity:
         """In what pieces it is copied."""
-        return self._plan.mode
+        return self._plan.way.mode
 
     @property
     def copies_left(self) -> bool:
@@ -191,7 +201,7 @@ class Outgoing:
         return self.handover
 
     def say_again(self, now_ms: float) -> list[SenderAction]:
-        """Repeat what may have been lost: the request for pages, or all of the content."""
+        """Repeat what may have been lost: the request for pages, or all of the content that is still here."""
         if self.handover is None:
             left_ms = max(1, int(self.deadline_ms - now_ms))
             return [Send(self.to, msgspec.structs.replace(self.request, timeout_ms=left_ms))]
@@ -199,7 +209,7 @@ class Outgoing:
         if self.request.transport != "tcp":
             # Only announced again, never written again: the pages may be the running request's by now.
             actions.append(Send(self.to, KvSent(transfer=grant.transfer, epoch=grant.epoch, spans=tuple(whole))))
-        elif not self.copies_left:
+        elif self._plan.way.pages_last and not self.copies_left:
             self._backlog.extend(whole)
             actions += self.post()
         return [*actions, Send(self.to, self.handover)]

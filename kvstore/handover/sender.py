@@ -23,11 +23,11 @@ from common.messages.handover import (
     Stop,
     Stopped,
 )
-from common.policy.transfer import Granularity
 from kvstore.handover.actions import GaveUp, Granted, HandedOver, Release, SenderAction
-from kvstore.handover.outgoing import CopyPlan, FirstToken, Outgoing
+from kvstore.handover.outgoing import CopyPlan, FirstToken, Outgoing, Way
 from kvstore.handover.states import SENDER, SenderEvent, SenderState, advance
 
+_BY_LAYER = Way()
 _WRITING = (SenderState.FILLING, SenderState.HANDING_OVER)
 
 
@@ -69,12 +69,12 @@ class Sender:
         n_blocks: int,
         now_ms: float,
         deadline_ms: float,
-        mode: Granularity = Granularity.LAYER,
+        way: Way = _BY_LAYER,
     ) -> list[SenderAction]:
         """Ask a decode worker for pages for `n_blocks` token blocks. A transfer id is used once, ever."""
         if request.transfer in self._open:
             raise ValueError(f"transfer {request.transfer} was asked for already")
-        plan = CopyPlan(self._layers, mode, self._max_copy_pages)
+        plan = CopyPlan(self._layers, way, self._max_copy_pages)
         outgoing = Outgoing(to, request, n_blocks, plan, now_ms, deadline_ms)
         outgoing.repeat_at_ms = now_ms + self._repeat_ms
         self._open[request.transfer] = outgoing

@@ -108,12 +108,19 @@ class BlockMover:
         self._end(work, "the block mover has stopped")
 
     def begin_ring(self, ring: int, free_layer: int) -> None:
-        """Let nobody write layers behind `free_layer` of the ring until a StoreJob of it says so.
+        """Let nobody write layers behind `free_layer` of the ring until a StoreJob of it, or `open_ring`, says so.
 
         Raises ValueError if a load or ring with this call has not ended.
         """
         self._gate.begin(ring)
         self._gate.open(ring, free_layer)
+
+    def open_ring(self, ring: int, free_layer: int | None) -> None:
+        """Layers up to `free_layer` may be written; None: all, the ring is over. Unknown rings are ignored."""
+        if free_layer is None:
+            self._gate.end(ring)
+        else:
+            self._gate.open(ring, free_layer)
 
     def stop(self) -> None:
         """End after the piece in progress; all jobs that are left end as failed."""

@@ -150,7 +150,9 @@ class Worker:
         return driver
 
     def _open_host(self, memory: PageMemory, driver: CudaDriver | None, movers: Movers) -> HostMemory | None:
-        """For requests that give way, if such memory is wanted."""
+        """For requests that give way, if such memory is wanted. Those of a prefill worker never do, unless it is asked for."""
+        if self._role == "prefill" and self._settings.host_buffer_bytes is None:
+            return None
         host = open_host_memory(self._settings, memory, driver, self._log)
         if host is not None:
             self._cleanup.callback(host.close)

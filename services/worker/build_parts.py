@@ -12,6 +12,7 @@ from common.policy.elastic import ArenaTerms
 from common.policy.eviction import EVICTION_POLICIES
 from common.policy.layer_retention import retained_layers
 from common.policy.spare import SpareMarks, SpareRule
+from common.policy.transfer import AUTO, Granularity
 from kvstore.index.block_pool import BlockPool
 from kvstore.index.event_log import EventLog
 from kvstore.index.ledger import Ledger
@@ -22,7 +23,7 @@ from services.worker.core.elastic import ACTIVATIONS, ElasticScratch, OwnScratch
 from services.worker.core.fetch_costs import FetchCosts
 from services.worker.core.host_buffer import HostBuffer
 from services.worker.core.kv_cache import CacheParts, KvCache
-from services.worker.core.layer_offload import OffloadRule
+from services.worker.core.layer_rings import OffloadRule
 from services.worker.core.lender import Lender
 from services.worker.core.lookups import Lookups
 from services.worker.core.memory_owners import Buffered, Lent, MemoryOwners
@@ -90,7 +91,7 @@ def build_parts(mine: Member, settings: WorkerSettings, machine: Machine) -> Par
     scheduler = Scheduler(reuse, layout, policy, max_running=settings.running_limit, context_tokens=mine.takes_tokens)
     calls = Calls()
     parking = Parking(reuse, HostBuffer(size.host_pages, layout.layers, layout.page_bytes), calls)
-    scheduler.park_in(parking, _offload_rule(mine, settings, layout, fit, parking))
+    scheduler.park_in(parking, _offload_rule(mine, settings, machine, fit, parking))
     costs = FetchCosts(lambda: fit.cost, layout.block_tokens, always=settings.fetch == "always")
     cache_parts = CacheParts(
         pool=pool,
@@ -156,17 +157,23 @@ def _pool_memory(pool: BlockPool, settings: WorkerSettings, machine: Machine) ->
 
 
 def _offload_rule(
-    mine: Member, settings: WorkerSettings, layout: KvLayout, fit: StepFit, parking: Parking
+    mine: Member, settings: WorkerSettings, machine: Machine, fit: StepFit, parking: Parking
 ) -> OffloadRule | None:
-    """Which prompts are computed although not all of their layers fit: those that are answered here too.
+    """Which prompts are computed although not all of their layers fit.
 
-    eLLM's elastic prefill is the same mechanism, with as many layers as can be hidden.
+    Where they are answered too, what leaves goes to the host buffer, as much as can be hidden; a prefill worker hands all of
+    it over anyway. eLLM's elastic prefill is the same mechanism.
     """
+    layout = machine.layout
     asked = "auto" if settings.elastic == "full" and settings.layer_offload == "off" else settings.layer_offload
-    if asked == "off" or mine.role != "mixed":
-        return None
     if isinstance(asked, int) and asked > layout.layers:
         raise ConfigError(f"--layer-offload={asked}: the model has {layout.layers} layers")
+    # a processor takes a step of any length; an accelerator's engine is built for the longest one
+    most_tokens = mine.takes_tokens if settings.device == "cpu" else settings.step_tokens_limit
+    if mine.role == "prefill":
+        return _stream_rule(asked, settings, layout, machine.arena, most_tokens)
+    if asked == "off" or mine.role != "mixed":
+        return None
     if not parking.buffer.capacity_pages:
         flag = f"--layer-offload={asked}" if settings.layer_offload != "off" else "--elastic=full"
         raise ConfigError(f"{flag} needs a host buffer; --host-buffer is 0")
@@ -178,6 +185,21 @@ def _offload_rule(
         layer_bytes = layout.blocks_for(tokens) * layout.page_bytes
         return retained_layers(layout.layers, prefill_ms, layer_bytes, parking.bytes_per_s)
 
-    # a processor takes a step of any length; an accelerator's engine is built for the longest one
-    most_tokens = mine.takes_tokens if settings.device == "cpu" else settings.step_tokens_limit
     return OffloadRule(retained, most_tokens)
+
+
+def _stream_rule(
+    asked: str | int, settings: WorkerSettings, layout: KvLayout, arena: ArenaTerms | None, most_tokens: int
+) -> OffloadRule:
+    """As `_offload_rule`, for a prefill worker: not for transfers that need all layers at the end."""
+    stay = layout.layers - asked if isinstance(asked, int) else 0
+    if asked == "off" or settings.transfer not in (AUTO, Granularity.LAYER):
+        stay, most_tokens = layout.layers, 0
+
+    def scratch_pages(tokens: int) -> int:
+        if arena is None:
+            return 0
+        lent_chunks = arena.chunks_for(arena.step.needs_bytes(tokens, tokens)) - arena.lasting_chunks(settings.elastic)
+        return max(0, lent_chunks) * arena.chunk_pages
+
+    return OffloadRule(lambda _: stay, most_tokens, streams=True, scratch_pages=scratch_pages)

@@ -24,7 +24,7 @@ from kvstore.transport.copier import Copier, CopyDone, CopyJob
 from kvstore.transport.own_pages import OwnPages
 from kvstore.transport.probe import OpenedChannel, TcpProbe, Ways, open_channel
 from kvstore.transport.share import Share
-from services.worker.core.actions import BeginRing, Copy, FetchBlocks, StoreBlocks
+from services.worker.core.actions import BeginRing, Copy, FetchBlocks, OpenRing, StoreBlocks
 from services.worker.inbox import ChannelFailed, ChannelOpened, ChannelTried, Events
 
 _MEASURE_WITHIN_MS = 5_000.0
@@ -193,6 +193,10 @@ class Links:
     def begin_ring(self, action: BeginRing) -> None:
         """Hold the engine back before it writes what has not been copied."""
         self._mover.begin_ring(action.ring, action.free_layer)
+
+    def open_ring(self, action: OpenRing) -> None:
+        """Let it write more."""
+        self._mover.open_ring(action.ring, action.free_layer)
 
     def fill_blocks(self, own_pages: PageIds, payloads: Sequence[Payload]) -> None:
         """Write one payload per block into our own pages [blocks, layers]."""

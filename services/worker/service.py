@@ -30,6 +30,7 @@ from services.worker.core.actions import (
     LendChunks,
     Moved,
     OpenChannel,
+    OpenRing,
     ResizeMemory,
     SendBlocks,
     StoreBlocks,
@@ -225,6 +226,8 @@ class WorkerService:
                     self._links.move_blocks(action)
                 case BeginRing():
                     self._links.begin_ring(action)
+                case OpenRing():
+                    self._links.open_ring(action)
                 case FillBlocks(own_pages):
                     self._links.fill_blocks(own_pages, payloads)
                 case SendBlocks(to, message, pages):

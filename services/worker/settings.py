@@ -68,14 +68,15 @@ class WorkerSettings:
         "off",
         parse=parse_layer_offload,
         allowed="off, auto or a number of layers",
-        help="How many layers' KV leaves for the host buffer while a prompt is computed (LayerKV); auto: as many as are "
-        "hidden behind computing, by what copies and steps were measured to take.",
+        help="How many layers' KV leaves while a prompt that does not fit is computed (LayerKV). Of mixed workers they go to "
+        "the host buffer, auto: as many as are hidden behind computing, by what copies and steps were measured to take; of "
+        "prefill workers to the decode worker, auto: all.",
     )
     host_buffer_bytes: int | None = bytes_setting(
         None,
         flag="host-buffer",
         help="Host memory for the KV of requests that gave way or are not wholly on the device; unset: as large as the page "
-        "memory with --layer-offload or --elastic=full, else none: who gives way is computed again.",
+        "memory with --layer-offload or --elastic=full on decode and mixed workers, else none: who gives way is computed again.",
     )
     admission: str = setting(
         "fcfs",

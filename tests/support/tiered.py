@@ -21,7 +21,7 @@ from services.worker.core.actions import Action, BeginRing, FetchBlocks, Moved, 
 from services.worker.core.calls import Calls
 from services.worker.core.elastic import OwnScratch
 from services.worker.core.host_buffer import HostBuffer
-from services.worker.core.layer_offload import OffloadRule
+from services.worker.core.layer_rings import OffloadRule
 from services.worker.core.outputs import finish_of
 from services.worker.core.parking import Parking
 from services.worker.core.plan import StepPlan

@@ -7,7 +7,7 @@ and come back. KV is modelled as what it was computed from (tests.support.world_
 import random
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import msgspec
@@ -26,12 +26,14 @@ from services.worker.build_core import build_core
 from services.worker.build_parts import Machine
 from services.worker.core.actions import (
     Action,
+    BeginRing,
     Copy,
     FetchBlocks,
     FillBlocks,
     LendChunks,
     Moved,
     OpenChannel,
+    OpenRing,
     ResizeMemory,
     SendBlocks,
     StoreBlocks,
@@ -99,6 +101,8 @@ class Process:
     resizes: deque[int] = field(default_factory=deque)
     """Pages that there shall be memory for."""
     moves: deque["Move"] = field(default_factory=deque)
+    rings: dict[int, int] = field(default_factory=dict)
+    """Up to which layer the engine may write those that have not ended."""
     alive: bool = True
 
     @property
@@ -150,6 +154,7 @@ class World:
         more: tuple[str, ...] = (),
         context_tokens: Mapping[str, int] = MappingProxyType({}),
         host_pages: int = 0,
+        layers: int = 2,
         arena: ArenaTerms | None = None,
         **settings: object,
     ) -> None:
@@ -160,13 +165,14 @@ class World:
         `settings`: of WorkerSettings."""
         self.arena, self.moved_chunks = arena, {"lent": 0, "returned": 0, "refused": 0}
         self.rng, self.transport, self.flaky, self.settings = rng, transport, flaky, settings
+        self.layout = replace(LAYOUT, layers=layers)
         self.ahead, self.context_tokens, self.now_ms = ahead, context_tokens, 0.0
         self.links: dict[tuple[PeerId, PeerId], deque] = {}
         self.lost: list[tuple[PeerId, object]] = []
         self.resized: list[ResizeAnswer] = []
         self.answers: dict[RequestId, Answer] = {}
         self.lives = 0
-        self.engine = MemoryEngine(layers=2, block_tokens=4)
+        self.engine = MemoryEngine(layers=layers, block_tokens=4)
         self.store_blocks = store_blocks
         self.store: Store | None = None
         self.machine_pages, self.host_pages = 10**6, host_pages
@@ -189,7 +195,7 @@ class World:
             endpoint="x",
             host="h",
             pid=1,
-            model=MODEL,
+            model=msgspec.structs.replace(MODEL, layers=self.layout.layers),
             context_tokens=self.context_tokens.get(role),
         )
         settings = WorkerSettings(
@@ -204,8 +210,8 @@ class World:
             },  # type: ignore[arg-type]  # a test's keywords
         )
         pages = self.pages["prefill" if role == "prefill" else "decode"]
-        size = PoolSize(pages, CHUNK_PAGES, LAYOUT.page_bytes, self.host_pages)
-        core = build_core(mine, settings, Machine(size=size, layout=LAYOUT, arena=self.arena))
+        size = PoolSize(pages, CHUNK_PAGES, self.layout.page_bytes, self.host_pages)
+        core = build_core(mine, settings, Machine(size=size, layout=self.layout, arena=self.arena))
         memory = Memory(4, n_pages=pages)
         peer, limits = peer_id(mine.id, mine.incarnation), (settings.running_limit, mine.takes_tokens)
         host = Memory(4, n_pages=self.host_pages)
@@ -216,7 +222,7 @@ class World:
     def start_store(self) -> None:
         """A KV store's new life."""
         self.lives += 1
-        self.store = Store(self.lives, LAYOUT, self.store_blocks)
+        self.store = Store(self.lives, self.layout, self.store_blocks)
         self.members = [m for m in self.members if m.role != "kvstore"] + [self.store.member]
         self.tell_members()
 
@@ -286,7 +292,7 @@ class World:
 
     def resize(self, name: str, n_pages: int, *, call: int = 0) -> None:
         """An operator's word; answers are in `resized`."""
-        message = Resize(call=call, device_memory_bytes=n_pages * LAYOUT.page_bytes)
+        message = Resize(call=call, device_memory_bytes=n_pages * self.layout.page_bytes)
         self.post(GATEWAY, self.processes[name].peer, message)
 
     def cancel(self, request: RequestId) -> None:
@@ -362,6 +368,14 @@ class World:
                     self.store.core.on_peer_joined(process.peer, self.now_ms)
                 report = TransportReport(peer=peer, kind=self.transport, gib_per_s=1.0)
                 self.perform(process, process.core.on_channel(report, self.now_ms))
+            case BeginRing(ring, free_layer):
+                assert ring not in process.rings
+                process.rings[ring] = free_layer
+            case OpenRing(ring, free_layer) if ring in process.rings:
+                if free_layer is None:
+                    del process.rings[ring]
+                else:
+                    process.rings[ring] = max(process.rings[ring], free_layer)
             case FetchBlocks() | StoreBlocks():
                 process.moves.append(Move(action))
             case FillBlocks(own_pages):
@@ -456,21 +470,28 @@ class World:
         self.perform(process, process.core.on_memory(there, problem, self.now_ms))
 
     def waits_for_load(self, process: Process) -> bool:
-        """The gate: a layer is computed when it has been fetched, or never will be."""
+        """The gate: a layer is computed when it has been fetched, or never will be; and when its pages may be written."""
+        if self.is_ring_closed(process):
+            return True
         moves = [move for move in process.moves if move.order.call in process.step.loads]
         return any(move.next_layer <= process.layer for move in moves)
+
+    def is_ring_closed(self, process: Process) -> bool:
+        return any(
+            process.rings.get(ring, self.layout.layers) < process.layer < self.layout.layers
+            for ring in process.step.rings
+        )
 
     def compute(self, process: Process) -> None:
         """The engine: one layer, or the end of a step."""
         step, layer = process.step, process.layer
-        if layer < LAYOUT.layers:
+        if layer < self.layout.layers:
             self.engine.layer(step, layer, process.memory, process.wrong)
             process.layer += 1
             if any(segment.streamed for segment in step.segments):
                 process.untold += 1
-                if (
-                    layer == LAYOUT.layers - 1 or self.rng.random() < 0.7
-                ):  # a loop that is late hears of several at once
+                last = layer == self.layout.layers - 1 or self.is_ring_closed(process)
+                if last or self.rng.random() < 0.7:  # a loop that is late hears of several at once
                     first, process.untold = layer + 1 - process.untold, 0
                     self.perform(process, process.core.on_layer(first, self.now_ms, layer + 1 - first))
             return
@@ -491,7 +512,7 @@ class World:
             process.payloads[order.transfer, order.span] = contents
         elif target is not None:
             target.memory.write_all(order.target_pages, contents)
-        moved = Moved(ok, 1.0, 1, len(contents) * LAYOUT.page_bytes)
+        moved = Moved(ok, 1.0, 1, len(contents) * self.layout.page_bytes)
         self.perform(process, process.core.on_copied(order.transfer, order.span, moved, self.now_ms))
 
     def memory_of(self, peer: PeerId) -> Memory | None:
@@ -505,7 +526,7 @@ class World:
         move, peer = process.moves[0], process.moves[0].order.peer
         memory = process.host if peer == HOST_BUFFER else self.memory_of(peer)
         order, by_layer = move.order, isinstance(move.order, FetchBlocks) and move.order.by_layer
-        layers = [move.next_layer] if by_layer else list(range(LAYOUT.layers))
+        layers = [move.next_layer] if by_layer else list(range(self.layout.layers))
         ok = memory is not None and not move.broken and self.rng.random() >= self.flaky
         own, peer = order.own_pages[:, layers].ravel().tolist(), order.peer_pages[:, layers].ravel().tolist()
         if ok and isinstance(order, StoreBlocks):
@@ -516,9 +537,9 @@ class World:
         move.next_layer = layers[-1] + 1
         if by_layer:
             self.perform(process, process.core.on_layer_fetched(order.call, layers[-1], ok=ok, now_ms=self.now_ms))
-        if not ok or move.next_layer == LAYOUT.layers:
+        if not ok or move.next_layer == self.layout.layers:
             process.moves.popleft()
-            moved = Moved(ok, 1.0, 1, order.own_pages.size * LAYOUT.page_bytes)
+            moved = Moved(ok, 1.0, 1, order.own_pages.size * self.layout.page_bytes)
             self.perform(process, process.core.on_blocks_moved(order.call, moved, self.now_ms))
 
     def carry(self, link: tuple[PeerId, PeerId]) -> None:

@@ -61,10 +61,19 @@ class StoreBlocks:
 @dataclass(frozen=True, slots=True)
 class BeginRing:
     """A step begins whose layers share pages: hold the engine back before it writes a layer behind `free_layer`, until
-    StoreBlocks of this ring say that more may be written."""
+    StoreBlocks of this ring or OpenRing say that more may be written."""
 
     ring: int
     free_layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRing:
+    """The same for a ring whose layers are copied otherwise, or by nobody any more. Of a ring that is over: nothing."""
+
+    ring: int
+    free_layer: int | None
+    """Up to which layer it may be written now; None: it is over."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,6 +143,7 @@ Action = (
     | FetchBlocks
     | StoreBlocks
     | BeginRing
+    | OpenRing
     | FillBlocks
     | SendBlocks
     | ResizeMemory

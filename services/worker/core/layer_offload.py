@@ -1,4 +1,6 @@
-"""Prompts that are computed although not all layers of their KV fit: layers leave while later ones compute. Pure.
+"""Prompts that are computed although not all layers of their KV fit: layers go to the host while later ones compute. Pure.
+
+For workers that answer such a prompt themselves; from a prefill worker its layers go to a decode worker (layer_streams).
 
 Source: LayerKV (arXiv 2410.00428), sections on layer-wise blocks and retained layers; eLLM (arXiv 2506.15155), its prefill with
 a staging layer.
@@ -6,56 +8,26 @@ a staging layer.
     begin --the one step of its prompt--> ended --all layers copied--> parked, and its retained layers kept
           --(it begins again)--> the layers that are not on the device are fetched while its next step runs
 
-During the step a layer that leaves lies in one of `RING_LAYERS` rows of pages that such layers take in turns; the engine waits
-before it writes into a row whose last layer has not been copied. Retained layers are copied too, behind the others, so that
+Layers that leave share pages during the step (layer_rings). Retained layers are copied too, behind the others, so that
 their pages can be had back at any moment, without waiting, once the step and its copies have ended.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence as Run
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from common.ids import Owner
-from common.policy.batching import Candidate, DecodeFirst
-from common.policy.layer_retention import offloaded
 from kvstore.index.ledger import PageIds, PageState
 from services.worker.core.actions import Action, BeginRing, Moved, StoreBlocks
 from services.worker.core.found import PARKED_TIER, FoundBlocks
 from services.worker.core.host_buffer import HOST_BUFFER
+from services.worker.core.layer_rings import RING_LAYERS, OffloadRule, laid_out, writable_layer
 from services.worker.core.lineup import Lineup
 from services.worker.core.parking import Parking
 from services.worker.core.prefix import PrefixReuse
 from services.worker.core.retained import Kept, RetainedLayers, kept_owner
 from services.worker.core.room import Room
 from services.worker.core.sequence import Sequence
-
-RING_LAYERS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class OffloadRule:
-    """Which prompts may be computed so."""
-
-    retained: Callable[[int], int]
-    """Tokens to compute -> layers whose KV stays on the device."""
-    most_tokens: int
-    """Of one step."""
-
-
-class InOneStep(DecodeFirst):
-    """A policy of batching: all tokens of the candidates, or none."""
-
-    @staticmethod
-    def of(candidates: Run[Candidate]) -> "InOneStep":
-        """For just these candidates."""
-        return InOneStep(sum(one.known_tokens - one.computed_tokens for one in candidates), 1)
-
-    def choose(self, candidates: Run[Candidate], limit_tokens: int | None = None) -> list[int]:
-        """None if they exceed the limit."""
-        fit = limit_tokens is None or self.max_step_tokens <= limit_tokens
-        return [one.known_tokens - one.computed_tokens if fit else 0 for one in candidates]
 
 
 @dataclass(slots=True)
@@ -137,7 +109,7 @@ class LayerOffload:
 
     def _leaving(self, tokens: int) -> tuple[int, ...]:
         assert self._rule is not None
-        return offloaded(self._layers, self._layers - min(self._layers, max(0, self._rule.retained(tokens))))
+        return self._rule.leaving(self._layers, tokens)
 
     def begin(self, sequence: Sequence) -> None:
         """Give it pages for the layers that stay, and the ring for the others."""
@@ -152,11 +124,7 @@ class LayerOffload:
         def new_pages(n_blocks: int) -> PageIds:
             one.ring_pages = self._alloc(_ring(call), n_blocks, RING_LAYERS)
             one.kept_pages = self._alloc(sequence.owner, n_blocks, len(staying))
-            pages = np.empty((n_blocks, self._layers), np.int32)
-            pages[:, list(staying)] = one.kept_pages
-            for place, layer in enumerate(leaving):
-                pages[:, layer] = one.ring_pages[:, place % RING_LAYERS]
-            return pages
+            return laid_out(leaving, staying, one.ring_pages, one.kept_pages)
 
         self._reuse.begin(sequence, new_pages)
         sequence.ring, sequence.streamed = call, True
@@ -170,10 +138,6 @@ class LayerOffload:
         return given.reshape(-1)[:n_pages].reshape(n_blocks, layers)
 
     # -- the step
-
-    def alone(self, sequences: list[Sequence]) -> Sequence | None:
-        """Who of these has a step for itself: a prompt that is computed so, in one piece."""
-        return next((one for one in sequences if one.ring is not None), None)
 
     def call_off(self, sequence: Sequence) -> None:
         """There is no scratch for so large a step: it waits like any other, until all of its layers fit."""
@@ -190,7 +154,7 @@ class LayerOffload:
         assert sequence.ring is not None
         one = self._open[sequence.ring]
         one.stepping = True
-        self._parking.order(BeginRing(one.call, one.leaving[RING_LAYERS] - 1))
+        self._parking.order(BeginRing(one.call, writable_layer(one.leaving, 0, self._layers)))
 
     def on_layer(self, layer: int, n_layers: int) -> list[Action]:
         """The engine wrote K and V of `n_layers` layers, from `layer` on: those that leave are copied."""
@@ -207,8 +171,7 @@ class LayerOffload:
         if layers == one.staying:
             return StoreBlocks(call, HOST_BUFFER, one.kept_pages[:n_whole], one.host_pages[:, list(layers)])
         place = one.leaving.index(layers[0])
-        following = place + RING_LAYERS + 1
-        free = one.leaving[following] - 1 if following < len(one.leaving) else self._layers - 1
+        free = writable_layer(one.leaving, place + 1, self._layers)
         own_pages = one.ring_pages[:n_whole, [place % RING_LAYERS]]
         last = place == len(one.leaving) - 1
         return StoreBlocks(

@@ -18,12 +18,14 @@ from common.messages.actions import Send
 from common.messages.handover import Commit, Grant, GrantRefused, KvSpan, Stop
 from common.messages.liveness import Member, QueueCounts, Report
 from common.messages.requests import Cancel, Generate
-from common.policy.transfer import Granularity, choose
 from common.policy.urgency import rank_ms
 from kvstore.handover.actions import GaveUp, Granted, HandedOver, PostCopy, Release, SenderAction
 from kvstore.handover.sender import Sender
 from services.worker.core.actions import Action, Copy, Moved
+from services.worker.core.asking import Asking
 from services.worker.core.found import Started
+from services.worker.core.layer_streams import LayerStreams
+from services.worker.core.neighbours import Neighbours
 from services.worker.core.parts import Parts
 from services.worker.core.plan import Segment, StepResult
 from services.worker.core.preparation import Preparation
@@ -34,6 +36,7 @@ from services.worker.core.scheduler import NewToken
 
 _ASK_AHEAD = 2
 """Transfers that may wait for one decode worker's grant: the prompt being computed and the one after it."""
+_RETRYABLE = ("peer_failed", "no_worker", "busy")
 _CONNECT_GRACE_MS = 2_000.0
 """How long a prompt waits for a decode worker that is only just being connected."""
 
@@ -56,11 +59,14 @@ class PrefillCore(WorkerRole):
     def __init__(self, mine: Member, parts: Parts, sender: Sender, terms: PrefillTerms) -> None:
         super().__init__(mine, parts, max_queued=terms.max_queued)
         self._sender, self._layout, self._terms = sender, terms.layout, terms
-        self._preparation = Preparation(parts)
+        assert isinstance(parts.scheduler.offload, LayerStreams), (
+            "layers of a prefill worker's prompts go to decode workers"
+        )
+        self._preparation, self._streams = Preparation(parts), parts.scheduler.offload
         self._queue: list[Prompt] = []  # by priority and arrival
         self._prompts: dict[RequestId, Prompt] = {}
         self._requests: dict[TransferId, RequestId] = {}
-        self._transfers, self._totals = 0, CopyTotals()
+        self._asking, self._totals = Asking(mine, sender, self._neighbours, terms.layout, terms.transfer), CopyTotals()
 
     # -- events
 
@@ -85,7 +91,7 @@ class PrefillCore(WorkerRole):
             return [*prompt.tell("invalid_request", refusal)]
         if message.decode is None:
             return [*prompt.tell("protocol_violation", f"{self._mine.id} only prefills; no decode worker was named")]
-        if refusal := _too_large(prompt, self._layout, self._pool.usable_pages, self._mine.id):
+        if refusal := _too_large(prompt, self._layout, self._streams, self._mine):
             return [*prompt.tell("out_of_pages", refusal)]
         if len(self._queue) >= self._max_queued:
             text = f"{len(self._queue)} requests are waiting on {self._mine.id} already"
@@ -96,8 +102,8 @@ class PrefillCore(WorkerRole):
         return self._pump(now_ms)
 
     def _end_too_large(self, now_ms: float) -> list[Action]:
-        waiting, total = [p for p in self._prompts.values() if p.waits and not p.told], self._pool.usable_pages
-        refused = [(p, text) for p in waiting if (text := _too_large(p, self._layout, total, self._mine.id))]
+        waiting = [p for p in self._prompts.values() if p.waits and not p.told]
+        refused = [(p, text) for p in waiting if (text := _too_large(p, self._layout, self._streams, self._mine))]
         return [a for p, text in refused for a in self._end_all([p], "out_of_pages", text, now_ms)]
 
     def _on_cancel(self, request: RequestId, now_ms: float) -> list[Action]:
@@ -134,7 +140,8 @@ class PrefillCore(WorkerRole):
         """A copy ended, well or not."""
         prompt = self._prompts[self._requests[transfer]]
         self._totals.add(prompt.mode, moved)
-        return self._carry_out(self._sender.copied(transfer, span, now_ms, ok=moved.ok), now_ms)
+        opened = self._streams.copied(prompt.sequence, span) if moved.ok else []
+        return opened + self._carry_out(self._sender.copied(transfer, span, now_ms, ok=moved.ok), now_ms)
 
     def on_layer_fetched(self, call: int, layer: int, *, ok: bool, now_ms: float) -> list[Action]:
         """A layer that was fetched may go to the decode worker at once."""
@@ -177,13 +184,18 @@ class PrefillCore(WorkerRole):
         late = [p for p in self._prompts.values() if now_ms >= p.deadline_ms and not p.told]
         actions += self._end_all(late, "deadline_exceeded", "the request's time ran out", now_ms)
         actions += self._carry_out(self._sender.on_tick(now_ms), now_ms)
+        stuck = [p for p in self._prompts.values() if self._streams.is_starved(p.sequence)]
+        if stuck and len(stuck) == len(self._requests):  # nobody is left whose room could become theirs
+            actions += self._end_all(stuck[-1:], "busy", "there is no scratch for its one step", now_ms)
         return actions + self._after_cache(now_ms)
 
     # -- the way of one prompt
 
     def _pump(self, now_ms: float) -> list[Action]:
         """Start prompts in order, while there are pages and not too many wait for their grant."""
-        actions = self._give_unreachable_up(now_ms)
+        actions: list[Action] = []
+        for prompt, text in _unreachable(self._queue, self._neighbours, now_ms):
+            actions += self._end_all([prompt], "no_worker", text, now_ms)
         asking = Counter(p.decode for p in self._prompts.values() if p.transfer is not None and p.granted_ms is None)
         for prompt in list(self._queue):
             decode = self._neighbours.ready(prompt.decode_worker)
@@ -192,36 +204,24 @@ class PrefillCore(WorkerRole):
             asking[decode] += 1
             ready, steps = self._preparation.advance(prompt, now_ms)
             actions += steps
-            if ready and not self._preparation.has_room(prompt):
+            if ready and (self._streams.starved or not self._preparation.has_room(prompt)):
                 break
             if ready:
                 self._queue.remove(prompt)
                 actions += self._start(prompt, decode, now_ms)
         return actions
 
-    def _give_unreachable_up(self, now_ms: float) -> list[Action]:
-        """Prompts whose decode worker is not connected let others pass for a moment, then fail, wherever they stand."""
-        actions: list[Action] = []
-        for prompt in [p for p in self._queue if now_ms - p.arrived_ms >= _CONNECT_GRACE_MS]:
-            worker = prompt.decode_worker
-            if self._neighbours.ready(worker) is None:
-                text = f"{self._mine.id} cannot reach decode worker {worker}: {self._neighbours.why_not(worker)}"
-                actions += [*prompt.tell("no_worker", text, retryable=True), *self._end(prompt, "no_worker", now_ms)]
-        return actions
-
     def _start(self, prompt: Prompt, decode: PeerId, now_ms: float) -> list[Action]:
-        message = prompt.message
-        prompt.mode = _granularity(self._terms.transfer, self._prompts.values(), len(self._queue), decode)
-        self._transfers += 1
-        transfer = TransferId(f"{self._mine.id}@{self._mine.incarnation:016x}/{self._transfers}")
-        prompt.transfer, prompt.decode, prompt.asked_ms = transfer, decode, now_ms
-        prompt.sequence = self._scheduler.submit(prompt.sequence_for(self._cache.take(message.request)))
-        self._scheduler.sequences.hold(message.request)
-        self._requests[transfer] = message.request
-        request = prompt.grant_request(self._neighbours.transport(decode), now_ms)
-        n_blocks = self._layout.blocks_for(len(prompt.tokens))
-        asked = self._sender.ask(decode, request, n_blocks, now_ms, prompt.deadline_ms, mode=prompt.mode)
-        return self._carry_out(asked, now_ms)
+        request = prompt.message.request
+        prompt.layer_wise = not self._preparation.has_room_for_all(prompt)
+        asking = self._asking.ask(prompt, decode, (self._prompts.values(), len(self._queue)), now_ms)
+        # what was found elsewhere is whole blocks, for which there is no room then
+        unused = self._cache.forget(request) if prompt.layer_wise else []
+        prompt.sequence = self._scheduler.submit(prompt.sequence_for(self._cache.take(request)))
+        self._scheduler.sequences.hold(request)
+        assert prompt.transfer is not None
+        self._requests[prompt.transfer] = request
+        return unused + self._carry_out(asking, now_ms)
 
     def _on_started(self, started: Started, now_ms: float) -> list[Action]:
         """What is cached here may go to the decode worker at once."""
@@ -243,8 +243,8 @@ class PrefillCore(WorkerRole):
                 case PostCopy(transfer=transfer, span=span):
                     prompt = self._prompts[self._requests[transfer]]
                     actions.append(Copy(step, prompt.source_pages(span)))
-                case Granted(transfer=transfer):
-                    self._prompts[self._requests[transfer]].granted_ms = now_ms
+                case Granted(transfer=transfer, first_block=first_block):
+                    self._prompts[self._requests[transfer]].note_grant(first_block, now_ms)
                     actions += self._pump(now_ms)
                 case HandedOver():
                     self._totals.handed_over += 1
@@ -266,13 +266,14 @@ class PrefillCore(WorkerRole):
         actions: list[Action] = []
         for prompt in sorted(prompts, key=lambda p: p.transfer is not None):
             if self._prompts.get(prompt.message.request) is prompt:
-                actions += prompt.tell(code, f"{text} (phase {prompt.phase})", retryable=code == "peer_failed")
+                actions += prompt.tell(code, f"{text} (phase {prompt.phase})", retryable=code in _RETRYABLE)
                 actions += self._end(prompt, code, now_ms)
         return actions
 
     def abandon(self) -> list[Action]:
         """The drain time is over: tell every gateway that still waits."""
-        return [a for p in self._prompts.values() for a in p.tell("peer_failed", DRAINED, retryable=True)]
+        told = [a for p in self._prompts.values() for a in p.tell("peer_failed", DRAINED, retryable=True)]
+        return [*told, *self._streams.open_all()]
 
     def _end(self, prompt: Prompt, code: str, now_ms: float) -> list[Action]:
         """Stop working on a prompt whose gateway needs no word of it any more."""
@@ -302,19 +303,21 @@ class PrefillCore(WorkerRole):
         self._sender.check()
 
 
-def _too_large(prompt: Prompt, layout: KvLayout, total_pages: int, worker: str) -> str:
+def _too_large(prompt: Prompt, layout: KvLayout, streams: LayerStreams, mine: Member) -> str:
     """Why the prompt can never have its pages here; empty if it can."""
-    pages = layout.pages_for(len(prompt.tokens))
-    return f"the prompt needs {pages} pages; {worker} has {total_pages} in all" if pages > total_pages else ""
+    pages, total = layout.pages_for(len(prompt.tokens)), streams.usable_pages
+    if pages <= total or streams.fits_ever(len(prompt.tokens)):
+        return ""
+    return f"the prompt needs {pages} pages; {mine.id} has {total} in all"
 
 
-def _granularity(setting: str, prompts: Iterable[Prompt], n_queued: int, decode: PeerId) -> Granularity:
-    """By how many transfers of the moment wait for their grant; queued prompts are held back behind such ones."""
-    started = [p for p in prompts if p.transfer is not None]
-    without_grant = [p for p in started if p.granted_ms is None]
-    held_back = n_queued if any(p.decode == decode for p in without_grant) else 0
-    waiting = len(without_grant) + held_back
-    return choose(setting, open_transfers=len(started) + held_back, waiting=waiting)
+def _unreachable(queue: Iterable[Prompt], neighbours: Neighbours, now_ms: float) -> list[tuple[Prompt, str]]:
+    """Prompts whose decode worker is not connected let others pass for a moment, then fail, wherever they stand."""
+    late = [p for p in queue if now_ms - p.arrived_ms >= _CONNECT_GRACE_MS]
+    lost = [p for p in late if neighbours.ready(p.decode_worker) is None]
+    return [
+        (p, f"decode worker {p.decode_worker} cannot be reached: {neighbours.why_not(p.decode_worker)}") for p in lost
+    ]
 
 
 def _queue_counts(computing: QueueCounts, queue: Collection[Prompt], prompts: Iterable[Prompt]) -> QueueCounts:

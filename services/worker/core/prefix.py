@@ -66,13 +66,16 @@ class PrefixReuse:
         hits = self.hits(sequence)
         return self._blocks_for(len(sequence.tokens)) - self.pool.pinned_run(sequence.hashes[:hits])
 
-    def begin(self, sequence: Sequence, new_pages: Callable[[int], PageIds] | None = None) -> Load | None:
+    def begin(
+        self, sequence: Sequence, new_pages: Callable[[int], PageIds] | None = None, *, most_hits: int | None = None
+    ) -> Load | None:
         """Give a sequence without pages all pages for its tokens; room was checked.
 
-        `new_pages`: gives those of so many blocks that are not cached, [blocks, layers]; None: the pool does.
+        `new_pages`: gives those of so many blocks that are not cached, [blocks, layers]; None: the pool does. `most_hits`: of the cached ones.
         Returns what of its found blocks must be loaded into them (perhaps nothing), if it has any.
         """
         hits, found = self.hits(sequence), sequence.found
+        hits = hits if most_hits is None else min(hits, most_hits)
         sequence.found = None
         if hits:
             sequence.table.append(self.pool.take(sequence.owner, sequence.hashes[:hits]))

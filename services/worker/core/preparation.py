@@ -33,3 +33,8 @@ class Preparation:
         """Whether the prompt would start at once."""
         pinned = self._pool.pinned_run(prompt.names)
         return self._scheduler.has_room(len(prompt.tokens), pinned_blocks=pinned)
+
+    def has_room_for_all(self, prompt: WaitingPrompt) -> bool:
+        """The same, with all of its layers."""
+        pinned = self._pool.pinned_run(prompt.names)
+        return self._scheduler.has_room_for_all(len(prompt.tokens), pinned_blocks=pinned)

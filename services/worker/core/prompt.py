@@ -40,6 +40,8 @@ class Prompt:
     """Leading blocks that it waits for, or last waited for."""
     mode: Granularity = Granularity.LAYER
     """Of its transfer."""
+    layer_wise: bool = False
+    """It began without pages for all of its layers."""
     granted_ms: float | None = None
     computed_ms: float | None = None
     told: bool = False
@@ -81,6 +83,7 @@ class Prompt:
             hashes=tuple(self.names),
             streamed=True,
             found=found,
+            layer_wise=self.layer_wise,
         )
 
     def grant_request(self, transport: str, now_ms: float) -> GrantRequest:
@@ -98,6 +101,11 @@ class Prompt:
             cache_salt=message.cache_salt,
             emitted=message.emitted,
         )
+
+    def note_grant(self, first_block: int, now_ms: float) -> None:
+        """The decode worker has pages for its blocks from `first_block` on."""
+        assert self.sequence is not None, "a prompt that was never started asks for nothing"
+        self.granted_ms, self.sequence.granted_block = now_ms, first_block
 
     def finish(self, new: NewToken, now_ms: float) -> FirstToken:
         """The prompt is computed: what goes to the decode worker."""

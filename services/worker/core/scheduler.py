@@ -19,7 +19,9 @@ from services.worker.core.found import Started
 from services.worker.core.giving_way import GivingWay
 from services.worker.core.host_buffer import HostBuffer
 from services.worker.core.in_flight import StepsInFlight, counts
-from services.worker.core.layer_offload import InOneStep, LayerOffload, OffloadRule
+from services.worker.core.layer_offload import LayerOffload
+from services.worker.core.layer_rings import InOneStep, LayerWise, OffloadRule, alone_of
+from services.worker.core.layer_streams import LayerStreams
 from services.worker.core.lineup import Lineup
 from services.worker.core.parking import Parking
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
@@ -67,9 +69,10 @@ class Scheduler:
         self.parking, lineup, reuse, room = parking, self._lineup, self._reuse, self.room
         self.giving_way = GivingWay(lineup, parking, reuse)
         self.retained = RetainedLayers(reuse)
-        self.offload = LayerOffload((reuse, lineup, room, parking), self.retained, rule)
+        parts = reuse, lineup, room, parking
+        self.offload = _layer_wise(parts, self.retained, rule)
         self.giving_way.let_go = self.retained.let_go
-        self._starting = Starting((reuse, lineup, room, parking), self.offload, self.retained, self.giving_way)
+        self._starting = Starting(parts, self.offload, self.retained, self.giving_way)
 
     # -- arrivals and departures
 
@@ -143,9 +146,13 @@ class Scheduler:
 
         `pinned_blocks` of it are cached here and pinned by others.
         """
+        whole = self.has_room_for_all(tokens, pinned_blocks=pinned_blocks)
+        return whole or self.offload.has_room(tokens, pinned_blocks)
+
+    def has_room_for_all(self, tokens: int, *, pinned_blocks: int = 0) -> bool:
+        """The same, with all of its layers."""
         n_blocks = self._layout.blocks_for(tokens) - pinned_blocks
-        fits = not self._lineup.waiting and self.room.fits(n_blocks, len(self._lineup.running))
-        return fits or self.offload.has_room(tokens, pinned_blocks)
+        return not self._lineup.waiting and self.room.fits(n_blocks, len(self._lineup.running))
 
     def grants(self, tokens: int, *, pinned_blocks: int = 0) -> bool:
         """As `has_room`, for a sequence that is computed elsewhere: for it some may give way, and then it goes before them.
@@ -181,9 +188,9 @@ class Scheduler:
         return self._begin(self._lineup.running, follows=True)
 
     def _begin(self, sequences: list[Sequence], *, follows: bool) -> StepPlan | None:
-        standings = [self.flight.standing(s) for s in sequences if not (s.awaits_load or s.lost)]
+        standings = [self.flight.standing(s) for s in sequences if not s.is_barred]
         ready = [one for one in standings if not one.ends][: self.room.max_running]  # the engine's buffers end there
-        alone = self.offload.alone([one.sequence for one in ready])
+        alone = alone_of([one.sequence for one in ready])
         ready = [one for one in ready if alone is None or one.sequence is alone]
         candidates = [Candidate(one.computed_tokens, one.known_tokens) for one in ready]
         counts = self._scratch.choose(self._policy if alone is None else InOneStep.of(candidates), candidates)
@@ -191,7 +198,7 @@ class Scheduler:
             others = [one for one in self._lineup.running if one is not alone]
             self.offload.call_off(alone)
             self._starting.admit()
-            left_out = [one for one in others if one not in sequences]
+            left_out = [one for one in others if one not in sequences] + [alone] * (alone.ring is not None)
             return self._begin([one for one in self._lineup.running if one not in left_out], follows=follows)
         chosen = [(one, count) for one, count in zip(ready, counts, strict=True) if count]
         chosen.sort(key=lambda pair: pair[0].known_tokens - pair[0].computed_tokens > 1)  # decoding rows first; stable
@@ -286,3 +293,10 @@ class Scheduler:
     def idle(self) -> bool:
         """No sequence is here at all."""
         return not self.sequences
+
+
+def _layer_wise(
+    parts: tuple[PrefixReuse, Lineup, Room, Parking], retained: RetainedLayers, rule: OffloadRule | None
+) -> LayerWise:
+    """Who computes prompts without room for all of their layers."""
+    return LayerStreams(parts, rule) if rule is not None and rule.streams else LayerOffload(parts, retained, rule)

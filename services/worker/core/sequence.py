@@ -49,6 +49,10 @@ class Sequence:
     """The call that fetches blocks into its pages: they must stay until it has ended."""
     ring: int | None = None
     """Its prompt is computed in one step in which layers share pages, and this is the call that the engine waits for."""
+    layer_wise: bool = False
+    """It may begin so, for its layers go to a decode worker; it is not computed before that has granted pages."""
+    granted_block: int | None = None
+    """The first block that the decode worker has pages for."""
     awaits_load: bool = False
     """It cannot be computed before the load has ended; otherwise the engine waits layer by layer."""
     lost: bool = False
@@ -72,6 +76,11 @@ class Sequence:
     def owner(self) -> Owner:
         """Name under which the ledger keeps this sequence's pages."""
         return request_owner(self.request)
+
+    @property
+    def is_barred(self) -> bool:
+        """Whether no step may compute it now, although it has pages."""
+        return self.awaits_load or self.lost or (self.layer_wise and self.granted_block is None)
 
     @property
     def generated_tokens(self) -> int:
@@ -107,3 +116,5 @@ class NewPrompt:
     """Whether the shell wants to hear of every layer."""
     found: FoundBlocks | None = None
     """Blocks that another process keeps for it."""
+    layer_wise: bool = False
+    """Whether it may begin without pages for all of its layers."""

@@ -45,6 +45,7 @@ class Sequences:
             hashes=list(prompt.hashes),
             found=prompt.found,
             streamed=prompt.streamed,
+            layer_wise=prompt.layer_wise,
         )
         self._sequences[prompt.request] = sequence
         return sequence

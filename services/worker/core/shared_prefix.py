@@ -52,7 +52,8 @@ class SharedPrefixes:
 
 def _computes(sequence: Sequence, n_blocks: int) -> bool:
     """Whether it has its pages and has yet to publish the last of its first `n_blocks` blocks."""
-    return not sequence.dropped and sequence.table.n_blocks > 0 and sequence.published_blocks < n_blocks
+    publishes = not sequence.dropped and sequence.ring is None
+    return publishes and sequence.table.n_blocks > 0 and sequence.published_blocks < n_blocks
 
 
 def _common(names: Run[BlockHash], others: Run[BlockHash], here: int) -> int:

@@ -2,7 +2,7 @@
 
 from services.worker.core.found import Started
 from services.worker.core.giving_way import GivingWay
-from services.worker.core.layer_offload import LayerOffload
+from services.worker.core.layer_rings import LayerWise
 from services.worker.core.lineup import Lineup
 from services.worker.core.parking import Parking
 from services.worker.core.prefix import PrefixReuse
@@ -20,7 +20,7 @@ class Starting:
     def __init__(
         self,
         parts: tuple[PrefixReuse, Lineup, Room, Parking],
-        offload: LayerOffload,
+        offload: LayerWise,
         retained: RetainedLayers,
         way: GivingWay,
     ) -> None:

@@ -7,7 +7,7 @@ from common.messages.actions import Send
 from common.messages.handover import Abort, Commit, Grant, HandOver, KvSent, KvSpan, Stop
 from common.policy.transfer import Granularity
 from kvstore.handover.actions import GaveUp, Granted, HandedOver, PostCopy, Release, SenderAction
-from kvstore.handover.outgoing import FirstToken
+from kvstore.handover.outgoing import FirstToken, Way
 from kvstore.handover.sender import Sender
 from tests.kvstore.handover.world import D, request
 
@@ -21,7 +21,7 @@ LATE = [Granularity.REQUEST, Granularity.AGGREGATED]
 
 def asking(mode: Granularity, transport: str = "shm", max_copy_pages: int = 100) -> Sender:
     core = Sender(3, max_copy_pages=max_copy_pages)
-    core.ask(D, request(T, transport), 3, 0.0, 50_000.0, mode)
+    core.ask(D, request(T, transport), 3, 0.0, 50_000.0, Way(mode))
     return core
 
 
@@ -113,7 +113,7 @@ def test_large_spans_go_in_pieces_of_whole_blocks_and_a_few_at_a_time() -> None:
     n_blocks = 40
     pages = tuple(tuple(range(layer * 100, layer * 100 + n_blocks)) for layer in range(3))
     core = Sender(3, max_copy_pages=8)
-    core.ask(D, request(T), n_blocks, 0.0, 50_000.0, Granularity.AGGREGATED)
+    core.ask(D, request(T), n_blocks, 0.0, 50_000.0, Way(Granularity.AGGREGATED))
     core.on_message(D, Grant(transfer=T, epoch=EPOCH, first_block=0, pages=pages, lease_ms=30_000), 1.0)
     core.computed(T, KvSpan(0, 0, n_blocks, 3))
     flying, copied = posts(core.finished(T, FIRST, 2.0)), list[PostCopy]()

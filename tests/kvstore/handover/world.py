@@ -23,7 +23,7 @@ from kvstore.handover.actions import (
     Release,
     SenderAction,
 )
-from kvstore.handover.outgoing import FirstToken
+from kvstore.handover.outgoing import FirstToken, Way
 from kvstore.handover.receiver import Receiver
 from kvstore.handover.sender import Sender
 from kvstore.index.ledger import Ledger, PageState
@@ -107,7 +107,7 @@ class World:
         if transport == "shm":  # some of it is computed twice, as when it could not be loaded
             again = self.rng.randrange(len(job.to_compute) + 1)
             job.to_compute[again:again] = job.to_compute[:again]
-        asked = self.sender.ask(D, request(transfer, transport), n_blocks, self.now_ms, self.now_ms + 60_000, mode)
+        asked = self.sender.ask(D, request(transfer, transport), n_blocks, self.now_ms, self.now_ms + 60_000, Way(mode))
         self.perform_sender(asked)
 
     # Prefill side.
