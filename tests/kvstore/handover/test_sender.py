@@ -19,7 +19,7 @@ from common.messages.handover import (
 )
 from common.messages.requests import Timings
 from kvstore.handover.actions import GaveUp, Granted, HandedOver, PostCopy, Release, SenderAction
-from kvstore.handover.outgoing import FirstToken
+from kvstore.handover.outgoing import FirstToken, Way
 from kvstore.handover.sender import Sender
 from tests.kvstore.handover.world import D, request
 
@@ -27,22 +27,23 @@ T, EPOCH = TransferId("t"), Incarnation(7)
 GRANT = Grant(transfer=T, epoch=EPOCH, first_block=1, pages=((10, 11), (12, 13)), lease_ms=30_000)
 FIRST = FirstToken(token=3, cached_tokens=16, timings=Timings(compute_ms=8.0))
 SPANS = (KvSpan(0, 1, 2), KvSpan(1, 1, 2))
+BY_LAYER = Way()
 
 
-def asking(transport: str = "shm") -> Sender:
+def asking(transport: str = "shm", way: Way = BY_LAYER) -> Sender:
     core = Sender(2, repeat_ms=2_000, commit_wait_ms=8_000, renew_ms=5_000)
-    assert core.ask(D, request(T, transport), 3, 0.0, 50_000.0) == [Send(D, request(T, transport))]
+    assert core.ask(D, request(T, transport), 3, 0.0, 50_000.0, way) == [Send(D, request(T, transport))]
     return core
 
 
-def filling(transport: str = "shm") -> Sender:
-    core = asking(transport)
+def filling(transport: str = "shm", way: Way = BY_LAYER) -> Sender:
+    core = asking(transport, way)
     assert core.on_message(D, GRANT, 10.0) == [Granted(T, 1)]
     return core
 
 
-def handing_over(transport: str = "shm") -> Sender:
-    core = filling(transport)
+def handing_over(transport: str = "shm", way: Way = BY_LAYER) -> Sender:
+    core = filling(transport, way)
     for span in SPANS:
         core.computed(T, span)
         core.copied(T, span, 20.0)
@@ -201,6 +202,12 @@ def test_over_tcp_a_repeat_sends_the_payloads_again_and_waits_for_them_before_re
     assert core.on_message(D, Commit(transfer=T), 2_040.0) == [HandedOver(T)]
     assert core.copied(T, SPANS[0], 2_041.0) == []
     assert core.copied(T, SPANS[1], 2_042.0) == [Release(T)]
+
+
+def test_pages_that_are_used_again_are_never_sent_again() -> None:
+    core = handing_over("tcp", Way(pages_last=False))
+    assert [type(message) for message in sends(core.on_tick(2_030.0))] == [HandOver]
+    assert core.on_message(D, Commit(transfer=T), 2_040.0) == [HandedOver(T), Release(T)]
 
 
 def test_a_commit_that_never_comes_is_the_receivers_failure() -> None:

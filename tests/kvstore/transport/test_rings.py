@@ -61,3 +61,14 @@ def test_a_ring_may_be_written_on_when_the_copy_of_its_row_has_ended_well_or_not
     at.mover.post(StoreJob(2, STORE, OURS, THEIRS, ring=9))
     assert end(at.hear(1)[0]) == (2, there)
     at.gate.wait([9], 1000)  # it is over
+
+
+def test_a_ring_whose_copies_are_others_is_opened_by_word(at: Setting) -> None:
+    at.mover.begin_ring(9, 1)
+    at.mover.open_ring(9, 4)
+    at.mover.open_ring(9, 2)  # what may be written stays so
+    assert allowed(at, 9) == 4
+    at.mover.open_ring(9, None)
+    at.gate.wait([9], 1000)
+    at.mover.open_ring(9, 7)  # it is over, and nobody's any more
+    assert at.gate.calls == []
