@@ -39,7 +39,7 @@ from common.messages.handover import Grant, GrantRequest, HandOver, KvSpan
 from common.messages.requests import Sampling
 from common.policy.transfer import Granularity
 from kvstore.handover.actions import Asked, GaveUp, HandedOver, PostCopy, SenderAction
-from kvstore.handover.outgoing import FirstToken
+from kvstore.handover.outgoing import FirstToken, Way
 from kvstore.handover.receiver import Receiver
 from kvstore.handover.sender import Sender
 from kvstore.memory.page_memory import PageMemory, open_page_memory
@@ -136,7 +136,7 @@ class PrefillSide:
                 sampling=Sampling(max_tokens=1),
                 timeout_ms=60_000,
             )
-            self._perform(self._sender.ask(DECODE, request, self._shape.n_blocks, now_ms, now_ms + 60_000, mode))
+            self._perform(self._sender.ask(DECODE, request, self._shape.n_blocks, now_ms, now_ms + 60_000, Way(mode)))
         held: list[AnyMessage] = []
         self._take(lambda event: isinstance(event, Grant), concurrent, held)
         if not late:
