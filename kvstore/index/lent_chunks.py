@@ -95,17 +95,30 @@ class LentChunks:
         """
         if len(set(chunks)) != len(chunks) or any(self._owner_of.get(chunk) != owner for chunk in chunks):
             raise LedgerMisuse(f"chunks {list(chunks)} are not all lent to {owner!r}, which has {self.of(owner)}")
+        leaving, shared_with = self._leaving(owner, chunks)
         for chunk in chunks:
             del self._owner_of[chunk]
-        leaving = np.setdiff1d(self._ledger.page_ids(owner), self._around(self.of(owner)))
-        for other in dict.fromkeys(self._owner_of.values()):
-            if other != owner and (shared := np.intersect1d(leaving, self._around(self.of(other)))).size:
-                self._ledger.give(owner, shared, other, PageState.LENT)
-                leaving = np.setdiff1d(leaving, shared)
+        for other, shared in shared_with.items():
+            self._ledger.give(owner, shared, other, PageState.LENT)
         self._ledger.free_some(owner, leaving)
         if not self.of(owner) and self._ledger.state_of(owner) is not None:
             self._ledger.free(owner)  # it holds nothing any more, and need not be known
         return leaving.size
+
+    def freed_by(self, owner: Owner, chunks: Sequence[int]) -> int:
+        """How many pages `take_back` of these would free. O(pages of the owner)."""
+        return self._leaving(owner, chunks)[0].size
+
+    def _leaving(self, owner: Owner, chunks: Sequence[int]) -> tuple[PageIds, dict[Owner, PageIds]]:
+        """Of the owner's pages, those that no chunk needs but these; and those that only chunks of others need."""
+        gone, shared_with = set(chunks), dict[Owner, PageIds]()
+        staying = [chunk for chunk in self.of(owner) if chunk not in gone]
+        leaving = np.setdiff1d(self._ledger.page_ids(owner), self._around(staying))
+        for other in dict.fromkeys(self._owner_of.values()):
+            if other != owner and (shared := np.intersect1d(leaving, self._around(self.of(other)))).size:
+                shared_with[other] = shared
+                leaving = np.setdiff1d(leaving, shared)
+        return leaving, shared_with
 
     def check(self) -> None:
         """Raise LedgerMisuse if the law is broken. O(pages)."""

@@ -43,7 +43,6 @@ from services.worker.core.spare_memory import SYSTEM, SpareMemory
 from services.worker.core.spill import Spiller
 from services.worker.settings import WorkerSettings
 
-
 _LEAD_TOKENS = 8
 """Of a sequence that is read through a view, before its next block is needed: mapping takes less than so many steps."""
 
@@ -170,6 +169,8 @@ def _offload_rule(
         raise ConfigError(f"--layer-offload={asked}: the model has {layout.layers} layers")
     # a processor takes a step of any length; an accelerator's engine is built for the longest one
     most_tokens = mine.takes_tokens if settings.device == "cpu" else settings.step_tokens_limit
+    if settings.elastic == "static":  # the arena is as large as the largest step of other sequences
+        most_tokens = min(most_tokens, settings.step_tokens_limit)
     if mine.role == "prefill":
         return _stream_rule(asked, settings, layout, machine.arena, most_tokens)
     if asked == "off" or mine.role != "mixed":
