@@ -105,6 +105,10 @@ class Ledger:
         """A copy of the owner's pages, in the order it came by them. Raises LedgerMisuse if unknown."""
         return [PageId(page) for page in self._pages(self._holding(owner)).tolist()]
 
+    def n_pages_of(self, owner: Owner) -> int:
+        """How many pages an owner has, which may be unknown."""
+        return self._held[owner].n_pages if owner in self._held else 0
+
     def page_ids(self, owner: Owner) -> PageIds:
         """As `pages_of`, for many pages. Empty if the owner is unknown."""
         holding = self._held.get(owner)

@@ -194,6 +194,8 @@ class Scheduler:
         ready = [one for one in ready if alone is None or one.sequence is alone]
         candidates = [Candidate(one.computed_tokens, one.known_tokens) for one in ready]
         counts = self._scratch.choose(self._policy if alone is None else InOneStep.of(candidates), candidates)
+        if alone is not None and not any(counts) and self._reuse.memory.is_coming:
+            return self._begin([one for one in sequences if one is not alone], follows=follows)
         if alone is not None and not any(counts):  # there is not the scratch for it
             others = [one for one in self._lineup.running if one is not alone]
             self.offload.call_off(alone)
