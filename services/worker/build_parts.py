@@ -44,7 +44,7 @@ from services.worker.core.spill import Spiller
 from services.worker.settings import WorkerSettings
 
 _SPARE_PORTION_BYTES = {"cpu": 8 * 2**20, "cuda": 128 * 2**20}
-"""In one turn of the loop, by device: a processor clears memory as it comes."""
+"""In one turn of the loop, by kind of device: a processor clears memory as it comes."""
 _LEAD_TOKENS = 8
 """Of a sequence that is read through a view, before its next block is needed: mapping takes less than so many steps."""
 
@@ -148,7 +148,9 @@ def _pool_memory(pool: BlockPool, settings: WorkerSettings, machine: Machine) ->
     spare, size = None, machine.size
     if settings.spare_memory == "release":
         rule = SpareRule(SpareMarks.of(size.n_pages // size.chunk_pages))
-        portion_chunks = max(1, _SPARE_PORTION_BYTES[settings.device] // (size.chunk_pages * size.page_bytes))
+        portion_chunks = max(
+            1, _SPARE_PORTION_BYTES[settings.device.partition(":")[0]] // (size.chunk_pages * size.page_bytes)
+        )
         spare = SpareMemory(pool, rule, size.chunk_pages, portion_chunks)
     if settings.elastic == "off":
         return PoolMemory(OwnScratch(), spare)
@@ -172,8 +174,6 @@ def _offload_rule(
         raise ConfigError(f"--layer-offload={asked}: the model has {layout.layers} layers")
     # a processor takes a step of any length; an accelerator's engine is built for the longest one
     most_tokens = mine.takes_tokens if settings.device == "cpu" else settings.step_tokens_limit
-    if settings.elastic == "static":  # the arena is as large as the largest step of other sequences
-        most_tokens = min(most_tokens, settings.step_tokens_limit)
     if mine.role == "prefill":
         return _stream_rule(asked, settings, layout, machine.arena, most_tokens)
     if asked == "off" or mine.role != "mixed":

@@ -105,11 +105,11 @@ class ElasticScratch:
     ) -> None:
         """`mode`: static, kv or full. Takes the lasting chunks at once. Raises ConfigError if that leaves no room for KV.
 
-        `recall(n)`: have up to so many chunks fetched that are not in the pool now.
+        Where the lasting chunks hold any step of `max_rows` (static), only the one step of a longer prompt whose layers leave
+        takes more, for as long as pages are not short. `recall(n)`: have up to so many chunks fetched that are not in the pool now.
         """
         terms.require_room(mode, pool.ledger.total_pages, pool.pages_per_block)
         self._pool, self._terms, self._recall = pool, terms, recall
-        self._fixed = mode == "static"
         self._lasting_chunks = terms.lasting_chunks(mode)
         self._needed_bytes: deque[int] = deque()
         self._reserved_bytes = 0
@@ -160,11 +160,10 @@ class ElasticScratch:
         missing = needed - len(self._chunks)
         if missing <= 0:
             return rows_wanted
-        lendable = 0 if self._fixed else self._pool.lent.lendable(terms.chunk_pages)
+        lendable = self._pool.lent.lendable(terms.chunk_pages)
         if lendable >= missing:
             return rows_wanted
-        if not self._fixed:
-            self._recall(missing - lendable)
+        self._recall(missing - lendable)
         rows = terms.step.rows_within((len(self._chunks) + lendable) * terms.chunk_bytes, longest_keys)
         least = min(terms.least_rows, terms.max_rows)  # a prompt whose layers leave is a step of more
         assert rows >= min(rows_wanted, least), "the least arena does not hold the least step"

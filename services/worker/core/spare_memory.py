@@ -55,7 +55,7 @@ class SpareMemory:
     def recall(self, n_pages: int) -> None:
         """So many pages are missing now: fetch them, if there are so many. None are lent at the next tick in any case."""
         self._missed = True
-        if n_pages <= self._pool.ledger.n_pages_of(SYSTEM):
+        if n_pages <= self._pool.ledger.page_ids(SYSTEM).size:
             self._fetch(-(-n_pages // self._chunk_pages))
 
     def recall_chunks(self, n_chunks: int) -> None:

@@ -144,11 +144,15 @@ def test_a_prompt_longer_than_any_other_step_is_left_out_where_there_is_too_litt
     assert scratch.choose(InOneStep.of(candidates), candidates) == [0]
 
 
-def test_static_lends_nothing_for_a_longer_step_either() -> None:
+def test_static_lends_for_the_one_step_of_a_longer_prompt_and_has_it_back() -> None:
     scratch, _ = elastic(mode="static")
     candidates = [Candidate(0, 80)]
-    assert scratch.choose(InOneStep.of(candidates), candidates) == [0]
-    assert scratch.n_chunks == TERMS.full_chunks
+    assert scratch.choose(InOneStep.of(candidates), candidates) == [80]
+    scratch.began()
+    more = scratch.n_chunks - TERMS.full_chunks
+    assert more > 0 and not scratch.inflate(1)
+    scratch.ended()
+    assert scratch.inflate(more * CHUNK_PAGES) and scratch.n_chunks == TERMS.full_chunks
 
 
 def test_what_comes_back_is_the_arena_s_end() -> None:
