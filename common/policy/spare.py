@@ -28,12 +28,13 @@ class SpareRule:
     """Owns since when much has been free."""
 
     def __init__(self, marks: SpareMarks) -> None:
-        self._marks = marks
+        self.marks = marks
+        """To be replaced when the pool has another size."""
         self._since_ms: float | None = None
 
     def change(self, free_chunks: int, away_chunks: int, now_ms: float) -> int:
         """How many chunks to give to the system; below 0: to take back, of the `away_chunks` it has."""
-        marks = self._marks
+        marks = self.marks
         if free_chunks < marks.low_chunks:
             self._since_ms = None
             middle = (marks.low_chunks + marks.high_chunks) // 2

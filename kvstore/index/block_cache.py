@@ -43,6 +43,8 @@ class BlockCache(Generic[Place]):
         self._floor = 0.0
         self.n_pinned = 0
         """Blocks with at least one pin."""
+        self.loosened_total = 0
+        """How often a block came to be without pins, since the start."""
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -98,6 +100,7 @@ class BlockCache(Generic[Place]):
         if pins:
             self.n_pinned += len(new)
         else:
+            self.loosened_total += len(new)
             for position in new:
                 if names[position] not in children:
                     self._queue_if_leaf(blocks[names[position]])
@@ -129,6 +132,7 @@ class BlockCache(Generic[Place]):
             block.pins -= 1
             if block.pins == 0:
                 self.n_pinned -= 1
+                self.loosened_total += 1
                 self._queue_if_leaf(block)
 
     def evict(self, n_blocks: int) -> list[CachedBlock[Place]]:

@@ -54,6 +54,19 @@ class _Holding:
         self.runs: list[PageIds] = []
         self.n_pages = self.n_listed = 0
 
+    def pages(self, owner_of: NDArray[np.int64], scratch: NDArray[np.int64]) -> PageIds:
+        """What its runs list and is still its own. `scratch`: a number for each page, for use."""
+        listed = np.concatenate(self.runs) if self.runs else np.empty(0, np.int32)
+        if listed.size == self.n_pages:
+            return listed
+        mine: PageIds = listed[owner_of[listed] == self.number]
+        if mine.size == self.n_pages:
+            return mine
+        at = np.arange(mine.size)
+        scratch[mine] = at  # a page that left and came back is listed twice: its last place counts
+        once: PageIds = mine[scratch[mine] == at]
+        return once
+
 
 class Ledger:
     """The only writer of page states of one pool.
@@ -75,6 +88,8 @@ class Ledger:
         self._pages_in[PageState.FREE] = n_pages
         self.overhang_pages = 0
         """Pages from `total_pages` on that somebody holds still."""
+        self.freed_pages_total = 0
+        """Pages that became free or left, since the start."""
 
     @property
     def total_pages(self) -> int:
@@ -198,6 +213,7 @@ class Ledger:
         kept = np.concatenate([new[::-1], free[free < n_pages]])
         self._free[: kept.size], self._n_free = kept, kept.size
         self._pages_in[PageState.FREE] = kept.size
+        self.freed_pages_total += new.size + leaving.size
         self._total_pages = n_pages
         self.overhang_pages = int(np.count_nonzero(self._owner_of[n_pages:] != _GONE))
         return self.kept_pages
@@ -266,19 +282,10 @@ class Ledger:
         return bool(np.all(self._owner_of[pages] == number) and np.all(self._scratch[pages] == at))
 
     def _pages(self, holding: _Holding) -> PageIds:
-        """What the holding's runs list and is still its own."""
-        listed = np.concatenate(holding.runs) if holding.runs else np.empty(0, np.int32)
-        if listed.size == holding.n_pages:
-            return listed
-        mine: PageIds = listed[self._owner_of[listed] == holding.number]
-        if mine.size == holding.n_pages:
-            return mine
-        at = np.arange(mine.size)
-        self._scratch[mine] = at  # a page that left and came back is listed twice: its last place counts
-        once: PageIds = mine[self._scratch[mine] == at]
-        return once
+        return holding.pages(self._owner_of, self._scratch)
 
     def _push(self, pages: PageIds) -> None:
+        self.freed_pages_total += pages.size
         if self.overhang_pages:
             leaving = pages >= self._total_pages
             self._owner_of[pages[leaving]] = _GONE

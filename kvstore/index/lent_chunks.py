@@ -37,6 +37,8 @@ class LentChunks:
         self._ledger, self._cache, self._pages_per_block, self._evict = ledger, cache, pages_per_block, evict
         self._chunk_pages = 0
         self._owner_of: dict[int, Owner] = {}
+        self._none_since: dict[bool, tuple[int, int, int]] = {}  # for `lendable`: all that could change its answer 0
+        self._returns = 0
         self.lasting_pages = 0
         """To read: pages lent for good."""
 
@@ -48,9 +50,18 @@ class LentChunks:
         return [chunk for chunk, other in self._owner_of.items() if other == owner]
 
     def lendable(self, chunk_pages: int, *, cached: bool = True) -> int:
-        """How many chunks `lend` could give now; not `cached`: without evicting any block. O(pages)."""
+        """How many chunks `lend` could give now; not `cached`: without evicting any block.
+
+        O(pages), but for the answer 0, which holds until a page or a chunk comes back or a block loses its last pin.
+        """
         self._require_length(chunk_pages)
-        return int(np.count_nonzero(self._open(self._block_of(self._loose() if cached else ()))))
+        since = self._ledger.freed_pages_total, self._cache.loosened_total, self._returns
+        if self._none_since.get(cached) == since:
+            return 0
+        n_chunks = int(np.count_nonzero(self._open(self._block_of(self._loose() if cached else ()))))
+        if not n_chunks:
+            self._none_since[cached] = since
+        return n_chunks
 
     def lend(self, n_chunks: int, chunk_pages: int, to: Owner, *, lasting: bool = False) -> list[int]:
         """Take chunks of memory, runs of `chunk_pages` pages, out of use; returns their numbers, in no order.
@@ -95,17 +106,31 @@ class LentChunks:
         """
         if len(set(chunks)) != len(chunks) or any(self._owner_of.get(chunk) != owner for chunk in chunks):
             raise LedgerMisuse(f"chunks {list(chunks)} are not all lent to {owner!r}, which has {self.of(owner)}")
+        leaving, shared_with = self._leaving(owner, chunks)
+        self._returns += 1
         for chunk in chunks:
             del self._owner_of[chunk]
-        leaving = np.setdiff1d(self._ledger.page_ids(owner), self._around(self.of(owner)))
-        for other in dict.fromkeys(self._owner_of.values()):
-            if other != owner and (shared := np.intersect1d(leaving, self._around(self.of(other)))).size:
-                self._ledger.give(owner, shared, other, PageState.LENT)
-                leaving = np.setdiff1d(leaving, shared)
+        for other, shared in shared_with.items():
+            self._ledger.give(owner, shared, other, PageState.LENT)
         self._ledger.free_some(owner, leaving)
         if not self.of(owner) and self._ledger.state_of(owner) is not None:
             self._ledger.free(owner)  # it holds nothing any more, and need not be known
         return leaving.size
+
+    def freed_by(self, owner: Owner, chunks: Sequence[int]) -> int:
+        """How many pages `take_back` of these would free. O(pages of the owner)."""
+        return self._leaving(owner, chunks)[0].size
+
+    def _leaving(self, owner: Owner, chunks: Sequence[int]) -> tuple[PageIds, dict[Owner, PageIds]]:
+        """Of the owner's pages, those that no chunk needs but these; and those that only chunks of others need."""
+        gone, shared_with = set(chunks), dict[Owner, PageIds]()
+        staying = [chunk for chunk in self.of(owner) if chunk not in gone]
+        leaving = np.setdiff1d(self._ledger.page_ids(owner), self._around(staying))
+        for other in dict.fromkeys(self._owner_of.values()):
+            if other != owner and (shared := np.intersect1d(leaving, self._around(self.of(other)))).size:
+                shared_with[other] = shared
+                leaving = np.setdiff1d(leaving, shared)
+        return leaving, shared_with
 
     def check(self) -> None:
         """Raise LedgerMisuse if the law is broken. O(pages)."""
@@ -128,6 +153,8 @@ class LentChunks:
     def _require_length(self, chunk_pages: int) -> None:
         if self._owner_of and chunk_pages != self._chunk_pages:
             raise LedgerMisuse(f"chunks of {self._chunk_pages} pages are lent; they cannot be {chunk_pages} long now")
+        if chunk_pages != self._chunk_pages:
+            self._none_since.clear()
         self._chunk_pages = chunk_pages
 
     def _end(self) -> int:

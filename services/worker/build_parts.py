@@ -19,7 +19,7 @@ from kvstore.index.ledger import Ledger
 from services.worker.core.callers import Callers
 from services.worker.core.calls import Calls
 from services.worker.core.costing import Costing
-from services.worker.core.elastic import ACTIVATIONS, ElasticScratch, OwnScratch, StepScratch
+from services.worker.core.elastic import ACTIVATIONS, ElasticScratch, OwnScratch
 from services.worker.core.fetch_costs import FetchCosts
 from services.worker.core.host_buffer import HostBuffer
 from services.worker.core.kv_cache import CacheParts, KvCache
@@ -43,7 +43,8 @@ from services.worker.core.spare_memory import SYSTEM, SpareMemory
 from services.worker.core.spill import Spiller
 from services.worker.settings import WorkerSettings
 
-
+_SPARE_PORTION_BYTES = {"cpu": 8 * 2**20, "cuda": 128 * 2**20}
+"""In one turn of the loop, by kind of device: a processor clears memory as it comes."""
 _LEAD_TOKENS = 8
 """Of a sequence that is read through a view, before its next block is needed: mapping takes less than so many steps."""
 
@@ -108,7 +109,7 @@ def build_parts(mine: Member, settings: WorkerSettings, machine: Machine) -> Par
     if use_store:
         pool.listen(cache_parts.spiller)
     callers = Callers(mine, silent_ms=settings.silent_peer_ms)
-    resizing = Resizing(pool, size, worker=mine.id, block_tokens=layout.block_tokens)
+    resizing = Resizing(pool, size, worker=mine.id, block_tokens=layout.block_tokens, spare=pool_memory.spare)
     return Parts(
         pool=pool,
         reuse=reuse,
@@ -144,16 +145,19 @@ def _lent(pool: BlockPool, size: PoolSize) -> Lent:
 
 
 def _pool_memory(pool: BlockPool, settings: WorkerSettings, machine: Machine) -> PoolMemory:
-    scratch: StepScratch = OwnScratch()
-    if settings.elastic != "off":
-        assert machine.arena is not None, "who lends memory to steps must know what they need"
-        scratch = ElasticScratch(pool, machine.arena, settings.elastic)
-    if settings.spare_memory == "keep":
-        return PoolMemory(scratch)
-    chunk_pages = machine.size.chunk_pages
-    return PoolMemory(
-        scratch, SpareMemory(pool, SpareRule(SpareMarks.of(machine.size.n_pages // chunk_pages)), chunk_pages)
-    )
+    spare, size = None, machine.size
+    if settings.spare_memory == "release":
+        rule = SpareRule(SpareMarks.of(size.n_pages // size.chunk_pages))
+        portion_chunks = max(
+            1, _SPARE_PORTION_BYTES[settings.device.partition(":")[0]] // (size.chunk_pages * size.page_bytes)
+        )
+        spare = SpareMemory(pool, rule, size.chunk_pages, portion_chunks)
+    if settings.elastic == "off":
+        return PoolMemory(OwnScratch(), spare)
+    assert machine.arena is not None, "who lends memory to steps must know what they need"
+    if spare is None:
+        return PoolMemory(ElasticScratch(pool, machine.arena, settings.elastic))
+    return PoolMemory(ElasticScratch(pool, machine.arena, settings.elastic, spare.recall_chunks), spare)
 
 
 def _offload_rule(

@@ -140,6 +140,9 @@ class DecodeCore(WorkerRole):
         """The drain time is over: tell every gateway that still waits."""
         return self._local.abandon(DRAINED) + self._generation.abandon() + self._incoming.abandon()
 
+    def _wanted_pages(self) -> int:
+        return super()._wanted_pages() + sum(self._layout.pages_for(len(one.tokens)) for one in self._local.prompts)
+
     def _end_unheard(self, request: RequestId) -> None:
         self._generation.forget(request)
 

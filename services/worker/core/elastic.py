@@ -10,7 +10,7 @@ lasts, so whatever was admitted can always be computed. Source: eLLM (arXiv 2506
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from common.ids import Owner
@@ -39,7 +39,12 @@ class StepScratch(Protocol):
         ...
 
     def inflate(self, n_pages: int) -> bool:
-        """Make so many pages available that serve steps now; False if there are not so many."""
+        """Make so many pages available that serve steps now; False, and nothing, if there are not so many."""
+        ...
+
+    @property
+    def spare_pages(self) -> int:
+        """How many `inflate` could make available."""
         ...
 
     def take_orders(self) -> list[LendChunks | TakeBackChunks]:
@@ -72,6 +77,11 @@ class OwnScratch:
         """There is nothing to be had."""
         return False
 
+    @property
+    def spare_pages(self) -> int:
+        """None."""
+        return 0
+
     def take_orders(self) -> list[LendChunks | TakeBackChunks]:
         """None, ever."""
         return []
@@ -90,10 +100,16 @@ class ElasticScratch:
     Law: the arena holds the lasting chunks, and what every step in flight needs.
     """
 
-    def __init__(self, pool: BlockPool, terms: ArenaTerms, mode: str) -> None:
-        """`mode`: static, kv or full. Takes the lasting chunks at once. Raises ConfigError if that leaves no room for KV."""
+    def __init__(
+        self, pool: BlockPool, terms: ArenaTerms, mode: str, recall: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """`mode`: static, kv or full. Takes the lasting chunks at once. Raises ConfigError if that leaves no room for KV.
+
+        Where the lasting chunks hold any step of `max_rows` (static), only the one step of a longer prompt whose layers leave
+        takes more, for as long as pages are not short. `recall(n)`: have up to so many chunks fetched that are not in the pool now.
+        """
         terms.require_room(mode, pool.ledger.total_pages, pool.pages_per_block)
-        self._pool, self._terms = pool, terms
+        self._pool, self._terms, self._recall = pool, terms, recall
         self._lasting_chunks = terms.lasting_chunks(mode)
         self._needed_bytes: deque[int] = deque()
         self._reserved_bytes = 0
@@ -108,15 +124,18 @@ class ElasticScratch:
         return len(self._chunks)
 
     def choose(self, policy: DecodeFirst, candidates: Sequence[Candidate]) -> list[int]:
-        """The largest choice of the policy that has its scratch."""
+        """The largest choice of the policy that has its scratch. Nothing is lent for a larger one."""
         limit = policy.max_step_tokens
         cut = 0
         while True:
             counts = policy.choose(candidates, limit)
             ends = [one.computed_tokens + count for one, count in zip(candidates, counts, strict=True) if count]
             rows = sum(counts)
-            allowed = self.rows_allowed(rows, max(ends)) if rows else 0
-            if allowed >= rows:
+            if not rows:
+                return counts
+            allowed = self._rows_within_reach(rows, max(ends))
+            if allowed == rows:
+                self.rows_allowed(rows, max(ends))
                 self.cut_steps_total += cut
                 return counts
             limit, cut = allowed, 1
@@ -127,27 +146,35 @@ class ElasticScratch:
         `longest_keys`: of one of its sequences at the most, the step's own tokens included. A second call before `began`
         replaces the first.
         """
-        terms = self._terms
-        missing = terms.chunks_for(terms.step.needs_bytes(rows_wanted, longest_keys)) - len(self._chunks)
+        rows = self._rows_within_reach(rows_wanted, longest_keys)
+        self._reserved_bytes = self._terms.step.needs_bytes(rows, longest_keys)
+        missing = self._terms.chunks_for(self._reserved_bytes) - len(self._chunks)
         if missing > 0:
             self._deflate(missing)
-        have_bytes = len(self._chunks) * terms.chunk_bytes
-        rows = rows_wanted
-        if terms.step.needs_bytes(rows_wanted, longest_keys) > have_bytes:
-            rows = terms.step.rows_within(have_bytes, longest_keys)
-            assert rows >= min(rows_wanted, terms.least_rows), "the least arena does not hold the least step"
-        self._reserved_bytes = terms.step.needs_bytes(rows, longest_keys)
         return rows
 
-    def _deflate(self, missing: int) -> None:
-        """As many of the missing chunks as nobody's KV is in."""
-        chunk_pages = self._terms.chunk_pages
-        n_chunks = min(missing, self._pool.lent.lendable(chunk_pages))
-        if n_chunks:
-            chunks = self._pool.lent.lend(n_chunks, chunk_pages, ACTIVATIONS)
-            self._chunks += chunks
-            self._orders.append(LendChunks(tuple(chunks), ACTIVATIONS))
-            self.lent_chunks_total += n_chunks
+    def _rows_within_reach(self, rows_wanted: int, longest_keys: int) -> int:
+        """How many rows the chunks suffice for that the arena has or could have now; the others are asked for."""
+        terms = self._terms
+        needed = terms.chunks_for(terms.step.needs_bytes(rows_wanted, longest_keys))
+        missing = needed - len(self._chunks)
+        if missing <= 0:
+            return rows_wanted
+        lendable = self._pool.lent.lendable(terms.chunk_pages)
+        if lendable >= missing:
+            return rows_wanted
+        self._recall(missing - lendable)
+        rows = terms.step.rows_within((len(self._chunks) + lendable) * terms.chunk_bytes, longest_keys)
+        least = min(terms.least_rows, terms.max_rows)  # a prompt whose layers leave is a step of more
+        assert rows >= min(rows_wanted, least), "the least arena does not hold the least step"
+        return rows
+
+    def _deflate(self, n_chunks: int) -> None:
+        """So many chunks that nobody's KV is in become the arena's end."""
+        chunks = self._pool.lent.lend(n_chunks, self._terms.chunk_pages, ACTIVATIONS)
+        self._chunks += chunks
+        self._orders.append(LendChunks(tuple(chunks), ACTIVATIONS))
+        self.lent_chunks_total += n_chunks
 
     def began(self) -> None:
         """The step that scratch was reserved for is in flight."""
@@ -168,19 +195,26 @@ class ElasticScratch:
 
         Nothing, if all that no step needs would not be enough. Not between `choose` and `began`.
         """
-        spare, chunk_pages = self.spare_chunks, self._terms.chunk_pages
-        if spare * (chunk_pages + 2 * (self._pool.pages_per_block - 1)) < n_pages:
+        spare, chunk_pages, n_chunks = self.spare_chunks, self._terms.chunk_pages, 0
+        if spare * (chunk_pages + 2 * (self._pool.pages_per_block - 1)) < n_pages or self.spare_pages < n_pages:
             return False
-        free_pages = 0
-        while spare and free_pages < n_pages:  # a block that reaches into a chunk that stays does not become free
-            n_chunks = min(spare, -(-(n_pages - free_pages) // chunk_pages))
-            leaving = self._chunks[-n_chunks:]
-            del self._chunks[-n_chunks:]
-            free_pages += self._pool.lent.take_back(ACTIVATIONS, leaving)
-            self._orders.append(TakeBackChunks(tuple(leaving), ACTIVATIONS))
-            self.returned_chunks_total += n_chunks
-            spare -= n_chunks
-        return free_pages >= n_pages
+        while (short := n_pages - self._freed_by(n_chunks)) > 0:  # a block in a chunk that stays does not become free
+            n_chunks = min(spare, n_chunks + -(-short // chunk_pages))
+        leaving = self._chunks[len(self._chunks) - n_chunks :]
+        del self._chunks[len(self._chunks) - n_chunks :]
+        self._pool.lent.take_back(ACTIVATIONS, leaving)
+        self._orders.append(TakeBackChunks(tuple(leaving), ACTIVATIONS))
+        self.returned_chunks_total += n_chunks
+        return True
+
+    @property
+    def spare_pages(self) -> int:
+        """Pages that become free when all that no step needs leaves the arena."""
+        return self._freed_by(self.spare_chunks)
+
+    def _freed_by(self, n_chunks: int) -> int:
+        """Pages that become free when so many chunks leave the arena's end."""
+        return self._pool.lent.freed_by(ACTIVATIONS, self._chunks[len(self._chunks) - n_chunks :]) if n_chunks else 0
 
     def take_orders(self) -> list[LendChunks | TakeBackChunks]:
         """What the shell has to do."""

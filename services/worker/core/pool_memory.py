@@ -15,15 +15,20 @@ class PoolMemory:
     spare: SpareMemory | None = None
 
     def inflate(self, n_pages: int) -> bool:
-        """Make so many pages more available now; what only the system has is asked for, and comes later."""
+        """Make so many pages more available now; what only the system has is asked for, if it suffices, and comes later."""
         if self.scratch.inflate(n_pages):
             return True
         if self.spare is not None:
-            self.spare.recall(n_pages)
+            self.spare.recall(n_pages - (self.scratch.spare_pages if self.spare.away_chunks else 0))
         return False
 
+    @property
+    def is_coming(self) -> bool:
+        """Whether the system is giving memory back."""
+        return self.spare is not None and self.spare.is_coming
+
     def on_tick(self, now_ms: float, *, may_lend: bool) -> None:
-        """Time passed. Not `may_lend`: the pool is about to have another size."""
+        """Time passed. Not `may_lend`: somebody waits for pages, or the pool is about to have another size."""
         if self.spare is not None:
             self.spare.on_tick(now_ms, may_lend=may_lend)
 
@@ -38,7 +43,7 @@ class PoolMemory:
 
     def counters(self) -> dict[str, float]:
         """As in reports."""
-        return self.scratch.counters()
+        return self.scratch.counters() | ({} if self.spare is None else self.spare.counters())
 
 
 NOTHING_LENT = PoolMemory(OwnScratch())

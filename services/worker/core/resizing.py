@@ -13,6 +13,7 @@ from common.messages.resizing import Resize, ResizeAnswer
 from common.units import format_bytes
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.actions import Action, ResizeMemory
+from services.worker.core.spare_memory import SpareMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,11 @@ class PoolSize:
 class Resizing:
     """Owns the target, what memory there is, and who waits for an answer. The pages themselves are the pool's."""
 
-    def __init__(self, pool: BlockPool, size: PoolSize, *, worker: str, block_tokens: int) -> None:
-        """`worker`: its name, for texts."""
+    def __init__(
+        self, pool: BlockPool, size: PoolSize, *, worker: str, block_tokens: int, spare: SpareMemory | None = None
+    ) -> None:
+        """`worker`: its name, for texts. `spare`: fetches chunks that the system has before the size changes."""
+        self._spare = spare
         self._pool, self._chunk_pages, self._page_bytes = pool, size.chunk_pages, size.page_bytes
         self._worker, self._block_tokens = worker, block_tokens
         self._memory_pages = self._target_pages = size.n_pages
@@ -64,10 +68,11 @@ class Resizing:
                 f"a request needs: give {self._worker} at least {format_bytes(least * self._page_bytes)}"
             )
             return [Send(asker, self._answer(message.call, text))]
-        if self._pool.lent:
+        lent_chunks = len(self._pool.lent) - self._away_chunks
+        if lent_chunks:
             text = (
-                f"{len(self._pool.lent)} chunks of {self._worker}'s memory are lent (--elastic, --spare-memory=release), and "
-                "the pool keeps its size meanwhile: start the worker with another --device-memory"
+                f"{lent_chunks} chunks of {self._worker}'s memory are lent (--elastic), and the pool keeps its size "
+                "meanwhile: start the worker with another --device-memory"
             )
             return [Send(asker, self._answer(message.call, text))]
         others, self._asked = (self._asked, []) if pages != self._target_pages else ([], self._asked)
@@ -75,10 +80,17 @@ class Resizing:
         text = f"a later order came before this one was carried out: {format_bytes(pages * self._page_bytes)}"
         overtaken: list[Action] = [Send(other, self._answer(call, text)) for other, call in others]
         self._asked.append((asker, message.call))
-        if pages < self._pool.ledger.total_pages:
-            self._pool.resize(pages)
-            self.has_shrunk = True
+        if pages < self._pool.ledger.total_pages and not self._pool.lent:
+            self._resize_pool(pages)
         return overtaken + self._advance()
+
+    @property
+    def _away_chunks(self) -> int:
+        return 0 if self._spare is None else self._spare.away_chunks
+
+    def _resize_pool(self, n_pages: int) -> None:
+        self.has_shrunk = self.has_shrunk or n_pages < self._pool.ledger.total_pages
+        self._pool.resize(n_pages)
 
     @property
     def settled(self) -> bool:
@@ -92,6 +104,14 @@ class Resizing:
             self._target_pages, self._problem = min(self._target_pages, n_pages), problem
         return self._advance()
 
+    def on_chunks_back(self, problem: str) -> list[Action]:
+        """The system gave memory back or, if there is a `problem`, did not: then the pool keeps its size."""
+        if self.settled or self._ordered:
+            return []
+        if problem:
+            self._target_pages, self._problem = self._memory_pages, problem
+        return self._advance()
+
     def on_tick(self) -> list[Action]:
         """Pages may have been released that are to leave."""
         return self._advance() if self._target_pages < self._memory_pages else []
@@ -99,9 +119,12 @@ class Resizing:
     def _advance(self) -> list[Action]:
         if self._ordered:
             return []
+        if self._spare is not None and self._away_chunks and not self.settled:
+            self._spare.recall_chunks(self._away_chunks)
+            return []
         ledger, goal = self._pool.ledger, min(self._target_pages, self._memory_pages)
         if goal - goal % self._pool.pages_per_block != ledger.total_pages:
-            self._pool.resize(goal)
+            self._resize_pool(goal)
         wanted = self._target_pages
         if wanted < self._memory_pages:
             wanted = max(wanted, min(self._memory_pages, self._whole_chunks(ledger.kept_pages)))

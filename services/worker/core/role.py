@@ -170,7 +170,7 @@ class WorkerRole(ABC):
     def on_chunks_back(self, chunks: tuple[int, ...], problem: str, now_ms: float) -> list[Action]:
         """A TakeBackChunks from the system has ended. `problem`: why they have no memory; empty: they have."""
         self._memory.on_chunks_back(chunks, problem)
-        return self._after_cache(now_ms)
+        return self._resizing.on_chunks_back(problem) + self._end_unfit(now_ms) + self._after_cache(now_ms)
 
     def loads(self, now_ms: float) -> list[Action]:
         """What sequences that have started wait for: to be carried out before the step of the last plan begins."""
@@ -256,7 +256,7 @@ class WorkerRole(ABC):
         actions, silent = self._neighbours.on_tick(now_ms)
         for peer in silent:
             actions += self.on_peer_dead(peer, now_ms)
-        self._memory.on_tick(now_ms, may_lend=self._resizing.settled)
+        self._memory.on_tick(now_ms, may_lend=self._resizing.settled and not self._wanted_pages())
         return actions + self._resizing.on_tick() + self._end_unfit(now_ms) + self._cache.on_tick(now_ms)
 
     def _answer(self, peer: PeerId, message: Ping | Hello, now_ms: float) -> list[Action]:

@@ -61,15 +61,13 @@ class Scheduler:
         self.park_in(Parking(reuse, HostBuffer(0, layout.layers), Calls()))
         self.flight = StepsInFlight()
         """To read."""
-        self.computed_tokens_total = 0
-        self.computed_ms_total = 0.0
+        self.computed_tokens_total, self.computed_ms_total = 0, 0.0
 
     def park_in(self, parking: Parking, rule: OffloadRule | None = None) -> None:
         """Who gives way is parked there from now on, and layers that leave by this rule too; nobody may be here yet."""
-        self.parking, lineup, reuse, room = parking, self._lineup, self._reuse, self.room
-        self.giving_way = GivingWay(lineup, parking, reuse)
-        self.retained = RetainedLayers(reuse)
-        parts = reuse, lineup, room, parking
+        self.parking, self.retained = parking, RetainedLayers(self._reuse)
+        self.giving_way = GivingWay(self._lineup, parking, self._reuse)
+        parts = self._reuse, self._lineup, self.room, parking
         self.offload = _layer_wise(parts, self.retained, rule)
         self.giving_way.let_go = self.retained.let_go
         self._starting = Starting(parts, self.offload, self.retained, self.giving_way)
@@ -191,14 +189,15 @@ class Scheduler:
         standings = [self.flight.standing(s) for s in sequences if not s.is_barred]
         ready = [one for one in standings if not one.ends][: self.room.max_running]  # the engine's buffers end there
         alone = alone_of([one.sequence for one in ready])
-        ready = [one for one in ready if alone is None or one.sequence is alone]
+        ready = [one for one in ready if alone in (None, one.sequence)]
         candidates = [Candidate(one.computed_tokens, one.known_tokens) for one in ready]
         counts = self._scratch.choose(self._policy if alone is None else InOneStep.of(candidates), candidates)
         if alone is not None and not any(counts):  # there is not the scratch for it
-            others = [one for one in self._lineup.running if one is not alone]
-            self.offload.call_off(alone)
+            left_out = [one for one in self._lineup.running if one not in sequences]
+            if not self._reuse.memory.is_coming:
+                self.offload.call_off(alone)
             self._starting.admit()
-            left_out = [one for one in others if one not in sequences] + [alone] * (alone.ring is not None)
+            left_out += [alone] if alone.ring is not None else []
             return self._begin([one for one in self._lineup.running if one not in left_out], follows=follows)
         chosen = [(one, count) for one, count in zip(ready, counts, strict=True) if count]
         chosen.sort(key=lambda pair: pair[0].known_tokens - pair[0].computed_tokens > 1)  # decoding rows first; stable

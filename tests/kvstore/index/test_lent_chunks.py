@@ -73,6 +73,44 @@ def test_nobody_s_pages_and_no_pinned_block_are_lent() -> None:
     pool.check()
 
 
+def test_that_there_is_none_is_known_until_something_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, names = block_pool(6, pages_per_block=2), straight(2)
+    pool.publish(A, names, pool.alloc(A, 2, PageState.ACTIVE), parent=ROOT, depth=0)
+    held = pool.alloc(Owner("b"), 4, PageState.ACTIVE)
+    looked, real = 0, pool.lent._open
+
+    def counted(block_of: np.ndarray) -> np.ndarray:
+        nonlocal looked
+        looked += 1
+        return real(block_of)
+
+    monkeypatch.setattr(pool.lent, "_open", counted)
+    assert [pool.lent.lendable(4) for _ in range(3)] == [0, 0, 0] and looked == 1
+    pool.ledger.free_some(Owner("b"), held[:2].reshape(-1))  # pages 4 to 7
+    assert pool.lent.lendable(4) == 1
+    assert pool.lent.lend(1, 4, ARENA) == [1]
+    assert pool.lent.lendable(4) == 0
+    pool.lent.take_back(ARENA, [1])
+    assert pool.lent.lendable(4) == 1
+    pool.alloc(Owner("c"), 2, PageState.ACTIVE)
+    assert pool.lent.lendable(4) == 0
+    pool.release(Owner("c"))
+    pool.release(Owner("b"))
+    pool.lent.lend(2, 4, ARENA)
+    assert pool.lent.lendable(4) == 0
+    pool.release(A)
+    assert pool.lent.lendable(4) == 0, "the first chunk is never lent"
+    pool.check()
+
+
+def test_a_chunk_whose_pages_all_stay_with_a_neighbour_can_be_lent_again() -> None:
+    pool = block_pool(3, pages_per_block=4)
+    pool.lent.lend(11, 1, ARENA)
+    assert pool.lent.lendable(1) == 0
+    pool.lent.take_back(ARENA, [5])
+    assert pool.lent.lendable(1) == 1
+
+
 def test_lent_pages_are_not_available_and_come_back_whole() -> None:
     pool = block_pool(8, pages_per_block=3)
     chunks = pool.lent.lend(2, 4, ARENA)

@@ -1,6 +1,7 @@
 """Laws of scratch that is lent by KV: what runs keeps what it needs, and whatever was admitted is computed."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -12,9 +13,11 @@ from kvstore.index.block_pool import BlockPool
 from kvstore.index.ledger import Ledger, PageState
 from services.worker.core.actions import LendChunks, TakeBackChunks
 from services.worker.core.elastic import ACTIVATIONS, ElasticScratch
+from services.worker.core.layer_rings import InOneStep
 from services.worker.core.pool_memory import PoolMemory
 from services.worker.core.prefix import Keep, PrefixReuse
 from services.worker.core.scheduler import Scheduler
+from tests.kvstore.index.chains import ROOT, straight
 from tests.services.worker.core.arenas import CHUNK_BYTES, arena_terms
 from tests.services.worker.core.test_scheduler import ENGINE, run, submit
 from tests.support.fake_engine import answer
@@ -104,6 +107,52 @@ def test_short_kv_gets_back_what_no_step_in_flight_needs() -> None:
         scratch.check()
     assert scratch.n_chunks == TERMS.base_chunks
     pool.check()
+
+
+@pytest.mark.parametrize(("layers", "chunk_pages"), [(2, 4), (6, 4), (32, 16), (5, 1)])
+def test_pages_are_made_available_all_of_them_or_no_chunk_moves(layers: int, chunk_pages: int) -> None:
+    for more in range(-2, 3):
+        pool = BlockPool(Ledger(40 * layers + 40 * chunk_pages), layers, Lru())
+        terms = replace(TERMS, chunk_pages=chunk_pages, least_rows=4)
+        scratch = ElasticScratch(pool, terms, "kv")
+        scratch.rows_allowed(32, 90)
+        n_chunks, available, can_be_had = scratch.n_chunks, pool.available_pages, scratch.spare_pages
+        assert scratch.inflate(can_be_had + more) == (more <= 0)
+        assert (scratch.n_chunks == n_chunks) == (more > 0)
+        assert pool.available_pages >= available + (can_be_had + more if more <= 0 else 0)
+        scratch.check()
+        pool.check()
+
+
+def test_a_step_that_is_whole_or_not_at_all_takes_nothing_if_it_is_not() -> None:
+    scratch, pool = elastic(pages=120)
+    names = straight(10)
+    pool.publish(A, names, pool.alloc(A, 10, PageState.ACTIVE), parent=ROOT, depth=0)
+    pool.release(A)
+    pool.alloc(A, 35, PageState.ACTIVE)
+    candidates = [Candidate(0, 90)]
+    assert scratch.choose(InOneStep.of(candidates), candidates) == [0]
+    assert (pool.match(names), scratch.n_chunks, scratch.cut_steps_total) == (10, TERMS.base_chunks, 0)
+
+
+def test_a_prompt_longer_than_any_other_step_is_left_out_where_there_is_too_little() -> None:
+    pool = BlockPool(Ledger(160), LAYOUT.layers, Lru())
+    scratch = ElasticScratch(pool, arena_terms(max_rows=3), "kv")  # the least step has nine
+    while pool.available_pages >= LAYOUT.layers:
+        pool.alloc(A, 1, PageState.ACTIVE)
+    candidates = [Candidate(0, 60)]
+    assert scratch.choose(InOneStep.of(candidates), candidates) == [0]
+
+
+def test_static_lends_for_the_one_step_of_a_longer_prompt_and_has_it_back() -> None:
+    scratch, _ = elastic(mode="static")
+    candidates = [Candidate(0, 80)]
+    assert scratch.choose(InOneStep.of(candidates), candidates) == [80]
+    scratch.began()
+    more = scratch.n_chunks - TERMS.full_chunks
+    assert more > 0 and not scratch.inflate(1)
+    scratch.ended()
+    assert scratch.inflate(more * CHUNK_PAGES) and scratch.n_chunks == TERMS.full_chunks
 
 
 def test_what_comes_back_is_the_arena_s_end() -> None:

@@ -4,14 +4,16 @@ import random
 
 import pytest
 
-from common.ids import Owner
+from common.ids import Owner, RequestId
+from common.messages.requests import Sampling
 from common.policy.eviction import Lru
 from common.policy.spare import SpareMarks, SpareRule
 from kvstore.index.block_pool import BlockPool
 from kvstore.index.ledger import Ledger, PageState
 from services.worker.core.actions import LendChunks, TakeBackChunks
-from services.worker.core.elastic import OwnScratch
+from services.worker.core.elastic import ElasticScratch, OwnScratch
 from services.worker.core.pool_memory import PoolMemory
+from services.worker.core.sequence import NewPrompt
 from services.worker.core.spare_memory import SYSTEM, SpareMemory
 from tests.kvstore.index.chains import ROOT, straight
 from tests.services.worker.core.arenas import arena_terms
@@ -76,16 +78,125 @@ def test_pages_are_available_when_their_memory_is_there_and_not_before() -> None
     pool.check()
 
 
-def test_what_the_system_does_not_give_is_asked_for_again() -> None:
+def test_what_the_system_does_not_give_is_asked_for_again_at_a_later_tick_and_not_before() -> None:
     spare, pool = idle()
     spare.take_orders()
     spare.recall(4)
     (order,) = spare.take_orders()
     spare.on_chunks_back(order.chunks, "no memory left")
-    assert (spare.away_chunks, spare.problem) == (10, "no memory left")
+    assert (spare.away_chunks, spare.refused_chunks_total) == (10, 1)
+    spare.recall(4)
+    assert spare.take_orders() == []
+    spare.on_tick(200.0, may_lend=True)
     spare.recall(4)
     assert spare.take_orders() == [order]
     pool.check()
+
+
+def test_what_would_not_suffice_stays_with_the_system() -> None:
+    spare, _ = idle()
+    spare.take_orders()
+    spare.recall(10 * CHUNK_PAGES + 1)
+    assert spare.take_orders() == []
+    spare.recall(10 * CHUNK_PAGES)
+    assert len(spare.take_orders()) == 1
+
+
+def test_nothing_goes_while_somebody_lacks_pages() -> None:
+    spare, _ = idle()
+    spare.take_orders()
+    for now_ms in (300.0, 500.0):
+        spare.recall(10**6)
+        spare.on_tick(now_ms, may_lend=True)
+        assert spare.take_orders() == []
+    spare.on_tick(700.0, may_lend=True)
+    assert len(spare.take_orders()) == 1
+
+
+def test_what_is_asked_for_comes_in_portions_one_after_the_other() -> None:
+    pool = BlockPool(Ledger(20 * CHUNK_PAGES), 2, Lru())
+    rule = SpareRule(SpareMarks(low_chunks=3, high_chunks=6, hold_ms=0.0))
+    spare = SpareMemory(pool, rule, CHUNK_PAGES, portion_chunks=4)
+    for now_ms in range(3):
+        spare.on_tick(float(now_ms), may_lend=True)
+    assert [len(order.chunks) for order in spare.take_orders()] == [4, 4, 4]
+    spare.recall(9 * CHUNK_PAGES)
+    portions = []
+    while orders := spare.take_orders():
+        (order,) = orders
+        portions.append(len(order.chunks))
+        spare.on_chunks_back(order.chunks, "")
+    assert (portions, spare.away_chunks) == ([4, 4, 1], 3)
+
+
+def test_a_step_fetches_what_it_lacks_and_the_next_one_has_it() -> None:
+    pool, terms = BlockPool(Ledger(160), 2, Lru()), arena_terms()
+    spare = SpareMemory(pool, SpareRule(SpareMarks(low_chunks=1, high_chunks=2, hold_ms=0.0)), CHUNK_PAGES)
+    scratch = ElasticScratch(pool, terms, "kv", spare.recall_chunks)
+    for now_ms in range(20):
+        spare.on_tick(float(now_ms), may_lend=True)
+    spare.take_orders()
+    assert scratch.rows_allowed(64, 100) < 64
+    (order,) = spare.take_orders()
+    spare.on_chunks_back(order.chunks, "")
+    assert scratch.rows_allowed(64, 100) == 64
+    pool.check()
+
+
+def test_a_prompt_that_must_be_one_step_waits_for_memory_that_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(
+        random.Random(3),
+        layers=6,
+        prefill_pages=240,
+        decode_pages=240,
+        host_pages=2000,
+        layer_offload=6,
+        elastic="kv",
+        spare_memory="release",
+        arena=arena_terms(max_rows=16, max_keys=200),
+        max_step_tokens=16,
+        kvstore="off",
+        more=("mixed",),
+    )
+    world.greet()
+    for _ in range(12):
+        world.pass_time(900.0)
+        world.settle()
+    core = world.processes["mixed"].core
+    assert core._memory.spare is not None and core._memory.spare.away_chunks > 20
+    offload, called_off = core._scheduler.offload, 0
+
+    def call_off(sequence: object) -> None:
+        nonlocal called_off
+        called_off += 1
+
+    monkeypatch.setattr(offload, "call_off", call_off)
+    core._scheduler.submit(
+        NewPrompt(request=RequestId("r"), tokens=(7,) * 90, sampling=Sampling(max_tokens=2), root=ROOT)
+    )
+    assert offload.prompts_total == 1 and core.plan() is None and not called_off
+
+
+def test_the_pool_gets_another_size_when_what_the_system_has_is_back() -> None:
+    world = World(random.Random(1), prefill_pages=160, decode_pages=160, spare_memory="release", kvstore="off")
+    world.greet()
+    for _ in range(12):
+        world.pass_time(900.0)
+        world.settle()
+    decode = world.processes["decode"].core
+    assert decode._memory.spare is not None and decode._memory.spare.away_chunks > 10
+    world.resize("decode", 80)
+    world.settle()
+    assert [(said.problem, said.pages) for said in world.resized] == [("", 80)]
+    world.flaky = 1.0
+    for _ in range(12):
+        world.pass_time(900.0)
+        world.settle()
+    assert 10 < decode._memory.spare.away_chunks < 20, "by the marks of the new size"
+    world.resize("decode", 120)
+    world.settle()
+    assert (world.resized[1].problem, world.resized[1].pages) == ("none left", 80)
+    decode.check()
 
 
 def test_a_tick_fetches_what_will_be_missed() -> None:
