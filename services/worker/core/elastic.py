@@ -117,7 +117,7 @@ class ElasticScratch:
             rows = sum(counts)
             allowed = self.rows_allowed(rows, max(ends)) if rows else 0
             if allowed >= rows:
-                self.cut_steps_total += cut
+                self.cut_steps_total += cut * any(counts)
                 return counts
             limit, cut = allowed, 1
 
