@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
-def shortfall_blocks(available: int, released: int, required: int, reserve: int) -> int:
-    """Blocks that must be freed now so that `reserve` of them are free after the next step; 0: none.
+def shortfall_blocks(available: int, released: int, required: int) -> int:
+    """Blocks that must be freed now so that the next step does not lack any; 0: none.
 
     Free after it are `available` + `released` - `required`: free now, given back by then, and taken by then.
     """
-    return max(0, reserve - (available + released - required))
+    return max(0, required - available - released)
 
 
 @dataclass(frozen=True, slots=True)

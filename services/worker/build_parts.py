@@ -86,7 +86,8 @@ def build_parts(mine: Member, settings: WorkerSettings, machine: Machine) -> Par
     )
     pool = BlockPool(Ledger(size.n_pages), layout.layers, EVICTION_POLICIES[settings.eviction]())
     pool_memory = _pool_memory(pool, settings, machine)
-    lead_tokens = _LEAD_TOKENS if settings.kv_layout == "virtual" else 0
+    draws = mine.role != "prefill"  # a prefill worker's sequences grow no further
+    lead_tokens = _LEAD_TOKENS if settings.kv_layout == "virtual" and draws else 0
     reuse = PrefixReuse(pool, keep, layout.block_tokens, pool_memory, lead_tokens=lead_tokens)
     policy = DecodeFirst(settings.step_tokens_limit, layout.block_tokens)
     scheduler = Scheduler(reuse, layout, policy, max_running=settings.running_limit, context_tokens=mine.takes_tokens)

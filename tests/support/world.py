@@ -117,7 +117,13 @@ class Move:
 
     order: FetchBlocks | StoreBlocks
     next_layer: int = 0
+    """Column of the order's pages."""
     broken: bool = False
+
+    @property
+    def first_missing(self) -> int:
+        layers = self.order.layers if isinstance(self.order, FetchBlocks) else ()
+        return layers[self.next_layer] if layers else self.next_layer
 
 
 @dataclass
@@ -474,7 +480,7 @@ class World:
         if self.is_ring_closed(process):
             return True
         moves = [move for move in process.moves if move.order.call in process.step.loads]
-        return any(move.next_layer <= process.layer for move in moves)
+        return any(move.first_missing <= process.layer for move in moves)
 
     def is_ring_closed(self, process: Process) -> bool:
         return any(
@@ -522,11 +528,13 @@ class World:
         return None if found is None else found.memory
 
     def move(self, process: Process) -> None:
-        """The block mover: one layer of a fetch by layer, else a whole job."""
-        move, peer = process.moves[0], process.moves[0].order.peer
+        """The block mover: one layer of a fetch by layer, else a whole job; the oldest fetch before the oldest store."""
+        move = next((move for move in process.moves if isinstance(move.order, FetchBlocks)), process.moves[0])
+        peer = move.order.peer
         memory = process.host if peer == HOST_BUFFER else self.memory_of(peer)
         order, by_layer = move.order, isinstance(move.order, FetchBlocks) and move.order.by_layer
-        layers = [move.next_layer] if by_layer else list(range(self.layout.layers))
+        width = order.own_pages.shape[1]
+        layers = [move.next_layer] if by_layer else list(range(width))
         ok = memory is not None and not move.broken and self.rng.random() >= self.flaky
         own, peer = order.own_pages[:, layers].ravel().tolist(), order.peer_pages[:, layers].ravel().tolist()
         if ok and isinstance(order, StoreBlocks):
@@ -537,10 +545,20 @@ class World:
         move.next_layer = layers[-1] + 1
         if by_layer:
             self.perform(process, process.core.on_layer_fetched(order.call, layers[-1], ok=ok, now_ms=self.now_ms))
-        if not ok or move.next_layer == self.layout.layers:
-            process.moves.popleft()
+        if not ok or move.next_layer == width:
+            process.moves.remove(move)
+            self.free_ring(process, order)
             moved = Moved(ok, 1.0, 1, order.own_pages.size * self.layout.page_bytes)
             self.perform(process, process.core.on_blocks_moved(order.call, moved, self.now_ms))
+
+    @staticmethod
+    def free_ring(process: Process, order: FetchBlocks | StoreBlocks) -> None:
+        """A copy has ended, well or not: the engine may write its pages again."""
+        if isinstance(order, StoreBlocks) and order.ring is not None:
+            if order.free_layer is None:
+                del process.rings[order.ring]
+            else:
+                process.rings[order.ring] = order.free_layer
 
     def carry(self, link: tuple[PeerId, PeerId]) -> None:
         message, payloads = self.links[link].popleft()

@@ -36,11 +36,12 @@ class Costing:
         """Predicted time to compute what is missing of all these prompts, one after the other.
 
         Cached is what the device holds now, or will when those that started are computed: queued prompts wait for that.
-        What a KV store holds is counted as work, since loading it takes time too.
+        What those that started have found elsewhere, such as KV in the host buffer, takes the link's time; what a KV store holds
+        of a queued prompt is counted as work, since nobody knows yet whether it comes.
         """
         cost, coming, total_ms = self._fit.cost or UNKNOWN_COST, set[BlockHash](), 0.0
         for one in started:
-            total_ms += cost.exec_ms(len(one.tokens), self._known_tokens(one))
+            total_ms += cost.exec_ms(len(one.tokens), self._coming_tokens(one))
             coming.update(one.hashes[: one.known_tokens // self._block_tokens] if self._keeps else ())
         prompts = iter(queued)
         looked_at_tokens = cached_tokens = 0

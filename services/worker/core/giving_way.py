@@ -1,14 +1,16 @@
 """Who gives way to others, with its pages. Pure.
 
 When a running sequence lacks pages and none is free, the youngest must. With a host buffer some give way before that, so that
-their KV has left when the room is needed, for two reasons: the next step will lack blocks (LayerKV, arXiv 2410.00428, section 4.6), or a request whose prompt is computed
-elsewhere waits for pages, and with it its first token. Nobody is made to starve: the oldest never gives way, who gives way
-has drawn `TURN_TOKENS` since it began last, and who gave way for others is passed by at most `MOST_PASSES` of them.
+their KV has left when the room is needed, for two reasons: the next step will lack blocks (LayerKV, arXiv 2410.00428,
+section 4.6), or a request whose prompt is computed elsewhere waits for pages, and with it its first token. Nobody is made to
+starve: of those who do so the oldest is none, they have drawn `TURN_TOKENS` since they began last, and who gave way for others
+is passed by at most `MOST_PASSES` of them. Who has to give way is the youngest that can: the oldest only if no other can.
 """
 
 from collections.abc import Callable
 
 from common.policy.forecast import Victim, shortfall_blocks, victims
+from services.worker.core.freed import Freed
 from services.worker.core.lineup import Lineup
 from services.worker.core.parking import Parking
 from services.worker.core.prefix import PrefixReuse
@@ -59,7 +61,7 @@ class GivingWay:
     # -- who gives way
 
     def grow(self, reach: Callable[[Sequence], bool]) -> list[Sequence]:
-        """Give every running sequence the pages for its next token, oldest first, at the cost of the youngest.
+        """Give every running sequence the pages for its next token, oldest first, at the cost of the youngest that can give way.
 
         `reach`: gives them, or says that there are none. Returns those that must wait: all who could give way are being
         loaded into, or enough of their pages are leaving. No step is in flight.
@@ -116,28 +118,33 @@ class GivingWay:
 
     @property
     def _lacking(self) -> int:
-        """Blocks that the step after the next one will lack."""
-        running = self._lineup.running
-        growing = sum(one.table.n_blocks * self._block_tokens <= len(one.tokens) for one in running)
-        return shortfall_blocks(self._coming_blocks, 0, growing, 0)
+        """Blocks that the step after the next one will lack; who ends with the next one takes none, and leaves its own."""
+        growing, released = 0, Freed(self._pool)
+        for one in self._lineup.running:
+            if len(one.tokens) + 1 < one.limit_tokens:
+                growing += one.table.n_blocks * self._block_tokens <= len(one.tokens)
+            elif one.uncomputed_tokens == 1 and not one.is_barred:
+                released.add(one.owner)
+        return shortfall_blocks(self._coming_blocks, released.pages // self._pool.pages_per_block, growing)
 
     def _chosen(self, n_blocks: int) -> list[Sequence]:
         """The fewest, in the order of the policy, that free so many blocks; nobody if all of them together do not."""
         if n_blocks <= 0 or not self._parking.buffer.capacity_pages:
             return []
         able = [one for one in self._lineup.running[1:] if self._able(one)]
-        order = victims([Victim(self.slack_ms(one), one.table.n_blocks, one.order) for one in able])
+        alone = [Freed(self._pool).add(one.owner).pages // self._pool.pages_per_block for one in able]
+        order = victims([Victim(self.slack_ms(one), n, one.order) for one, n in zip(able, alone, strict=True)])
         chosen: list[Sequence] = []
-        freed = host_pages = 0
+        freed, n_pages, host_pages = Freed(self._pool), n_blocks * self._pool.pages_per_block, 0
         for place in order:
-            if freed >= n_blocks:
+            if freed.pages >= n_pages:
                 break
             one = able[place]
             if self._parking.buffer.admits(host_pages + self._parking.needs_pages(one)):
                 host_pages += self._parking.needs_pages(one)
-                freed += one.table.n_blocks
+                freed.add(one.owner)
                 chosen.append(one)
-        return chosen if freed >= n_blocks else []
+        return chosen if freed.pages >= n_pages else []
 
     def _able(self, one: Sequence) -> bool:
         """Whether it has had its turn, and nobody uses its pages."""

@@ -211,6 +211,7 @@ class KvCache:
         self._lender.on_tick(now_ms)
         self._returns.on_tick(now_ms)
         self._offers.on_tick(now_ms)
+        self._restoring.parking.on_tick(now_ms)
         return self._prefetch.on_tick(now_ms) + self._spiller.on_tick(now_ms) + self.pump(now_ms)
 
     def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:

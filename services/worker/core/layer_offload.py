@@ -23,6 +23,7 @@ from services.worker.core.found import PARKED_TIER, FoundBlocks
 from services.worker.core.host_buffer import HOST_BUFFER
 from services.worker.core.layer_rings import RING_LAYERS, OffloadRule, laid_out, writable_layer
 from services.worker.core.lineup import Lineup
+from services.worker.core.outputs import finish_of
 from services.worker.core.parking import Parking
 from services.worker.core.prefix import PrefixReuse
 from services.worker.core.retained import Kept, RetainedLayers, kept_owner
@@ -52,6 +53,11 @@ class _Offload:
     stores: set[int] = field(default_factory=set)
     ok: bool = True
 
+    @property
+    def is_over_at_once(self) -> bool:
+        """Its first token is its last, so nobody will read what its step writes: nothing is copied."""
+        return self.sequence is not None and len(self.sequence.tokens) + 1 >= self.sequence.limit_tokens
+
 
 class LayerOffload:
     """Owns the prompts that are computed so, one at a time, until all of their layers are in the buffer."""
@@ -73,12 +79,14 @@ class LayerOffload:
 
     # -- beginning
 
-    def has_room(self, tokens: int, pinned_blocks: int) -> bool:
-        """As `Scheduler.has_room`, for a prompt whose layers would leave; it may go before who gave way for such."""
-        if self._rule is None or not self._lineup.may_pass():
+    def has_room(self, tokens: int, pinned_blocks: int, unpinned_blocks: int, *, loads: bool) -> bool:
+        """As `Scheduler.has_room`, for a prompt whose layers would leave; it may go before who gave way for such.
+
+        The same question as `may_begin`, before there is a sequence.
+        """
+        if self._rule is None or loads or not self._lineup.may_pass():
             return False
-        n_new = self._blocks_for(tokens) - pinned_blocks
-        return self._fits(n_new, tokens - pinned_blocks * self._reuse.block_tokens, 0)
+        return self._has_pages(tokens, pinned_blocks + unpinned_blocks, unpinned_blocks)
 
     def may_begin(self, sequence: Sequence) -> bool:
         """Whether a sequence that waits may begin so; all that wait before it let it pass."""
@@ -89,8 +97,11 @@ class LayerOffload:
             return False
         hits = self._reuse.hits(sequence)
         unpinned = hits - self._pool.pinned_run(sequence.hashes[:hits])
-        tokens = len(sequence.tokens)
-        return self._fits(self._blocks_for(tokens) - hits, tokens - hits * self._reuse.block_tokens, unpinned)
+        return self._has_pages(len(sequence.tokens), hits, unpinned)
+
+    def _has_pages(self, tokens: int, hits: int, unpinned: int) -> bool:
+        computed = tokens - hits * self._reuse.block_tokens
+        return self._fits(self._reuse.blocks_for(tokens) - hits, computed, unpinned)
 
     def _fits(self, n_new: int, tokens: int, more_blocks: int) -> bool:
         """Whether there are pages for such a prompt on both sides. `more_blocks`: of the device, beside its new ones."""
@@ -103,9 +114,6 @@ class LayerOffload:
         kept_blocks = -(-n_new * (self._layers - len(leaving)) // self._layers)
         ring_blocks = -(-n_new * RING_LAYERS // self._layers)
         return self._room.fits(more_blocks + kept_blocks + ring_blocks, len(self._lineup.running))
-
-    def _blocks_for(self, tokens: int) -> int:
-        return -(-tokens // self._reuse.block_tokens)
 
     def _leaving(self, tokens: int) -> tuple[int, ...]:
         assert self._rule is not None
@@ -129,7 +137,6 @@ class LayerOffload:
         self._reuse.begin(sequence, new_pages)
         sequence.ring, sequence.streamed = call, True
         self._open[call] = one
-        self.prompts_total += 1
 
     def _alloc(self, owner: Owner, n_blocks: int, layers: int) -> PageIds:
         """[blocks, layers] of some layers; the pool gives whole blocks, of which some pages may stay unused."""
@@ -154,12 +161,13 @@ class LayerOffload:
         assert sequence.ring is not None
         one = self._open[sequence.ring]
         one.stepping = True
-        self._parking.order(BeginRing(one.call, writable_layer(one.leaving, 0, self._layers)))
+        if not one.is_over_at_once:
+            self._parking.order(BeginRing(one.call, writable_layer(one.leaving, 0, self._layers)))
 
     def on_layer(self, layer: int, n_layers: int) -> list[Action]:
         """The engine wrote K and V of `n_layers` layers, from `layer` on: those that leave are copied."""
         one = next((one for one in self._open.values() if one.stepping), None)
-        if one is None:
+        if one is None or one.is_over_at_once:
             return []
         written = range(layer, layer + n_layers)
         return [self._store(one, (written_layer,)) for written_layer in written if written_layer in one.leaving]
@@ -188,9 +196,11 @@ class LayerOffload:
         assert sequence.ring is not None
         one = self._open[sequence.ring]
         one.stepping, one.ended = False, True
+        self.prompts_total += 1
         self.layers_total += len(one.leaving)
         sequence.ring, sequence.streamed = None, False
-        if sequence.dropped:
+        drew = len(sequence.tokens) > sequence.began_tokens
+        if sequence.dropped or (drew and finish_of(sequence) is not None):
             one.sequence = None
         else:
             self._reuse.give_up(sequence, to=kept_owner(one.call))
@@ -216,6 +226,7 @@ class LayerOffload:
         if one.stores or not one.ended:
             return
         del self._open[one.call]
+        self._parking.failures_total += not one.ok
         self._pool.release(_ring(one.call))
         if one.sequence is None or not one.ok:
             self._pool.release(kept_owner(one.call))

@@ -55,7 +55,7 @@ class InOneStep(DecodeFirst):
 class LayerWise(Protocol):
     """Who computes prompts so, as the Scheduler sees it."""
 
-    def has_room(self, tokens: int, pinned_blocks: int) -> bool:
+    def has_room(self, tokens: int, pinned_blocks: int, unpinned_blocks: int, *, loads: bool) -> bool:
         """As `Scheduler.has_room`, for a prompt whose layers would leave."""
         ...
 

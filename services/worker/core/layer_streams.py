@@ -55,7 +55,7 @@ class LayerStreams:
 
     # -- beginning
 
-    def has_room(self, tokens: int, pinned_blocks: int) -> bool:
+    def has_room(self, tokens: int, pinned_blocks: int, unpinned_blocks: int, *, loads: bool) -> bool:
         """Whether such a prompt of so many tokens would start at once; `pinned_blocks` of it are cached and pinned."""
         return not self._lineup.waiting and self._fits(tokens, pinned_blocks, 0)
 

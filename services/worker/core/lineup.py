@@ -48,9 +48,9 @@ class Lineup:
     def _before(self, order: int | None) -> list[Sequence]:
         return [one for one in self.waiting if order is None or one.order < order]
 
-    def queue(self) -> QueueCounts:
-        """Counts for reports."""
-        pending = sum(one.uncomputed_tokens for one in self.prompts)
+    def queue(self, block_tokens: int) -> QueueCounts:
+        """Counts for reports; what is fetched when its sequence starts need not be computed."""
+        pending = sum(len(one.tokens) - one.coming_tokens(block_tokens) for one in self.prompts)
         held = sum(one.computed_tokens for one in self.running)
         return QueueCounts(waiting=len(self.waiting), running=len(self.running), waiting_tokens=pending, kv_tokens=held)
 

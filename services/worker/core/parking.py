@@ -15,6 +15,7 @@ from kvstore.index.ledger import PageIds
 from services.worker.core.actions import Action, Moved, StoreBlocks
 from services.worker.core.calls import Calls
 from services.worker.core.found import PARKED_TIER, FoundBlocks
+from services.worker.core.freed import Freed
 from services.worker.core.host_buffer import HOST_BUFFER, HostBuffer
 from services.worker.core.prefix import PrefixReuse
 from services.worker.core.sequence import Sequence
@@ -25,8 +26,6 @@ class _Leaving:
     """A copy to the host in progress: the pages of both sides stay."""
 
     order: StoreBlocks
-    n_pages: int
-    """Of the device, which come back with its end; at most, since blocks may be pinned by others too."""
     sequence: Sequence | None
     """None: it was dropped meanwhile."""
 
@@ -91,10 +90,10 @@ class Parking:
         if n_pages == 0 or not self.buffer.admits(n_pages):
             return False
         call, n_blocks = self._calls.next(), n_pages // self._reuse.pool.pages_per_block
-        own_pages, table = sequence.table.blocks(0, n_blocks), sequence.table
+        own_pages = sequence.table.blocks(0, n_blocks)
         order = StoreBlocks(call, HOST_BUFFER, own_pages, self.buffer.alloc(_owner(call), n_blocks))
         self._reuse.give_up(sequence, to=_owner(call))
-        self._leaving[call] = _Leaving(order, table.n_blocks * table.layers, sequence)
+        self._leaving[call] = _Leaving(order, sequence)
         self._call_of[sequence.request] = call
         self._orders.append(order)
         return True
@@ -105,6 +104,10 @@ class Parking:
             self._rates.asked(HOST_BUFFER, PARKED_TIER, 0.0, moved.n_bytes, now_ms)
             self._rates.came(HOST_BUFFER, PARKED_TIER, moved.n_bytes, moved.elapsed_ms, now_ms)
             self.bytes_per_s = self._rate(now_ms)
+
+    def on_tick(self, now_ms: float) -> None:
+        """Time passed: a slow copy of long ago says less and less."""
+        self.bytes_per_s = self._rate(now_ms)
 
     def _rate(self, now_ms: float) -> float:
         return self._rates.cost(HOST_BUFFER, PARKED_TIER, 0.0, now_ms).bytes_per_s
@@ -158,7 +161,10 @@ class Parking:
     @property
     def leaving_pages(self) -> int:
         """Pages of the device that come back when copies in progress have ended."""
-        return sum(one.n_pages for one in self._leaving.values())
+        freed = Freed(self._reuse.pool)
+        for call in self._leaving:
+            freed.add(_owner(call))
+        return freed.pages
 
     @property
     def n_open(self) -> int:

@@ -71,7 +71,7 @@ class Prefetch:
         """The sequence has its pages: fetch what it needs of the found blocks."""
         found, kept = load.found, self.lookups.claim(load.request)
         if load.n_blocks == 0:
-            return [release(found)]
+            return [] if kept is None else [release(found)]
         if kept is None:  # the holder died meanwhile
             self._fail(load.request)
             self._scheduler.loaded(load.request)

@@ -64,7 +64,7 @@ class PrefixReuse:
     def new_blocks(self, sequence: Sequence) -> int:
         """Blocks that starting the sequence now would take from what `available_pages` counts."""
         hits = self.hits(sequence)
-        return self._blocks_for(len(sequence.tokens)) - self.pool.pinned_run(sequence.hashes[:hits])
+        return self.blocks_for(len(sequence.tokens)) - self.pool.pinned_run(sequence.hashes[:hits])
 
     def begin(
         self, sequence: Sequence, new_pages: Callable[[int], PageIds] | None = None, *, most_hits: int | None = None
@@ -79,7 +79,7 @@ class PrefixReuse:
         sequence.found = None
         if hits:
             sequence.table.append(self.pool.take(sequence.owner, sequence.hashes[:hits]))
-        n_new = self._blocks_for(len(sequence.tokens)) - hits
+        n_new = self.blocks_for(len(sequence.tokens)) - hits
         if new_pages is None:
             sequence.table.append(self.pool.alloc(sequence.owner, n_new, PageState.RESERVED))
         else:
@@ -129,7 +129,9 @@ class PrefixReuse:
         """
         for one in sequences if self._lead_tokens else ():
             end_tokens = one.table.n_blocks * self.block_tokens
-            soon = end_tokens - self._lead_tokens <= len(one.tokens) and end_tokens < one.limit_tokens
+            soon = (
+                end_tokens - self._lead_tokens <= len(one.tokens) and end_tokens < one.limit_tokens - 1
+            )  # the last token is never computed
             if soon and one.ring is None and self.pool.ledger.free_pages >= 2 * self.pool.pages_per_block:
                 self.extend(one, 1)
 
@@ -176,5 +178,6 @@ class PrefixReuse:
         if len(sequence.hashes) * self.block_tokens < tokens:
             extend_hashes(sequence.hashes, sequence.tokens[:tokens], sequence.root, self.block_tokens)
 
-    def _blocks_for(self, tokens: int) -> int:
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that hold so many tokens."""
         return -(-tokens // self.block_tokens)

@@ -31,8 +31,11 @@ class Preparation:
 
     def has_room(self, prompt: WaitingPrompt) -> bool:
         """Whether the prompt would start at once."""
-        pinned = self._pool.pinned_run(prompt.names)
-        return self._scheduler.has_room(len(prompt.tokens), pinned_blocks=pinned)
+        hits, pinned = self._pool.match(prompt.names), self._pool.pinned_run(prompt.names)
+        loads = self._cache.take(prompt.message.request) is not None
+        return self._scheduler.has_room(
+            len(prompt.tokens), pinned_blocks=pinned, unpinned_blocks=hits - pinned, loads=loads
+        )
 
     def has_room_for_all(self, prompt: WaitingPrompt) -> bool:
         """The same, with all of its layers."""

@@ -104,7 +104,7 @@ class Scheduler:
         self._lineup.halt(sequence)
         if sequence in self._lineup.waiting:
             self._lineup.waiting.remove(sequence)
-            self.parking.forget(request)
+            self._starting.never(sequence)
         self.offload.forget(sequence)
         self.retained.forget(sequence)
         self.sequences.free_if_idle(sequence)
@@ -139,24 +139,22 @@ class Scheduler:
 
     # -- room
 
-    def has_room(self, tokens: int, *, pinned_blocks: int = 0) -> bool:
+    def has_room(self, tokens: int, *, pinned_blocks: int = 0, unpinned_blocks: int = 0, loads: bool = False) -> bool:
         """Whether a sequence of that length, arriving now, would start at once.
 
-        `pinned_blocks` of it are cached here and pinned by others.
+        `pinned_blocks` of it are cached here and pinned, `unpinned_blocks` after them by nobody; `loads`: more is elsewhere.
         """
         whole = self.has_room_for_all(tokens, pinned_blocks=pinned_blocks)
-        return whole or self.offload.has_room(tokens, pinned_blocks)
+        return whole or self.offload.has_room(tokens, pinned_blocks, unpinned_blocks, loads=loads)
 
     def has_room_for_all(self, tokens: int, *, pinned_blocks: int = 0) -> bool:
         """The same, with all of its layers."""
-        n_blocks = self._layout.blocks_for(tokens) - pinned_blocks
+        n_blocks = self._layout.blocks_for(tokens) - pinned_blocks + self.giving_way.kept_blocks
         return not self._lineup.waiting and self.room.fits(n_blocks, len(self._lineup.running))
 
     def grants(self, tokens: int, *, pinned_blocks: int = 0) -> bool:
         """As `has_room`, for a sequence that is computed elsewhere: for it some may give way, and then it goes before them.
-
-        True is a promise: the caller takes the pages now.
-        """
+        True is a promise: the caller takes the pages now."""
         n_blocks = self._layout.blocks_for(tokens) - pinned_blocks
         return self.giving_way.grants(n_blocks, fits=self.room.fits(n_blocks, len(self._lineup.running)))
 
@@ -276,7 +274,7 @@ class Scheduler:
 
     def queue(self) -> QueueCounts:
         """Counts for reports."""
-        return self._lineup.queue()
+        return self._lineup.queue(self._layout.block_tokens)
 
     @property
     def prompts(self) -> list[Sequence]:

@@ -72,6 +72,14 @@ class Sequence:
     dropped: bool = False
     """Over for its owner; pages go as soon as neither `in_steps` nor `held` nor `loading`."""
 
+    def coming_tokens(self, block_tokens: int) -> int:
+        """Its leading positions that are computed, or lie elsewhere and are fetched when it starts."""
+        return (
+            self.computed_tokens
+            if self.found is None
+            else max(self.computed_tokens, self.found.end_block * block_tokens)
+        )
+
     @property
     def owner(self) -> Owner:
         """Name under which the ledger keeps this sequence's pages."""

@@ -239,12 +239,13 @@ class PromptGate:
         """Foretold as if the new prompt, and those that are computed, drew already: either all draw in every step, which takes
         longer with each; or, where some who draw have no pages, they wait behind those.
         """
-        absent = [one.request for one in computing if self._watch.is_drawing(one.request)]
+        drawing = [one for one in computing if self._watch.is_drawing(one.request)]
+        absent = [one.request for one in drawing if not one.table.n_blocks]
         stepping = max(1, self._watch.n_drawing - len(absent))
         kv_tokens = self._scheduler.queue().kv_tokens
         least_ms = cost.step_ms(stepping, kv_tokens)
         if not absent:
-            n_more = len(computing) + 1
+            n_more = len(computing) - len(drawing) + 1
             more_tokens = len(prompt.tokens) + sum(one.uncomputed_tokens for one in computing)
             step_ms = cost.step_ms(stepping + n_more, kv_tokens + more_tokens)
             return Pace(step_ms=step_ms, least_tpot_ms=least_ms, stepping=stepping + n_more, places={})

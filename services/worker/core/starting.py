@@ -1,7 +1,8 @@
 """Which waiting sequences get their pages now. Pure."""
 
-from services.worker.core.found import Started
+from services.worker.core.found import Load, Started
 from services.worker.core.giving_way import GivingWay
+from services.worker.core.host_buffer import HOST_BUFFER
 from services.worker.core.layer_rings import LayerWise
 from services.worker.core.lineup import Lineup
 from services.worker.core.parking import Parking
@@ -32,6 +33,14 @@ class Starting:
         """Who has got pages since the last call."""
         started, self._started = self._started, []
         return started
+
+    def never(self, sequence: Sequence) -> None:
+        """One that waited is over: what is parked of it is free, what other processes keep is given back as if not needed."""
+        self._parking.forget(sequence.request)
+        found = sequence.found
+        if found is not None and found.peer != HOST_BUFFER:
+            nothing = Load(sequence.request, found, found.first_block, sequence.table.blocks(0, 0))
+            self._started.append(Started(sequence.request, 0, nothing))
 
     def admit(self) -> None:
         """Start whoever may."""

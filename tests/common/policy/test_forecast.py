@@ -6,13 +6,13 @@ from dataclasses import replace
 from common.policy.forecast import Victim, shortfall_blocks, victims
 
 
-def test_with_the_shortfall_freed_just_the_reserve_is_left_after_the_step() -> None:
+def test_with_the_shortfall_freed_just_nothing_is_left_after_the_step() -> None:
     draw = random.Random(6)
     for _ in range(1000):
-        available, released, required, reserve = (draw.randrange(40) for _ in range(4))
-        short = shortfall_blocks(available, released, required, reserve)
+        available, released, required = (draw.randrange(40) for _ in range(3))
+        short = shortfall_blocks(available, released, required)
         left = available + short + released - required
-        assert left == reserve if short else left >= reserve
+        assert left == 0 if short else left >= 0
 
 
 def test_who_can_wait_longest_gives_way_first_then_who_frees_most_then_the_youngest() -> None:

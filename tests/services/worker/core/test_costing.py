@@ -89,12 +89,23 @@ def test_work_is_what_is_not_cached_of_every_prompt() -> None:
     assert target.work_ms([], [waiting(30, "known"), waiting(8, "new", emitted=3)]) == pytest.approx(expected_ms)
 
 
+def test_what_lies_in_the_host_buffer_is_no_work() -> None:
+    parked = SimpleNamespace(
+        tokens=[5] * 22,
+        known_tokens=22,
+        computed_tokens=0,
+        hashes=[],
+        found=SimpleNamespace(first_block=0, end_block=5),
+    )
+    assert costing(Cached()).work_ms([parked], []) == pytest.approx(COST.exec_ms(22, 20))  # type: ignore[list-item]
+
+
 @pytest.mark.parametrize(("keeps", "cached"), [(True, 20), (False, 0)])
 def test_what_started_prompts_are_computing_is_cached_for_the_queued_ones_where_it_is_kept(
     keeps: bool, cached: int
 ) -> None:
     names = [BlockHash(bytes([number]) * 16) for number in range(9)]
-    running = SimpleNamespace(tokens=[5] * 22, known_tokens=22, computed_tokens=0, hashes=names[:5])
+    running = SimpleNamespace(tokens=[5] * 22, known_tokens=22, computed_tokens=0, hashes=names[:5], found=None)
     queued = waiting(30)
     queued.names = names[:7]
     target = Costing(StepFit(16, COST), Cached(), 4, keeps=keeps)  # type: ignore[arg-type]  # the one method that is used

@@ -72,6 +72,9 @@ def test_kv_that_anybody_holds_never_gives_way_and_the_step_is_cut_at_a_block() 
     assert 0 < counts[1] < 60
     assert counts[1] % 4 == 0
     assert (scratch.cut_steps_total, len(pool.pages_of(A))) == (1, 36)
+    whole = [Candidate(0, 60)]
+    assert scratch.choose(InOneStep.of(whole), whole) == [0]
+    assert scratch.cut_steps_total == 1, "a step that is called off is not a cut one"
     with pytest.raises(OutOfPages):
         pool.lent.lend(1, CHUNK_PAGES, ACTIVATIONS)
     pool.check()

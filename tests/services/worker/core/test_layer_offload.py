@@ -2,12 +2,18 @@
 
 import random
 
+import numpy as np
 import pytest
 
+from common.block_hash import hash_blocks
+from common.ids import PeerId, RequestId
+from common.messages.requests import Sampling
 from services.worker.core.actions import FetchBlocks
+from services.worker.core.found import FoundBlocks
 from services.worker.core.prefix import Keep
+from services.worker.core.sequence import NewPrompt
 from tests.support.fake_engine import answer
-from tests.support.tiered import BLOCK_TOKENS, LAYERS, Tiered
+from tests.support.tiered import BLOCK_TOKENS, LAYERS, ROOT, Tiered
 
 
 def prompt(rng: random.Random, tokens: int) -> list[int]:
@@ -103,6 +109,91 @@ def test_a_prompt_without_scratch_for_so_large_a_step_waits_until_all_of_it_fits
     rig.drop("old")  # nothing else happens that would ask again
     rig.run()
     assert rig.finished["new"] == answer(tokens, 9) and rig.target.offload.layers_total == 0
+    rig.settled()
+
+
+def test_a_prompt_that_is_called_off_is_not_counted_as_computed_so() -> None:
+    rig, tokens = busy(most_rows=16)
+    rig.submit("new", tokens, 9)
+    rig.run()
+    assert rig.restoring.counters()["layerwise_prompts_total"] == 0.0
+
+
+def test_a_prompt_whose_copies_fail_is_counted_as_a_failure() -> None:
+    rig, tokens = busy(flaky=1.0)
+    rig.submit("new", tokens, 9)
+    rig.run()
+    counters = rig.restoring.counters()
+    assert counters["parking_failures_total"] == 1.0 and counters["layerwise_prompts_total"] == 1.0
+
+
+def test_nothing_is_copied_of_a_prompt_whose_first_token_is_its_last() -> None:
+    rig, tokens = busy(host_pages=50)  # room for this one, and not for parking another
+    rig.submit("new", tokens, 1)
+    rig.run()
+    assert rig.finished["new"] == answer(tokens, 1)
+    assert (
+        rig.parking.parked_total == 0 and rig.parking.stored_bytes_total == 0 and rig.target.offload.prompts_total == 1
+    )
+    rig.settled()
+
+
+def test_nothing_is_parked_of_a_prompt_that_its_first_token_stops() -> None:
+    rig, tokens = busy()
+    stops = tuple(answer(tokens, 1))
+    rig.queued.append(
+        NewPrompt(
+            request=RequestId("new"),
+            tokens=tuple(tokens),
+            sampling=Sampling(max_tokens=9, stop_token_ids=stops),
+            root=ROOT,
+        )
+    )
+    rig.run()
+    assert rig.finished["new"] == list(stops)
+    assert rig.target.offload.prompts_total == 1 and rig.parking.parked_total == 0
+    rig.settled()
+
+
+def test_a_prompt_of_which_more_was_found_elsewhere_has_no_room_without_all_layers() -> None:
+    rig, tokens = busy()
+    assert rig.target.has_room(len(tokens)) and not rig.target.has_room(len(tokens), loads=True)
+
+
+def test_cached_blocks_that_nobody_pins_need_room_too() -> None:
+    """Who is told that there is room starts at once, however its blocks are cached."""
+    told = 0
+    for seed in range(30):
+        rng = random.Random(seed)
+        rig, tokens = busy(seed, keep=Keep.ALL, retained=rng.choice([0, 1, 2]), pages=rng.choice([54, 60, 66, 72]))
+        head = tokens[: rng.randrange(4, 30)]
+        rig.submit("before", head, 1)
+        for _ in range(rng.randrange(60)):
+            rig.turn()
+        names = hash_blocks(tuple(tokens[:-1]), ROOT, BLOCK_TOKENS)
+        hits, pinned = rig.pool.match(names), rig.pool.pinned_run(names)
+        if "before" in rig.finished and rig.target.has_room(
+            len(tokens), pinned_blocks=pinned, unpinned_blocks=hits - pinned
+        ):
+            told += 1
+            rig.submit("new", tokens, 4)
+            assert rig.target.sequences[RequestId("new")].table.n_blocks
+        rig.run()
+    assert told
+
+
+def test_what_others_keep_for_a_prompt_that_never_starts_is_given_back() -> None:
+    rig, tokens = busy(retained=None)
+    pages = np.zeros((3, LAYERS), np.int32)
+    found = FoundBlocks(7, PeerId("store"), 0, ("host",) * 3, pages, float("inf"))
+    prompt = NewPrompt(
+        request=RequestId("new"), tokens=tuple(tokens), sampling=Sampling(max_tokens=2), root=ROOT, found=found
+    )
+    rig.target.submit(prompt)
+    rig.target.drop(RequestId("new"))
+    (never,) = rig.target.take_started()
+    assert never.load is not None and never.load.found is found and never.load.n_blocks == 0
+    rig.run()
     rig.settled()
 
 

@@ -5,9 +5,14 @@ from collections.abc import Callable
 
 import pytest
 
-from common.ids import RequestId
+from common.block_hash import BlockHash
+from common.ids import Owner, RequestId
+from common.policy.eviction import Lru
+from kvstore.index.block_pool import BlockPool
+from kvstore.index.ledger import Ledger, PageState
 from services.worker.core import giving_way
-from services.worker.core.actions import FetchBlocks, StoreBlocks
+from services.worker.core.actions import FetchBlocks, Moved, StoreBlocks
+from services.worker.core.freed import Freed
 from services.worker.core.host_buffer import HOST_BUFFER
 from services.worker.core.lineup import MOST_PASSES
 from services.worker.core.parking import Parking
@@ -257,3 +262,89 @@ def test_nobody_gives_way_again_for_others_before_it_has_drawn_its_turn() -> Non
     world.settle()
     check_end(world)
     assert turns and min(turns) >= giving_way.TURN_TOKENS
+
+
+def test_nobody_gives_way_for_tokens_that_are_never_computed() -> None:
+    """The pool holds all that both answers will ever need."""
+    world = scarce(random.Random(0), decode_pages=2 * 8 * 2, host_pages=400, max_step_tokens=64, kvstore="off")
+    for name in ("a", "b"):
+        world.send(name, prompt(world.rng, 8), 25, to="mixed")
+    world.settle()
+    check_end(world)
+    assert world.processes["mixed"].core._scheduler.preemptions_total == 0
+
+
+def test_blocks_that_others_pin_too_are_not_freed_by_giving_way() -> None:
+    """Four answers share a long prefix: what all but the oldest would free is too little, so that nobody is parked for it."""
+    world = World(
+        random.Random(0),
+        prefill_pages=400,
+        decode_pages=120,
+        caching=2,
+        host_pages=800,
+        max_running=8,
+        max_step_tokens=64,
+        kvstore="off",
+    )
+    world.greet()
+    scheduler, prefix = world.processes["decode"].core._scheduler, prompt(world.rng, 80)
+    world.send("s0", [*prefix, *prompt(world.rng, 4)], 100, to="decode")
+    until(world, lambda: bool(world.answers["s0"].tokens))
+    for number in range(1, 4):
+        world.send(f"s{number}", [*prefix, *prompt(world.rng, 4)], 24, to="decode")
+    until(world, lambda: all(len(seen.tokens) >= 18 for seen in world.answers.values()))
+    world.send("new", prompt(world.rng, 150), 20, to="prefill")
+    until(world, lambda: world.answers["s3"].done)
+    assert scheduler.preemptions_total == 0
+    world.settle()
+    check_end(world)
+
+
+def test_a_slow_copy_of_long_ago_is_forgotten() -> None:
+    world = scarce(random.Random(0))
+    target = parking(world.processes["mixed"])
+    for _ in range(12):
+        target.learn(Moved(True, 2_000.0, 1, 1_000), world.now_ms)
+    slow = target.bytes_per_s
+    for _ in range(900):
+        target.on_tick(world.now_ms)
+        world.now_ms += 1_000.0
+    assert target.bytes_per_s > 100 * slow
+    learned = target.bytes_per_s
+    world.pass_time(0.0)
+    assert target.bytes_per_s >= learned, "the worker's ticks say so too"
+
+
+def test_what_is_parked_does_not_wait_to_be_computed() -> None:
+    world = scarce(random.Random(1))
+    scheduler = world.processes["mixed"].core._scheduler
+    for number in range(3):
+        world.send(f"r{number}", prompt(world.rng, 12), 24, to="mixed")
+    until(world, lambda: PHASES["parked"](world.processes["mixed"]))
+    (waiting,) = (one for one in scheduler._lineup.waiting if one.found is not None)
+    computed = sum(one.uncomputed_tokens for one in scheduler.prompts if one is not waiting)
+    assert scheduler.queue().waiting_tokens - computed <= 4
+    world.settle()
+    check_end(world)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_releasing_owners_makes_just_so_many_pages_available(seed: int) -> None:
+    rng = random.Random(seed)
+    pool = BlockPool(Ledger(200), 2, Lru())
+    names, owners = [BlockHash(bytes([n]) * 16) for n in range(12)], [Owner(f"o{n}") for n in range(4)]
+    pages = pool.alloc(Owner("first"), 12, PageState.ACTIVE)
+    pool.publish(Owner("first"), names, pages, parent=BlockHash(bytes(16)), depth=0)
+    for owner in owners:
+        if rng.random() < 0.8:
+            pool.take(owner, names[: rng.randrange(1, 13)])
+        pool.alloc(owner, rng.randrange(1, 6), PageState.ACTIVE)
+    if rng.random() < 0.7:
+        pool.release(Owner("first"))
+    leaving, freed = rng.sample(owners, rng.randrange(1, 5)), Freed(pool)
+    for owner in leaving:
+        freed.add(owner)
+    before = pool.available_pages
+    for owner in leaving:
+        pool.release(owner)
+    assert freed.pages == pool.available_pages - before

@@ -9,9 +9,9 @@ from benchmarks._virtual_worker import Ask, Timed, VirtualWorker
 from common.cost.step_cost import StepCost
 from common.ids import RequestId
 from common.kv_layout import KvLayout
-from common.policy.admission import Drawing
+from common.policy.admission import Drawing, FirstComeFirstServed
 from common.policy.output_length import LengthPredictor
-from services.worker.core.slo import Pace, Slo, SloWatch, StepMisses
+from services.worker.core.slo import Pace, PromptGate, Slo, SloWatch, StepMisses
 from services.worker.settings import WorkerSettings
 from tests.support.fake_engine import answer
 from tests.support.world import World
@@ -185,3 +185,20 @@ def test_prompts_that_are_held_beside_answers_handed_over_are_answered_too(slo_t
     assert (counters["gate_held_total"] > 0) is (slo_tpot_ms == 1.5), (
         "below it all are hopeless, above it all are in time"
     )
+
+
+def test_who_draws_with_pages_is_not_waited_for_although_more_than_a_token_of_it_is_missing() -> None:
+    """A sequence that was restored computes the last part of a block again: it draws in the next step, like any other."""
+
+    def pace_with(n_blocks: int) -> Pace:
+        target = watch()
+        target.arrived(R, 0.0)
+        draw_all(target, [1.0])
+        restored = SimpleNamespace(request=R, table=SimpleNamespace(n_blocks=n_blocks), uncomputed_tokens=3)
+        scheduler = SimpleNamespace(queue=lambda: SimpleNamespace(kv_tokens=0))
+        gate = PromptGate(FirstComeFirstServed(), target, SimpleNamespace(costing=None, scheduler=scheduler))  # type: ignore[arg-type]
+        new = SimpleNamespace(tokens=(5,) * 9, message=SimpleNamespace(request=RequestId("new")))
+        return gate._pace([restored], new, COST)  # type: ignore[arg-type, list-item]
+
+    assert pace_with(2).places == {} and pace_with(2).stepping == 2
+    assert pace_with(0).places == {R: 1, RequestId("new"): 2}
