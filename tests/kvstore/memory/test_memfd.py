@@ -77,6 +77,23 @@ def test_neighbours_in_the_file_are_mapped_by_one_call_and_are_one_area(monkeypa
     backend.close()
 
 
+def test_a_run_that_the_system_cannot_unmap_stays_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = MemfdBackend(4 * UNIT)
+    where, chunks = backend.reserve(4 * UNIT), backend.create_run(UNIT, 3)
+    backend.map_run(where, 0, chunks)
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, "_map_fixed", _no_mappings)
+        with pytest.raises(OutOfChunks, match="cannot divide one"):
+            backend.unmap_run(where, UNIT, 1)
+    ctypes.memset(where.address, 7, 3 * UNIT)
+    assert backend.unmap_run(where, UNIT, 1) == [chunks[1]]
+    backend.close()
+
+
+def _no_mappings(*_: object) -> None:
+    raise OSError(errno.ENOMEM, "no mappings")
+
+
 def test_areas_are_those_that_the_kernel_lists() -> None:
     rng, backend = random.Random(0), MemfdBackend(16 * UNIT)
     where, chunks = backend.reserve(32 * UNIT), backend.create_run(UNIT, 16)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from common.errors import OutOfChunks
 from common.kv_layout import KvLayout
 from kvstore.memory import cuda_driver
-from kvstore.memory.backend import VmBackend, VmMisuse
+from kvstore.memory.backend import Chunk, Range, VmBackend, VmMisuse
 from kvstore.memory.chunks import ChunkPool
 from kvstore.memory.cuda_vmm import CudaVmmBackend, open_cuda
 from kvstore.memory.fake import FakeBackend
@@ -302,6 +303,49 @@ def test_a_page_that_a_step_reads_cannot_lose_its_memory(pool: Opened) -> None:
     pool.views.end_step()
     pool.views.forget([int(table(28)[0, 0])])
     assert pool.views.stats().live_mappings == 2 * LAYERS - 1
+
+
+class Indivisible:
+    """A system without mappings: whatever would divide an area of the views cannot be unmapped."""
+
+    def __init__(self, pool: Opened, patched: pytest.MonkeyPatch) -> None:
+        self._backend, self._unmap = pool.pages.backend, pool.pages.backend.unmap_run
+        self.refused = 0
+        patched.setattr(self._backend, "unmap_run", self)
+
+    def __call__(self, where: Range, offset_bytes: int, n_chunks: int) -> list[Chunk]:
+        before = self._backend.live_mappings
+        chunks = self._unmap(where, offset_bytes, n_chunks)
+        if self._backend.live_mappings <= before:
+            return chunks
+        self._backend.map_run(where, offset_bytes, chunks)
+        self.refused += 1
+        raise OutOfChunks("no mappings")
+
+
+def test_what_the_system_cannot_unmap_is_read_by_table_and_goes_with_all_around_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = opened()
+    shown(pool, "a", in_file_order(0, 4))
+    step(pool, "a")
+    system = Indivisible(pool, monkeypatch)
+    other = in_file_order(0, 4)
+    other[:, 1] = in_file_order(20, 21)[:, 0]
+    assert pool.views.show("a", other) is None
+    assert system.refused
+    pool.views.check()
+    pool.views.forget([int(in_file_order(0, 4)[0, 2])])
+    pool.views.check()
+    assert pool.views.stats().live_mappings == 0
+    assert pool.shows(shown(pool, "a", other), other)
+    pool.close()
+
+
+def in_file_order(first: int, end: int) -> NDArray[np.int32]:
+    """Pages [layers, blocks] whose memory lies one behind the other in each layer."""
+    half = N_PAGES // LAYERS
+    return np.array([range(layer * half + first, layer * half + end) for layer in range(LAYERS)], np.int32)
 
 
 def test_pages_that_share_a_chunk_cannot_be_shown() -> None:
