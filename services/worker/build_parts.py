@@ -43,7 +43,6 @@ from services.worker.core.spare_memory import SYSTEM, SpareMemory
 from services.worker.core.spill import Spiller
 from services.worker.settings import WorkerSettings
 
-
 _LEAD_TOKENS = 8
 """Of a sequence that is read through a view, before its next block is needed: mapping takes less than so many steps."""
 
