@@ -130,7 +130,8 @@ def test_static_keeps_the_largest_step_s_scratch_and_lends_none() -> None:
 
 def test_no_room_for_kv_is_refused_with_the_numbers() -> None:
     with pytest.raises(
-        ConfigError, match=r"--elastic=static keeps 17.0 KiB for steps of 64 rows and 100 keys.*give .* more"
+        ConfigError,
+        match=r"--elastic=static keeps 17.0 KiB for steps of 64 rows and 100 keys \(800 B of it to gather keys\).*give .* more",
     ):
         elastic(pages=68, mode="static")
     elastic(pages=80, mode="static")
