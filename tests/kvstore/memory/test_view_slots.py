@@ -142,6 +142,23 @@ def test_counts_that_do_not_add_up_are_found() -> None:
         planned.check()
 
 
+def test_pages_that_leave_are_looked_for_only_where_something_is_mapped() -> None:
+    planned, looked = slots(), list[int]()
+
+    def leaving(pages: NDArray[np.int32]) -> NDArray[np.bool_]:
+        looked.append(pages.shape[1])
+        return pages == 2
+
+    show(planned, "a", ids(1, 2, 3))
+    show(planned, "b", ids(4))
+    (run,) = planned.mapped_where(leaving)
+    assert (run.first_block, run.pages, sorted(looked)) == (1, (2,), [1, 3])
+    planned.fences.clear()
+    for one in planned.mapped_where(lambda pages: pages >= 3):
+        planned.note_unmapped(one)
+    planned.check()
+
+
 def test_a_batch_is_cut_within_a_run() -> None:
     runs = [Run(0, 0, 3, (1, 2)), Run(0, 1, 0, (4, 5, 6)), Run(1, 0, 0, (7,))]
     assert first_pages(runs, 4) == [runs[0], Run(0, 1, 0, (4, 5))]
