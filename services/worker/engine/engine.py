@@ -86,6 +86,12 @@ class TorchEngine:
             self._scratch = ArenaScratch(memory)
 
     @property
+    def own_scratch_bytes(self) -> int:
+        """Memory of its own that is kept between steps. Any thread may ask."""
+        scratch = self._scratch
+        return 0 if isinstance(scratch, ArenaScratch) else scratch.held_bytes
+
+    @property
     def scratch_peak_bytes(self) -> int:
         """The most that the last step took at once."""
         return self._scratch.peak_bytes
