@@ -113,11 +113,6 @@ class BlockPool:
         return len(victims)
 
     @property
-    def recallable_pages(self) -> int:
-        """Pages that are lent for a while only."""
-        return self.ledger.counts().lent - self.lent.lasting_pages
-
-    @property
     def usable_pages(self) -> int:
         """Pages that could be had for blocks if nobody held any: all but those lent for good."""
         return self.ledger.total_pages - self.lent.lasting_pages

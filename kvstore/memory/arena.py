@@ -37,8 +37,10 @@ class ActivationArena:
         self._n_chunks += len(chunks)
 
     def shrink(self, n_chunks: int) -> list[Chunk]:
-        """Unmap the last chunks and return them. The caller guarantees that no step uses them. Raises OutOfChunks if the
-        system bears too few mappings even for that."""
+        """Unmap the last chunks and return them. Raises OutOfChunks if the system bears too few mappings even for that.
+
+        The caller guarantees that no step uses them.
+        """
         if not 0 <= n_chunks <= self._n_chunks:
             raise VmMisuse(f"arena: cannot give back {n_chunks} of {self._n_chunks} chunks")
         kept = self._n_chunks - n_chunks

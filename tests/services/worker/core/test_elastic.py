@@ -247,10 +247,10 @@ def test_a_pool_of_which_chunks_are_lent_is_not_resized_and_says_so() -> None:
 
 def test_what_lasts_cannot_be_had_for_kv_and_the_rest_of_the_arena_can() -> None:
     scratch, pool = elastic()
-    assert (pool.ledger.counts().lent > 0, pool.recallable_pages) == (True, 0)
+    assert (pool.ledger.counts().lent > 0, pool.lent.recallable_pages) == (True, 0)
     least_pages = pool.ledger.counts().lent
     scratch.rows_allowed(64, 100)
-    assert pool.recallable_pages == pool.ledger.counts().lent - least_pages > 0
+    assert pool.lent.recallable_pages == pool.ledger.counts().lent - least_pages > 0
 
 
 def test_orders_name_whole_chunks_that_the_pool_lent() -> None:
