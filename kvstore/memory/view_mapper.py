@@ -52,7 +52,8 @@ class ViewMapper:
     # -- for a step
 
     def show(self, owner: Hashable, ids: PageIds) -> int | None:
-        """Map what is missing. None: no slot or no mappings left."""
+        """Map what is missing. None: no slot or no mappings left. Raises VmMisuse outside of the owner's step."""
+        self.slots.fences.require_awaited(owner)
         slots, n_blocks = self.slots, ids.shape[1]
         self._refused = False
         slot, n_new = slots.shows(owner, ids), 0

@@ -216,16 +216,14 @@ class ViewSlots:
         ]
 
     def mapped_where(self, leaving: Callable[[PageIds], NDArray[np.bool_]]) -> list[Run]:
-        """Every mapping of pages of which `leaving` says so. Raises VmMisuse if a step in flight reads one of them; one
-        that is only planned will not."""
+        """Every mapping of pages of which `leaving` says so. Raises VmMisuse if a step in flight reads one of them."""
         found: list[Run] = []
         for slot, end in enumerate(self._ends):
             there = self._pages[slot, :, :end]  # the rest, of a long context most of it, would cost milliseconds
             if not end or not (gone := leaving(there) & (there != _EMPTY)).any():
                 continue
-            if gone[:, : self.fences.read_in_flight(slot)].any():
+            if gone[:, : self.fences.read_blocks(slot)].any():
                 raise VmMisuse(f"pages lose their memory that a step reads in slot {slot}")
-            self.fences.unplan(slot)
             found += _runs(slot, gone, there)
         return found
 
