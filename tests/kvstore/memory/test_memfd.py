@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from common.errors import OutOfChunks
-from kvstore.memory.backend import Chunk
+from kvstore.memory.backend import Chunk, Range
+from kvstore.memory.chunks import ChunkPool
 from kvstore.memory.memfd import MemfdBackend
+from kvstore.memory.vtensor import VirtualTensor
 
 UNIT = mmap.PAGESIZE
 
@@ -87,6 +89,29 @@ def test_a_run_that_the_system_cannot_unmap_stays_mapped(monkeypatch: pytest.Mon
             backend.unmap_run(where, UNIT, 1)
     ctypes.memset(where.address, 7, 3 * UNIT)
     assert backend.unmap_run(where, UNIT, 1) == [chunks[1]]
+    backend.close()
+
+
+def test_chunks_that_cannot_all_be_lifted_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = MemfdBackend(8 * UNIT)
+    tensor = VirtualTensor(ChunkPool(backend, 8 * UNIT, UNIT), 8 * UNIT, owner="kv")
+    tensor.grow(8)
+    before, unmap = backend.live_mappings, backend.unmap_run
+    calls = list[int]()
+
+    def first_only(where: Range, offset_bytes: int, n_chunks: int) -> list[Chunk]:
+        calls.append(offset_bytes // UNIT)
+        if len(calls) == 2:
+            raise OutOfChunks("no mappings")
+        return unmap(where, offset_bytes, n_chunks)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, "unmap_run", first_only)
+        with pytest.raises(OutOfChunks):
+            tensor.lift([5, 2])
+    assert (calls, backend.live_mappings) == ([2, 5], before)
+    ctypes.memset(tensor.address, 7, 8 * UNIT)
+    tensor.release()
     backend.close()
 
 

@@ -150,7 +150,8 @@ def test_pages_that_leave_are_looked_for_only_where_something_is_mapped() -> Non
 
     def leaving(pages: NDArray[np.int32]) -> NDArray[np.bool_]:
         looked.append(pages.shape[1])
-        return pages == 2
+        gone: NDArray[np.bool_] = pages == 2
+        return gone
 
     show(planned, "a", ids(1, 2, 3))
     show(planned, "b", ids(4))
