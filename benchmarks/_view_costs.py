@@ -135,9 +135,9 @@ def measure(way: Way, size: int, n_steps: int) -> StepCosts:
     pages = PagePool(ChunkPool(backend, n_bytes, LAYOUT.page_bytes), LAYOUT)
     pages.grow(n_bytes // LAYOUT.page_bytes)
     views = SequenceViews(pages, n_slots=size + _SPARE_SLOTS, context_blocks=_CONTEXT_BLOCKS, lock=threading.Lock())
+    views.begin_step([sequence.owner for sequence in batch.running])
     for sequence in batch.running:
         views.show(sequence.owner, table(sequence))
-    views.begin_step([sequence.owner for sequence in batch.running])
     beside, exposed, new_blocks, new_hits = list[float](), list[float](), 0, 0
     for _ in range(n_steps):
         clocks.step_ms = clocks.beside_ms = 0.0
@@ -150,6 +150,7 @@ def measure(way: Way, size: int, n_steps: int) -> StepCosts:
         views.end_step()
         for sequence in ready:
             batch.end(sequence)
+        views.begin_step([sequence.owner for sequence in [*batch.running, *admitted]])
         before = views.stats()
         for sequence in admitted:
             views.show(sequence.owner, table(sequence))
@@ -160,7 +161,6 @@ def measure(way: Way, size: int, n_steps: int) -> StepCosts:
             batch.grow(sequence, 1)
             views.show(sequence.owner, table(sequence))
         batch.running += admitted
-        views.begin_step([sequence.owner for sequence in batch.running])
         exposed.append(clocks.step_ms + max(0.0, beside[-1] - STEP_MS))
     views.close()
     total_ms = mean(beside) + mean(exposed)

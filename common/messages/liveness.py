@@ -196,5 +196,7 @@ class Report(Message, frozen=True, kw_only=True):
     """Fitted to this worker's own steps; None while there is nothing to fit."""
     links: tuple[LinkCost, ...] = ()
     """Sources of KV that this worker reads from, as far as it has measured them."""
+    recallable_pages: int = 0
+    """Of the lent pages, those that are lent for a while only: they can be had for KV, now or as soon as the system answers."""
     memory: tuple[MemoryPart, ...] = ()
     """Who has the process' memory, tier by tier, in the order of MemoryPart's table."""

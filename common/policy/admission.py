@@ -64,7 +64,8 @@ class SlackGate:
 
     A request that cannot reach the SLO any more is left out: holding prompts would not help it, and it would hold them for as
     long as it lives. One that will not reach it as things are, and still could, holds all of them. With nobody left to protect
-    there is no bound, so whoever waits is admitted at the latest when those who draw now have ended.
+    there is no bound: whoever waits is admitted at the latest when all have ended that it is held for, so who asks must not
+    name ever new ones.
     """
 
     slo_tpot_ms: float

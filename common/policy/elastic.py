@@ -18,6 +18,10 @@ class StepBytes(Protocol):
         """For a step of so many tokens, none of whose sequences has more keys. Rises with both."""
         ...
 
+    def gathers_bytes(self, rows: int, longest_keys: int) -> int:
+        """The part of it that keys take which are copied for attention."""
+        ...
+
     def rows_within(self, n_bytes: int, longest_keys: int) -> int:
         """The most rows that take no more."""
         ...
@@ -66,11 +70,12 @@ class ArenaTerms:
             return
         page_bytes = self.chunk_bytes // self.chunk_pages
         rows = self.max_rows if mode == "static" else min(self.least_rows, self.max_rows)
+        gathers_bytes = self.step.gathers_bytes(rows, self.max_keys)
         missing_pages = max(self.chunk_pages, pages_per_block) + pages_per_block - left_pages
         raise ConfigError(
             f"--device-memory is {format_bytes(pool_pages * page_bytes)} for KV and scratch; --elastic={mode} keeps "
-            f"{format_bytes(lasting * self.chunk_bytes)} for steps of {rows} rows and {self.max_keys} keys, so nothing "
-            f"is left for KV: give {format_bytes(missing_pages * page_bytes)} more, or lower "
+            f"{format_bytes(lasting * self.chunk_bytes)} for steps of {rows} rows and {self.max_keys} keys "
+            f"({format_bytes(gathers_bytes)} of it to gather keys), so nothing is left for KV: give {format_bytes(missing_pages * page_bytes)} more, or lower "
             f"{'--max-step-tokens or ' if mode == 'static' else ''}--max-context-tokens"
             f"{', or take --elastic=kv' if mode == 'static' else ''}"
         )

@@ -92,7 +92,7 @@ class KnownWorker:
             requests += queue.waiting + queue.running + queue.handing_over
             kv_tokens += queue.kv_tokens
             if model is not None and report.pages.total:
-                spare, cached = report.pages.free, report.pages.cached
+                spare, cached = report.pages.free + report.recallable_pages, report.pages.cached
                 free_tokens = max(0, (spare + cached) // model.layers * model.block_tokens - charges.tokens)
                 spare_tokens = max(0, spare // model.layers * model.block_tokens - charges.tokens)
         return WorkerView(

@@ -45,6 +45,11 @@ class LentChunks:
     def __len__(self) -> int:
         return len(self._owner_of)
 
+    @property
+    def recallable_pages(self) -> int:
+        """Pages that are lent for a while only."""
+        return self._ledger.counts().lent - self.lasting_pages
+
     def of(self, owner: Owner) -> list[int]:
         """Chunks lent to one owner, in the order in which it got them."""
         return [chunk for chunk, other in self._owner_of.items() if other == owner]

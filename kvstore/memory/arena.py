@@ -37,11 +37,16 @@ class ActivationArena:
         self._n_chunks += len(chunks)
 
     def shrink(self, n_chunks: int) -> list[Chunk]:
-        """Unmap the last chunks and return them. The caller guarantees that no step uses them."""
+        """Unmap the last chunks and return them. Raises OutOfChunks if the system bears too few mappings even for that.
+
+        The caller guarantees that no step uses them.
+        """
         if not 0 <= n_chunks <= self._n_chunks:
             raise VmMisuse(f"arena: cannot give back {n_chunks} of {self._n_chunks} chunks")
-        self._n_chunks -= n_chunks
-        return self._backend.unmap_run(self._range, self._n_chunks * self._chunk_bytes, n_chunks)
+        kept = self._n_chunks - n_chunks
+        leaving = self._backend.unmap_run(self._range, kept * self._chunk_bytes, n_chunks)
+        self._n_chunks = kept
+        return leaving
 
     def close(self) -> None:
         """Give the addresses back. Every view taken is invalid afterwards."""

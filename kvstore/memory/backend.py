@@ -31,7 +31,8 @@ class Chunk:
 class VmBackend(Protocol):
     """One kind of memory. All lengths and offsets are multiples of `granularity_bytes`, else VmMisuse.
 
-    Used by one thread; `export_fds` by any. Every implementation passes the same tests.
+    Used by one thread at a time: where several share one (views, lending, resizing), each call is made under their lock.
+    `export_fds` may be called at any time. Every implementation passes the same tests.
     """
 
     @property
@@ -78,15 +79,16 @@ class VmBackend(Protocol):
     def map_run(self, where: Range, offset_bytes: int, chunks: Sequence[Chunk]) -> None:
         """Make chunks readable and writable one behind the other from `offset_bytes` on: all of them, or none.
 
-        A chunk may be mapped at many places, and is the same memory at each. Their contents stay; what a new chunk holds is the back end's affair. Raises OutOfChunks if the system has no
-        room for so many mappings.
+        A chunk may be mapped at many places, and is the same memory at each. Their contents stay; what a new chunk holds
+        is the back end's affair. Raises OutOfChunks if the system has no room for so many mappings.
         """
         ...
 
     def unmap_run(self, where: Range, offset_bytes: int, n_chunks: int) -> list[Chunk]:
-        """Undo the mappings of `n_chunks` chunks from `offset_bytes` on and return the chunks.
+        """Undo the mappings of `n_chunks` chunks from `offset_bytes` on and return the chunks: all of them, or none.
 
-        The caller guarantees that nothing uses those addresses any more.
+        The caller guarantees that nothing uses those addresses any more. Raises OutOfChunks if the system bears too few
+        mappings to divide one; a whole stretch between holes can always go.
         """
         ...
 

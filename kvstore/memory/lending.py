@@ -24,7 +24,8 @@ def _nobody_shows_them(pages: Collection[int]) -> None:
 
 
 class ChunkLending:
-    """Owns which chunk lies where while it is not at home. Used by the thread that resizes the pages.
+    """Owns which chunk lies where while it is not at home. Used by one thread, the one that resizes the pages too; the back
+    end is others' as well, so it is used under the lock.
 
     The caller guarantees that nobody reads or writes the pages of what it lends, kernels that were started included.
     """
@@ -87,7 +88,8 @@ class ChunkLending:
             self._pages.clear(place)
 
     def to_system(self, places: Sequence[int]) -> None:
-        """Give the memory of chunks that are at home back to the system. Raises VmMisuse where it could not come back."""
+        """Give the memory of chunks that are at home back to the system: all or none. Raises OutOfChunks if the system bears
+        too few mappings to divide them; VmMisuse where the memory could not come back."""
         if not self._chunks.can_vacate:
             raise VmMisuse(f"memory of {type(self._chunks.backend).__name__} cannot go and come back as the same chunk")
         pages_per_chunk = self._chunks.chunk_bytes // self._pages.layout.page_bytes

@@ -78,8 +78,8 @@ class MappingTable:
                 raise
             at_bytes += chunk.length_bytes
 
-    def remove_run(self, where: Range, offset_bytes: int, n_chunks: int) -> list[Chunk]:
-        """`n_chunks` chunks that lie one behind the other are about to be unmapped: all of them, or VmMisuse and none."""
+    def run(self, where: Range, offset_bytes: int, n_chunks: int) -> list[Chunk]:
+        """`n_chunks` chunks that lie one behind the other from there on, or VmMisuse."""
         mapped, found, at_bytes = self._at(where), list[Chunk](), offset_bytes
         for _ in range(n_chunks):
             chunk = mapped.get(at_bytes)
@@ -87,9 +87,14 @@ class MappingTable:
                 raise VmMisuse(f"nothing is mapped at offset {at_bytes} of range {where.address:#x}")
             found.append(chunk)
             at_bytes += chunk.length_bytes
+        return found
+
+    def remove_run(self, where: Range, offset_bytes: int, n_chunks: int) -> list[Chunk]:
+        """`n_chunks` chunks that lie one behind the other were unmapped, or are about to be: all, or VmMisuse and none."""
+        found = self.run(where, offset_bytes, n_chunks)
         if not found:
             return found
-        starts = self._starts[where]
+        mapped, starts = self._at(where), self._starts[where]
         first = bisect.bisect_left(starts, offset_bytes)
         end = first + n_chunks
         self._begun_pieces -= sum(_pieces_begun(mapped, starts, place) for place in range(first, end + 1))

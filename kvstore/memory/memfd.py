@@ -5,6 +5,7 @@ and never faults later; releasing one punches a hole, so that the memory really 
 processes map the same file through its descriptor; the kernel frees it when the last of them dies.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -177,16 +178,26 @@ class MemfdBackend:
                 self._map_fixed(where.address + at_bytes, length_bytes, _READ_WRITE, mmap.MAP_SHARED, file_bytes)
             except OSError as error:
                 self._table.remove_run(where, offset_bytes, len(chunks))
-                self._empty(where.address + offset_bytes, at_bytes - offset_bytes)
+                with contextlib.suppress(
+                    OSError
+                ):  # not even that: nobody uses what stays, and the next mapping replaces it
+                    self._empty(where.address + offset_bytes, at_bytes - offset_bytes)
                 live = self._table.pieces
                 raise OutOfChunks(f"{live} mappings are live and the system has no more: {error}") from error
             at_bytes += length_bytes
 
     def unmap_run(self, where: Range, offset_bytes: int, n_chunks: int) -> list[Chunk]:
-        """Undo the mappings of a run; the addresses stay reserved."""
-        chunks = self._table.remove_run(where, offset_bytes, n_chunks)
-        self._empty(where.address + offset_bytes, sum(chunk.length_bytes for chunk in chunks))
-        return chunks
+        """Undo the mappings of a run; the addresses stay reserved.
+
+        A run out of the middle of an area divides it, for which the kernel may have no mapping left: OutOfChunks.
+        """
+        chunks = self._table.run(where, offset_bytes, n_chunks)
+        try:
+            self._empty(where.address + offset_bytes, sum(chunk.length_bytes for chunk in chunks))
+        except OSError as error:
+            live = self._table.pieces
+            raise OutOfChunks(f"{live} mappings are live and the system cannot divide one: {error}") from error
+        return self._table.remove_run(where, offset_bytes, n_chunks)
 
     def _empty(self, address: int, length_bytes: int) -> None:
         if length_bytes:

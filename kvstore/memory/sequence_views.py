@@ -107,9 +107,9 @@ class SequenceViews:
     def show(self, owner: Hashable, ids: PageIds) -> int | None:
         """Map what of these pages [layers, blocks] is not mapped right yet; returns the owner's slot.
 
-        It stays as it is while the step reads that begins next (or has begun with this owner and was not shown it yet).
-        None: no slot or no mappings are left; the caller reads by its page table. Raises VmMisuse for more blocks than
-        a slot has.
+        To be called once by each step that begins with this owner, which reads it until it ends. None: no slot or no mappings
+        are left; the caller reads by its page table. Raises VmMisuse outside of such a step, and for more blocks than a slot
+        has.
         """
         with self._changed:
             self._require_open()
@@ -136,7 +136,7 @@ class SequenceViews:
     # -- steps
 
     def begin_step(self, owners: Iterable[Hashable]) -> None:
-        """A step starts that reads what was shown of these owners, or will be shown next."""
+        """A step starts that reads what it is shown of these owners next."""
         with self._changed:
             self._mapper.slots.begin(owners)
 

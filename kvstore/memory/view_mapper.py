@@ -18,6 +18,7 @@ _BATCH_PAGES = 64
 _STALE_BLOCKS = 10
 """As many stale blocks are unmapped together (eLLM 2.4)."""
 _NEAR_CEILING = 0.8
+_NO_SLOT = -1
 
 
 @dataclass(slots=True)
@@ -45,13 +46,16 @@ class ViewMapper:
         self.range = self._backend.reserve(n_ranges * context_blocks * self._page_bytes)
         self._queue: dict[Hashable, PageIds] = {}
         self._sweeping = False
+        self._refused = False  # the system could not unmap what is stale: tried again after the next `show`
         self.counts = Counts()
 
     # -- for a step
 
     def show(self, owner: Hashable, ids: PageIds) -> int | None:
-        """Map what is missing. None: no slot or no mappings left."""
+        """Map what is missing. None: no slot or no mappings left. Raises VmMisuse outside of the owner's step."""
+        self.slots.fences.require_awaited(owner)
         slots, n_blocks = self.slots, ids.shape[1]
+        self._refused = False
         slot, n_new = slots.shows(owner, ids), 0
         if slot is None:
             slot = slots.choose(owner, ids)
@@ -73,7 +77,8 @@ class ViewMapper:
         if not self._make_room(change.slot, change.map):
             return False
         try:
-            self._unmap(change.unmap)
+            if not self._unmap(change.unmap):
+                return False
             self._map(change.map)
         except OutOfChunks:  # the process has mappings that nobody told us of
             self._unmap(self.slots.stale())
@@ -85,9 +90,8 @@ class ViewMapper:
         needed = sum(len(run.pages) + 1 for run in runs)  # on the host a run also divides the hole that it fills
         while (missing := self._backend.live_mappings + needed - self._max_mappings) > 0:
             self.slots.give_up(missing, but=slot, idle_only=idle_only)
-            if not self.slots.stale_pages:
+            if not self.slots.stale_pages or not self._unmap(self.slots.stale()):
                 return False
-            self._unmap(self.slots.stale())
         return True
 
     # -- in the background
@@ -103,7 +107,7 @@ class ViewMapper:
             return True
         stale = self.slots.stale_pages
         near = self._backend.live_mappings > _NEAR_CEILING * self._max_mappings
-        self._sweeping = stale >= _STALE_BLOCKS * self._layers or (near and stale > 0)
+        self._sweeping = not self._refused and (stale >= _STALE_BLOCKS * self._layers or (near and stale > 0))
         return self._sweeping
 
     def work_some(self) -> None:
@@ -111,8 +115,9 @@ class ViewMapper:
         if self._queue:
             self._map_some_ahead()
         else:
-            self._unmap(first_pages(self.slots.stale(), _BATCH_PAGES))
-            self._sweeping = self.slots.stale_pages > 0
+            batch = first_pages(self.slots.stale(), _BATCH_PAGES)
+            self._refused = not self._unmap(batch)
+            self._sweeping = self.slots.stale_pages > 0 and not self._refused
 
     def _map_some_ahead(self) -> None:
         owner, ids = next(iter(self._queue.items()))
@@ -123,7 +128,8 @@ class ViewMapper:
         self.slots.take(slot, owner, ids.shape[1])
         change = self.slots.change(slot, ids)
         if change.unmap:
-            self._unmap(first_pages(change.unmap, _BATCH_PAGES))
+            if not self._unmap(first_pages(change.unmap, _BATCH_PAGES)):
+                del self._queue[owner]
             return
         batch = first_pages(change.map, _BATCH_PAGES)
         try:
@@ -137,8 +143,16 @@ class ViewMapper:
             del self._queue[owner]
 
     def forget(self, leaving: Callable[[PageIds], NDArray[np.bool_]]) -> None:
-        """Unmap all pages of which `leaving` says so, and map none of them ahead."""
-        self._unmap(self.slots.mapped_where(leaving))
+        """Unmap all pages of which `leaving` says so, and map none of them ahead.
+
+        Where the system cannot divide a mapping for that, all of slots that nobody reads goes. Raises OutOfChunks if even
+        so one of the pages stays mapped.
+        """
+        if not self._unmap(self.slots.mapped_where(leaving)):
+            self.slots.give_up(self.slots.mapped_pages, but=_NO_SLOT)
+            self._unmap(self.slots.stale())
+            if not self._unmap(self.slots.mapped_where(leaving)):
+                raise OutOfChunks("the system bears too few mappings to unmap pages that lose their memory")
         self._queue = {owner: ids for owner, ids in self._queue.items() if not leaving(ids).any()}
 
     def close(self) -> None:
@@ -157,11 +171,18 @@ class ViewMapper:
             self.slots.note_mapped(run)
             self.counts.mapped_calls += 1
 
-    def _unmap(self, runs: Iterable[Run]) -> None:
+    def _unmap(self, runs: Iterable[Run]) -> bool:
+        """False: of some the system cannot divide the mapping that they lie in; they stay, and are noted as before."""
+        all_gone = True
         for run in list(runs):
-            self._backend.unmap_run(self.range, self._offset_bytes(run), len(run.pages))
+            try:
+                self._backend.unmap_run(self.range, self._offset_bytes(run), len(run.pages))
+            except OutOfChunks:
+                all_gone = False
+                continue
             self.slots.note_unmapped(run)
             self.counts.unmapped_calls += 1
+        return all_gone
 
     def _offset_bytes(self, run: Run) -> int:
         first = (run.slot * self._layers + run.layer) * self._context_blocks

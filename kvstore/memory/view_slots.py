@@ -61,6 +61,7 @@ class ViewSlots:
         self._used = [0] * n_slots  # when, in uses
         self._stepped = [-_IDLE_STEPS] * n_slots  # the last step that computed the owner
         self._mapped = [0] * n_slots
+        self._ends = [0] * n_slots  # behind the last block that is mapped, or a later one
         self._stale = [0] * n_slots
         self._slot_of: dict[Hashable, int] = {}
         self._uses = 0
@@ -172,12 +173,16 @@ class ViewSlots:
             raise VmMisuse(f"{run} is behind the {self._wanted[run.slot]} blocks of its slot's owner")
         self._pages[run.slot, run.layer, run.first_block : end] = run.pages
         self._mapped[run.slot] += len(run.pages)
+        self._ends[run.slot] = max(self._ends[run.slot], end)
 
     def note_unmapped(self, run: Run) -> None:
         """A run was unmapped."""
         end = run.first_block + len(run.pages)
         self._pages[run.slot, run.layer, run.first_block : end] = _EMPTY
         self._mapped[run.slot] -= len(run.pages)
+        if end == self._ends[run.slot]:
+            filled = np.flatnonzero((self._pages[run.slot, :, :end] != _EMPTY).any(axis=0))
+            self._ends[run.slot] = int(filled[-1]) + 1 if filled.size else 0
         self._stale[run.slot] -= max(0, end - max(run.first_block, self._wanted[run.slot]))
 
     # -- what goes
@@ -211,17 +216,14 @@ class ViewSlots:
         ]
 
     def mapped_where(self, leaving: Callable[[PageIds], NDArray[np.bool_]]) -> list[Run]:
-        """Every mapping of pages of which `leaving` says so. Raises VmMisuse if a step in flight reads one of them; one
-        that is only planned will not."""
+        """Every mapping of pages of which `leaving` says so. Raises VmMisuse if a step in flight reads one of them."""
         found: list[Run] = []
-        for slot, n_pages in enumerate(self._mapped):
-            there = self._pages[slot]
-            gone = leaving(there) & (there != _EMPTY)
-            if not n_pages or not gone.any():
+        for slot, end in enumerate(self._ends):
+            there = self._pages[slot, :, :end]  # the rest, of a long context most of it, would cost milliseconds
+            if not end or not (gone := leaving(there) & (there != _EMPTY)).any():
                 continue
-            if gone[:, : self.fences.read_in_flight(slot)].any():
+            if gone[:, : self.fences.read_blocks(slot)].any():
                 raise VmMisuse(f"pages lose their memory that a step reads in slot {slot}")
-            self.fences.unplan(slot)
             found += _runs(slot, gone, there)
         return found
 
@@ -234,6 +236,8 @@ class ViewSlots:
                 raise VmMisuse(
                     f"slot {slot}: {counted} mapped and stale, {self._mapped[slot], self._stale[slot]} noted"
                 )
+            if (there[:, self._ends[slot] :] != _EMPTY).any():
+                raise VmMisuse(f"slot {slot}: pages are mapped behind block {self._ends[slot]}")
             if read > wanted or (there[:, :read] == _EMPTY).any():
                 raise VmMisuse(f"slot {slot}: a step reads {read} blocks of {wanted}, not all of them mapped")
         owners = {(owner, slot) for slot, owner in enumerate(self._owners) if owner is not None}

@@ -69,11 +69,20 @@ class VirtualTensor:
         del self._chunks[kept:]
 
     def lift(self, places: Sequence[int]) -> list[Chunk]:
-        """Take these chunks out of the range; they stay its own. The caller guarantees that nothing uses their addresses."""
+        """Take these chunks out of the range, all or none; they stay its own. Raises OutOfChunks if the system bears too few
+        mappings to divide one. The caller guarantees that nothing uses their addresses."""
         if len(set(places)) != len(places) or any(place in self._away or not self._is_here(place) for place in places):
             raise VmMisuse(f"{self._owner}: chunks {list(places)} are not all here, each named once")
-        for first, n_chunks in _runs(places):
-            self._pool.backend.unmap_run(self._range, first * self._pool.chunk_bytes, n_chunks)
+        backend, chunk_bytes = self._pool.backend, self._pool.chunk_bytes
+        lifted: list[tuple[int, int]] = []
+        try:
+            for first, n_chunks in _runs(places):
+                backend.unmap_run(self._range, first * chunk_bytes, n_chunks)
+                lifted.append((first, n_chunks))
+        except OutOfChunks:
+            for first, n_chunks in lifted:
+                backend.map_run(self._range, first * chunk_bytes, self._chunks[first : first + n_chunks])
+            raise
         self._away.update(places)
         return [self._chunks[place] for place in places]
 

@@ -36,7 +36,7 @@ from services.worker.chunk_lender import ChunkLender
 from services.worker.core.host_buffer import HOST_BUFFER
 from services.worker.core.resizing import PoolSize
 from services.worker.device_memory import DeviceMemory
-from services.worker.elastic_memory import arena_terms
+from services.worker.elastic_memory import arena_terms, own_scratch_bytes
 from services.worker.engine.make import EngineLimits, make_engine, require_kv_layout
 from services.worker.engine.torch_options import configure_torch
 from services.worker.engine.workspace import needs_model, page_bytes_of
@@ -125,6 +125,7 @@ class Worker:
             fit=self._starting_fit(profile, model, threads),
             weight_bytes=model.weight_bytes,
             arena=arena_terms(computing, settings, memory, context_tokens),
+            own_scratch_bytes=lambda: own_scratch_bytes(computing),
         )
         core = build_core(mine, settings, machine)
         resizer = PageResizer(memory, inbox, use_pages=engine.use_pages, tell_peers=links.tell_resized)
@@ -132,7 +133,7 @@ class Worker:
         self._cleanup.callback(events.close)
         ahead = settings.plan_ahead == "on" or (settings.plan_ahead == "auto" and settings.device != "cpu")
         lender = ChunkLender(mapped.lending, inbox, use_scratch=engine.use_scratch)
-        ports = Ports(exchange, inbox, engine, links, resizer, events, lender, mapped.counters)
+        ports = Ports(exchange, inbox, engine, links, resizer, events, lender, mapped.counters, mapped.check)
         self._service = WorkerService(core, ports, self._log, plan_ahead=ahead)
         membership = Membership(settings.redis, settings.cluster, mine, lambda members: inbox.put(MembersRead(members)))
         membership.join()

@@ -1,5 +1,6 @@
 """Builds the parts that every core of a worker is made of."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.cost.step_cost import UNKNOWN_COST
@@ -61,6 +62,8 @@ class Machine:
     """What the model takes beside the pool."""
     arena: ArenaTerms | None = None
     """What steps need of the pool's memory, unless --elastic is off."""
+    own_scratch_bytes: Callable[[], int] = lambda: 0
+    """What the engine keeps for steps beside the pool, at the moment; by default nothing."""
 
 
 def kept(role: str, caching: int) -> Keep:
@@ -125,7 +128,7 @@ def build_parts(mine: Member, settings: WorkerSettings, machine: Machine) -> Par
             pool,
             resizing,
             weight_bytes=machine.weight_bytes,
-            lent=lambda: _lent(pool, size),
+            lent=lambda: _lent(pool, machine),
             buffered=lambda: Buffered(parking.buffer.used_pages, parking.buffer.capacity_pages),
         ),
         pool_memory=pool_memory,
@@ -140,9 +143,10 @@ def _dialled(role: str, *, keeps: bool, use_store: bool) -> set[str]:
     return dialled | ({"kvstore"} if use_store else set())
 
 
-def _lent(pool: BlockPool, size: PoolSize) -> Lent:
-    activations, system = (len(pool.lent.of(owner)) * size.chunk_pages for owner in (ACTIVATIONS, SYSTEM))
-    return Lent(activation_pages=activations, system_pages=system)
+def _lent(pool: BlockPool, machine: Machine) -> Lent:
+    chunk_pages = machine.size.chunk_pages
+    activations, system = (len(pool.lent.of(owner)) * chunk_pages for owner in (ACTIVATIONS, SYSTEM))
+    return Lent(activation_pages=activations, system_pages=system, scratch_bytes=machine.own_scratch_bytes())
 
 
 def _pool_memory(pool: BlockPool, settings: WorkerSettings, machine: Machine) -> PoolMemory:

@@ -57,6 +57,11 @@ class DeviceMemory:
             )
         }
 
+    def check(self) -> None:
+        """Raise VmMisuse if what is noted of views does not add up. Milliseconds."""
+        if self.views is not None:
+            self.views.check()
+
     def close(self) -> None:
         """Everything is invalid afterwards; nobody computes any more."""
         self.lending.close()

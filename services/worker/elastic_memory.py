@@ -28,6 +28,21 @@ class ScratchEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class _OwnScratch(Protocol):
+    """An engine that knows what it keeps for steps."""
+
+    @property
+    def own_scratch_bytes(self) -> int:
+        """Beside the pool."""
+        ...
+
+
+def own_scratch_bytes(engine: object) -> int:
+    """What an engine keeps for its steps beside the pool, now; 0 for one that leaves that to its device's allocator."""
+    return engine.own_scratch_bytes if isinstance(engine, _OwnScratch) else 0
+
+
 def arena_terms(engine: object, settings: WorkerSettings, memory: PageMemory, context_tokens: int) -> ArenaTerms | None:
     """What the arena is planned from; None with --elastic=off. Raises ConfigError for an engine that cannot have one."""
     if settings.elastic == "off":

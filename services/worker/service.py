@@ -80,6 +80,8 @@ class Ports:
     lender: ChunkLender
     mapped: Callable[[], dict[str, float]]
     """Counters of what is mapped beside the pages, for reports."""
+    check_mapped: Callable[[], None]
+    """The laws of what is mapped beside the pages."""
 
 
 class WorkerService:
@@ -89,7 +91,7 @@ class WorkerService:
         """`plan_ahead`: plan the engine's next step while it computes."""
         self._core, self._exchange, self._inbox = core, ports.exchange, ports.inbox
         self._links, self._memory, self._events = ports.links, ports.memory, ports.events
-        self._lender, self._mapped = ports.lender, ports.mapped
+        self._lender, self._mapped, self._check_mapped = ports.lender, ports.mapped, ports.check_mapped
         self._feed = EngineFeed(core, ports.engine, ahead=plan_ahead)
         self._clock = MonotonicClock()
         self._log = log
@@ -256,4 +258,5 @@ class WorkerService:
         """The laws cost milliseconds on a large pool, so a worker that is idle between requests checks now and then."""
         if self._unchecked and self._core.idle and now_ms - self._checked_ms >= _CHECK_MS:
             self._core.check()
+            self._check_mapped()
             self._checked_ms, self._unchecked = now_ms, False

@@ -37,8 +37,9 @@ class WorkerSettings:
     device_memory: MemoryShare | int = memory_setting(
         1 * GIB,
         flag="device-memory",
-        help="Hard budget of KV page memory, and with --elastic other than off also of the scratch of steps. A share is of the memory that is available at the start; on a GPU of all its "
-        "memory, for everything that this process takes there.",
+        help="Hard budget of KV page memory, and with --elastic other than off also of the scratch of steps. A share is of "
+        "the memory that is available at the start; on a GPU of all its memory, for everything that this process takes "
+        "there.",
     )
     dtype: str = setting(
         "auto", choices=("auto", "float32", "bfloat16"), help="Weights and KV; auto takes the checkpoint's own."

@@ -37,7 +37,7 @@ class _Waiting:
     looked_up: bool = False
     leader: Sequence | None = None
     shared_blocks: int = 0
-    held: bool = False
+    held_from_ms: float | None = None
 
     @property
     def deadline_ms(self) -> float:
@@ -112,9 +112,10 @@ class LocalPrompts:
 
     def _is_held(self, one: _Waiting, now_ms: float) -> bool:
         """Asked again at every event; the tokens of those for whose sake it is held are such events."""
-        held = not self._gate.admits(one, now_ms)
-        self.held_total += held and not one.held
-        one.held = one.held or held
+        held = not self._gate.admits(one, now_ms, one.held_from_ms)
+        if held and one.held_from_ms is None:
+            self.held_total += 1
+            one.held_from_ms = now_ms
         return held
 
     def _start(self, one: _Waiting, now_ms: float) -> None:

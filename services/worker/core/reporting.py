@@ -68,6 +68,7 @@ class Reporter:
             incarnation=self._mine.incarnation,
             sequence=sequence,
             pages=parts.pool.ledger.counts(),
+            recallable_pages=parts.pool.lent.recallable_pages,
             queue=msgspec.structs.replace(queue, work_ms=work_ms),
             transports=parts.neighbours.transports,
             engine_steps=scheduler.flight.begun_total,

@@ -9,7 +9,8 @@ class ScratchTerms:
     """An upper bound, off by no more than gaps of alignment and padding of blocks: what an engine takes of its scratch.
 
     A layer's keys are gathered for one prefilling sequence at a time, or for a group of decoding ones that have, padded
-    to the longest, `group_keys` in all at the most; one sequence that is longer is a group by itself.
+    to the longest, `group_keys` in all at the most; one sequence that is longer is a group by itself. An engine that reads
+    sequences where they are shown gathers only one that could not be, by itself: there `group_keys` is 0.
     """
 
     fixed_bytes: int
@@ -21,12 +22,16 @@ class ScratchTerms:
     block_tokens: int
     """Keys are gathered by whole blocks."""
     group_keys: int
+    """0: one sequence at a time."""
 
     def needs_bytes(self, rows: int, longest_keys: int) -> int:
         """For a step of `rows` tokens none of whose sequences has more keys, its own tokens of this step included."""
+        return self.fixed_bytes + rows * self.row_bytes + self.gathers_bytes(rows, longest_keys)
+
+    def gathers_bytes(self, rows: int, longest_keys: int) -> int:
+        """The part of it that gathered keys take."""
         padded_keys = -(-longest_keys // self.block_tokens) * self.block_tokens
-        gathered_keys = max(padded_keys, min(rows * padded_keys, self.group_keys))
-        return self.fixed_bytes + rows * self.row_bytes + gathered_keys * self.key_bytes
+        return max(padded_keys, min(rows * padded_keys, self.group_keys)) * self.key_bytes
 
     def rows_within(self, n_bytes: int, longest_keys: int) -> int:
         """The most rows of which a step of such sequences may consist that is to take no more; 0: not even one."""

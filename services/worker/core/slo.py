@@ -150,8 +150,8 @@ class SloWatch:
         one = self._watched.get(request)
         return one is not None and one.first_ms is not None
 
-    def drawings(self, now_ms: float, pace: Pace) -> list[Drawing]:
-        """All whose first token is out."""
+    def drawings(self, now_ms: float, pace: Pace, until_ms: float) -> list[Drawing]:
+        """All whose first token is out, and that had arrived by `until_ms`."""
         return [
             Drawing(
                 past_tokens=one.tokens,
@@ -162,7 +162,7 @@ class SloWatch:
                 most_tokens=one.left_tokens,
             )
             for request, one in self._watched.items()
-            if one.first_ms is not None
+            if one.first_ms is not None and one.arrived_ms <= until_ms
         ]
 
     def slack_ms(self, request: RequestId, tpot_ms: float) -> float:
@@ -203,15 +203,19 @@ class PromptGate:
         self._policy, self._watch = policy, watch
         self._costing, self._scheduler = parts.costing, parts.scheduler
 
-    def admits(self, prompt: WaitingPrompt, now_ms: float) -> bool:
-        """Whether `prompt`, which would start next, may. While nothing is known of the engine's cost everybody may."""
+    def admits(self, prompt: WaitingPrompt, now_ms: float, held_from_ms: float | None = None) -> bool:
+        """Whether `prompt`, which would start next, may. While nothing is known of the engine's cost everybody may.
+
+        `held_from_ms`: since when it is held; None: it is not. It is held for those only who had arrived by then: who was
+        handed over later passed it without asking, and while others follow those it would wait for ever.
+        """
         cost = self._costing.cost
         if cost is None:
             return True
         computing = self._scheduler.prompts
         computing_ms = [self._missing_ms(sequence, cost) for sequence in computing]
         pace = self._pace(computing, prompt, cost)
-        drawings = self._watch.drawings(now_ms, pace)
+        drawings = self._watch.drawings(now_ms, pace, now_ms if held_from_ms is None else held_from_ms)
         for sequence, first_in_ms in zip(computing, accumulate(computing_ms), strict=True):
             n_tokens = self._watch.foretell(sequence)
             if n_tokens:  # who is computed before the new prompt draws while that is computed

@@ -68,7 +68,7 @@ class TorchEngine:
         self._block_tokens = layout.block_tokens
         self._drawn: dict[RequestId, int] = {}
         self._scratch: ArenaScratch | GrowingScratch = GrowingScratch(model.device)
-        self.scratch_terms = scratch_terms(self._runner, self._pages, model.compute_dtype)
+        self.scratch_terms = scratch_terms(self._runner, self._pages, model.compute_dtype, by_view=views is not None)
         """What a step takes of the scratch."""
 
     def use_pages(self, pages: Tensor) -> None:
@@ -84,6 +84,12 @@ class TorchEngine:
             self._scratch.use(memory)
         else:
             self._scratch = ArenaScratch(memory)
+
+    @property
+    def own_scratch_bytes(self) -> int:
+        """Memory of its own that is kept between steps. Any thread may ask."""
+        scratch = self._scratch
+        return 0 if isinstance(scratch, ArenaScratch) else scratch.held_bytes
 
     @property
     def scratch_peak_bytes(self) -> int:
@@ -155,7 +161,8 @@ class TorchEngine:
     @contextmanager
     def _reads(self, segments: Sequence[Segment]) -> Iterator[KvReads]:
         """How this step finds the K and V of its sequences."""
-        paged = PagedReads(self._pages, self._model.compute_dtype, self._scratch)
+        terms = self.scratch_terms
+        paged = PagedReads(self._pages, self._model.compute_dtype, self._scratch, group_keys=terms.group_keys)
         if self._views is None:
             yield paged
             return
@@ -163,8 +170,12 @@ class TorchEngine:
             yield ViewReads(self._views, slots, paged)
 
 
-def scratch_terms(decoder: TiledDecoder, pages: PageViews, dtype: torch.dtype) -> ScratchTerms:
-    """Of an engine that computes in `dtype`. Gathered are K and V as the pages have them, and as they are computed with."""
+def scratch_terms(decoder: TiledDecoder, pages: PageViews, dtype: torch.dtype, *, by_view: bool) -> ScratchTerms:
+    """Of an engine that computes in `dtype`. Gathered are K and V as the pages have them, and as they are computed with.
+
+    `by_view`: sequences are read where they are shown, and only one that is not is gathered, by itself; groups that are
+    shown are copied only into another dtype.
+    """
     copied_bytes = pages.dtype.itemsize + (0 if dtype is pages.dtype else dtype.itemsize)
     n_taken = decoder.n_taken + 2  # at the most two for gathered keys
     return ScratchTerms(
@@ -172,5 +183,5 @@ def scratch_terms(decoder: TiledDecoder, pages: PageViews, dtype: torch.dtype) -
         row_bytes=decoder.row_bytes,
         key_bytes=2 * pages.kv_heads * pages.head_dim * copied_bytes,
         block_tokens=pages.block_tokens,
-        group_keys=GROUP_KEYS,
+        group_keys=0 if by_view and dtype is pages.dtype else GROUP_KEYS,
     )

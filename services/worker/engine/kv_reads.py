@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.pages import PageViews
 from services.worker.engine.batch import Placed
 from services.worker.engine.scratch import Scratch
-from services.worker.engine.spans import of_like_length, padded_ids, seen_mask, span_of
+from services.worker.engine.spans import GROUP_KEYS, of_like_length, padded_ids, seen_mask, span_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +50,15 @@ class KvReads(Protocol):
 class PagedReads:
     """Copies pages into scratch, a group or a run at a time."""
 
-    def __init__(self, pages: PageViews, dtype: torch.dtype, scratch: Scratch) -> None:
-        """`dtype` is computed with."""
-        self.pages, self.dtype, self._scratch = pages, dtype, scratch
+    def __init__(self, pages: PageViews, dtype: torch.dtype, scratch: Scratch, *, group_keys: int = GROUP_KEYS) -> None:
+        """`dtype` is computed with. `group_keys`: of decoding sequences that are gathered together; 0: one at a time."""
+        self.pages, self.dtype, self._scratch, self._group_keys = pages, dtype, scratch, group_keys
 
     def decode_groups(self, decodes: Sequence[Placed], window_tokens: int | None) -> list[DecodeGroup]:
         """Sequences of similar length, padded to the longest."""
         block_tokens = self.pages.block_tokens
         spans = [span_of(one.segment, window_tokens, block_tokens) for one in decodes]
-        groups = of_like_length(spans, block_tokens)
+        groups = of_like_length(spans, block_tokens, self._group_keys)
         found: list[DecodeGroup] = []
         for places in groups:
             chosen = sorted(places)

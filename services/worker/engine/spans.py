@@ -43,14 +43,14 @@ def span_of(segment: Segment, window_tokens: int | None, block_tokens: int) -> S
     return Span(ids, first_block * block_tokens, first_needed, first_seen, end)
 
 
-def of_like_length(spans: Sequence[Span], block_tokens: int) -> list[list[int]]:
-    """Places in `spans`, the longest first, in groups whose padding at most doubles what is read of them, with GROUP_KEYS
-    each at the most.
+def of_like_length(spans: Sequence[Span], block_tokens: int, group_keys: int) -> list[list[int]]:
+    """Places in `spans`, the longest first, in groups whose padding at most doubles what is read of them, with `group_keys`
+    each at the most; a longer one, and with 0 every one, is a group by itself.
     """
     groups: list[list[int]] = []
     for place in sorted(range(len(spans)), key=lambda place: -spans[place].blocks):
         longest = spans[groups[-1][0]].blocks if groups else 0
-        too_many = bool(groups) and (len(groups[-1]) + 1) * longest * block_tokens > GROUP_KEYS
+        too_many = bool(groups) and (len(groups[-1]) + 1) * longest * block_tokens > group_keys
         if not groups or too_many or 2 * spans[place].blocks < longest:
             groups.append([])
         groups[-1].append(place)

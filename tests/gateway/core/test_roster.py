@@ -66,6 +66,7 @@ def report(
     work_ms: float = 0.0,
     waiting: int = 0,
     pages: PageCounts | None = None,
+    recallable_pages: int = 0,
 ) -> Report:
     return Report(
         worker=WorkerId("w"),
@@ -73,6 +74,7 @@ def report(
         incarnation=Incarnation(1),
         sequence=sequence,
         pages=pages or PageCounts(),
+        recallable_pages=recallable_pages,
         queue=QueueCounts(work_ms=work_ms, waiting=waiting),
         draining=draining,
     )
@@ -299,6 +301,14 @@ def test_spare_is_what_is_free_and_not_spoken_for() -> None:
     one.charge(W, RequestId("r"), work_ms=1.0, tokens=300, now_ms=0.0)
     (view,) = one.views(0.0)
     assert (view.spare_tokens, view.free_tokens) == (20, 500)
+
+
+def test_memory_that_is_lent_for_a_while_can_be_had() -> None:
+    one = ready()
+    pages = PageCounts(total=100, free=10, cached=20, lent=70)
+    one.on_message(W, report(1, pages=pages, recallable_pages=60), 0.0)
+    (view,) = one.views(0.0)
+    assert (view.spare_tokens, view.free_tokens) == (70 // 2 * 16, 90 // 2 * 16)
 
 
 def test_a_resize_is_sent_once_to_a_worker_that_has_answered() -> None:

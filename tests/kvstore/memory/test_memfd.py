@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from common.errors import OutOfChunks
-from kvstore.memory.backend import Chunk
+from kvstore.memory.backend import Chunk, Range
+from kvstore.memory.chunks import ChunkPool
 from kvstore.memory.memfd import MemfdBackend
+from kvstore.memory.vtensor import VirtualTensor
 
 UNIT = mmap.PAGESIZE
 
@@ -75,6 +77,46 @@ def test_neighbours_in_the_file_are_mapped_by_one_call_and_are_one_area(monkeypa
     backend.map_run(where, UNIT, [chunks[3]])
     assert backend.live_mappings - before == 3
     backend.close()
+
+
+def test_a_run_that_the_system_cannot_unmap_stays_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = MemfdBackend(4 * UNIT)
+    where, chunks = backend.reserve(4 * UNIT), backend.create_run(UNIT, 3)
+    backend.map_run(where, 0, chunks)
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, "_map_fixed", _no_mappings)
+        with pytest.raises(OutOfChunks, match="cannot divide one"):
+            backend.unmap_run(where, UNIT, 1)
+    ctypes.memset(where.address, 7, 3 * UNIT)
+    assert backend.unmap_run(where, UNIT, 1) == [chunks[1]]
+    backend.close()
+
+
+def test_chunks_that_cannot_all_be_lifted_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = MemfdBackend(8 * UNIT)
+    tensor = VirtualTensor(ChunkPool(backend, 8 * UNIT, UNIT), 8 * UNIT, owner="kv")
+    tensor.grow(8)
+    before, unmap = backend.live_mappings, backend.unmap_run
+    calls = list[int]()
+
+    def first_only(where: Range, offset_bytes: int, n_chunks: int) -> list[Chunk]:
+        calls.append(offset_bytes // UNIT)
+        if len(calls) == 2:
+            raise OutOfChunks("no mappings")
+        return unmap(where, offset_bytes, n_chunks)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, "unmap_run", first_only)
+        with pytest.raises(OutOfChunks):
+            tensor.lift([5, 2])
+    assert (calls, backend.live_mappings) == ([2, 5], before)
+    ctypes.memset(tensor.address, 7, 8 * UNIT)
+    tensor.release()
+    backend.close()
+
+
+def _no_mappings(*_: object) -> None:
+    raise OSError(errno.ENOMEM, "no mappings")
 
 
 def test_areas_are_those_that_the_kernel_lists() -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from common.errors import OutOfChunks
 from common.kv_layout import KvLayout
 from kvstore.memory import cuda_driver
-from kvstore.memory.backend import VmBackend, VmMisuse
+from kvstore.memory.backend import Chunk, Range, VmBackend, VmMisuse
 from kvstore.memory.chunks import ChunkPool
 from kvstore.memory.cuda_vmm import CudaVmmBackend, open_cuda
 from kvstore.memory.fake import FakeBackend
@@ -107,9 +108,18 @@ def table(*blocks: int) -> NDArray[np.int32]:
 
 
 def shown(pool: Opened, owner: str, ids: NDArray[np.int32]) -> int:
-    slot = pool.views.show(owner, ids)
+    """In a step of its own."""
+    slot = show(pool, owner, ids)
     assert slot is not None
     return slot
+
+
+def show(pool: Opened, owner: str, ids: NDArray[np.int32]) -> int | None:
+    pool.views.begin_step([owner])
+    try:
+        return pool.views.show(owner, ids)
+    finally:
+        pool.views.end_step()
 
 
 def step(pool: Opened, *owners: str) -> None:
@@ -207,8 +217,9 @@ def test_asking_showing_and_using_the_back_end_from_several_threads_ends(pool: O
         other.start()
     for number in range(100):
         ids = table(number % 20, number % 7)
-        slot = shown(pool, "a0", ids)
         pool.views.begin_step(["a0"])
+        slot = pool.views.show("a0", ids)
+        assert slot is not None
         assert number % 10 or pool.shows(slot, ids)
         pool.views.end_step()
     for other in others:
@@ -227,31 +238,31 @@ def test_an_ended_sequences_slot_goes_to_the_one_that_continues_it(pool: Opened)
 
 
 def test_what_a_step_in_flight_reads_stays_though_its_owner_shows_other_pages(pool: Opened) -> None:
-    first = shown(pool, "a", table(1, 2))
     pool.views.begin_step(["a"])
-    second = shown(pool, "a", table(3, 4, 5))
-    assert second != first
+    first = pool.views.show("a", table(1, 2))
+    pool.views.begin_step(["a"])
+    second = pool.views.show("a", table(3, 4, 5))
+    assert first is not None and second is not None and second != first
     assert pool.shows(first, table(1, 2))
     assert pool.shows(second, table(3, 4, 5))
     pool.views.end_step()
-
-
-def test_a_step_that_begins_before_it_is_shown_anything_is_fenced_all_the_same(pool: Opened) -> None:
-    pool.views.begin_step(["a"])
-    first = shown(pool, "a", table(1, 2))
-    assert shown(pool, "a", table(3, 4)) != first
-    assert pool.shows(first, table(1, 2))
     pool.views.end_step()
+
+
+def test_showing_outside_of_a_step_is_our_own_bug_and_changes_nothing(pool: Opened) -> None:
+    with pytest.raises(VmMisuse, match="outside of a step"):
+        pool.views.show("a", table(1, 2))
+    assert pool.views.stats().live_mappings == 0
 
 
 def test_without_a_slot_that_nobody_reads_a_sequence_is_not_shown(pool: Opened) -> None:
     owners = [f"s{number}" for number in range(4)]
     for number, owner in enumerate(owners):
         shown(pool, owner, table(number))
-    pool.views.begin_step(owners)
+    pool.views.begin_step([*owners, "late"])
     assert pool.views.show("late", table(20)) is None
     pool.views.end_step()
-    assert pool.views.show("late", table(20)) is not None
+    assert show(pool, "late", table(20)) is not None
 
 
 def test_the_ceiling_is_kept_and_ended_sequences_go_first() -> None:
@@ -262,7 +273,7 @@ def test_the_ceiling_is_kept_and_ended_sequences_go_first() -> None:
         assert pool.shows(shown(pool, f"s{number}", ids), ids)
         assert pool.pages.backend.live_mappings <= most
         step(pool, f"s{number}")
-    assert pool.views.show("long", table(*range(8))) is None
+    assert show(pool, "long", table(*range(8))) is None
     pool.close()
 
 
@@ -295,13 +306,56 @@ def test_pages_that_lose_their_memory_are_shown_nowhere_and_mapped_nowhere_ahead
 
 
 def test_a_page_that_a_step_reads_cannot_lose_its_memory(pool: Opened) -> None:
-    shown(pool, "a", table(1, 28))
     pool.views.begin_step(["a"])
+    pool.views.show("a", table(1, 28))
     with pytest.raises(VmMisuse, match="a step reads in slot"):
         pool.views.forget([int(table(28)[0, 0])])
     pool.views.end_step()
     pool.views.forget([int(table(28)[0, 0])])
     assert pool.views.stats().live_mappings == 2 * LAYERS - 1
+
+
+class Indivisible:
+    """A system without mappings: whatever would divide an area of the views cannot be unmapped."""
+
+    def __init__(self, pool: Opened, patched: pytest.MonkeyPatch) -> None:
+        self._backend, self._unmap = pool.pages.backend, pool.pages.backend.unmap_run
+        self.refused = 0
+        patched.setattr(self._backend, "unmap_run", self)
+
+    def __call__(self, where: Range, offset_bytes: int, n_chunks: int) -> list[Chunk]:
+        before = self._backend.live_mappings
+        chunks = self._unmap(where, offset_bytes, n_chunks)
+        if self._backend.live_mappings <= before:
+            return chunks
+        self._backend.map_run(where, offset_bytes, chunks)
+        self.refused += 1
+        raise OutOfChunks("no mappings")
+
+
+def test_what_the_system_cannot_unmap_is_read_by_table_and_goes_with_all_around_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = opened()
+    shown(pool, "a", in_file_order(0, 4))
+    step(pool, "a")
+    system = Indivisible(pool, monkeypatch)
+    other = in_file_order(0, 4)
+    other[:, 1] = in_file_order(20, 21)[:, 0]
+    assert show(pool, "a", other) is None
+    assert system.refused
+    pool.views.check()
+    pool.views.forget([int(in_file_order(0, 4)[0, 2])])
+    pool.views.check()
+    assert pool.views.stats().live_mappings == 0
+    assert pool.shows(shown(pool, "a", other), other)
+    pool.close()
+
+
+def in_file_order(first: int, end: int) -> NDArray[np.int32]:
+    """Pages [layers, blocks] whose memory lies one behind the other in each layer."""
+    half = N_PAGES // LAYERS
+    return np.array([range(layer * half + first, layer * half + end) for layer in range(LAYERS)], np.int32)
 
 
 def test_pages_that_share_a_chunk_cannot_be_shown() -> None:
@@ -313,7 +367,7 @@ def test_pages_that_share_a_chunk_cannot_be_shown() -> None:
 
 def test_more_blocks_than_a_slot_has_are_refused(pool: Opened) -> None:
     with pytest.raises(VmMisuse, match="at most 8 blocks"):
-        pool.views.show("a", table(*range(9)))
+        show(pool, "a", table(*range(9)))
 
 
 def test_an_error_of_the_background_thread_reaches_whoever_shows_next(
@@ -346,9 +400,7 @@ def test_any_history_shows_what_a_dictionary_of_tables_says(seed: int) -> None:
                 if rng.random() < 0.5:
                     pool.views.ahead(owner, table(*blocks))
         computed = [owner for owner in tables if rng.random() < 0.8]
-        begun_first = rng.random() < 0.3
-        if begun_first:
-            pool.views.begin_step(computed)
+        pool.views.begin_step(computed)
         reads: dict[int, list[int]] = {}
         for owner in computed:
             slot = pool.views.show(owner, table(*tables[owner]))
@@ -356,8 +408,6 @@ def test_any_history_shows_what_a_dictionary_of_tables_says(seed: int) -> None:
                 assert slot not in reads
                 reads[slot] = list(tables[owner])
         n_shown += len(reads)
-        if not begun_first:
-            pool.views.begin_step(computed)
         in_flight.append(reads)
         if rng.random() < 0.1:
             pool.views.forget([page for page in range(N_PAGES) if not _read(page, in_flight)][:20])

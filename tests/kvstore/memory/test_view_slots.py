@@ -18,9 +18,11 @@ def ids(*blocks: int) -> NDArray[np.int32]:
 
 
 def show(planned: ViewSlots, owner: str, pages: NDArray[np.int32]) -> int | None:
-    """As the mapper does it, without memory."""
+    """As the mapper does it, without memory, in a step of its own."""
+    planned.begin([owner])
     slot = planned.choose(owner, pages)
     if slot is None:
+        planned.fences.end()
         return None
     planned.take(slot, owner, pages.shape[1])
     change = planned.change(slot, pages)
@@ -30,6 +32,7 @@ def show(planned: ViewSlots, owner: str, pages: NDArray[np.int32]) -> int | None
         planned.note_mapped(run)
     planned.fences.shown(slot, owner, pages.shape[1])
     planned.check()
+    planned.fences.end()
     return slot
 
 
@@ -142,20 +145,36 @@ def test_counts_that_do_not_add_up_are_found() -> None:
         planned.check()
 
 
+def test_pages_that_leave_are_looked_for_only_where_something_is_mapped() -> None:
+    planned, looked = slots(), list[int]()
+
+    def leaving(pages: NDArray[np.int32]) -> NDArray[np.bool_]:
+        looked.append(pages.shape[1])
+        gone: NDArray[np.bool_] = pages == 2
+        return gone
+
+    show(planned, "a", ids(1, 2, 3))
+    show(planned, "b", ids(4))
+    (run,) = planned.mapped_where(leaving)
+    assert (run.first_block, run.pages, sorted(looked)) == (1, (2,), [1, 3])
+    for one in planned.mapped_where(lambda pages: pages >= 3):
+        planned.note_unmapped(one)
+    planned.check()
+
+
 def test_a_batch_is_cut_within_a_run() -> None:
     runs = [Run(0, 0, 3, (1, 2)), Run(0, 1, 0, (4, 5, 6)), Run(1, 0, 0, (7,))]
     assert first_pages(runs, 4) == [runs[0], Run(0, 1, 0, (4, 5))]
     assert first_pages(runs, 99) == runs
 
 
-def test_what_was_shown_is_read_until_the_step_that_began_next_has_ended() -> None:
+def test_what_was_shown_is_read_until_its_step_has_ended() -> None:
     fences = StepFences()
+    fences.begin(["a", "b"])
     fences.shown(0, "a", 3)
-    fences.shown(1, "b", 2)
     fences.begin(["a"])
-    assert (fences.read_blocks(0), fences.read_blocks(1)) == (3, 0)
     fences.shown(0, "a", 4)
-    fences.begin(["a"])
+    assert (fences.read_blocks(0), fences.read_blocks(1)) == (4, 0)
     fences.end()
     assert fences.read_blocks(0) == 4
     fences.end()
@@ -164,13 +183,23 @@ def test_what_was_shown_is_read_until_the_step_that_began_next_has_ended() -> No
         fences.end()
 
 
+def test_showing_outside_of_a_step_or_twice_in_one_is_our_own_bug() -> None:
+    fences = StepFences()
+    with pytest.raises(VmMisuse, match="outside of a step"):
+        fences.shown(0, "a", 3)
+    fences.begin(["a"])
+    fences.shown(0, "a", 3)
+    with pytest.raises(VmMisuse, match="a second time"):
+        fences.shown(0, "a", 4)
+
+
 def test_a_step_that_began_awaits_what_it_was_not_shown() -> None:
     fences = StepFences()
     fences.begin(["a", "b"])
     assert fences.awaits("a")
     fences.shown(2, "a", 5)
     assert not fences.awaits("a")
-    assert fences.read_in_flight(2) == 5
+    assert fences.read_blocks(2) == 5
     fences.end()
     assert not fences.awaits("b")
     assert fences.read_blocks(2) == 0

@@ -17,6 +17,10 @@ class Linear:
     def needs_bytes(self, rows: int, longest_keys: int) -> int:
         return self.fixed_bytes + rows * self.row_bytes + longest_keys * self.key_bytes
 
+    def gathers_bytes(self, rows: int, longest_keys: int) -> int:
+        del rows
+        return longest_keys * self.key_bytes
+
     def rows_within(self, n_bytes: int, longest_keys: int) -> int:
         return max(0, n_bytes - self.needs_bytes(0, longest_keys)) // self.row_bytes
 

@@ -182,7 +182,8 @@ def test_static_keeps_the_largest_step_s_scratch_and_lends_none() -> None:
 
 def test_no_room_for_kv_is_refused_with_the_numbers() -> None:
     with pytest.raises(
-        ConfigError, match=r"--elastic=static keeps 17.0 KiB for steps of 64 rows and 100 keys.*give .* more"
+        ConfigError,
+        match=r"--elastic=static keeps 17.0 KiB for steps of 64 rows and 100 keys \(800 B of it to gather keys\).*give .* more",
     ):
         elastic(pages=68, mode="static")
     elastic(pages=80, mode="static")
@@ -294,6 +295,14 @@ def test_a_pool_of_which_chunks_are_lent_is_not_resized_and_says_so() -> None:
     world.settle()
     assert "chunks of decode-0's memory are lent" in world.resized[0].problem
     assert world.processes["decode"].core.pool.ledger.total_pages == 120
+
+
+def test_what_lasts_cannot_be_had_for_kv_and_the_rest_of_the_arena_can() -> None:
+    scratch, pool = elastic()
+    assert (pool.ledger.counts().lent > 0, pool.lent.recallable_pages) == (True, 0)
+    least_pages = pool.ledger.counts().lent
+    scratch.rows_allowed(64, 100)
+    assert pool.lent.recallable_pages == pool.ledger.counts().lent - least_pages > 0
 
 
 def test_orders_name_whole_chunks_that_the_pool_lent() -> None:

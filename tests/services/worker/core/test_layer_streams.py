@@ -4,12 +4,18 @@ import random
 
 import pytest
 
-from common.ids import RequestId
+from common.errors import ConfigError
+from common.ids import Incarnation, RequestId, WorkerId
 from common.messages.handover import Grant
+from common.messages.liveness import Member
 from common.policy.transfer import Granularity
+from services.worker.build_core import build_core
+from services.worker.build_parts import Machine
 from services.worker.core.actions import Copy, Moved
 from services.worker.core.layer_streams import LayerStreams
 from services.worker.core.prefill import PrefillCore
+from services.worker.core.resizing import PoolSize
+from services.worker.settings import WorkerSettings
 from tests.services.worker.core.arenas import Linear, arena_terms
 from tests.support.fake_engine import answer
 from tests.support.world import GATEWAY, LAYOUT, Process, World
@@ -106,6 +112,14 @@ def test_without_layers_that_leave_one_by_one_it_is_refused_as_ever(settings: di
     failed = world.answers[RequestId("r")].failed
     assert failed is not None and failed.code == "out_of_pages"
     assert_settled(world)
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode", "mixed"])
+def test_more_layers_than_the_model_has_are_refused_whatever_the_worker_does(role: str) -> None:
+    machine = Machine(size=PoolSize(20, 1, LAYOUT.page_bytes), layout=LAYOUT)
+    mine = Member(id=WorkerId("w"), role=role, incarnation=Incarnation(1), endpoint="", host="", pid=1)
+    with pytest.raises(ConfigError, match=r"--layer-offload=99: the model has 2 layers"):
+        build_core(mine, WorkerSettings(model="m", layer_offload=99), machine)
 
 
 def test_one_that_does_not_fit_even_so_is_refused() -> None:

@@ -2,12 +2,15 @@
 
 import random
 
-from common.ids import Owner
-from common.messages.liveness import Report
+from common.ids import Incarnation, Owner, WorkerId
+from common.messages.liveness import Member, Report
 from kvstore.index.block_pool import BlockPool
 from kvstore.index.ledger import PageState
+from services.worker.build_core import build_core
+from services.worker.build_parts import Machine
 from services.worker.core.memory_owners import Buffered, Lent, MemoryOwners
 from services.worker.core.resizing import PoolSize, Resizing
+from services.worker.settings import WorkerSettings
 from tests.kvstore.index.chains import ROOT, block_pool, straight
 from tests.support.world import LAYOUT, World
 
@@ -49,6 +52,16 @@ def check(report: Report) -> None:
     assert sum(parts.values()) == report.gauges["pool_bytes"]
     assert min(parts.values()) >= 0
     assert parts["kv_requests"] + parts["kv_prefix"] == (pages.total - pages.free) * LAYOUT.page_bytes
+
+
+def test_what_the_engine_keeps_for_steps_is_reported_as_activations() -> None:
+    size, kept_bytes = PoolSize(20, 1, LAYOUT.page_bytes), [0]
+    machine = Machine(size=size, layout=LAYOUT, own_scratch_bytes=lambda: kept_bytes[0])
+    mine = Member(id=WorkerId("w"), role="prefill", incarnation=Incarnation(1), endpoint="", host="", pid=1)
+    core = build_core(mine, WorkerSettings(model="m"), machine)
+    kept_bytes[0] = 700
+    parts = {part.owner: part.n_bytes for part in core.report(0, 0.0).memory}
+    assert (parts["activations"], sum(parts.values())) == (700, 700 + 20 * LAYOUT.page_bytes)
 
 
 def test_weights_are_a_part_of_the_device() -> None:

@@ -1,6 +1,7 @@
 """Laws of what a step takes beside weights and pages."""
 
 import random
+from dataclasses import replace
 
 from services.worker.core.scratch_terms import ScratchTerms
 
@@ -24,3 +25,8 @@ def test_keys_count_by_whole_blocks_for_the_longest_sequence_or_for_a_group_of_s
     assert keys(5, 17) == 160
     assert keys(100, 17) == 512
     assert keys(100, 513) == 528
+
+
+def test_where_sequences_are_shown_one_at_the_most_is_gathered() -> None:
+    terms = replace(TERMS, group_keys=0)
+    assert [terms.gathers_bytes(rows, 17) for rows in (1, 5, 100)] == [32 * terms.key_bytes] * 3

@@ -100,11 +100,13 @@ def test_a_drawing_says_what_was_taken_and_what_lengths_seen_before_foretell() -
         if name == "old":
             target.finished(RequestId(name))
     target.arrived(RequestId("waits"), 0.0)
-    assert target.drawings(300.0, pace()) == [Drawing(2, 200.0, 6, 30.0, 20.0, 10**6 - 3)]
-    assert target.drawings(300.0, pace(r=2))[0].tpot_ms == 30.0 * (1 + 2 / 5)  # two of five who step must end first
+    assert target.drawings(300.0, pace(), 300.0) == [Drawing(2, 200.0, 6, 30.0, 20.0, 10**6 - 3)]
+    assert target.drawings(300.0, pace(r=2), 300.0)[0].tpot_ms == 30.0 * (
+        1 + 2 / 5
+    )  # two of five who step must end first
     assert target.is_drawing(R) and not target.is_drawing(RequestId("waits"))
     target.drawn(sequence(4, limit=6), 300.0)  # type: ignore[arg-type]
-    assert target.drawings(300.0, pace())[0].future_tokens == 2  # it may have no more
+    assert target.drawings(300.0, pace(), 300.0)[0].future_tokens == 2  # it may have no more
 
 
 def test_who_draws_can_spare_what_the_slo_leaves_it_and_others_nothing() -> None:
@@ -123,7 +125,7 @@ def test_who_failed_or_was_cancelled_counts_for_nothing() -> None:
     target.forget(R)
     target.forget(R)
     assert (len(target), target.n_drawing, totals(target)) == (0, 0, (0.0, 0.0, 0.0))
-    assert target.drawings(300.0, pace()) == []
+    assert target.drawings(300.0, pace(), 300.0) == []
 
 
 def served(asks: list[Ask], *, n_pages: int = 10_000, **settings: object) -> tuple[list[Timed], dict[str, float]]:
@@ -202,3 +204,36 @@ def test_who_draws_with_pages_is_not_waited_for_although_more_than_a_token_of_it
 
     assert pace_with(2).places == {} and pace_with(2).stepping == 2
     assert pace_with(0).places == {R: 1, RequestId("new"): 2}
+
+
+def test_a_held_prompt_starts_though_answers_are_handed_over_for_ever() -> None:
+    target = World(
+        random.Random(0),
+        prefill_pages=2000,
+        decode_pages=2000,
+        admission="slo",
+        slo_tpot_ms=20.0,
+        kvstore="off",
+        caching=0,
+        max_step_tokens=64,
+        max_running=16,
+    )
+    target.greet()
+    target.send("first", list(range(3, 23)), 8, to="decode")
+    target.settle()  # lengths are known now
+    core = target.processes["decode"].core
+    cost = StepCost(base_ms=1.0, token_ms=1.0, pair_ms=0.0, row_ms=0.0, kv_ms=0.0, chunk_tokens=64)
+    core._costing._fit = SimpleNamespace(cost=cost, learn=lambda *_: None)
+    handed, local = list[str](), None
+    while local is None or not target.answers[local].tokens:
+        assert len(handed) < 60, "it waits for those who came after it"
+        if sum(not target.answers[RequestId(one)].done for one in handed) < 6:
+            handed.append(f"h{len(handed)}")
+            target.send(handed[-1], [len(handed) + 3] * 4, 20)
+        if local is None and core._generation.watch.n_drawing:
+            local = RequestId("local")
+            target.send(local, list(range(3, 503)), 5, to="decode")
+        if not target.turn():
+            target.pass_time(1.0)
+    assert core._generation.watch.n_drawing, "others draw all the while"
+    assert core._local.held_total == 1

@@ -40,6 +40,7 @@ def test_free_chunks_go_and_their_pages_are_not_available() -> None:
     assert (order.to, len(order.chunks)) == (SYSTEM, 10)
     assert pool.available_pages == 10 * CHUNK_PAGES
     assert pool.usable_pages == 20 * CHUNK_PAGES, "it can be had"
+    assert pool.lent.recallable_pages == 10 * CHUNK_PAGES
     pool.check()
 
 

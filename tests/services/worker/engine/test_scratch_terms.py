@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from services.worker.elastic_memory import own_scratch_bytes
 from services.worker.engine.engine import TorchEngine
 from services.worker.engine.scratch import ALIGNMENT_BYTES, OutOfScratch
 from services.worker.model.load import load_model
@@ -55,6 +56,19 @@ def test_steps_in_an_arena_of_just_what_they_need_equal_those_in_memory_of_their
 ) -> None:
     model = load_model(checkpoint(family), dtype)
     assert random_steps(Driver(model), seed=1, lend=True) == random_steps(Driver(model), seed=1, lend=False)
+
+
+def test_an_engine_keeps_what_its_largest_step_took_until_it_is_lent_an_arena(checkpoint: Checkpoints) -> None:
+    driver = Driver(load_model(checkpoint("qwen3")))
+    assert isinstance(driver.engine, TorchEngine)
+    driver.add(prompt_of(40, seed=0), 2)
+    assert own_scratch_bytes(driver.engine) == 0
+    driver.step(40)
+    largest_bytes = driver.engine.scratch_peak_bytes
+    driver.step(1)
+    assert own_scratch_bytes(driver.engine) == largest_bytes > driver.engine.scratch_peak_bytes
+    driver.engine.use_scratch(torch.empty(4096, dtype=torch.uint8))
+    assert own_scratch_bytes(driver.engine) == 0
 
 
 def test_the_terms_of_one_long_prompt_are_exact_up_to_their_fixed_part(checkpoint: Checkpoints) -> None:

@@ -95,6 +95,13 @@ def test_a_sequence_without_a_slot_is_read_by_its_table(checkpoint: Checkpoints)
         assert [driver.output(request) for request in requests] == generate(checkpoint("mistral"), prompts, 8)
 
 
+def test_scratch_to_gather_is_for_one_sequence_where_views_are_read_as_they_are(checkpoint: Checkpoints) -> None:
+    model = load_model(checkpoint("mistral"))
+    with showing(model, n_slots=2) as driver:
+        by_view, by_table = driver.engine.scratch_terms, Driver(model).engine.scratch_terms  # type: ignore[union-attr]
+        assert by_view.gathers_bytes(8, 64) == by_view.gathers_bytes(1, 64) < by_table.gathers_bytes(8, 64)
+
+
 def placed(driver: Driver, requests: Sequence[RequestId]) -> list[Placed]:
     return [Placed(row, driver.segment(request, 1)) for row, request in enumerate(requests)]
 
