@@ -88,6 +88,9 @@ class Job:
         sampling = Sampling(max_tokens=self.most_tokens)
         return Generate(request=self.request, prompt=(), sampling=sampling, timeout_ms=1)
 
+    has_pages = False
+    """Of those that the gate is shown: who has drawn and is parked, and who has not begun."""
+
     @property
     def uncomputed_tokens(self) -> int:
         return 1 if self.generated_tokens else self.prompt_tokens

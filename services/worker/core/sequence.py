@@ -91,6 +91,11 @@ class Sequence:
         return self.awaits_load or self.lost or (self.layer_wise and self.granted_block is None)
 
     @property
+    def has_pages(self) -> bool:
+        """Whether it could be in a step."""
+        return self.table.n_blocks > 0
+
+    @property
     def generated_tokens(self) -> int:
         """Output tokens so far, wherever they were drawn."""
         return len(self.tokens) - self.prompt_tokens

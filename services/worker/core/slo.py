@@ -244,7 +244,7 @@ class PromptGate:
         longer with each; or, where some who draw have no pages, they wait behind those.
         """
         drawing = [one for one in computing if self._watch.is_drawing(one.request)]
-        absent = [one.request for one in drawing if not one.table.n_blocks]
+        absent = [one.request for one in drawing if not one.has_pages]
         stepping = max(1, self._watch.n_drawing - len(absent))
         kv_tokens = self._scheduler.queue().kv_tokens
         least_ms = cost.step_ms(stepping, kv_tokens)

@@ -196,7 +196,7 @@ def test_who_draws_with_pages_is_not_waited_for_although_more_than_a_token_of_it
         target = watch()
         target.arrived(R, 0.0)
         draw_all(target, [1.0])
-        restored = SimpleNamespace(request=R, table=SimpleNamespace(n_blocks=n_blocks), uncomputed_tokens=3)
+        restored = SimpleNamespace(request=R, has_pages=n_blocks > 0, uncomputed_tokens=3)
         scheduler = SimpleNamespace(queue=lambda: SimpleNamespace(kv_tokens=0))
         gate = PromptGate(FirstComeFirstServed(), target, SimpleNamespace(costing=None, scheduler=scheduler))  # type: ignore[arg-type]
         new = SimpleNamespace(tokens=(5,) * 9, message=SimpleNamespace(request=RequestId("new")))
