@@ -115,24 +115,35 @@ def _run(settings: PaperSettings, environ: Mapping[str, str]) -> int:
     check_writable(settings.out, empty=True)
     with TemporaryDirectory() as scratch:
         bench = _Bench(settings, settings.model or _make_model(settings.experiment.preset, Path(scratch)), environ)
-        for workload in settings.workloads:
-            bench.cross(workload)
+        try:
+            for workload in settings.workloads:
+                bench.cross(workload)
+        finally:  # what was done counts, also of an experiment that was interrupted
+            _deliver(settings, bench)
+    return max(bench.codes)
+
+
+def _deliver(settings: PaperSettings, bench: "_Bench") -> None:
+    if not bench.cells:
+        return
     table = paper_table(settings.experiment, bench.cells)
     print(table)
     (settings.out / "table.md").write_text(table)
     for workload in settings.workloads:
         results = [result for (name, _), found in bench.cells.items() if name == workload.name for result in found]
-        title = f"{settings.experiment.paper}: {workload.name}"
-        write_html(results, settings.out / f"report-{workload.name}.html", title)
+        if results:
+            title = f"{settings.experiment.paper}: {workload.name}"
+            write_html(results, settings.out / f"report-{_in_path(workload.name)}.html", title)
     print(f"written to {settings.out}")
-    return max(bench.codes)
+
+
+def _in_path(name: str) -> str:
+    return name.replace(" ", "-")
 
 
 def _make_model(preset: str, parent: Path) -> str:
     folder = parent / preset
     command = [sys.executable, "-P", "-m", "services.launcher.cli", "model", "make", "--preset", preset]
-    if preset == "deep":
-        command += ["--family", "llama"]
     made = subprocess.run([*command, "--out", str(folder)], capture_output=True, text=True, check=False)
     if made.returncode:
         raise ConfigError(f"cannot make a model: {made.stderr.strip()}; name one with --model")
@@ -184,7 +195,7 @@ class _Bench:
     def _cell(self, workload: PaperWorkload, system: System, rate: float | None, round_: int) -> None:
         title, folder = (
             f"{workload.name}: {system.name}",
-            self._settings.out / f"{workload.name}-{system.name}-{round_}",
+            self._settings.out / _in_path(f"{workload.name}-{system.name}-{round_}"),
         )
         count = ("--num-requests", str(self._settings.requests), "--warmup", "8")
         label = ("--label", f"system={system.name}")

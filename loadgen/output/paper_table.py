@@ -7,13 +7,18 @@ from loadgen.output.result_json import to_json
 from loadgen.papers.experiment import Claim, Experiment
 from loadgen.results.result import Result
 
+_READING = (
+    "A rate in brackets is what a closed loop came to. The second table has ratios of the system in its third column to the one in its "
+    "second; bold: the paper states one too, in brackets. `-`: there were too few samples for it, or none."
+)
+
 Cells = Mapping[tuple[str, str], Sequence[Result]]
 """By (workload, system)."""
 
 
 def paper_table(experiment: Experiment, cells: Cells) -> str:
     """Two tables; several rounds are averaged, and their range is shown beside the ratios."""
-    return f"{_measured(experiment, cells)}\n\n{_claims(experiment, cells)}\n"
+    return f"{_measured(experiment, cells)}\n\n{_claims(experiment, cells)}\n\n{_READING}\n"
 
 
 def _measured(experiment: Experiment, cells: Cells) -> str:
@@ -39,7 +44,12 @@ def _measured(experiment: Experiment, cells: Cells) -> str:
 
 
 def _claims(experiment: Experiment, cells: Cells) -> str:
-    titles = ["workload", "instead of", "", *(f"{_bare(title)}: here (paper)" for title in experiment.shown.values())]
+    titles = [
+        "workload",
+        "instead of",
+        "system",
+        *(f"{_bare(title)}: here (paper)" for title in experiment.shown.values()),
+    ]
     rows = []
     for claim in experiment.claims:
         base, other = cells.get((claim.workload, claim.base)), cells.get((claim.workload, claim.other))

@@ -115,7 +115,7 @@ def _worker(settings: UpSettings, site: Site, role: str, index: int) -> ProcessP
         block_tokens=settings.block_tokens,
         elastic=settings.elastic,
         layer_offload=settings.layer_offload,
-        host_buffer=settings.host_buffer_bytes,
+        host_buffer=None if role == "prefill" else settings.host_buffer_bytes,  # nobody draws answers there
         admission=settings.admission,
         slo_ttft=settings.slo_ttft_ms,
         slo_tpot=settings.slo_tpot_ms,

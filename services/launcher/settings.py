@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass
 
-from common.memory_modes import ADMISSION_RULES, ELASTIC_MODES, KV_LAYOUTS, SPARE_MEMORY, parse_layer_offload
+from common.memory_modes import (
+    ADMISSION_RULES,
+    ELASTIC_MODES,
+    KV_LAYOUTS,
+    SPARE_MEMORY,
+    parse_layer_offload,
+    require_host_buffer,
+    require_memory_modes,
+)
 from common.settings import bytes_setting, memory_setting, setting
 from common.transports import require_transport
 from common.units import GIB, MIB, MemoryShare
@@ -138,6 +146,20 @@ class UpSettings:
         for name in ("prefill", "decode", "mixed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name}={getattr(self, name)}: must be 0 or more")
+        require_memory_modes(
+            device=self.device,
+            kv_layout=self.kv_layout,
+            elastic=self.elastic,
+            spare_memory=self.spare_memory,
+            block_tokens=self.block_tokens,
+        )
+        if self.mixed:
+            require_host_buffer(
+                elastic=self.elastic, layer_offload=self.layer_offload, host_buffer_bytes=self.host_buffer_bytes
+            )
+        for flag, value in (("slo-ttft", self.slo_ttft_ms), ("slo-tpot", self.slo_tpot_ms)):
+            if not value > 0:
+                raise ValueError(f"--{flag}={value}: must be above 0")
         if self.gateways < 1:
             raise ValueError(f"--gateways={self.gateways}: must be 1 or more")
         if bool(self.prefill) != bool(self.decode):

@@ -24,7 +24,10 @@ def memory_text(worker: Mapping[str, Any]) -> str:
     if not pages["total"]:
         return "-"
     cached = f", {pages['cached']} cached" if pages["cached"] else ""
-    text = f"{pages['total'] - pages['free'] - pages['cached']} of {pages['total']} pages used{cached}{_change_text(worker)}"
+    lent = pages.get("lent", 0)  # a worker of another version lends nothing
+    used = pages["total"] - pages["free"] - pages["cached"] - lent
+    aside = f", {lent} lent" if lent else ""
+    text = f"{used} of {pages['total']} pages used{cached}{aside}{_change_text(worker)}"
     if not model or model["dtype"] not in DTYPE_BYTES:
         return text
     layout = KvLayout(

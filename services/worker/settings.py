@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
-from common.memory_modes import ADMISSION_RULES, ELASTIC_MODES, KV_LAYOUTS, SPARE_MEMORY, parse_layer_offload
+from common.memory_modes import (
+    ADMISSION_RULES,
+    ELASTIC_MODES,
+    KV_LAYOUTS,
+    SPARE_MEMORY,
+    parse_layer_offload,
+    require_memory_modes,
+)
 from common.policy.eviction import EVICTION_POLICIES
 from common.policy.prefetch import FETCH_POLICIES
 from common.settings import bytes_setting, memory_setting, setting
@@ -172,10 +179,13 @@ class WorkerSettings:
         for flag, value in (("slo-ttft", self.slo_ttft_ms), ("slo-tpot", self.slo_tpot_ms)):
             if not value > 0:
                 raise ValueError(f"--{flag}={value}: must be above 0")
-        if isinstance(self.layer_offload, int) and self.layer_offload < 0:
-            raise ValueError(f"--layer-offload={self.layer_offload}: must be off, auto, or 0 layers or more")
-        if self.block_tokens is not None and (self.block_tokens < 1 or self.block_tokens % 16):
-            raise ValueError(f"--block-tokens={self.block_tokens}: must be a multiple of 16")
+        require_memory_modes(
+            device=self.device,
+            kv_layout=self.kv_layout,
+            elastic=self.elastic,
+            spare_memory=self.spare_memory,
+            block_tokens=self.block_tokens,
+        )
         if self.drain_s < 0:
             raise ValueError(f"--drain-s={self.drain_s}: must be 0 or more")
         require_transport(self.transport, self.device)

@@ -82,4 +82,9 @@ def are_tokens(prompt: Sequence[int], vocab_tokens: int) -> bool:
 
 def too_large(pages: int, total_pages: int) -> str:
     """Why a request that grows to so many pages is never served here; empty if it can be."""
-    return f"the request needs up to {pages} pages; this worker has {total_pages} in all" if pages > total_pages else ""
+    if pages <= total_pages:
+        return ""
+    return (
+        f"the request needs up to {pages} pages; this worker has {total_pages} in all for KV (--device-memory, with "
+        "--elastic less what steps keep): ask for fewer tokens, or give it more memory"
+    )

@@ -122,16 +122,17 @@ _MODEL_TYPES = {"gemma3": "gemma3_text"}
 
 
 def make_model(
-    preset: str, out_dir: Path | str, *, family: str = "qwen2", dtype: str | None = None, seed: int = 0
+    preset: str, out_dir: Path | str, *, family: str | None = None, dtype: str | None = None, seed: int = 0
 ) -> Path:
     """Write config, weights, tokenizer, chat template and generation config to `out_dir`, which must not exist yet.
 
-    `dtype` None takes the preset's own. The folder appears whole or not at all.
+    `family` None takes qwen2, or what the preset has instead; `dtype` None the preset's own. The folder appears whole or not at all.
     Raises ConfigError for an unknown name or an `out_dir` that is in use.
     """
     if preset not in PRESETS:
         raise ConfigError(f"--preset={preset!r}: must be {' or '.join(PRESETS)}")
     allowed = _PRESET_FAMILIES[preset]
+    family = family or ("qwen2" if "qwen2" in allowed else allowed[0])
     if family not in allowed:
         raise ConfigError(f"--family={family!r}: with --preset {preset} must be {' or '.join(allowed)}")
     sizes = PRESETS[preset]
@@ -203,7 +204,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--preset", required=True, choices=tuple(PRESETS), help=_PRESET_HELP)
     parser.add_argument("--out", required=True, type=Path, help="folder to write; must not exist or be empty")
-    parser.add_argument("--family", default="qwen2", choices=FAMILIES, help="architecture (default: %(default)s)")
+    parser.add_argument("--family", choices=FAMILIES, help="architecture (default: qwen2; deep: llama)")
     parser.add_argument("--dtype", default=None, choices=tuple(_DTYPES), help="of the weights; default: the preset's")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (default: %(default)s)")
     options = parser.parse_args(argv)
@@ -213,5 +214,5 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"penstock model make: {error}\n")
         return 2
     weights_bytes = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-    sys.stdout.write(f"{out}: {options.preset} {options.family}, {weights_bytes / 2**20:.1f} MiB of weights\n")
+    sys.stdout.write(f"{out}: {options.preset}, {weights_bytes / 2**20:.1f} MiB of weights\n")
     return 0
