@@ -135,7 +135,7 @@ class WorkerService:
             self._core.drain()
             self._drain_from_ms = now_ms
         elapsed_ms = now_ms - self._drain_from_ms
-        if elapsed_ms < _NOTICE_MS and self._core.has_callers:
+        if elapsed_ms < min(_NOTICE_MS, drain_ms) and self._core.has_callers:
             return False
         if self._core.idle:
             self._core.check()
