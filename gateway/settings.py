@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 
 from common.policy.routing_rules import RULES
+from common.process_settings import ProcessSettings, require_process_settings
 from common.settings import bytes_setting, setting
 from common.units import MIB
 
@@ -12,7 +13,7 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatewaySettings:
+class GatewaySettings(ProcessSettings):
     """One field per flag; see `penstock gateway --help`."""
 
     model: str = setting(help="Folder or hub id of a model in Hugging Face format; only its small files are read.")
@@ -71,6 +72,7 @@ class GatewaySettings:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work. Raises ValueError."""
+        require_process_settings(self)
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port={self.port}: must be 0 to 65535")
         if self.id is not None and _ID.fullmatch(self.id) is None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from common.kv_layout import DTYPE_BYTES
 from common.policy.eviction import EVICTION_POLICIES
+from common.process_settings import ProcessSettings, require_process_settings
 from common.settings import bytes_setting, setting
 from common.units import GIB
 
@@ -12,7 +13,7 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KvStoreSettings:
+class KvStoreSettings(ProcessSettings):
     """One field per flag; see `penstock kvstore --help`."""
 
     id: str | None = setting(None, help="Name of this store, unique in the cluster; unset: kvstore and random digits.")
@@ -31,6 +32,10 @@ class KvStoreSettings:
     eviction: str = setting(
         "lru", choices=tuple(EVICTION_POLICIES), help="Which block goes first: least recently used, or cheapest."
     )
+    verify_kv: bool = setting(
+        False,
+        help="Check every page that arrives, from whomever and wherever it was kept, against a checksum before it is used.",
+    )
     disk: str | None = setting(
         None, help="Folder for blocks below host memory, this store's alone; unset: none. They outlive a restart."
     )
@@ -45,6 +50,7 @@ class KvStoreSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work. Raises ValueError."""
+        require_process_settings(self)
         if self.id is not None and _ID.fullmatch(self.id) is None:
             raise ValueError(f"--id={self.id!r}: must be 1 to 64 letters, digits, dots, dashes or underscores")
         if self.dtype != "auto" and self.model is None:

@@ -88,6 +88,9 @@ def _kvstore(settings: UpSettings, site: Site) -> ProcessPlan:
         eviction=settings.eviction,
         disk=settings.disk,
         disk_size=None if settings.disk is None else settings.disk_size_bytes,
+        verify_kv=settings.verify_kv or None,
+        cluster_key=settings.cluster_key,
+        debug_faults=settings.debug_faults or None,
     )
     return ProcessPlan("kvstore-0", "kvstore", (*site.program, "kvstore", *flags))
 
@@ -126,6 +129,9 @@ def _worker(settings: UpSettings, site: Site, role: str, index: int) -> ProcessP
         drain_s=settings.drain_s,
         threads=threads,
         cost_profile=settings.cost_profile,
+        verify_kv=settings.verify_kv or None,
+        cluster_key=settings.cluster_key,
+        debug_faults=settings.debug_faults or None,
     )
     environ = {
         "OMP_NUM_THREADS": str(threads),
@@ -149,6 +155,8 @@ def _gateway(settings: UpSettings, site: Site, index: int) -> ProcessPlan:
         api_keys=settings.api_keys,
         route_prefill=settings.route_prefill,
         route_decode=settings.route_decode,
+        cluster_key=settings.cluster_key,
+        debug_faults=settings.debug_faults or None,
     )
     keys = {"PENSTOCK_API_KEY": settings.api_key, "PENSTOCK_ADMIN_KEY": settings.admin_key}
     environ = {name: key for name, key in keys.items() if key is not None}

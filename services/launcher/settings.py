@@ -135,6 +135,14 @@ class UpSettings:
         help="File of `penstock profile` that every worker's cost model starts from; unset: they learn by themselves.",
     )
 
+    verify_kv: bool = setting(
+        False, help="Check every page that arrives against a checksum before it is used; see `penstock decode --help`."
+    )
+    cluster_key: str | None = setting(
+        None, help="File with the secret of the cluster, for encrypted traffic; see `penstock gateway --help`."
+    )
+    debug_faults: bool = setting(False, help="Let PENSTOCK_FAULTS take effect in the processes that are started.")
+
     run_dir: str | None = setting(
         None, help="Folder for logs and Unix sockets; unset: a temporary one, removed at the end."
     )

@@ -12,6 +12,7 @@ from common.memory_modes import (
 )
 from common.policy.eviction import EVICTION_POLICIES
 from common.policy.prefetch import FETCH_POLICIES
+from common.process_settings import ProcessSettings, require_process_settings
 from common.settings import bytes_setting, memory_setting, setting
 from common.transports import require_transport
 from common.units import GIB, MemoryShare
@@ -28,7 +29,7 @@ def step_tokens_limit(asked: int | None, device: str) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSettings:
+class WorkerSettings(ProcessSettings):
     """One field per flag; see `penstock decode --help`."""
 
     model: str = setting(help="Folder or hub id of a model in Hugging Face format.")
@@ -148,6 +149,10 @@ class WorkerSettings:
         "all layers of a block as one piece; auto takes layer at low load and aggregated at high load.",
     )
 
+    verify_kv: bool = setting(
+        False,
+        help="Check every page that arrives, from whomever and wherever it was kept, against a checksum before it is used.",
+    )
     transport: str = setting(
         "auto",
         choices=("auto", "cuda_ipc", "shm", "tcp"),
@@ -172,6 +177,7 @@ class WorkerSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work. Raises ValueError."""
+        require_process_settings(self)
         for name in ("max_running", "max_step_tokens", "max_queued", "lease_ms", "silent_peer_ms"):
             value = getattr(self, name)
             if value is not None and value < 1:
