@@ -17,8 +17,9 @@ from common.ids import Incarnation, PeerId, WorkerId, peer_id
 from common.log import Log
 from common.messages.liveness import Member, ModelIdentity
 from common.net.cache_events import CacheEventPublisher
-from common.net.fault_kit import FaultKit
+from common.net.fault_kit import FaultKit, clock_of
 from common.net.faulty import FaultyExchange
+from common.net.faulty_redis import opens_registry
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
@@ -68,6 +69,7 @@ class Worker:
         self._id = WorkerId(settings.id or f"{role}-{secrets.token_hex(3)}")
         self._log = Log(process=self._id)
         self._kit = None if settings.faults is None else FaultKit(settings.faults, self._id, self._log)
+        self._clock = clock_of(self._kit)
         self._cleanup = contextlib.ExitStack()
         self._service: WorkerService | None = None
         self._membership: Membership | None = None
@@ -103,7 +105,7 @@ class Worker:
         require_kv_layout(settings.kv_layout, device)
         model = self._load(inspected) if needs_model(settings.device_memory, device) else None
         page_bytes = page_bytes_of(settings.device_memory, device, model, limits)
-        mapped = DeviceMemory(settings, page_bytes, inspected.layout, device, limits)
+        mapped = DeviceMemory(settings, page_bytes, inspected.layout, device, limits, self._kit)
         self._cleanup.callback(mapped.close)
         memory = mapped.pages
         self._log.event("memory_planned", plan=str(memory.plan))
@@ -137,13 +139,22 @@ class Worker:
         self._cleanup.callback(events.close)
         ahead = settings.plan_ahead == "on" or (settings.plan_ahead == "auto" and settings.device != "cpu")
         lender = ChunkLender(mapped.lending, inbox, use_scratch=engine.use_scratch)
-        ports = Ports(exchange, inbox, engine, links, resizer, events, lender, mapped.counters, mapped.check)
+        ports = Ports(
+            exchange, inbox, engine, links, resizer, events, lender, mapped.counters, mapped.check, self._clock
+        )
         self._service = WorkerService(core, ports, self._log, plan_ahead=ahead)
-        membership = Membership(settings.redis, settings.cluster, mine, lambda members: inbox.put(MembersRead(members)))
-        membership.join()
-        self._cleanup.callback(membership.stop)
+        self._join(mine, inbox)
         told = {"threads": threads, "weight_bytes": model.weight_bytes, "faults_on": self._kit is not None}
         self._log.event("ready", role=self._role, endpoint=exchange.endpoint, **told)
+
+    def _join(self, mine: Member, inbox: Events) -> None:
+        def on_members(members: list[Member]) -> None:
+            inbox.put(MembersRead(members))
+
+        settings, opened = self._settings, opens_registry(self._kit)
+        membership = Membership(settings.redis, settings.cluster, mine, on_members, opened)
+        membership.join()
+        self._cleanup.callback(membership.stop)
 
     def _open_exchange(self, peer: PeerId) -> Exchange:
         bind, kit = self._settings.bind, self._kit
@@ -156,7 +167,7 @@ class Worker:
         return Movers(
             share,
             Copier(lambda done: inbox.put(CopyEnded(done))),
-            BlockMover(own, gate, lambda event: inbox.put(BlocksMoved(event))),
+            BlockMover(own, gate, lambda event: inbox.put(BlocksMoved(event)), self._clock),
         )
 
     def _stepping(self, computing: object) -> Engine[Any]:

@@ -55,7 +55,7 @@ def test_a_decode_worker_that_stops_itself_at_a_grant_and_goes_on_answers_right(
     assert stream.tokens == Reference(model).generate(prompt, 12)
     rules.unlink()
     until(lambda: all_free(url(system), "prefill-0", "decode-0"), f"all pages free: {status(url(system))}")
-    decode = next(worker for worker in status(url(system))["workers"] if worker["id"] == "decode-0")
+    decode = status(url(system))["decode-0"]
     assert decode["counters"]["faults_injected_total{point=grant,kind=stop}"] == 1.0
     assert decode["gauges"]["faults_on"] == 1.0
 
