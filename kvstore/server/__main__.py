@@ -28,6 +28,7 @@ from kvstore.server.core.store import Budget, KvStoreCore
 from kvstore.server.disk_folder import DiskFolder
 from kvstore.server.disk_thread import DiskThread
 from kvstore.server.inbox import Events, GuestGone, GuestJoined, ShareDied
+from kvstore.server.page_checks import PageChecks
 from kvstore.server.service import KvStoreService
 from kvstore.server.settings import KvStoreSettings
 from kvstore.transport.share import Share
@@ -84,7 +85,8 @@ def run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
         )
         disk_bytes = 0 if settings.disk is None else settings.disk_size_bytes
         core = KvStoreCore(member, Budget(memory.capacity_bytes, disk_bytes, settings.eviction), layout)
-        disk = _open_disk(settings, memory, inbox, stack)
+        checks = PageChecks(memory) if settings.verify_kv else None
+        disk = _open_disk(settings, memory, inbox, stack, checks)
         membership = Membership(settings.redis, settings.cluster, member, lambda members: None)
         membership.join()
         stack.callback(membership.stop)
@@ -96,7 +98,9 @@ def run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
             disk=settings.disk,
             blocks=core.capacity_blocks,
         )
-        KvStoreService(core, exchange, memory, inbox, log, disk).serve(stopping, publisher.publish)
+        service = KvStoreService(core, exchange, memory, inbox, log, disk)
+        service.verify_with(checks)
+        service.serve(stopping, publisher.publish)
         log.event("stopped")
 
 
@@ -111,11 +115,13 @@ def _run_dir(settings: KvStoreSettings, stack: ExitStack) -> Path:
     return folder
 
 
-def _open_disk(settings: KvStoreSettings, memory: BlockMemory, inbox: Events, stack: ExitStack) -> DiskThread | None:
+def _open_disk(
+    settings: KvStoreSettings, memory: BlockMemory, inbox: Events, stack: ExitStack, checks: PageChecks | None
+) -> DiskThread | None:
     if settings.disk is None:
         return None
     folder = stack.enter_context(closing(DiskFolder(Path(settings.disk), settings.disk_size_bytes)))
-    thread = DiskThread(folder, memory, inbox.put)
+    thread = DiskThread(folder, memory, inbox.put, checks)
     stack.callback(thread.stop)
     return thread
 

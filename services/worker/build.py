@@ -32,6 +32,7 @@ from kvstore.transport.probe import Ways
 from kvstore.transport.share import Share
 from services.worker.build_core import build_core
 from services.worker.build_parts import Machine
+from services.worker.checksum_thread import ChecksumThread
 from services.worker.chunk_lender import ChunkLender
 from services.worker.core.host_buffer import HOST_BUFFER
 from services.worker.core.resizing import PoolSize
@@ -107,8 +108,8 @@ class Worker:
         driver = self._open_driver(memory)
         gate, marks = LoadGate(), layer_events(inspected.layout.layers, memory.backend.device)
         share = _share(peer, inbox, None if driver is None else CudaMapper(driver, memory.backend.device))
-        loop_pages, copier_pages, mover_pages = (own_pages_of(memory.pages, marks) for _ in range(3))
-        movers = _movers(share, mover_pages, gate, inbox)
+        loop_pages, copier_pages, mover_pages, read_pages = (own_pages_of(memory.pages, marks) for _ in range(4))
+        movers = _movers(share, mover_pages, gate, inbox, copier_pages if settings.verify_kv else None)
         host = self._open_host(memory, driver, movers)
         share_path = share.serve(memory, self._run_dir())
         mine = self._member(exchange.endpoint, inspected.identity, str(inspected.folder), share_path, memory)
@@ -133,7 +134,10 @@ class Worker:
         self._cleanup.callback(events.close)
         ahead = settings.plan_ahead == "on" or (settings.plan_ahead == "auto" and settings.device != "cpu")
         lender = ChunkLender(mapped.lending, inbox, use_scratch=engine.use_scratch)
-        ports = Ports(exchange, inbox, engine, links, resizer, events, lender, mapped.counters, mapped.check)
+        checksums = ChecksumThread(read_pages, inbox.put) if settings.verify_kv else None
+        if checksums is not None:
+            self._cleanup.callback(checksums.stop)
+        ports = Ports(exchange, inbox, engine, links, resizer, events, lender, mapped.counters, mapped.check, checksums)
         self._service = WorkerService(core, ports, self._log, plan_ahead=ahead)
         membership = Membership(settings.redis, settings.cluster, mine, lambda members: inbox.put(MembersRead(members)))
         membership.join()
@@ -253,9 +257,10 @@ def _share(peer: PeerId, inbox: Events, mapper: CudaMapper | None) -> Share:
     )
 
 
-def _movers(share: Share, pages: OwnPages, gate: LoadGate, inbox: Events) -> Movers:
+def _movers(share: Share, pages: OwnPages, gate: LoadGate, inbox: Events, verify: OwnPages | None) -> Movers:
+    """`verify`: the pages of the copier's thread if everything that is moved has checksums."""
     return Movers(
         share,
-        Copier(lambda done: inbox.put(CopyEnded(done))),
-        BlockMover(pages, gate, lambda event: inbox.put(BlocksMoved(event))),
+        Copier(lambda done: inbox.put(CopyEnded(done)), verify=verify),
+        BlockMover(pages, gate, lambda event: inbox.put(BlocksMoved(event)), verify=verify is not None),
     )
