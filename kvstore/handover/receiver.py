@@ -70,6 +70,13 @@ class Receiver:
         incoming = self._open.get(transfer)
         return None if incoming is None else incoming.state
 
+    def grant_of(self, transfer: TransferId, sender: PeerId) -> Grant | None:
+        """What this sender may fill, if it still may."""
+        incoming = self._open.get(transfer)
+        if incoming is None or incoming.sender != sender or incoming.state is not ReceiverState.FILLING:
+            return None
+        return incoming.grant
+
     def open(self, sender: PeerId, grant: Grant, writer_is_remote: bool, now_ms: float) -> list[ReceiverAction]:
         """Give pages. `writer_is_remote`: the sender writes them itself (shm), so they may need quarantine.
 
@@ -126,7 +133,7 @@ class Receiver:
         if incoming is None or incoming.state is ReceiverState.STOPPING:
             return []
         reason = text or f"transfer stopped: {code}"
-        gave_up = GaveUp(transfer, self._phase(incoming), code, reason, retryable)
+        gave_up = GaveUp(transfer, _phase(incoming), code, reason, retryable)
         if incoming.state is ReceiverState.ASKED:
             return [*self.refuse(transfer, code, reason, retryable, now_ms), gave_up]
         tell = Send(incoming.sender, Stop(transfer=transfer, code=code))
@@ -264,7 +271,7 @@ class Receiver:
         self, transfer: TransferId, incoming: _Incoming, code: str, text: str, now_ms: float
     ) -> list[ReceiverAction]:
         state = incoming.state
-        gave_up = GaveUp(transfer, self._phase(incoming), code, text, retryable=True)
+        gave_up = GaveUp(transfer, _phase(incoming), code, text, retryable=True)
         self._close(transfer, incoming, ReceiverEvent.WRITER_STOPPED, now_ms)
         match state:
             case ReceiverState.ASKED:
@@ -290,5 +297,6 @@ class Receiver:
     def _transfers_of(self, sender: PeerId) -> list[TransferId]:
         return [transfer for transfer, incoming in self._open.items() if incoming.sender == sender]
 
-    def _phase(self, incoming: _Incoming) -> str:
-        return "grant" if incoming.state is ReceiverState.ASKED else "transfer"
+
+def _phase(incoming: _Incoming) -> str:
+    return "grant" if incoming.state is ReceiverState.ASKED else "transfer"

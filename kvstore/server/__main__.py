@@ -32,6 +32,7 @@ from kvstore.server.disk_folder import DiskFolder
 from kvstore.server.disk_thread import DiskThread
 from kvstore.server.faulty_disk import FaultyDiskFolder
 from kvstore.server.inbox import Events, GuestGone, GuestJoined, ShareDied
+from kvstore.server.page_checks import PageChecks
 from kvstore.server.service import KvStoreService
 from kvstore.server.settings import KvStoreSettings
 from kvstore.transport.share import Share
@@ -90,7 +91,8 @@ def run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
         )
         disk_bytes = 0 if settings.disk is None else settings.disk_size_bytes
         core = KvStoreCore(member, Budget(memory.capacity_bytes, disk_bytes, settings.eviction), layout)
-        disk = _open_disk(settings, memory, inbox, stack, kit)
+        checks = PageChecks(memory) if settings.verify_kv else None
+        disk = _open_disk(settings, memory, inbox, stack, kit, checks)
         opened = opens_registry(kit)
         membership = Membership(settings.redis, settings.cluster, member, lambda members: None, opened)
         membership.join()
@@ -104,7 +106,9 @@ def run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
             blocks=core.capacity_blocks,
             faults_on=kit is not None,
         )
-        KvStoreService(core, exchange, memory, inbox, log, disk).serve(stopping, publisher.publish, clock_of(kit))
+        service = KvStoreService(core, exchange, memory, inbox, log, disk)
+        service.verify_with(checks)
+        service.serve(stopping, publisher.publish, clock_of(kit))
         log.event("stopped")
 
 
@@ -120,14 +124,19 @@ def _run_dir(settings: KvStoreSettings, stack: ExitStack) -> Path:
 
 
 def _open_disk(
-    settings: KvStoreSettings, memory: BlockMemory, inbox: Events, stack: ExitStack, kit: FaultKit | None
+    settings: KvStoreSettings,
+    memory: BlockMemory,
+    inbox: Events,
+    stack: ExitStack,
+    kit: FaultKit | None,
+    checks: PageChecks | None,
 ) -> DiskThread | None:
     if settings.disk is None:
         return None
     path, n_bytes = Path(settings.disk), settings.disk_size_bytes
     folder = DiskFolder(path, n_bytes) if kit is None else FaultyDiskFolder(path, n_bytes, kit)
     stack.callback(folder.close)
-    thread = DiskThread(folder, memory, inbox.put)
+    thread = DiskThread(folder, memory, inbox.put, checks)
     stack.callback(thread.stop)
     return thread
 

@@ -36,6 +36,7 @@ from kvstore.transport.probe import Ways
 from kvstore.transport.share import Share
 from services.worker.build_core import build_core
 from services.worker.build_parts import Machine
+from services.worker.checksum_thread import ChecksumThread
 from services.worker.chunk_lender import ChunkLender
 from services.worker.core.host_buffer import HOST_BUFFER
 from services.worker.core.resizing import PoolSize
@@ -113,8 +114,8 @@ class Worker:
         driver = self._open_driver(memory)
         gate, marks = LoadGate(), layer_events(inspected.layout.layers, memory.backend.device)
         share = _share(peer, inbox, None if driver is None else CudaMapper(driver, memory.backend.device))
-        loop_pages, copier_pages, mover_pages = (own_pages_of(memory.pages, marks) for _ in range(3))
-        movers = self._movers(share, mover_pages, gate, inbox)
+        loop_pages, copier_pages, mover_pages, read_pages = (own_pages_of(memory.pages, marks) for _ in range(4))
+        movers = self._movers(share, mover_pages, gate, inbox, copier_pages)
         host = self._open_host(memory, driver, movers)
         share_path = share.serve(memory, self._run_dir())
         mine = self._member(exchange.endpoint, inspected.identity, str(inspected.folder), share_path, memory)
@@ -139,8 +140,21 @@ class Worker:
         self._cleanup.callback(events.close)
         ahead = settings.plan_ahead == "on" or (settings.plan_ahead == "auto" and settings.device != "cpu")
         lender = ChunkLender(mapped.lending, inbox, use_scratch=engine.use_scratch)
+        checksums = ChecksumThread(read_pages, inbox.put) if settings.verify_kv else None
+        if checksums is not None:
+            self._cleanup.callback(checksums.stop)
         ports = Ports(
-            exchange, inbox, engine, links, resizer, events, lender, mapped.counters, mapped.check, self._clock
+            exchange,
+            inbox,
+            engine,
+            links,
+            resizer,
+            events,
+            lender,
+            mapped.counters,
+            mapped.check,
+            self._clock,
+            checksums,
         )
         self._service = WorkerService(core, ports, self._log, plan_ahead=ahead)
         self._join(mine, inbox)
@@ -162,12 +176,13 @@ class Worker:
         self._cleanup.callback(exchange.close)
         return exchange
 
-    def _movers(self, share: Share, pages: OwnPages, gate: LoadGate, inbox: Events) -> Movers:
+    def _movers(self, share: Share, pages: OwnPages, gate: LoadGate, inbox: Events, copier_pages: OwnPages) -> Movers:
+        verify = self._settings.verify_kv
         own = pages if self._kit is None else FaultyPages(pages, self._kit, HOST_BUFFER)
         return Movers(
             share,
-            Copier(lambda done: inbox.put(CopyEnded(done))),
-            BlockMover(own, gate, lambda event: inbox.put(BlocksMoved(event)), self._clock),
+            Copier(lambda done: inbox.put(CopyEnded(done)), verify=copier_pages if verify else None),
+            BlockMover(own, gate, lambda event: inbox.put(BlocksMoved(event)), self._clock, verify=verify),
         )
 
     def _stepping(self, computing: object) -> Engine[Any]:

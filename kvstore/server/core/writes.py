@@ -74,6 +74,11 @@ class Writes:
         self._pool.release(reserved.owner)
         return [*actions, Reply(peer, Stored(call=message.call, n_blocks=self._n_held(reserved.blocks)))]
 
+    def reserved_pages(self, peer: PeerId, call: int) -> tuple[Pages, ...]:
+        """What `publish` of this call would make visible, in order; empty for an unknown call."""
+        reserved = self._reserved.get((peer, call))
+        return () if reserved is None else tuple(pages for pages in reserved.pages if pages)
+
     def put(self, peer: PeerId, put: Put, frames_bytes: Sequence[int], now_ms: float) -> list[Action]:
         """Take blocks whose bytes came along; all frames have the length of a block."""
         refusal = bad_names(put.blocks)

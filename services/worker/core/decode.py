@@ -13,7 +13,7 @@ from common.ids import PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
 from common.messages import AnyMessage
 from common.messages.actions import Send
-from common.messages.handover import Abort, GrantRefused, GrantRequest, HandOver, KvSent, Renew, Stopped
+from common.messages.handover import Abort, Grant, GrantRefused, GrantRequest, HandOver, KvSent, Renew, Stopped
 from common.messages.liveness import Member, Report
 from common.messages.requests import Cancel, Failed, Generate
 from common.policy.admission import AdmissionGate
@@ -170,6 +170,14 @@ class DecodeCore(WorkerRole):
     def wants_payloads(self, transfer: TransferId) -> bool:
         """Whether KvSent of this transfer must bring the bytes along."""
         return self._incoming.wants_payloads(transfer)
+
+    def grant_of(self, transfer: TransferId, sender: PeerId) -> Grant | None:
+        """What this sender may fill for a transfer, if it still may."""
+        return self._incoming.grant_of(transfer, sender)
+
+    def on_corrupt(self, transfer: TransferId, text: str, now_ms: float) -> list[Action]:
+        """What came of a transfer is not what was sent."""
+        return self._incoming.on_corrupt(transfer, text, now_ms) + self._after_cache(now_ms)
 
     def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
         """The kernel reported the death of a process that had our memory mapped, or a KV store fell silent."""

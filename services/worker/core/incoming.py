@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.block_hash import BlockHash, hash_blocks
+from common.errors import KvCorrupt
 from common.ids import Incarnation, Owner, PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
 from common.messages.actions import Send
@@ -84,6 +85,10 @@ class Incoming:
     ) -> list[Action]:
         """A protocol message of a prefill worker."""
         return self._carry_out(self._receiver.on_message(sender, message, now_ms), now_ms)
+
+    def on_corrupt(self, transfer: TransferId, text: str, now_ms: float) -> list[Action]:
+        """What came of a transfer is not what was sent: it is stopped, and the request may be tried again."""
+        return self._carry_out(self._receiver.stop(transfer, KvCorrupt.code, now_ms, text=text), now_ms)
 
     def on_sender_joined(self, sender: PeerId) -> None:
         """The sender maps our pages (again)."""
@@ -265,6 +270,10 @@ class Incoming:
         """Whether KvSent of this transfer must bring the bytes along."""
         incoming = self._transfers.get(transfer)
         return incoming is not None and incoming.request.transport == "tcp"
+
+    def grant_of(self, transfer: TransferId, sender: PeerId) -> Grant | None:
+        """What this sender may fill for a transfer, if it still may."""
+        return self._receiver.grant_of(transfer, sender)
 
     def knows(self, transfer: TransferId) -> bool:
         """Whether this transfer was asked for and has not ended."""

@@ -9,7 +9,7 @@ from common.messages import AnyMessage
 from common.messages.actions import Send
 from common.messages.base import Message
 from common.messages.cache_events import CacheEvent
-from common.messages.handover import KvSpan
+from common.messages.handover import Grant, KvSpan
 from common.messages.liveness import Drain, Hello, Member, Ping, Refused, Report, TransportReport, Welcome
 from common.messages.requests import Failed, Generate, Tokens
 from common.messages.resizing import Resize
@@ -154,6 +154,14 @@ class WorkerRole(ABC):
     def wants_payloads(self, transfer: TransferId) -> bool:
         """Whether KvSent of this transfer must bring the bytes along."""
         return False
+
+    def grant_of(self, transfer: TransferId, sender: PeerId) -> Grant | None:
+        """What this sender may fill for a transfer, if it still may."""
+        return None
+
+    def on_corrupt(self, transfer: TransferId, text: str, now_ms: float) -> list[Action]:
+        """What came of a transfer is not what was sent."""
+        return []
 
     def plan(self) -> StepPlan | None:
         """The next step to compute, if the engine is free and there is work."""
