@@ -20,6 +20,7 @@ from common.net.cache_events import CacheEventPublisher
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
+from common.process_facts import clock_gauges, policies_of, software_versions
 from kvstore.memory.cuda_driver import CudaDriver
 from kvstore.memory.page_memory import PageMemory
 from kvstore.transport.block_mover import BlockMover
@@ -53,6 +54,12 @@ from services.worker.service import Ports, WorkerService
 from services.worker.settings import WorkerSettings
 
 _STEP_END_S = 30.0
+_POLICIES = (
+    *("caching", "eviction", "kvstore", "spill", "fetch", "on_load_failure", "transfer", "transport", "verify_kv"),
+    *("kv_layout", "elastic", "layer_offload", "host_buffer_bytes", "admission", "spare_memory", "plan_ahead"),
+    *("device", "cluster_key", "faults", "bind"),
+)
+"""Settings that others may want to know."""
 
 
 class Worker:
@@ -80,10 +87,13 @@ class Worker:
     ) -> None:
         self._cleanup.close()
 
-    def serve(self, stopping: Callable[[], bool]) -> None:
-        """Serve until `stopping()`, then drain: finish what is here, take nothing new."""
+    def serve(self, stopping: Callable[[], bool], dump_asked: Callable[[], bool] = lambda: False) -> None:
+        """Serve until `stopping()`, then drain: finish what is here, take nothing new.
+
+        `dump_asked`: whether somebody wants to read the state in the log since the last call.
+        """
         assert self._service is not None, "serve() before the worker was built"
-        self._service.serve(stopping, drain_ms=self._settings.drain_s * 1e3)
+        self._service.serve(stopping, dump_asked, drain_ms=self._settings.drain_s * 1e3)
 
     def _build(self) -> None:
         settings = self._settings
@@ -133,7 +143,9 @@ class Worker:
         self._cleanup.callback(events.close)
         ahead = settings.plan_ahead == "on" or (settings.plan_ahead == "auto" and settings.device != "cpu")
         lender = ChunkLender(mapped.lending, inbox, use_scratch=engine.use_scratch)
-        ports = Ports(exchange, inbox, engine, links, resizer, events, lender, mapped.counters, mapped.check)
+        ports = Ports(
+            exchange, inbox, engine, links, resizer, events, lender, mapped.counters, mapped.check, clock_gauges
+        )
         self._service = WorkerService(core, ports, self._log, plan_ahead=ahead)
         membership = Membership(settings.redis, settings.cluster, mine, lambda members: inbox.put(MembersRead(members)))
         membership.join()
@@ -235,6 +247,8 @@ class Worker:
             context_tokens=self._settings.max_context_tokens,
             model_path=path,
             joined_unix_ms=time.time_ns() // 1_000_000,
+            versions=software_versions("penstock", "pyzmq", "torch"),
+            policies=policies_of(self._settings, _POLICIES),
         )
 
 
