@@ -4,6 +4,8 @@ import faulthandler
 import signal
 from types import FrameType
 
+_STANDARD_ERROR = 2  # the descriptor: whoever captures `sys.stderr` may have none
+
 
 class DumpSignal:
     """Made on the main thread. From then on the signal no longer ends the process.
@@ -28,4 +30,4 @@ class DumpSignal:
 
 def write_stacks_too() -> None:
     """Before whatever is done about the signal by now, by C code that needs nobody's turn."""
-    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)
+    faulthandler.register(signal.SIGUSR1, file=_STANDARD_ERROR, all_threads=True, chain=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from common.errors import LoadFailed, ProtocolViolation
+from common.errors import LoadFailed, ProtocolViolation, Stuck
 from common.ids import PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
 from common.messages import AnyMessage
@@ -140,7 +140,7 @@ class DecodeCore(WorkerRole):
         return forgotten + self._after_cache(now_ms)
 
     def _end_stuck(self, request: RequestId, text: str, now_ms: float) -> list[Action]:
-        ended = self._generation.fail(request, "stuck", text) if request in self._generation else []
+        ended = self._generation.fail(request, Stuck.code, text) if request in self._generation else []
         return ended + self._after_cache(now_ms)
 
     def abandon(self) -> list[Action]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from common.block_hash import hash_blocks
-from common.errors import LoadFailed, ProtocolViolation
+from common.errors import LoadFailed, ProtocolViolation, Stuck
 from common.ids import PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
 from common.messages import AnyMessage
@@ -37,7 +37,7 @@ from services.worker.core.waits import prompts_subject
 
 _ASK_AHEAD = 2
 """Transfers that may wait for one decode worker's grant: the prompt being computed and the one after it."""
-_RETRYABLE = ("peer_failed", "no_worker", "busy", "stuck")
+_RETRYABLE = ("peer_failed", "no_worker", "busy", Stuck.code)
 _CONNECT_GRACE_MS = 2_000.0
 """How long a prompt waits for a decode worker that is only just being connected."""
 

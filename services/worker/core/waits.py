@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Mapping
 
+from common.errors import Stuck
 from common.ids import RequestId
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.actions import Action
@@ -81,7 +82,7 @@ def prompts_subject(
     """A prefill worker, as its watchdog sees it. `end_all`: ends prompts with a code and a text, at a time."""
 
     def end(request: RequestId, text: str, now_ms: float) -> list[Action]:
-        return end_all([prompts[request]], "stuck", text, now_ms) if request in prompts else []
+        return end_all([prompts[request]], Stuck.code, text, now_ms) if request in prompts else []
 
     def waits(now_ms: float) -> list[Wait]:
         return [prompt_wait(one, parts.pool, parts.cache.load_until_ms, now_ms) for one in prompts.values()]
