@@ -15,6 +15,7 @@ ServingError
 ├── PeerFailed            another process broke its promise                   502, retry elsewhere
 │   ├── LoadFailed        KV that was to be reused could not be fetched
 │   ├── KvCorrupt         a page is not what its checksum says
+│   ├── Stuck             nothing moved although there was work; a watchdog ended it
 │   └── ProtocolViolation a message that the protocol does not allow
 ├── DeadlineExceeded      the request's own time is up                        504
 └── ConfigError           the operator must change a setting                  exit code 2
@@ -129,6 +130,12 @@ class KvCorrupt(PeerFailed):
     """A page that arrived is not what its checksum says (`--verify-kv`). Nobody has used it."""
 
     code = "kv_corrupt"
+
+
+class Stuck(PeerFailed):
+    """Nothing moved for too long although there was work, and a watchdog gave this request up."""
+
+    code = "stuck"
 
 
 class ProtocolViolation(PeerFailed):

@@ -21,6 +21,7 @@ from common.net.faulty_redis import opens_registry
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
+from common.process_facts import policies_of, software_versions
 from gateway.api_keys import ApiKeys, read_api_keys
 from gateway.app import build_app
 from gateway.core.prompt_tree import PromptTree
@@ -38,6 +39,11 @@ from gateway.switchboard import Switchboard
 from gateway.tokens import Tokens
 from gateway.tree_keeper import TreeKeeper
 
+_POLICIES = (
+    *("route_prefill", "route_decode", "route_gate", "local_prefill_tokens", "prefill_fallback", "peer_fetch"),
+    *("attempts", "max_inflight", "max_waiting", "cluster_key", "faults"),
+)
+"""Settings that others may want to know."""
 _BACKLOG_CONNECTIONS = 2048
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _LAST_WORDS_S = 1  # for the errors that end what could not be finished
@@ -178,6 +184,8 @@ def _member(settings: GatewaySettings, port: int) -> Member:
         host=kernel_identity(),
         pid=os.getpid(),
         joined_unix_ms=_unix_ms(),
+        versions=software_versions("penstock", "pyzmq", "torch"),
+        policies=policies_of(settings, _POLICIES),
     )
 
 

@@ -77,6 +77,10 @@ class Receiver:
             return None
         return incoming.grant
 
+    def deadline_ms_of(self, transfer: TransferId) -> float | None:
+        """When `on_tick` next does something about an open transfer; None if it is closed or unknown."""
+        return self._open[transfer].deadline_ms if transfer in self._open else None
+
     def open(self, sender: PeerId, grant: Grant, writer_is_remote: bool, now_ms: float) -> list[ReceiverAction]:
         """Give pages. `writer_is_remote`: the sender writes them itself (shm), so they may need quarantine.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+from common.dump_signal import DumpSignal
 from common.errors import ConfigError
 from common.ids import Incarnation, WorkerId, peer_id
 from common.kv_layout import KvLayout
@@ -23,6 +24,7 @@ from common.net.faulty_redis import opens_registry
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
+from common.process_facts import policies_of, software_versions
 from common.settings import load, usage
 from common.units import format_bytes
 from kvstore.memory.available import available_memory
@@ -37,6 +39,7 @@ from kvstore.server.service import KvStoreService
 from kvstore.server.settings import KvStoreSettings
 from kvstore.transport.share import Share
 
+_POLICIES = ("eviction", "verify_kv", "disk", "host_memory_bytes", "cluster_key", "faults", "bind")
 _WILDCARDS = ("0.0.0.0", "*", "[::]")
 
 
@@ -51,14 +54,16 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: signals.append(received))
     try:
-        run(load(KvStoreSettings, argv, os.environ), lambda: bool(signals))
+        run(load(KvStoreSettings, argv, os.environ), lambda: bool(signals), DumpSignal().take)
     except ConfigError as error:
         print(f"penstock kvstore: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
+def run(
+    settings: KvStoreSettings, stopping: Callable[[], bool], dump_asked: Callable[[], bool] = lambda: False
+) -> None:
     """One KV store, from its parts to its end."""
     worker = WorkerId(settings.id or f"kvstore-{secrets.token_hex(4)}")
     incarnation = Incarnation(secrets.randbits(64))
@@ -88,6 +93,8 @@ def run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
             share_path=share.serve(memory, _run_dir(settings, stack)),
             model_path=settings.model,
             joined_unix_ms=time.time_ns() // 1_000_000,
+            versions=software_versions("penstock", "pyzmq"),
+            policies=policies_of(settings, _POLICIES),
         )
         disk_bytes = 0 if settings.disk is None else settings.disk_size_bytes
         core = KvStoreCore(member, Budget(memory.capacity_bytes, disk_bytes, settings.eviction), layout)
@@ -108,7 +115,7 @@ def run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
         )
         service = KvStoreService(core, exchange, memory, inbox, log, disk)
         service.verify_with(checks)
-        service.serve(stopping, publisher.publish, clock_of(kit))
+        service.serve(stopping, publisher.publish, clock_of(kit), dump_asked)
         log.event("stopped")
 
 

@@ -14,6 +14,7 @@ from common.messages.blocks import Found, Publish, Put, Stored
 from common.messages.cache_events import CacheEvent
 from common.messages.liveness import Ping
 from common.net.sockets import Exchange, Payload
+from common.process_facts import clock_gauges
 from kvstore.server.block_memory import BlockMemory
 from kvstore.server.core.actions import (
     Action,
@@ -64,14 +65,23 @@ class KvStoreService:
         self._core, self._exchange, self._memory = core, exchange, memory
         self._inbox, self._log, self._disk = inbox, log, disk
         self._clock: Clock = MonotonicClock()
-        self._active_ms, self._unchecked = 0.0, False
+        self._active_ms, self._unchecked, self._was_degraded = 0.0, False, False
 
     def verify_with(self, checks: PageChecks | None) -> None:
         """Check every page that comes, lies here and leaves; None: none. Before `serve`."""
         self._checks = checks
 
-    def serve(self, stopping: Callable[[], bool], publish_events: PublishEvents, clock: Clock | None = None) -> None:
-        """Answer messages until `stopping()`. Raises what ended another thread, if that was our own bug."""
+    def serve(
+        self,
+        stopping: Callable[[], bool],
+        publish_events: PublishEvents,
+        clock: Clock | None = None,
+        dump_asked: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Answer messages until `stopping()`; write the state to the log whenever `dump_asked()`.
+
+        Raises what ended another thread, if that was our own bug.
+        """
         self._clock = clock or self._clock
         self._act(self._core.start(), ())
         ticked_ms = self._clock.now_ms()
@@ -86,6 +96,8 @@ class KvStoreService:
             if now_ms - ticked_ms >= _TICK_MS:
                 ticked_ms = now_ms
                 self._act(self._core.on_tick(now_ms), ())
+                self._core.noted_gauges = clock_gauges()
+                self._tell_state(now_ms, asked=dump_asked())
             events = self._core.take_events()
             if events:
                 publish_events(events)
@@ -96,6 +108,12 @@ class KvStoreService:
             ):
                 self._core.check()
                 self._unchecked = False
+
+    def _tell_state(self, now_ms: float, *, asked: bool) -> None:
+        degraded = bool(self._core.degraded(now_ms))
+        if asked or (degraded and not self._was_degraded):
+            self._log.event("state" if asked else "stuck", **self._core.state(now_ms))
+        self._was_degraded = degraded
 
     def _hear(self, peer: PeerId, message: AnyMessage, payloads: Sequence[Payload]) -> None:
         if not isinstance(message, Ping):

@@ -23,6 +23,7 @@ from common.net.faulty_redis import opens_registry
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
+from common.process_facts import clock_gauges, policies_of, software_versions
 from kvstore.memory.cuda_driver import CudaDriver
 from kvstore.memory.page_memory import PageMemory
 from kvstore.transport.block_mover import BlockMover
@@ -59,6 +60,12 @@ from services.worker.service import Ports, WorkerService
 from services.worker.settings import WorkerSettings
 
 _STEP_END_S = 30.0
+_POLICIES = (
+    *("caching", "eviction", "kvstore", "spill", "fetch", "on_load_failure", "transfer", "transport", "verify_kv"),
+    *("kv_layout", "elastic", "layer_offload", "host_buffer_bytes", "admission", "spare_memory", "plan_ahead"),
+    *("device", "cluster_key", "faults", "bind"),
+)
+"""Settings that others may want to know."""
 
 
 class Worker:
@@ -88,10 +95,13 @@ class Worker:
     ) -> None:
         self._cleanup.close()
 
-    def serve(self, stopping: Callable[[], bool]) -> None:
-        """Serve until `stopping()`, then drain: finish what is here, take nothing new."""
+    def serve(self, stopping: Callable[[], bool], dump_asked: Callable[[], bool] = lambda: False) -> None:
+        """Serve until `stopping()`, then drain: finish what is here, take nothing new.
+
+        `dump_asked`: whether somebody wants to read the state in the log since the last call.
+        """
         assert self._service is not None, "serve() before the worker was built"
-        self._service.serve(stopping, drain_ms=self._settings.drain_s * 1e3)
+        self._service.serve(stopping, dump_asked, drain_ms=self._settings.drain_s * 1e3)
 
     def _build(self) -> None:
         settings = self._settings
@@ -138,28 +148,26 @@ class Worker:
         resizer = PageResizer(memory, inbox, use_pages=engine.use_pages, tell_peers=links.tell_resized)
         events = CacheEventPublisher(settings.redis, settings.cluster, mine)
         self._cleanup.callback(events.close)
-        ahead = settings.plan_ahead == "on" or (settings.plan_ahead == "auto" and settings.device != "cpu")
         lender = ChunkLender(mapped.lending, inbox, use_scratch=engine.use_scratch)
-        checksums = ChecksumThread(read_pages, inbox.put) if settings.verify_kv else None
-        if checksums is not None:
-            self._cleanup.callback(checksums.stop)
-        ports = Ports(
-            exchange,
-            inbox,
-            engine,
-            links,
-            resizer,
-            events,
-            lender,
-            mapped.counters,
-            mapped.check,
-            self._clock,
-            checksums,
-        )
-        self._service = WorkerService(core, ports, self._log, plan_ahead=ahead)
+        checksums = self._open_checksums(read_pages, inbox)
+        counts = mapped.counters, mapped.check, self._clock, checksums, clock_gauges
+        ports = Ports(exchange, inbox, engine, links, resizer, events, lender, *counts)
+        self._service = WorkerService(core, ports, self._log, plan_ahead=self._plans_ahead)
         self._join(mine, inbox)
         told = {"threads": threads, "weight_bytes": model.weight_bytes, "faults_on": self._kit is not None}
         self._log.event("ready", role=self._role, endpoint=exchange.endpoint, **told)
+
+    @property
+    def _plans_ahead(self) -> bool:
+        wanted = self._settings.plan_ahead
+        return wanted == "on" or (wanted == "auto" and self._settings.device != "cpu")
+
+    def _open_checksums(self, pages: OwnPages, inbox: Events) -> ChecksumThread | None:
+        if not self._settings.verify_kv:
+            return None
+        checksums = ChecksumThread(pages, inbox.put)
+        self._cleanup.callback(checksums.stop)
+        return checksums
 
     def _join(self, mine: Member, inbox: Events) -> None:
         def on_members(members: list[Member]) -> None:
@@ -282,6 +290,8 @@ class Worker:
             context_tokens=self._settings.max_context_tokens,
             model_path=path,
             joined_unix_ms=time.time_ns() // 1_000_000,
+            versions=software_versions("penstock", "pyzmq", "torch"),
+            policies=policies_of(self._settings, _POLICIES),
         )
 
 

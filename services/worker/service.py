@@ -89,6 +89,8 @@ class Ports:
     clock: Clock
     checksums: ChecksumThread | None = None
     """Reads for checksums; None: nothing is verified."""
+    gauges: Callable[[], dict[str, float]] = dict
+    """Values that only the shell knows, for reports."""
 
 
 class WorkerService:
@@ -108,11 +110,12 @@ class WorkerService:
         self._log = log
         self._checked_ms, self._unchecked = 0.0, False
         self._drain_from_ms: float | None = None
+        self._gauges = ports.gauges
 
-    def serve(self, stopping: Callable[[], bool], *, drain_ms: float) -> None:
+    def serve(self, stopping: Callable[[], bool], dump_asked: Callable[[], bool], *, drain_ms: float) -> None:
         """Run until `stopping()`, then until no request is left or `drain_ms` have passed.
 
-        Raises what the engine raised: a worker whose engine died is of no use.
+        The state is written to the log whenever `dump_asked()`. Raises what the engine raised: a worker whose engine died is of no use.
         """
         ticked_ms = 0.0
         while True:
@@ -129,11 +132,21 @@ class WorkerService:
             if now_ms - ticked_ms >= _TICK_MS:
                 ticked_ms = now_ms
                 self._links.on_tick(now_ms)
-                self._core.note({**self._events.counters(), **self._mapped(), **self._tick_verifier()})
+                counted = {**self._events.counters(), **self._mapped(), **self._tick_verifier()}
+                self._core.note(counted, self._gauges())
                 self._act(self._core.on_tick(now_ms), ())
+                self._oversee(now_ms, dump_asked=dump_asked())
                 self._check_when_idle(now_ms)
             self._unchecked |= self._feed.feed(self._before_step)
             self._memory.turn()  # while the engine has something to do
+
+    def _oversee(self, now_ms: float, *, dump_asked: bool) -> None:
+        overseer = self._core.overseer
+        if dump_asked:
+            self._log.event("state", **overseer.state(now_ms))
+        if (fired := overseer.on_tick(now_ms)) is not None:
+            self._log.event("stuck", text=fired.text, ends=fired.end, **overseer.state(now_ms))
+            self._act(overseer.carry_out(fired, now_ms), ())
 
     def _before_step(self) -> None:
         """The engine waits only for loads that have begun."""

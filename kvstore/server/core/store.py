@@ -62,6 +62,8 @@ class KvStoreCore:
         self._event_number = 0
         self.noted: dict[str, float] = {}
         """Counters that the shell keeps, for reports."""
+        self.noted_gauges: dict[str, float] = {}
+        """Values that the shell knows, for reports."""
         if layout is not None and (refusal := self._fix_layout(layout)):
             raise ConfigError(refusal)
 
@@ -248,9 +250,25 @@ class KvStoreCore:
             pages=PageCounts() if shelves is None else shelves.pool.ledger.counts(),
             queue=QueueCounts(),
             counters={**(self._tally.totals if shelves is None else shelves.counters()), **self.noted},
-            gauges={} if shelves is None else shelves.gauges(now_ms),
+            gauges=self._gauges(now_ms),
             memory=() if shelves is None else shelves.memory(),
+            degraded=self.degraded(now_ms),
         )
+
+    def _gauges(self, now_ms: float) -> dict[str, float]:
+        own = {} if self._shelves is None else self._shelves.gauges(now_ms)
+        return {**own, "degraded": float(bool(self.degraded(now_ms))), **self.noted_gauges}
+
+    def degraded(self, now_ms: float) -> str:
+        """Why another store should be preferred; empty if none need be."""
+        return "" if self._shelves is None else self._shelves.held_too_long(now_ms)
+
+    def state(self, now_ms: float) -> dict[str, object]:
+        """All that somebody needs who wants to know why nothing moves; JSON."""
+        writers = {peer: round(now_ms - heard_ms) for peer, heard_ms in self._writers_heard_ms.items()}
+        pages = {} if self._shelves is None else msgspec.to_builtins(self._shelves.pool.ledger.counts())
+        shelves = {} if self._shelves is None else self._shelves.state(now_ms)
+        return {"pages": pages, "writers_heard_ms": writers, **shelves}
 
     def check(self) -> None:
         """Raise LedgerMisuse or AssertionError if a page is lost or a count is wrong."""

@@ -43,6 +43,13 @@ class Writes:
         """When the oldest reservation began."""
         return min((reserved.began_ms for reserved in self._reserved.values()), default=None)
 
+    def described(self, now_ms: float) -> list[str]:
+        """Reservations that stand, for people."""
+        return [
+            f"{peer} call {call}: {len(one.blocks)} blocks reserved for {now_ms - one.began_ms:.0f} ms"
+            for (peer, call), one in self._reserved.items()
+        ]
+
     def reserve(self, peer: PeerId, message: Reserve, now_ms: float) -> Reserved:
         """Pages for the blocks that are not here; a repeated call gets the same. Raises ProtocolViolation."""
         key = (peer, message.call)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from common.errors import LoadFailed, ProtocolViolation
+from common.errors import LoadFailed, ProtocolViolation, Stuck
 from common.ids import PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
 from common.messages import AnyMessage
@@ -27,6 +27,7 @@ from services.worker.core.plan import StepResult
 from services.worker.core.preparation import Preparation
 from services.worker.core.role import DRAINED, WorkerRole
 from services.worker.core.slo import PromptGate
+from services.worker.core.waits import answers_subject
 from services.worker.core.wire import too_large
 
 _TOMBSTONE_MS = 60_000.0
@@ -64,6 +65,8 @@ class DecodeCore(WorkerRole):
         self._buffer, self._scaling = parts.scheduler.parking.buffer, terms.buffer_scaling
         parts.scheduler.giving_way.slack_ms = gate.slack_ms
         self._cancelled: dict[RequestId, float] = {}  # -> when to forget it
+        watched = answers_subject(parts, self._local, generation, incoming, lambda: self.idle, self._end_stuck)
+        self.overseer.attend(watched)
 
     def _on_request(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
         match message:
@@ -135,6 +138,10 @@ class DecodeCore(WorkerRole):
         self._generation.forget(request)
         forgotten = self._local.cancel(request) + self._incoming.cancel(request, "cancelled", now_ms)
         return forgotten + self._after_cache(now_ms)
+
+    def _end_stuck(self, request: RequestId, text: str, now_ms: float) -> list[Action]:
+        ended = self._generation.fail(request, Stuck.code, text) if request in self._generation else []
+        return ended + self._after_cache(now_ms)
 
     def abandon(self) -> list[Action]:
         """The drain time is over: tell every gateway that still waits."""
