@@ -196,10 +196,6 @@ class Receiver:
                     actions += self.stop(transfer, "peer_failed", now_ms, text=text)
         return actions
 
-    def next_deadline_ms(self) -> float | None:
-        """When `on_tick` next has work; None while nothing is open."""
-        return min((incoming.deadline_ms for incoming in self._open.values()), default=None)
-
     def check(self) -> None:
         """Raise RuntimeError if an entry should have left, or is open and closed at once."""
         for transfer, incoming in self._open.items():

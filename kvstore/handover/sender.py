@@ -179,21 +179,6 @@ class Sender:
                 actions += outgoing.say_again(now_ms)
         return actions + self._renew(now_ms)
 
-    def next_deadline_ms(self) -> float | None:
-        """When `on_tick` next has work; None while nothing is open."""
-        deadlines = [self._renew_at_ms] if self._renew_at_ms is not None else []
-        for outgoing in self._open.values():
-            match outgoing.state:
-                case SenderState.ASKING:
-                    deadlines.append(min(outgoing.deadline_ms, outgoing.repeat_at_ms))
-                case SenderState.FILLING:
-                    deadlines.append(outgoing.deadline_ms)
-                case SenderState.HANDING_OVER:
-                    deadlines.append(min(outgoing.deadline_ms, outgoing.repeat_at_ms, outgoing.commit_by_ms))
-                case _:
-                    continue  # the copier ends it
-        return min(deadlines, default=None)
-
     def check(self) -> None:
         """Raise RuntimeError if an entry should have left."""
         for transfer, outgoing in self._open.items():

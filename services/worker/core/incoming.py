@@ -271,8 +271,7 @@ class Incoming:
 
     def wants_payloads(self, transfer: TransferId) -> bool:
         """Whether KvSent of this transfer must bring the bytes along."""
-        incoming = self._transfers.get(transfer)
-        return incoming is not None and incoming.request.transport == "tcp"
+        return transfer in self._transfers and self._transfers[transfer].request.transport == "tcp"
 
     def grant_of(self, transfer: TransferId, sender: PeerId) -> Grant | None:
         """What this sender may fill for a transfer, if it still may."""
@@ -294,8 +293,8 @@ class Incoming:
 
     def waits(self, now_ms: float) -> list[Wait]:
         """What every transfer that is here waits for."""
-        leases = ((transfer, self._receiver.deadline_ms_of(transfer)) for transfer in self._transfers)
-        return [_wait(self._transfers[transfer], self._pool, until_ms, now_ms) for transfer, until_ms in leases]
+        ends_ms = self._receiver.deadline_ms_of
+        return [_wait(one, self._pool, ends_ms(transfer), now_ms) for transfer, one in self._transfers.items()]
 
     def oldest_quarantined_ms(self, now_ms: float) -> float:
         """How long the pages of a transfer that has ended wait for their writer; 0 if none do."""
