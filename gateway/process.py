@@ -16,6 +16,7 @@ from common.ids import Incarnation, WorkerId, peer_id
 from common.log import Log
 from common.messages.liveness import Member
 from common.net.cache_reader import CacheReader
+from common.net.cluster_key import read_cluster_key
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
@@ -87,7 +88,8 @@ class Gateway:
     def _switchboard(self, settings: GatewaySettings, files: ModelFiles, keys: ApiKeys) -> Switchboard:
         fit = Fit(self._model_name, files.vocab_tokens)
         dispatch = build_dispatch(settings, self.member, fit, self._tree, keys.terms, secrets.randbits(32))
-        exchange = Exchange(peer_id(self.member.id, self.member.incarnation), bind=None)
+        this = peer_id(self.member.id, self.member.incarnation)
+        exchange = Exchange(this, bind=None, key=read_cluster_key(settings.cluster_key), log=self._log)
         return Switchboard(dispatch, exchange, MonotonicClock(), self._log, self._keeper.on_members)
 
     def _openai(

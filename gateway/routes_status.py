@@ -36,13 +36,12 @@ class StatusRoutes:
             "open_requests": self._switchboard.open_requests,
             "waiting_requests": self._switchboard.waiting_requests,
             "repeated_tokens": self._switchboard.repeated_tokens_total,
-            "bad_frames": self._switchboard.bad_frames_total,
             "ready": float(self._switchboard.not_ready_reason() is None),
             **self._tree.gauges(),
         }
 
     def _counters(self) -> dict[str, float]:
-        return {**self._switchboard.counters(), **self._tree.counters()}
+        return {**self._switchboard.counters(), **self._switchboard.wire_counters(), **self._tree.counters()}
 
     def add_to(self, app: FastAPI) -> None:
         """Register the endpoints."""

@@ -204,10 +204,9 @@ class Switchboard:
         """Tokens that came twice and were dropped."""
         return self._dispatch.repeated_tokens_total
 
-    @property
-    def bad_frames_total(self) -> int:
-        """Frames of workers that did not parse."""
-        return self._exchange.bad_frames
+    def wire_counters(self) -> dict[str, float]:
+        """What workers said that nobody could read, and whose connections did not come about."""
+        return self._exchange.counters()
 
     def not_ready_reason(self) -> str | None:
         """Why no request can be served now; None if one can."""

@@ -17,6 +17,7 @@ from common.kv_layout import KvLayout
 from common.log import Log
 from common.messages.liveness import Member
 from common.net.cache_events import CacheEventPublisher
+from common.net.cluster_key import read_cluster_key
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
@@ -60,8 +61,9 @@ def run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
     log = Log(process="kvstore", id=worker)
     layout = None if settings.model is None else _layout(settings.model, settings.dtype)
     peer = peer_id(worker, incarnation)
+    key = read_cluster_key(settings.cluster_key)
     with ExitStack() as stack:
-        exchange = stack.enter_context(closing(Exchange(peer, settings.bind)))
+        exchange = stack.enter_context(closing(Exchange(peer, settings.bind, key=key, log=log)))
         inbox = Events(exchange.wake)
         memory = stack.enter_context(closing(BlockMemory(settings.host_memory_bytes, available_memory())))
         share = Share(

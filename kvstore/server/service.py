@@ -10,6 +10,7 @@ from common.messages import AnyMessage
 from common.messages.cache_events import CacheEvent
 from common.messages.liveness import Ping
 from common.net.sockets import Exchange, Payload
+from common.net.violations import Violations
 from kvstore.server.block_memory import BlockMemory
 from kvstore.server.core.actions import (
     Action,
@@ -57,6 +58,7 @@ class KvStoreService:
         self._core, self._exchange, self._memory = core, exchange, memory
         self._inbox, self._log, self._disk = inbox, log, disk
         self._clock: Clock = MonotonicClock()
+        self._violations = Violations("protocol_violation", log)
         self._active_ms, self._unchecked = 0.0, False
 
     def serve(self, stopping: Callable[[], bool], publish_events: PublishEvents) -> None:
@@ -73,6 +75,9 @@ class KvStoreService:
             now_ms = self._clock.now_ms()
             if now_ms - ticked_ms >= _TICK_MS:
                 ticked_ms = now_ms
+                self._core.note(
+                    {**self._exchange.counters(), "protocol_violations_total": float(self._violations.total)}
+                )
                 self._act(self._core.on_tick(now_ms), ())
             events = self._core.take_events()
             if events:
@@ -92,7 +97,7 @@ class KvStoreService:
         try:
             actions = self._core.on_message(peer, message, lengths, self._clock.now_ms())
         except ProtocolViolation as error:  # the peer's fault: say so, keep serving the others
-            self._log.event("protocol_violation", peer=peer, text=str(error))
+            self._violations.note(peer, str(error))
             return
         self._act(actions, payloads)
 

@@ -16,6 +16,7 @@ import redis
 
 from common.errors import ConfigError
 from common.net.redis import Registry
+from common.net.redis_address import shown
 from common.units import GIB, MIB, MemoryShare, format_bytes
 from services.launcher.redis_server import find_redis_server, port_is_free
 
@@ -175,9 +176,9 @@ def check_redis(url: str | None) -> Finding:
             registry.members()
         finally:
             registry.close()
-    except (redis.RedisError, ValueError) as error:
-        return Finding(Level.FAIL, "redis", f"{url} does not answer: {error}", "start it, or correct --redis")
-    return Finding(Level.OK, "redis", f"{url} answers")
+    except (redis.RedisError, ConfigError) as error:
+        return Finding(Level.FAIL, "redis", f"{shown(url)} does not answer: {error}", "start it, or correct --redis")
+    return Finding(Level.OK, "redis", f"{shown(url)} answers")
 
 
 def check_device(device: str) -> Finding:

@@ -17,6 +17,7 @@ from common.ids import Incarnation, PeerId, WorkerId, peer_id
 from common.log import Log
 from common.messages.liveness import Member, ModelIdentity
 from common.net.cache_events import CacheEventPublisher
+from common.net.cluster_key import read_cluster_key
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
@@ -91,7 +92,7 @@ class Worker:
         inspected = self._inspect()
         context_tokens = self._context_tokens(inspected.identity)
         profile = self._read_profile(inspected.identity)
-        exchange = Exchange(peer, settings.bind)
+        exchange = Exchange(peer, settings.bind, key=read_cluster_key(settings.cluster_key), log=self._log)
         self._cleanup.callback(exchange.close)
         limits = self._limits(context_tokens)
         threads = configure_torch(settings.threads)

@@ -15,6 +15,7 @@ from common.messages.blocks import Found
 from common.messages.handover import KvSent, Probe, Probed
 from common.net.cache_events import CacheEventPublisher
 from common.net.sockets import Exchange, Payload
+from common.net.violations import Violations
 from kvstore.handover.actions import Fill
 from kvstore.transport.block_jobs import BlockEvent, LayerFetched
 from kvstore.transport.check_found import check_found
@@ -94,7 +95,7 @@ class WorkerService:
         self._lender, self._mapped, self._check_mapped = ports.lender, ports.mapped, ports.check_mapped
         self._feed = EngineFeed(core, ports.engine, ahead=plan_ahead)
         self._clock = MonotonicClock()
-        self._log = log
+        self._log, self._violations = log, Violations("protocol_violation", log)
         self._checked_ms, self._unchecked = 0.0, False
         self._drain_from_ms: float | None = None
 
@@ -118,7 +119,7 @@ class WorkerService:
             if now_ms - ticked_ms >= _TICK_MS:
                 ticked_ms = now_ms
                 self._links.on_tick(now_ms)
-                self._core.note({**self._events.counters(), **self._mapped()})
+                self._core.note({**self._events.counters(), **self._mapped(), **self._heard_wrong()})
                 self._act(self._core.on_tick(now_ms), ())
                 self._check_when_idle(now_ms)
             self._unchecked |= self._feed.feed(self._before_step)
@@ -158,7 +159,10 @@ class WorkerService:
                 check_found(message, payloads, self._links.layout.layers, self._links.block_bytes)
             self._act(self._core.on_message(peer, message, self._clock.now_ms()), payloads)
         except ProtocolViolation as error:  # the peer's fault: say so, keep serving the others
-            self._log.event("protocol_violation", peer=peer, text=str(error))
+            self._violations.note(peer, str(error))
+
+    def _heard_wrong(self) -> dict[str, float]:
+        return {**self._exchange.counters(), "protocol_violations_total": float(self._violations.total)}
 
     def _decide(self, event: Event) -> list[Action]:
         now_ms = self._clock.now_ms()

@@ -60,6 +60,7 @@ class KvStoreCore:
         self._shelves: Shelves | None = None
         self._writers_heard_ms: dict[PeerId, float] = {}  # from `on_peer_joined` to `on_peer_dead`
         self._event_number = 0
+        self._noted: dict[str, float] = {}
         if layout is not None and (refusal := self._fix_layout(layout)):
             raise ConfigError(refusal)
 
@@ -222,6 +223,10 @@ class KvStoreCore:
 
     # -- news
 
+    def note(self, counters: dict[str, float]) -> None:
+        """Counters of the shell, for the reports."""
+        self._noted = counters
+
     def take_events(self) -> list[CacheEvent]:
         """What happened in host memory and on disk since the last call, numbered as one sequence."""
         if self._shelves is None:
@@ -241,7 +246,7 @@ class KvStoreCore:
             sequence=sequence,
             pages=PageCounts() if shelves is None else shelves.pool.ledger.counts(),
             queue=QueueCounts(),
-            counters=self._tally.totals if shelves is None else shelves.counters(),
+            counters={**(self._tally.totals if shelves is None else shelves.counters()), **self._noted},
             gauges={} if shelves is None else shelves.gauges(now_ms),
             memory=() if shelves is None else shelves.memory(),
         )
