@@ -24,6 +24,7 @@ from gateway.api_keys import ApiKeys, read_api_keys
 from gateway.app import build_app
 from gateway.core.prompt_tree import PromptTree
 from gateway.core.roster import Fit
+from gateway.http_protocol import BoundedHttp
 from gateway.memory_history import MemoryHistory
 from gateway.metrics import GatewayMetrics
 from gateway.model_files import ModelFiles, read_model_files
@@ -75,10 +76,11 @@ class Gateway:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=BoundedHttp,
+                ws="none",
                 lifespan="off",
                 access_log=False,
-                log_level="warning",
+                log_level="error",  # a warning for each wrong byte would let strangers fill the log
                 server_header=False,
                 timeout_graceful_shutdown=round(settings.drain_s) + _LAST_WORDS_S,
             )
