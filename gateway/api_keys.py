@@ -48,6 +48,11 @@ class ApiKeys:
         """Whether clients must send one."""
         return bool(self._keys)
 
+    @property
+    def open_to_operators(self) -> bool:
+        """Whether everybody may give orders."""
+        return self._admin is None and self._open_admin
+
     def name_of(self, given: str) -> str | None:
         """The name of the key; None if it is none. Takes as long for every key."""
         found: str | None = None

@@ -12,6 +12,7 @@ from gateway.api_keys import ApiKeys
 from gateway.border import CLIENT_LEFT_STATUS, Border
 from gateway.errors import MethodNotAllowed, NotFound, error_response
 from gateway.metrics import GatewayMetrics
+from gateway.openapi import OpenApiRoute
 from gateway.routes_admin import AdminRoutes
 from gateway.routes_openai import OpenAiRoutes
 from gateway.routes_status import StatusRoutes
@@ -21,7 +22,8 @@ def build_app(
     openai: OpenAiRoutes, status: StatusRoutes, admin: AdminRoutes, metrics: GatewayMetrics, log: Log, keys: ApiKeys
 ) -> ASGIApp:
     """Everything behind one callable."""
-    app = FastAPI(title="Penstock", openapi_url=None)  # the API is OpenAI's; a generated schema would lack the bodies
+    app = FastAPI(title="Penstock", openapi_url=None)  # a generated description would lack the bodies
+    OpenApiRoute(keys).add_to(app)
     openai.add_to(app)
     status.add_to(app)
     admin.add_to(app)

@@ -21,13 +21,13 @@ from gateway.errors import BodyTooSlow, Forbidden, Internal, Unauthorized, error
 from gateway.metrics import GatewayMetrics
 
 ADMIN = "/admin"
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/openapi.json"})
 _OPERATORS_TOO = frozenset({"/status", "/status/memory"})
 BODY_TIMEOUT_S = 30.0
 CLIENT_LEFT_STATUS = 499  # never sent; how proxies log a client that did not wait
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _KNOWN_PATH = re.compile(
-    r"/(v1/(models|completions|chat/completions)|health|ready|metrics|status(/memory)?|admin/workers/\{id\}/(drain|resume|memory))"
+    r"/(v1/(models|completions|chat/completions)|health|ready|metrics|openapi\.json|status(/memory)?|admin/workers/\{id\}/(drain|resume|memory))"
 )
 _ADMIN_PATH = re.compile(r"^(/admin/workers/)[^/]+/(drain|resume|memory)$")
 
@@ -45,7 +45,7 @@ class Border:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id")
-        acceptable = given is not None and _REQUEST_ID.fullmatch(given) is not None
+        acceptable = given is not None and REQUEST_ID.fullmatch(given) is not None
         request_id = given if given is not None and acceptable else f"req-{secrets.token_hex(8)}"
         scope.setdefault("state", {})["request_id"] = request_id
         status: int | None = None

@@ -11,6 +11,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from common.errors import ConfigError, InvalidRequest
 
+_REFUSED = (
+    *(jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError),
+    RecursionError,  # deep values of the client's own, written out
+)
+
 
 class ChatTemplate:
     """A compiled template."""
@@ -37,7 +42,7 @@ class ChatTemplate:
         values = {**self._special_tokens, "add_generation_prompt": True, **extra, "messages": messages}
         try:
             return self._template.render(values)
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except _REFUSED as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error

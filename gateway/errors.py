@@ -28,6 +28,18 @@ class BodyTooSlow(ServingError):
     code, http_status = "body_too_slow", 408
 
 
+class HeadTooSlow(ServingError):
+    """The headers did not come within their time."""
+
+    code, http_status = "head_too_slow", 408
+
+
+class HeadTooLarge(ServingError):
+    """More headers than anybody needs."""
+
+    code, http_status = "head_too_large", 431
+
+
 class NotFound(ServingError):
     """No such path."""
 

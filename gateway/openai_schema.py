@@ -117,7 +117,7 @@ class ChatRequest(AnswerRequest, frozen=True, kw_only=True):
     add_generation_prompt: Any = None
 
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
     "min_tokens": (0,),
     "bad_words": ([],),
@@ -176,7 +176,7 @@ def _read(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
         raise InvalidRequest("the body is nested too deeply") from error
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"the body must be JSON: {error}") from error
-    for name, neutral in _NEUTRAL.items():
+    for name, neutral in NEUTRAL.items():
         value = getattr(request, name, None)
         if value is not None and value not in neutral:
             raise InvalidRequest(f"{name} is not supported here; leave it out", param=name)

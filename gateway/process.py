@@ -15,17 +15,18 @@ from common.ids import Incarnation, WorkerId, peer_id
 from common.log import Log
 from common.messages.liveness import Member
 from common.net.cache_reader import CacheReader
+from common.net.cluster_key import read_cluster_key
 from common.net.fault_kit import FaultKit, clock_of
-from common.net.faulty import FaultyExchange
+from common.net.faulty import open_exchange
 from common.net.faulty_redis import opens_registry
 from common.net.host import kernel_identity
 from common.net.redis import Membership
-from common.net.sockets import Exchange
 from common.process_facts import policies_of, software_versions
 from gateway.api_keys import ApiKeys, read_api_keys
 from gateway.app import build_app
 from gateway.core.prompt_tree import PromptTree
 from gateway.core.roster import Fit
+from gateway.http_protocol import BoundedHttp
 from gateway.memory_history import MemoryHistory
 from gateway.metrics import GatewayMetrics
 from gateway.model_files import ModelFiles, read_model_files
@@ -84,10 +85,11 @@ class Gateway:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=BoundedHttp,
+                ws="none",
                 lifespan="off",
                 access_log=False,
-                log_level="warning",
+                log_level="error",  # a warning for each wrong byte would let strangers fill the log
                 server_header=False,
                 timeout_graceful_shutdown=round(settings.drain_s) + _LAST_WORDS_S,
             )
@@ -99,8 +101,8 @@ class Gateway:
     def _switchboard(self, settings: GatewaySettings, files: ModelFiles, keys: ApiKeys) -> Switchboard:
         fit = Fit(self._model_name, files.vocab_tokens)
         dispatch = build_dispatch(settings, self.member, fit, self._tree, keys.terms, secrets.randbits(32))
-        peer = peer_id(self.member.id, self.member.incarnation)
-        exchange = Exchange(peer, None) if self._kit is None else FaultyExchange(peer, None, self._kit)
+        this = peer_id(self.member.id, self.member.incarnation)
+        exchange = open_exchange(this, None, self._kit, read_cluster_key(settings.cluster_key), self._log)
         return Switchboard(dispatch, exchange, self._clock, self._log, self._keeper.on_members)
 
     def _openai(

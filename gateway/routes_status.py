@@ -37,7 +37,6 @@ class StatusRoutes:
             "open_requests": self._switchboard.open_requests,
             "waiting_requests": self._switchboard.waiting_requests,
             "repeated_tokens": self._switchboard.repeated_tokens_total,
-            "bad_frames": self._switchboard.bad_frames_total,
             "ready": float(self._switchboard.not_ready_reason() is None),
             **self._switchboard.gauges(),
             **self._tree.gauges(),

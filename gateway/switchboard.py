@@ -229,11 +229,6 @@ class Switchboard:
         """Tokens that came twice and were dropped."""
         return self._dispatch.repeated_tokens_total
 
-    @property
-    def bad_frames_total(self) -> int:
-        """Frames of workers that did not parse."""
-        return self._exchange.bad_frames
-
     def not_ready_reason(self) -> str | None:
         """Why no request can be served now; None if one can."""
         return self._dispatch.not_ready_reason(self._clock.now_ms())

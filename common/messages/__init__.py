@@ -56,5 +56,5 @@ def decode(frame: bytes | memoryview) -> AnyMessage:
     """Parse one frame. Raises ProtocolViolation and nothing else on bad input."""
     try:
         return _decoder.decode(frame)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolViolation(f"unreadable frame of {len(frame)} bytes: {error}") from error

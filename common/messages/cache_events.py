@@ -9,6 +9,8 @@ import msgspec
 from common.block_hash import HASH_BYTES
 from common.ids import PeerId
 
+TIERS = ("device", "disk", "host")
+"""Every tier there is, sorted."""
 Tiers = tuple[str, ...]
 """Where one block lies, sorted; never empty for a block that is cached."""
 

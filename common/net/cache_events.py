@@ -20,26 +20,24 @@ lost it.
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 
 import msgspec
 import redis
 from msgspec.structs import replace
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from common.errors import ConfigError
 from common.ids import PeerId, peer_id
 from common.messages.cache_events import CacheEvent, Tiers
 from common.messages.liveness import Member
-from common.net.redis import LEASE_MS, REFRESH_S
+from common.net.redis import LEASE_MS, REFRESH_S, is_wrong_type
+from common.net.redis_address import SOCKET_TIMEOUT_S, connect_redis
 
 PEER_FIELD, FIRST_FIELD, LAST_FIELD, EVENTS_FIELD = b"peer", b"first", b"last", b"events"
 NUMBER_FIELD, WRITTEN_FIELD = b"number", b"written"
 STREAM_TTL_MS = 60_000
 """How long a stream outlives its last writer. Readers that were away longer need the snapshots anyway."""
-_SOCKET_TIMEOUT_S = 2.0
 _PACE_S = 0.02  # what comes within it goes together: a worker has better uses for its interpreter
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.1, 5.0
 _STREAM_ENTRIES = 4_000  # the length that Redis trims a stream to, about
@@ -119,15 +117,7 @@ class CacheEventPublisher:
         peer = peer_id(member.id, member.incarnation)
         self._peer, self._blocks_key = peer, blocks_key(cluster, peer)
         self._events_key = events_key(cluster, None if member.model is None else member.model.name)
-        try:
-            self._redis = redis.Redis.from_url(
-                url,
-                socket_timeout=_SOCKET_TIMEOUT_S,
-                socket_connect_timeout=_SOCKET_TIMEOUT_S,
-                retry=Retry(NoBackoff(), 0),  # the thread retries by itself, and `close` must not wait for it
-            )
-        except ValueError as error:
-            raise ConfigError(f"redis={url!r} is no address such as redis://127.0.0.1:6379/0: {error}") from error
+        self._redis = connect_redis(url, retries=False)  # the thread retries, and `close` must not wait for it
         self._limit = limit
         self._lock = threading.Lock()
         self._picture = _Picture()
@@ -164,7 +154,7 @@ class CacheEventPublisher:
         """Stop, and remove the snapshot; a Redis that does not answer is left to the lease."""
         self._stopping.set()
         self._awake.set()
-        self._thread.join(timeout=3 * _SOCKET_TIMEOUT_S)
+        self._thread.join(timeout=3 * SOCKET_TIMEOUT_S)
         try:
             self._redis.delete(self._blocks_key)
         except redis.RedisError:
@@ -178,10 +168,12 @@ class CacheEventPublisher:
             try:
                 rewrite = not self._write(work)  # Redis lost the snapshot: once more, now with all of it
                 retry_s = _FIRST_RETRY_S
-            except redis.RedisError:
+            except redis.RedisError as error:
                 self.failures_total += 1
                 self._give_back(work)
                 rewrite = True  # nobody knows how much of it was done
+                if isinstance(error, redis.ResponseError) and is_wrong_type(error):
+                    drop_strange(self._redis, [(self._events_key, b"stream"), (self._blocks_key, b"hash")])
                 self._stopping.wait(retry_s)
                 retry_s = min(2 * retry_s, _LAST_RETRY_S)
             if not rewrite:
@@ -214,7 +206,7 @@ class CacheEventPublisher:
         for index, part in enumerate(parts):
             first, last = index == 0, index == len(parts) - 1
             pipe = self._redis.pipeline(transaction=True)
-            pipe.exists(self._blocks_key)
+            pipe.hexists(self._blocks_key, WRITTEN_FIELD)  # what others put in its place has none
             if first and work.rewrite:
                 pipe.delete(self._blocks_key)
                 pipe.hset(self._blocks_key, WRITTEN_FIELD, self._rewrites)
@@ -244,6 +236,14 @@ class CacheEventPublisher:
                 EVENTS_FIELD: _encode(events),
             }
             pipe.xadd(self._events_key, fields, maxlen=_STREAM_ENTRIES, approximate=True)
+
+
+def drop_strange(client: "redis.Redis", wanted: Sequence[tuple[str, bytes]]) -> None:
+    """Delete keys of ours that hold another type of value than theirs. Redis may fail again: then the next try does it."""
+    with suppress(redis.RedisError):
+        for key, kind in wanted:
+            if client.type(key) not in (kind, b"none"):
+                client.delete(key)
 
 
 def _entries(batches: Sequence[Sequence[CacheEvent]]) -> Iterator[Sequence[CacheEvent]]:

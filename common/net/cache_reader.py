@@ -15,13 +15,10 @@ from typing import Any
 
 import msgspec
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from common.block_hash import HASH_BYTES
-from common.errors import ConfigError
 from common.ids import PeerId
-from common.messages.cache_events import CacheBatch, CacheEvent, CacheSnapshot, Tiers
+from common.messages.cache_events import TIERS, CacheBatch, CacheEvent, CacheSnapshot, Tiers
 from common.net.cache_events import (
     EVENTS_FIELD,
     FIRST_FIELD,
@@ -30,15 +27,17 @@ from common.net.cache_events import (
     PEER_FIELD,
     WRITTEN_FIELD,
     blocks_key,
+    drop_strange,
     events_key,
 )
-from common.net.redis import undecoded
+from common.net.redis import is_wrong_type, undecoded
+from common.net.redis_address import connect_redis
 
-_SOCKET_TIMEOUT_S = 2.0
 # What one answer may hold: Redis and this interpreter have others to serve in between, and one of them streams tokens.
 _READ_ENTRIES = 10  # of one stream
 _SCAN_FIELDS = 300  # of a snapshot, about
 _MARKS = (NUMBER_FIELD, WRITTEN_FIELD)  # a snapshot is whole while it has both, and one while the second stays
+_KINDS = ("stored", "removed")
 _START = (0, 0)
 _decode = msgspec.msgpack.Decoder(tuple[CacheEvent, ...]).decode
 EntryId = tuple[int, int]
@@ -53,15 +52,7 @@ class CacheReader:
 
     def __init__(self, url: str, cluster: str, model_name: str) -> None:
         """Does not need Redis to answer. Raises ConfigError for a bad `url`."""
-        try:
-            self._redis = redis.Redis.from_url(
-                url,
-                socket_timeout=_SOCKET_TIMEOUT_S,
-                socket_connect_timeout=_SOCKET_TIMEOUT_S,
-                retry=Retry(NoBackoff(), 0),  # who calls tries again, and its end must not wait for it
-            )
-        except ValueError as error:
-            raise ConfigError(f"redis={url!r} is no address such as redis://127.0.0.1:6379/0: {error}") from error
+        self._redis = connect_redis(url, retries=False)  # who calls tries again, and its end must not wait for it
         self.model_name = model_name
         self._cluster = cluster
         self._after: dict[str, EntryId | None] = {
@@ -83,9 +74,12 @@ class CacheReader:
         for key in self._after:  # after the numbers: their events are in the streams by then
             pipe.xrevrange(key, count=1)
         with _unreachable():
-            answers = pipe.execute()
-            numbers = [None if None in marks else int(marks[0]) for marks in answers[: len(peers)]]
+            answers = pipe.execute(raise_on_error=False)
+            numbers = [_number(marks) for marks in answers[: len(peers)]]
             for key, entries in zip(list(self._after), answers[len(peers) :], strict=True):
+                if isinstance(entries, redis.ResponseError):
+                    self._drop(key, entries)
+                    continue
                 self._place(key, _entry_id(entries[0][0]) if entries else _START)
         return dict(zip(peers, numbers, strict=True))
 
@@ -109,7 +103,13 @@ class CacheReader:
         }
         batches: list[CacheBatch] = []
         with _unreachable():
-            answer: Any = self._redis.xread(places, count=_READ_ENTRIES, block=block_ms)  # a dict or a list of pairs
+            answer: Any  # a dict or a list of pairs
+            try:
+                answer = self._redis.xread(places, count=_READ_ENTRIES, block=block_ms)
+            except redis.ResponseError as error:
+                for key in self._after:
+                    self._drop(key, error)
+                raise
             for key, entries in answer.items() if isinstance(answer, dict) else answer or ():
                 for entry, fields in entries:
                     batch = _batch(fields)
@@ -117,6 +117,12 @@ class CacheReader:
                         batches.append(batch)
                     self._after[undecoded(key).decode()] = _entry_id(entry)
         return batches
+
+    def _drop(self, key: str, error: redis.ResponseError) -> None:
+        """One strange value must not hide the other stream: it goes. Raises `error` if that is not what is wrong."""
+        if not is_wrong_type(error):
+            raise error
+        drop_strange(self._redis, [(key, b"stream")])
 
     def snapshot(self, peer: PeerId, between: Callable[[], bool]) -> CacheSnapshot | None:
         """None: there is none, it is being rewritten, or `between`, which runs after every slice of it, returned False.
@@ -128,10 +134,15 @@ class CacheReader:
         parts: list[tuple[Tiers, list[bytes]]] = []
         cursor = 0
         with _unreachable():
-            before = self._redis.hmget(key, _MARKS)
-            if before[0] is None or before[1] is None:
+            try:
+                before = self._redis.hmget(key, _MARKS)
+            except redis.ResponseError as error:
+                if is_wrong_type(error):
+                    return None  # its publisher puts that right
+                raise
+            number = _number(before)
+            if number is None:
                 return None
-            number = int(before[0])
             while True:
                 answer: Any = self._redis.hscan(
                     key, cursor, count=_SCAN_FIELDS
@@ -152,6 +163,18 @@ class CacheReader:
         self._redis.close()
 
 
+def _number(marks: Any) -> int | None:
+    """Up to which event a snapshot is true; None if it is not whole, or is none. Raises what is wrong with Redis itself."""
+    if isinstance(marks, redis.ResponseError) and is_wrong_type(marks):
+        return None
+    if isinstance(marks, Exception):
+        raise marks
+    try:
+        return None if None in marks else int(marks[0])
+    except ValueError:
+        return None
+
+
 @contextmanager
 def _unreachable() -> Iterator[None]:
     try:
@@ -170,18 +193,28 @@ def _batch(fields: Mapping[bytes, bytes]) -> CacheBatch | None:
     try:
         peer = PeerId(fields[PEER_FIELD].decode())
         first, last = int(fields[FIRST_FIELD]), int(fields[LAST_FIELD])
+        if not 0 < first <= last < 2**63:
+            return None
     except (KeyError, ValueError):
         return None
     try:
-        return CacheBatch(peer, first, last, _decode(fields[EVENTS_FIELD]))
-    except (KeyError, msgspec.MsgspecError):
+        events = _decode(fields[EVENTS_FIELD])
+        known = all(event.kind in _KINDS and event.tier in TIERS for event in events)
+        return CacheBatch(peer, first, last, events if known else ())
+    except (KeyError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return CacheBatch(peer, first, last, ())
 
 
 def _by_tiers(fields: Mapping[bytes, bytes]) -> list[tuple[Tiers, list[bytes]]]:
-    """Without the fields that name no block."""
+    """Without the fields that name no block, and without what is no tier."""
     names: dict[bytes, list[bytes]] = {}
     for name, tiers in fields.items():
         if len(name) == HASH_BYTES:
             names.setdefault(tiers, []).append(name)
-    return [(tuple(tiers.decode(errors="replace").split(",")), found) for tiers, found in names.items()]
+    found = [(_tiers(text), blocks) for text, blocks in names.items()]
+    return [(tiers, blocks) for tiers, blocks in found if tiers]
+
+
+def _tiers(text: bytes) -> Tiers:
+    told = text.decode(errors="replace").split(",")
+    return tuple(tier for tier in TIERS if tier in told)

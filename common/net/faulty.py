@@ -10,9 +10,11 @@ from common.faults.line import FaultyLine
 from common.faults.plan import Fault, Outcome
 from common.faults.points import Kind, Point, Side, points_of
 from common.ids import PeerId
+from common.log import Log
 from common.messages import encode
 from common.messages.base import Message
 from common.messages.liveness import Report
+from common.net.cluster_key import ClusterKey
 from common.net.fault_kit import FaultKit
 from common.net.sockets import Exchange, Payload, Received
 
@@ -36,9 +38,18 @@ class _Lines:
 class FaultyExchange(Exchange):
     """As an Exchange. What is late waits here, never in a blocked call; it moves on whenever `send` or `receive` is called."""
 
-    def __init__(self, self_id: PeerId, bind: str | None, kit: FaultKit, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        self_id: PeerId,
+        bind: str | None,
+        kit: FaultKit,
+        *,
+        key: ClusterKey | None = None,
+        log: Log | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         """As Exchange."""
-        super().__init__(self_id, bind)
+        super().__init__(self_id, bind, key=key, log=log)
         self._kit, self._lines = kit, _Lines()
         self._clock: Clock = clock or MonotonicClock()
 
@@ -88,8 +99,8 @@ class FaultyExchange(Exchange):
             self._lines.heard.pop((peer, alive), None)
 
     def counters(self) -> dict[str, float]:
-        """Faults so far."""
-        return self._kit.counters()
+        """As Exchange, and faults so far."""
+        return {**super().counters(), **self._kit.counters()}
 
     def gauges(self) -> dict[str, float]:
         """That there are any."""
@@ -100,7 +111,7 @@ class FaultyExchange(Exchange):
         outcome, alive = self._strike(peer, message, Side.HEARD, len(payloads))
         if outcome.has(Kind.CORRUPT):
             if not payloads:
-                self.bad_frames += 1
+                self.note_unparsed(peer, "a frame that was corrupted on purpose")
                 return
             received = (peer, message, _flipped(payloads))
         line = self._lines.heard.get((peer, alive))
@@ -135,9 +146,17 @@ class FaultyExchange(Exchange):
     def _signed(self, report: Report) -> Report:
         return msgspec.structs.replace(
             report,
-            counters={**report.counters, **self._kit.counters()},
             gauges={**report.gauges, **self._kit.gauges()},
         )
+
+
+def open_exchange(
+    self_id: PeerId, bind: str | None, kit: FaultKit | None, key: ClusterKey | None, log: Log
+) -> Exchange:
+    """The one that a process uses: without a kit nothing goes wrong on purpose. Raises ConfigError."""
+    if kit is None:
+        return Exchange(self_id, bind, key=key, log=log)
+    return FaultyExchange(self_id, bind, kit, key=key, log=log)
 
 
 def _flipped(payloads: Sequence[Payload]) -> list[Payload]:

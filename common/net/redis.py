@@ -15,10 +15,12 @@ import redis
 
 from common.errors import ConfigError
 from common.messages.liveness import Member, difference
+from common.net.redis_address import SOCKET_TIMEOUT_S, connect_redis, shown
 
 LEASE_MS = 3_000
 REFRESH_S = 0.5
-_SOCKET_TIMEOUT_S = 2.0
+_IDS_PER_READ = 1_000
+_MOST_RECORD_BYTES = 65_536
 _decode_member = msgspec.msgpack.Decoder(Member).decode
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -27,9 +29,8 @@ class Registry:
     """One connection to the membership of one cluster. Calls raise redis.RedisError when Redis does not answer."""
 
     def __init__(self, url: str, cluster: str) -> None:
-        self._redis = redis.Redis.from_url(
-            url, socket_timeout=_SOCKET_TIMEOUT_S, socket_connect_timeout=_SOCKET_TIMEOUT_S
-        )
+        """Raises ConfigError for a bad `url`."""
+        self._redis = connect_redis(url)
         self._prefix = f"penstock:{cluster}"
 
     def announce(self, member: Member) -> None:
@@ -37,23 +38,31 @@ class Registry:
         pipe = self._redis.pipeline(transaction=True)
         pipe.set(self._key(member.id), _encode(member), px=LEASE_MS)
         pipe.sadd(f"{self._prefix}:members", member.id)
-        pipe.execute()
+        try:
+            pipe.execute()
+        except redis.ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            self._redis.delete(f"{self._prefix}:members")  # whatever lies there, it is no list of members
+            self._redis.sadd(f"{self._prefix}:members", member.id)
 
     def members(self) -> list[Member]:
-        """Everybody whose lease is alive, by id. Unreadable records are skipped."""
-        ids = sorted(undecoded(name).decode() for name in self._redis.smembers(f"{self._prefix}:members"))
-        if not ids:
-            return []
+        """Everybody whose lease is alive, by id. Records that cannot be read, or are another's, are skipped."""
+        try:
+            ids = sorted(undecoded(name) for name in self._redis.smembers(f"{self._prefix}:members"))
+        except redis.ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            return []  # the next one that announces itself puts that right
         found: list[Member] = []
-        gone: list[str] = []
-        for name, record in zip(ids, self._redis.mget([self._key(name) for name in ids]), strict=True):
-            if record is None:
-                gone.append(name)
-                continue
-            try:
-                found.append(_decode_member(undecoded(record)))
-            except msgspec.MsgspecError:
-                continue
+        gone: list[bytes] = []
+        for at in range(0, len(ids), _IDS_PER_READ):
+            part = ids[at : at + _IDS_PER_READ]
+            for name, record in zip(part, self._redis.mget([self._key(name) for name in part]), strict=True):
+                if record is None:
+                    gone.append(name)
+                elif (member := _member(undecoded(record))) is not None and member.id.encode() == name:
+                    found.append(member)
         if gone:
             self._redis.srem(f"{self._prefix}:members", *gone)
         return found
@@ -61,15 +70,31 @@ class Registry:
     def withdraw(self, member: Member) -> None:
         """Remove this process's record, unless a newer incarnation wrote it."""
         record = self._redis.get(self._key(member.id))
-        if record is not None and _decode_member(undecoded(record)).incarnation == member.incarnation:
+        there = None if record is None else _member(undecoded(record))
+        if there is not None and there.incarnation == member.incarnation:
             self._redis.delete(self._key(member.id))
 
     def close(self) -> None:
         """Close the connection."""
         self._redis.close()
 
-    def _key(self, name: str) -> str:
-        return f"{self._prefix}:member:{name}"
+    def _key(self, name: str | bytes) -> bytes:
+        return f"{self._prefix}:member:".encode() + (name if isinstance(name, bytes) else name.encode())
+
+
+def _member(record: bytes) -> Member | None:
+    """None for what is no record, or too large to be one."""
+    if len(record) > _MOST_RECORD_BYTES:
+        return None
+    try:
+        return _decode_member(record)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def is_wrong_type(error: redis.ResponseError) -> bool:
+    """Whether somebody has put another kind of value under one of our keys."""
+    return "WRONGTYPE" in str(error)
 
 
 def undecoded(reply: bytes | str) -> bytes:
@@ -119,7 +144,7 @@ class Membership:
             self._registry.announce(self._member)
             members = self._registry.members()
         except redis.RedisError as error:
-            raise ConfigError(f"redis={self._url!r} does not answer: {error}") from error
+            raise ConfigError(f"redis={shown(self._url)!r} does not answer: {error}") from error
         try:
             refuse_misfit(self._member, members)
         except ConfigError:
@@ -140,7 +165,7 @@ class Membership:
         """Stop renewing and withdraw the record; a Redis that does not answer is left to the lease."""
         self._stopping.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=2 * _SOCKET_TIMEOUT_S + 1)
+            self._thread.join(timeout=2 * SOCKET_TIMEOUT_S + 1)
         try:
             self._registry.withdraw(self._member)
         except redis.RedisError:

@@ -3,6 +3,9 @@
 An `Exchange` is one process's mailbox: a ROUTER that others dial and a DEALER per process that this one dials.
 The listening side binds, the dialling side names itself by its PeerId, and each side answers on the connection the
 other opened. Two that dialled each other have one per direction: each sends on its own, so messages keep their order.
+
+With a cluster key all of it is encrypted, and only who has the same key is heard. What no process of ours would send is
+bounded here: frames of more than MAX_FRAME_BYTES end their connection, messages of more than MAX_FRAMES frames are dropped.
 """
 
 import os
@@ -14,13 +17,21 @@ import zmq
 
 from common.errors import ConfigError, ProtocolViolation
 from common.ids import PeerId
+from common.log import Log
 from common.messages import AnyMessage, decode, encode
 from common.messages.base import Message
+from common.net.cluster_key import ClusterKey
+from common.net.handshakes import Handshakes
+from common.net.violations import Violations
 
 Payload = bytes | bytearray | memoryview
 Received = tuple[PeerId, AnyMessage, list[Payload]]
 """Sender, message, payload frames that followed it."""
 
+MAX_FRAME_BYTES = 2**30
+"""One layer's KV of a prompt of 128 Ki tokens, at 8 KiB for a token."""
+MAX_FRAMES = 65_536
+"""A KvSent has a payload for each of its spans, a Found one for each block."""
 _MAX_PER_SOCKET = 256  # messages taken from one socket per round, so that one peer cannot starve the rest
 
 
@@ -31,9 +42,20 @@ class Exchange:
     in silence. A frame that does not parse is counted in `bad_frames` and skipped.
     """
 
-    def __init__(self, self_id: PeerId, bind: str | None, *, queue_limit: int = 100_000) -> None:
-        """`bind`: address to listen on; port 0 or `*` picks a free one; None: only dial. Raises ConfigError."""
+    def __init__(
+        self,
+        self_id: PeerId,
+        bind: str | None,
+        *,
+        queue_limit: int = 100_000,
+        key: ClusterKey | None = None,
+        log: Log | None = None,
+    ) -> None:
+        """`bind`: address to listen on; port 0 or `*` picks a free one; None: only dial. `log`: told of frames that do not
+        parse and of connections that do not come about. Raises ConfigError."""
         self._context = zmq.Context()
+        self._unparsed, self._refused = Violations("bad_frame", log), Violations("connection_refused", log)
+        self._handshakes = Handshakes(self._context, key, self._refused)
         self._self_id = self_id
         self._queue_limit = queue_limit
         self._dialled: dict[PeerId, zmq.Socket[bytes]] = {}
@@ -42,7 +64,6 @@ class Exchange:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller.register(self._wake_fd, zmq.POLLIN)
         self._router: zmq.Socket[bytes] | None = None
-        self.bad_frames = 0
         self.endpoint = ""
         if bind is not None:
             self._listen(bind)
@@ -51,9 +72,13 @@ class Exchange:
         router = self._make(zmq.ROUTER)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an unknown peer is an error, not a hole
         router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a peer that reconnects replaces its old connection
+        self._handshakes.prepare_to_listen(router)
+        if (asked := self._handshakes.asked) is not None:
+            self._poller.register(asked, zmq.POLLIN)
         try:
             router.bind(bind.removesuffix(":0") + ":*" if bind.endswith(":0") else bind)
         except zmq.ZMQError as error:
+            self._handshakes.forget(router)
             router.close(linger=0)
             self.close()
             raise ConfigError(f"cannot listen on {bind}: {error}") from error
@@ -66,6 +91,7 @@ class Exchange:
         # Most options are read when the socket binds or connects: set first, bind last.
         socket.setsockopt(zmq.SNDHWM, self._queue_limit)
         socket.setsockopt(zmq.RCVHWM, self._queue_limit)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         socket.setsockopt(zmq.LINGER, 200)  # ms
         socket.setsockopt(zmq.RECONNECT_IVL, 50)  # ms
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)  # ms
@@ -80,9 +106,11 @@ class Exchange:
             return
         socket = self._make(zmq.DEALER)
         socket.setsockopt(zmq.IDENTITY, self._self_id.encode())
+        self._handshakes.prepare_to_dial(socket, peer)
         try:
             socket.connect(endpoint)
-        except zmq.ZMQError as error:
+        except (zmq.ZMQError, ValueError, TypeError) as error:  # the last two: no text that an address could be
+            self._handshakes.forget(socket)
             socket.close(linger=0)
             raise ProtocolViolation(f"{peer} announces {endpoint!r}, which cannot be dialled: {error}") from error
         self._dialled[peer] = socket
@@ -95,6 +123,7 @@ class Exchange:
         if socket is not None:
             self._poller.unregister(socket)
             del self._peer_of[socket]
+            self._handshakes.forget(socket)
             socket.close(linger=0)
 
     def send(self, peer: PeerId, message: Message, payloads: Sequence[Payload] = ()) -> bool:
@@ -119,6 +148,9 @@ class Exchange:
         ready = dict(self._poller.poll(max(0, round(wait_ms))))
         if ready.pop(self._wake_fd, 0):
             os.eventfd_read(self._wake_fd)
+        if ready.pop(self._handshakes.asked, 0):
+            self._handshakes.answer()
+        self._handshakes.look()
         received: list[Received] = []
         for socket in ready:
             for _ in range(_MAX_PER_SOCKET):
@@ -136,13 +168,32 @@ class Exchange:
         else:
             peer = self._peer_of[socket]
         try:
+            if not 1 <= len(frames) <= MAX_FRAMES:
+                raise ProtocolViolation(f"{len(frames)} frames; a message has 1 to {MAX_FRAMES}")
             received.append((peer, decode(frames[0]), list(frames[1:])))
-        except (ProtocolViolation, IndexError):
-            self.bad_frames += 1
+        except ProtocolViolation as error:
+            self.note_unparsed(peer, str(error))
+
+    def note_unparsed(self, peer: str, text: str) -> None:
+        """Count a frame that nobody can read."""
+        self._unparsed.note(peer, text)
+
+    @property
+    def bad_frames(self) -> int:
+        """Messages that did not parse."""
+        return self._unparsed.total
+
+    @property
+    def refused_connections(self) -> int:
+        """Handshakes that failed, of others with this process and of this process with others."""
+        return self._refused.total
 
     def counters(self) -> dict[str, float]:
-        """Totals for reports, beside `bad_frames`."""
-        return {}
+        """As in reports."""
+        return {
+            "bad_frames_total": float(self.bad_frames),
+            "refused_connections_total": float(self.refused_connections),
+        }
 
     def gauges(self) -> dict[str, float]:
         """Present values for reports."""
@@ -165,8 +216,10 @@ class Exchange:
         for peer in list(self._dialled):
             self.hang_up(peer)
         if self._router is not None:
+            self._handshakes.forget(self._router)
             self._router.close()
             self._router = None
+        self._handshakes.close()
         closer = threading.Thread(target=self._context.term, daemon=True)
         closer.start()
         closer.join(timeout=2.0)

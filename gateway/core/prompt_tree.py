@@ -30,6 +30,7 @@ EXPECTED_UNFED_MS = 60_000.0
 SILENT_MS = 5_000.0
 """A feed that says nothing for so long is down."""
 _KIND_AND_TIER, _NAME = attrgetter("kind", "tier"), attrgetter("name")
+_MOST_AHEAD = 1_000_000  # events that may come between asking for a number and its answer; more were never told
 _SWEEP_BLOCKS = 4_000  # a millisecond, every tick
 
 
@@ -176,7 +177,7 @@ class PromptTree:
             holder.signed_ms, holder.told = now_ms, True
             if not holder.synced:
                 behind.add(peer)
-            elif number > holder.number:
+            elif number > holder.number or holder.number - number > _MOST_AHEAD:
                 self.gaps_total += 1
                 holder.number = number  # said once
                 behind.add(peer)

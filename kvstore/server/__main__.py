@@ -18,12 +18,12 @@ from common.kv_layout import KvLayout
 from common.log import Log
 from common.messages.liveness import Member
 from common.net.cache_events import CacheEventPublisher
+from common.net.cluster_key import read_cluster_key
 from common.net.fault_kit import FaultKit, clock_of
-from common.net.faulty import FaultyExchange
+from common.net.faulty import open_exchange
 from common.net.faulty_redis import opens_registry
 from common.net.host import kernel_identity
 from common.net.redis import Membership
-from common.net.sockets import Exchange
 from common.process_facts import policies_of, software_versions
 from common.settings import load, usage
 from common.units import format_bytes
@@ -70,10 +70,10 @@ def run(
     log = Log(process="kvstore", id=worker)
     layout = None if settings.model is None else _layout(settings.model, settings.dtype)
     peer = peer_id(worker, incarnation)
+    key = read_cluster_key(settings.cluster_key)
     with ExitStack() as stack:
         kit = None if settings.faults is None else FaultKit(settings.faults, worker, log)
-        exchange = Exchange(peer, settings.bind) if kit is None else FaultyExchange(peer, settings.bind, kit)
-        stack.callback(exchange.close)
+        exchange = stack.enter_context(closing(open_exchange(peer, settings.bind, kit, key, log)))
         inbox = Events(exchange.wake)
         memory = stack.enter_context(closing(BlockMemory(settings.host_memory_bytes, available_memory())))
         share = Share(

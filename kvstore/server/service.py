@@ -14,6 +14,7 @@ from common.messages.blocks import Found, Publish, Put, Stored
 from common.messages.cache_events import CacheEvent
 from common.messages.liveness import Ping
 from common.net.sockets import Exchange, Payload
+from common.net.violations import Violations
 from common.process_facts import clock_gauges
 from kvstore.server.block_memory import BlockMemory
 from kvstore.server.core.actions import (
@@ -65,6 +66,7 @@ class KvStoreService:
         self._core, self._exchange, self._memory = core, exchange, memory
         self._inbox, self._log, self._disk = inbox, log, disk
         self._clock: Clock = MonotonicClock()
+        self._violations = Violations("protocol_violation", log)
         self._active_ms, self._unchecked, self._was_degraded = 0.0, False, False
 
     def verify_with(self, checks: PageChecks | None) -> None:
@@ -95,8 +97,8 @@ class KvStoreService:
             now_ms = self._clock.now_ms()
             if now_ms - ticked_ms >= _TICK_MS:
                 ticked_ms = now_ms
+                self._core.note(self._counters(), clock_gauges())
                 self._act(self._core.on_tick(now_ms), ())
-                self._core.noted_gauges = clock_gauges()
                 self._tell_state(now_ms, asked=dump_asked())
             events = self._core.take_events()
             if events:
@@ -108,6 +110,11 @@ class KvStoreService:
             ):
                 self._core.check()
                 self._unchecked = False
+
+    def _counters(self) -> dict[str, float]:
+        checked = {} if self._checks is None else self._checks.counters()
+        violations = {"protocol_violations_total": float(self._violations.total)}
+        return {**self._exchange.counters(), **violations, **checked}
 
     def _tell_state(self, now_ms: float, *, asked: bool) -> None:
         degraded = bool(self._core.degraded(now_ms))
@@ -127,10 +134,9 @@ class KvStoreService:
                     return
                 if isinstance(message, Publish) and message.ok:
                     message = self._published(self._checks, peer, message)
-                self._core.noted = self._checks.counters()
             actions = self._core.on_message(peer, message, lengths, self._clock.now_ms())
         except ProtocolViolation as error:  # the peer's fault: say so, keep serving the others
-            self._log.event("protocol_violation", peer=peer, text=str(error))
+            self._violations.note(peer, str(error))
             return
         self._act(actions, payloads)
 

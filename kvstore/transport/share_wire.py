@@ -135,7 +135,7 @@ class FrameReader:
                 break
             try:
                 frames.append(_decoder.decode(bytes(self._received[_LENGTH.size : end])))
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise PeerFailed(f"unreadable share frame of {n_bytes} bytes: {error}") from error
             del self._received[:end]
         return frames

@@ -67,6 +67,11 @@ COMMANDS: tuple[Command, ...] = (
         "services.launcher.doctor:main",
         "services.launcher.settings:DoctorSettings",
     ),
+    Command(
+        "key make",
+        "Write a new secret for --cluster-key: encrypted traffic, and nobody else is heard.",
+        "services.launcher.key:main",
+    ),
     Command("model make", "Write a small random-weight model in the real format.", "services.worker.model.make:main"),
     Command(
         "profile",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from common.net.redis_address import has_password
 from common.units import MemoryShare, format_bytes
 from services.launcher.settings import UpSettings
 
@@ -32,6 +33,16 @@ class Site:
     redis: str
     run_dir: str
     cores: int
+
+    @property
+    def redis_flag(self) -> str | None:
+        """The address for a command line, which everybody on the machine can read; None: it goes by environment."""
+        return None if has_password(self.redis) else self.redis
+
+    @property
+    def redis_environ(self) -> Mapping[str, str]:
+        """What `redis_flag` leaves out."""
+        return {"PENSTOCK_REDIS": self.redis} if has_password(self.redis) else {}
 
 
 def plan_processes(settings: UpSettings, site: Site) -> list[ProcessPlan]:
@@ -80,7 +91,7 @@ def _kvstore(settings: UpSettings, site: Site) -> ProcessPlan:
     flags = _flags(
         id="kvstore-0",
         cluster=settings.cluster,
-        redis=site.redis,
+        redis=site.redis_flag,
         model=site.model,
         dtype=settings.dtype,
         host_memory=settings.host_memory_bytes,
@@ -92,7 +103,7 @@ def _kvstore(settings: UpSettings, site: Site) -> ProcessPlan:
         cluster_key=settings.cluster_key,
         debug_faults=settings.debug_faults or None,
     )
-    return ProcessPlan("kvstore-0", "kvstore", (*site.program, "kvstore", *flags))
+    return ProcessPlan("kvstore-0", "kvstore", (*site.program, "kvstore", *flags), site.redis_environ)
 
 
 def _worker(settings: UpSettings, site: Site, role: str, index: int) -> ProcessPlan:
@@ -102,7 +113,7 @@ def _worker(settings: UpSettings, site: Site, role: str, index: int) -> ProcessP
         served_model_name=settings.served_model_name,
         id=f"{role}-{index}",
         cluster=settings.cluster,
-        redis=site.redis,
+        redis=site.redis_flag,
         run_dir=site.run_dir,
         device=settings.device,
         device_memory=settings.device_memory,
@@ -134,6 +145,7 @@ def _worker(settings: UpSettings, site: Site, role: str, index: int) -> ProcessP
         debug_faults=settings.debug_faults or None,
     )
     environ = {
+        **site.redis_environ,
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "passive",  # an idle worker must not spin on the cores that its neighbour computes on
         "TOKENIZERS_PARALLELISM": "false",
@@ -148,7 +160,7 @@ def _gateway(settings: UpSettings, site: Site, index: int) -> ProcessPlan:
         served_model_name=settings.served_model_name,
         id=f"gateway-{index}",
         cluster=settings.cluster,
-        redis=site.redis,
+        redis=site.redis_flag,
         host=settings.host,
         port=port,
         drain_s=settings.drain_s,
@@ -159,7 +171,7 @@ def _gateway(settings: UpSettings, site: Site, index: int) -> ProcessPlan:
         debug_faults=settings.debug_faults or None,
     )
     keys = {"PENSTOCK_API_KEY": settings.api_key, "PENSTOCK_ADMIN_KEY": settings.admin_key}
-    environ = {name: key for name, key in keys.items() if key is not None}
+    environ = {**site.redis_environ, **{name: key for name, key in keys.items() if key is not None}}
     return ProcessPlan(
         f"gateway-{index}", "gateway", (*site.program, "gateway", *flags), environ, url=http_url(settings.host, port)
     )

@@ -8,6 +8,7 @@ from typing import Any  # Any: what INFO says
 import redis
 
 from common.net.redis import Registry
+from common.net.redis_address import shown
 from services.launcher.findings import Finding, Level
 
 _SLOW_MS = 20.0
@@ -33,7 +34,7 @@ def look_at_redis(url: str, cluster: str) -> RedisFound:
         client = redis.Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
         registry = Registry(url, cluster)
     except ValueError as error:
-        return RedisFound([Finding(Level.FAIL, "redis", f"{url} is no address: {error}", "correct --redis")])
+        return RedisFound([Finding(Level.FAIL, "redis", f"{shown(url)} is no address: {error}", "correct --redis")])
     try:
         latency_ms = min(_ping_ms(client) for _ in range(_PINGS))
         seconds, micros = client.time()
@@ -42,7 +43,7 @@ def look_at_redis(url: str, cluster: str) -> RedisFound:
         members = tuple(one.id for one in registry.members() if one.role in _SERVING)
     except redis.RedisError as error:
         return RedisFound(
-            [Finding(Level.FAIL, "redis", f"{url} does not answer: {error}", "start it, or correct --redis")]
+            [Finding(Level.FAIL, "redis", f"{shown(url)} does not answer: {error}", "start it, or correct --redis")]
         )
     finally:
         client.close()
@@ -60,7 +61,7 @@ def judge(url: str, info: Mapping[str, Any], latency_ms: float) -> list[Finding]
     """Findings from what INFO says. Whether it persists does not matter: every record is written again twice a second."""
     policy, limit = str(info.get("maxmemory_policy", "noeviction")), int(info.get("maxmemory", 0))
     clients, most = int(info.get("connected_clients", 0)), int(info.get("maxclients", 10_000))
-    text = f"{url} answers in {latency_ms:.1f} ms; version {info.get('redis_version', '?')}, {clients} clients"
+    text = f"{shown(url)} answers in {latency_ms:.1f} ms; version {info.get('redis_version', '?')}, {clients} clients"
     found = [Finding(Level.OK, "redis", text)]
     if latency_ms > _SLOW_MS:
         found = [

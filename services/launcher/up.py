@@ -11,6 +11,7 @@ import redis
 
 from common.errors import ConfigError, ServingError
 from common.net.redis import Registry
+from common.net.redis_address import shown
 from common.settings import load
 from services.launcher.api import GatewayApi
 from services.launcher.commands import settings_classes
@@ -116,7 +117,7 @@ class Launch:
             lambda: self._why_no_redis(url) is None, timeout_s=timeout_s, each_round=self._check, every_s=0.02
         )
         if not answers and (why := self._why_no_redis(url)) is not None:
-            raise ConfigError(f"--redis={url}: does not answer: {why}")
+            raise ConfigError(f"--redis={shown(url)}: does not answer: {why}")
 
     def _why_no_redis(self, url: str) -> str | None:
         try:
@@ -125,7 +126,7 @@ class Launch:
                 registry.members()
             finally:
                 registry.close()
-        except (redis.RedisError, ValueError) as error:
+        except (redis.RedisError, ConfigError) as error:
             return str(error)
         return None
 

@@ -17,12 +17,12 @@ from common.ids import Incarnation, PeerId, WorkerId, peer_id
 from common.log import Log
 from common.messages.liveness import Member, ModelIdentity
 from common.net.cache_events import CacheEventPublisher
+from common.net.cluster_key import read_cluster_key
 from common.net.fault_kit import FaultKit, clock_of
-from common.net.faulty import FaultyExchange
+from common.net.faulty import open_exchange
 from common.net.faulty_redis import opens_registry
 from common.net.host import kernel_identity
 from common.net.redis import Membership
-from common.net.sockets import Exchange
 from common.process_facts import clock_gauges, policies_of, software_versions
 from kvstore.memory.cuda_driver import CudaDriver
 from kvstore.memory.page_memory import PageMemory
@@ -109,7 +109,8 @@ class Worker:
         inspected = self._inspect()
         context_tokens = self._context_tokens(inspected.identity)
         profile = self._read_profile(inspected.identity)
-        exchange = self._open_exchange(peer)
+        exchange = open_exchange(peer, settings.bind, self._kit, read_cluster_key(settings.cluster_key), self._log)
+        self._cleanup.callback(exchange.close)
         limits = self._limits(context_tokens)
         threads = configure_torch(settings.threads)
         device = require_device(settings.device)
@@ -177,12 +178,6 @@ class Worker:
         membership = Membership(settings.redis, settings.cluster, mine, on_members, opened)
         membership.join()
         self._cleanup.callback(membership.stop)
-
-    def _open_exchange(self, peer: PeerId) -> Exchange:
-        bind, kit = self._settings.bind, self._kit
-        exchange = Exchange(peer, bind) if kit is None else FaultyExchange(peer, bind, kit)
-        self._cleanup.callback(exchange.close)
-        return exchange
 
     def _movers(self, share: Share, pages: OwnPages, gate: LoadGate, inbox: Events, copier_pages: OwnPages) -> Movers:
         verify = self._settings.verify_kv

@@ -16,6 +16,7 @@ from common.messages.blocks import Found
 from common.messages.handover import KvSent, Probe, Probed
 from common.net.cache_events import CacheEventPublisher
 from common.net.sockets import Exchange, Payload
+from common.net.violations import Violations
 from kvstore.handover.actions import Fill
 from kvstore.transport.block_jobs import BlockEvent, FetchJob, LayerFetched
 from kvstore.transport.check_found import check_found
@@ -107,7 +108,7 @@ class WorkerService:
             self._verifier = KvVerifier(ports.checksums.post, core.grant_of, ports.links.layout.layers, log)
         self._feed = EngineFeed(core, ports.engine, ahead=plan_ahead)
         self._clock = ports.clock
-        self._log = log
+        self._log, self._violations = log, Violations("protocol_violation", log)
         self._checked_ms, self._unchecked = 0.0, False
         self._drain_from_ms: float | None = None
         self._gauges = ports.gauges
@@ -132,8 +133,8 @@ class WorkerService:
             if now_ms - ticked_ms >= _TICK_MS:
                 ticked_ms = now_ms
                 self._links.on_tick(now_ms)
-                counted = {**self._events.counters(), **self._mapped(), **self._tick_verifier()}
-                self._core.note(counted, self._gauges())
+                mapped = {**self._mapped(), **self._tick_verifier()}
+                self._core.note({**self._events.counters(), **mapped, **self._heard_wrong()}, self._gauges())
                 self._act(self._core.on_tick(now_ms), ())
                 self._oversee(now_ms, dump_asked=dump_asked())
                 self._check_when_idle(now_ms)
@@ -184,7 +185,10 @@ class WorkerService:
                 return
             self._hear_right(peer, message, payloads)
         except ProtocolViolation as error:  # the peer's fault: say so, keep serving the others
-            self._log.event("protocol_violation", peer=peer, text=str(error))
+            self._violations.note(peer, str(error))
+
+    def _heard_wrong(self) -> dict[str, float]:
+        return {**self._exchange.counters(), "protocol_violations_total": float(self._violations.total)}
 
     def _hear_right(self, peer: PeerId, message: AnyMessage, payloads: Sequence[Payload]) -> None:
         """The core hears of it. Raises ProtocolViolation."""

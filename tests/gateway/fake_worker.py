@@ -61,6 +61,8 @@ class FakeWorker:
         self.gauges = {"oldest_pin_ms": 12.5}
         self.on_generate: Callable[[PeerId, Generate], None] | None = None
         """Runs in this worker's thread instead of putting the message into `heard`."""
+        self.on_resize: Callable[[PeerId, Resize], None] | None = None
+        """As `on_generate`."""
         self.on_drain: Callable[[Drain], object] = lambda message: None
         self._outbox: deque[tuple[PeerId, Message]] = deque()
         self._stopping = False
@@ -111,6 +113,8 @@ class FakeWorker:
                 self.pinged.set()
             case Generate() if self.on_generate is not None:
                 self.on_generate(sender, message)
+            case Resize() if self.on_resize is not None:
+                self.on_resize(sender, message)
             case Generate() | Cancel() | Resize():
                 self.heard.put((sender, message))
             case Drain(on=on):

@@ -60,10 +60,8 @@ class KvStoreCore:
         self._shelves: Shelves | None = None
         self._writers_heard_ms: dict[PeerId, float] = {}  # from `on_peer_joined` to `on_peer_dead`
         self._event_number = 0
-        self.noted: dict[str, float] = {}
-        """Counters that the shell keeps, for reports."""
-        self.noted_gauges: dict[str, float] = {}
-        """Values that the shell knows, for reports."""
+        self._noted: dict[str, float] = {}
+        self._noted_gauges: dict[str, float] = {}
         if layout is not None and (refusal := self._fix_layout(layout)):
             raise ConfigError(refusal)
 
@@ -230,6 +228,10 @@ class KvStoreCore:
 
     # -- news
 
+    def note(self, counters: dict[str, float], gauges: dict[str, float]) -> None:
+        """Counters and present values of the shell, for the reports."""
+        self._noted, self._noted_gauges = counters, gauges
+
     def take_events(self) -> list[CacheEvent]:
         """What happened in host memory and on disk since the last call, numbered as one sequence."""
         if self._shelves is None:
@@ -249,7 +251,7 @@ class KvStoreCore:
             sequence=sequence,
             pages=PageCounts() if shelves is None else shelves.pool.ledger.counts(),
             queue=QueueCounts(),
-            counters={**(self._tally.totals if shelves is None else shelves.counters()), **self.noted},
+            counters={**(self._tally.totals if shelves is None else shelves.counters()), **self._noted},
             gauges=self._gauges(now_ms),
             memory=() if shelves is None else shelves.memory(),
             degraded=self.degraded(now_ms),
@@ -257,7 +259,7 @@ class KvStoreCore:
 
     def _gauges(self, now_ms: float) -> dict[str, float]:
         own = {} if self._shelves is None else self._shelves.gauges(now_ms)
-        return {**own, "degraded": float(bool(self.degraded(now_ms))), **self.noted_gauges}
+        return {**own, "degraded": float(bool(self.degraded(now_ms))), **self._noted_gauges}
 
     def degraded(self, now_ms: float) -> str:
         """Why another store should be preferred; empty if none need be."""

@@ -1,0 +1,105 @@
+"""Who may speak to a process, and why somebody could not: CURVE keys, ZAP answers and handshake events of its sockets.
+
+With a cluster key every connection is encrypted, and only who proves that it has the same key is heard (ZAP, RFC 27). Without
+one, nothing is checked. Either way a handshake that fails is told on both sides, instead of a silence that nobody can read.
+"""
+
+import struct
+import time
+
+import zmq
+from zmq.utils import z85
+
+from common.net.cluster_key import ClusterKey
+from common.net.violations import Violations
+
+_FAILURES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_ZAP = "inproc://zeromq.zap.01"
+_LOOK_EVERY_S = 0.2
+_EVENT = struct.Struct("=Hi")
+_HANDSHAKE_MS = 5_000
+Socket = zmq.Socket[bytes]
+
+
+class Handshakes:
+    """Belongs to an Exchange, and to its thread."""
+
+    def __init__(self, context: "zmq.Context[Socket]", key: ClusterKey | None, refused: Violations) -> None:
+        self._context, self._key, self._refused = context, key, refused
+        self._monitors: dict[Socket, tuple[Socket, str]] = {}
+        self._looked_s = 0.0
+        self.asked: Socket | None = None
+        """Where ZAP requests come in, to be polled; None: nobody is asked."""
+
+    def prepare_to_listen(self, socket: Socket) -> None:
+        """Before `socket` binds."""
+        socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+        self._watch(socket, "who dialled this process")
+        if self._key is None:
+            return
+        self.asked = self._context.socket(zmq.REP)
+        self.asked.setsockopt(zmq.LINGER, 0)
+        self.asked.bind(_ZAP)
+        socket.setsockopt(zmq.ZAP_DOMAIN, b"penstock")
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, self._key.secret)
+
+    def prepare_to_dial(self, socket: Socket, peer: str) -> None:
+        """Before `socket` connects."""
+        socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+        self._watch(socket, peer)
+        if self._key is not None:
+            socket.setsockopt(zmq.CURVE_SERVERKEY, self._key.public)
+            socket.setsockopt(zmq.CURVE_PUBLICKEY, self._key.public)
+            socket.setsockopt(zmq.CURVE_SECRETKEY, self._key.secret)
+
+    def _watch(self, socket: Socket, peer: str) -> None:
+        self._monitors[socket] = socket.get_monitor_socket(_FAILURES), peer
+
+    def forget(self, socket: Socket) -> None:
+        """Before `socket` closes."""
+        monitor, _ = self._monitors.pop(socket)
+        socket.disable_monitor()
+        monitor.close(linger=0)
+
+    def close(self) -> None:
+        """When every watched socket is closed."""
+        if self.asked is not None:
+            self.asked.close(linger=0)
+            self.asked = None
+
+    def answer(self) -> None:
+        """Let in who proved to have the cluster's key, and nobody else."""
+        while self.asked is not None and self._key is not None:
+            try:
+                frames = self.asked.recv_multipart(flags=zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            # version, request id, domain, address, identity, mechanism, credentials: libzmq itself writes them
+            ok = frames[5:6] == [b"CURVE"] and frames[6:] == [z85.decode(self._key.public)]
+            status, text = (b"200", b"OK") if ok else (b"400", b"no process of this cluster")
+            self.asked.send_multipart([b"1.0", frames[1], status, text, b"", b""])
+
+    def look(self) -> None:
+        """Tell of handshakes that failed; cheap enough for every turn of a loop."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < _LOOK_EVERY_S:
+            return
+        self._looked_s = now_s
+        for monitor, peer in self._monitors.values():
+            while monitor.poll(0):
+                frames: list[bytes] = monitor.recv_multipart()
+                event, detail = _EVENT.unpack(frames[0])
+                self._refused.note(peer, self._reason(event, detail, frames[1].decode(errors="replace")))
+
+    def _reason(self, event: int, detail: int, endpoint: str) -> str:
+        mine = "this process has none" if self._key is None else "this process has one"
+        if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+            why = "it hung up before both had introduced themselves"
+        elif detail == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+            why = "one of the two has a cluster key and the other has not"
+        elif detail == zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC:
+            why = "it has another cluster key"
+        else:
+            why = f"it broke the protocol of ZeroMQ (event {event:#x}, {detail:#x})"
+        return f"no connection over {endpoint}: {why}; --cluster-key must name the same secret everywhere, and {mine}"

@@ -1,0 +1,89 @@
+"""HTTP/1.1 from bytes, with an end to what comes before a body: uvicorn's protocol bounds neither a head's length nor its time.
+
+Refusals are answered here, below the application, in the application's own words.
+"""
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from common.errors import InvalidRequest, ServingError
+from gateway.errors import HeadTooLarge, HeadTooSlow, error_body
+
+MAX_HEAD_BYTES = 65_536
+"""Beside it a connection holds at most what one read gives, 256 KiB."""
+HEAD_TIMEOUT_S = 30.0
+_PHRASES = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """One connection."""
+
+    _head_bytes = 0
+    """Received since the last head or piece of a body was complete."""
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """As in the base; the first head has its time from now on."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As in the base."""
+        self._end_head()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """As in the base, unless a head becomes too long."""
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(HeadTooLarge(f"what comes before a body may have {MAX_HEAD_BYTES} bytes at most"))
+
+    def on_message_begin(self) -> None:
+        """As in the base; this head has its time from now on."""
+        super().on_message_begin()
+        if self._head_timer is None:
+            self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        """As in the base."""
+        self._head_bytes = 0
+        self._end_head()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """As in the base."""
+        self._head_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """As in the base."""
+        self._head_bytes = 0
+        super().on_message_complete()
+
+    def _expect_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
+
+    def _end_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if not self.transport.is_closing():
+            self._refuse(HeadTooSlow(f"the headers were not complete after {HEAD_TIMEOUT_S:g} s"))
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP."""
+        self._refuse(InvalidRequest(msg))
+
+    def _refuse(self, error: ServingError) -> None:
+        body, status = error_body(error), error.http_status
+        head = (
+            b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+            % (status, _PHRASES[status], len(body))
+        )
+        self.transport.write(head + body)
+        self.transport.close()
