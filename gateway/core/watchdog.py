@@ -69,7 +69,7 @@ def request_fields(one: OpenRequest, now_ms: float) -> dict[str, object]:
     if attempt is not None:
         fields |= {
             "wire": attempt.wire,
-            "waits_for": list(attempt.needed),
+            "waits_for": list(dict.fromkeys(attempt.needed)),
             "sent_ms_ago": round(now_ms - attempt.sent_ms),
         }
     if one.error is not None:
