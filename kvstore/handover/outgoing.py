@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from common.errors import KvCorrupt
 from common.ids import PeerId
 from common.messages.actions import Send
 from common.messages.base import Message
@@ -114,6 +115,10 @@ class Outgoing:
         if self.state is SenderState.ASKING:
             return "grant"
         return "prefill" if self.first_token is None else "transfer"
+
+    def failed_in(self, code: str) -> str:
+        """The phase to name for this failure: pages went wrong on their way, wherever the prompt is."""
+        return "transfer" if code == KvCorrupt.code else self.phase
 
     @property
     def granted(self) -> Grant:

@@ -6,7 +6,7 @@ then, its source pages are released and the decode worker is told that nothing w
 request's deadline; waiting for Commit has one of its own; copies in flight always come back from the copier.
 """
 
-from common.errors import KvCorrupt, ProtocolViolation
+from common.errors import ProtocolViolation
 from common.ids import PeerId, TransferId
 from common.messages import AnyMessage
 from common.messages.actions import Send
@@ -210,9 +210,7 @@ class Sender:
             outgoing.farewell = outgoing.farewell or stopped
             return []
         text = f"decode worker {outgoing.to} stopped the transfer: {code}"
-        phase = "transfer" if code == KvCorrupt.code else outgoing.phase  # wherever its prompt is, it failed on the way
-        gave_up = GaveUp(transfer, phase, code, text, code != "cancelled")
-        return [gave_up, *self._end(transfer, outgoing, stopped)]
+        return self._give_up(transfer, outgoing, code, text, stopped, retryable=code != "cancelled")
 
     def _late(self, sender: PeerId, message: Grant | GrantRefused | Commit | Stop) -> list[SenderAction]:
         """Nothing of a closed transfer is in flight; a peer that waits for that news gets it."""
@@ -253,7 +251,7 @@ class Sender:
         *,
         retryable: bool = True,
     ) -> list[SenderAction]:
-        gave_up = GaveUp(transfer, outgoing.phase, code, text, retryable)
+        gave_up = GaveUp(transfer, outgoing.failed_in(code), code, text, retryable)
         return [gave_up, *self._end(transfer, outgoing, farewell)]
 
     def _end(self, transfer: TransferId, outgoing: Outgoing, farewell: Message | None) -> list[SenderAction]:

@@ -19,7 +19,7 @@ from tests.support.threads import thread_cluster
 pytestmark = pytest.mark.system
 
 SHM, TCP, HELD_BLOCKS = "prefill-shm", "prefill-tcp", 6
-PARK_PROMPTS, PARK_TOKENS = 14, 40
+PARK_PROMPTS, PARK_TOKENS = 15, 60
 
 
 def totals(driver: Driver, name: str) -> float:
@@ -172,18 +172,25 @@ def test_a_worker_that_makes_no_checksums_is_served_and_counted(answers: Answers
         assert rig.counter(SHM, "kv_checked_pages_total") == 0
 
 
-@pytest.mark.parametrize("wrong", [False, True])
-def test_parked_requests_are_checked_when_they_come_back(wrong: bool, answers: Answers, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def parked(answers: Answers) -> list[tuple[list[int], list[int]]]:
+    """Prompts that fit together when they begin and not when they have grown, and their answers."""
     reference, rng = Reference(answers.folder), random.Random(4)
-    prompts = [[rng.randrange(8, answers.vocab_tokens) for _ in range(300)] for _ in range(PARK_PROMPTS)]
-    expected = [reference.generate(prompt, PARK_TOKENS) for prompt in prompts]
+    prompts = [[rng.randrange(8, answers.vocab_tokens) for _ in range(256)] for _ in range(PARK_PROMPTS)]
+    return [(prompt, reference.generate(prompt, PARK_TOKENS)) for prompt in prompts]
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_parked_requests_are_checked_when_they_come_back(
+    wrong: bool, parked: list[tuple[list[int], list[int]]], answers: Answers, tmp_path: Path
+) -> None:
     with thread_cluster(tmp_path) as processes:
         flags = {"model": answers.folder, "dtype": "float32", "max_step_tokens": 128, "verify_kv": "true"}
         mixed = processes.start("mixed", "mixed-0", caching=0, device_memory="2MiB", host_buffer="8MiB", **flags)
         with Driver([mixed]) as driver, flipped(ways.fetch_parked) as flip:
             flip.done = not wrong
-            sent = [driver.send("mixed-0", prompt, max_tokens=PARK_TOKENS) for prompt in prompts]
-            assert [outcome.tokens for outcome in driver.finish(sent)] == expected
+            sent = [driver.send("mixed-0", prompt, max_tokens=PARK_TOKENS) for prompt, _ in parked]
+            assert [outcome.tokens for outcome in driver.finish(sent)] == [tokens for _, tokens in parked]
             driver.until_all_free()
             counters = driver.reports["mixed-0"].counters
             assert counters["restored_total"] > 0 and counters["kv_checked_pages_total"] > 0

@@ -2,7 +2,9 @@
 
 import queue
 import threading
+import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -353,3 +355,48 @@ def test_a_device_without_room_for_the_copy_fails_the_job_alone(at: Setting, mon
     mover.post(store(2))
     assert end(at.hear(1)[0]) == (2, True)
     mover.stop()
+
+
+def expected_of(rows: np.ndarray, pages: PageIds) -> np.ndarray:
+    return np.array([[zlib.crc32(rows[page]) for page in row] for row in pages.tolist()], np.int64)
+
+
+@pytest.fixture
+def verifying(at: Setting) -> Iterator[BlockMover]:
+    mover = BlockMover(HostPages(at.own.pages), at.gate, at.told.put, verify=True)
+    mover.attach(STORE, at.shared)
+    yield mover
+    mover.stop()
+
+
+def test_a_mover_that_verifies_tells_the_checksums_of_what_it_stored(at: Setting, verifying: BlockMover) -> None:
+    verifying.post(store(1))
+    done = at.hear(1)[0]
+    assert isinstance(done, BlockJobDone)
+    assert list(done.checksums) == expected_of(at.own.pages.rows, OURS).ravel().tolist()
+
+
+def test_pages_that_came_right_are_counted_and_those_of_which_nothing_is_known_too(
+    at: Setting, verifying: BlockMover
+) -> None:
+    expected = expected_of(at.peer.pages.rows, THEIRS)
+    expected[0, 0] = -1
+    verifying.post(replace(fetch(1), expected=expected))
+    done = at.hear(4)[-1]
+    assert isinstance(done, BlockJobDone) and done.ok
+    assert (done.checked_pages, done.unchecked_pages, done.wrong_pages) == (8, 1, 0)
+
+
+def test_a_layer_that_came_wrong_is_never_said_to_be_there(at: Setting, verifying: BlockMover) -> None:
+    expected = expected_of(at.peer.pages.rows, THEIRS)
+    at.peer.pages.rows[THEIRS[2, 1], 0] ^= 1
+    verifying.post(replace(fetch(1), expected=expected))
+    first, second, done = at.hear(3)
+    assert (first, second) == (LayerFetched(1, 0, True), LayerFetched(1, 1, False))
+    assert isinstance(done, BlockJobDone)
+    assert (done.ok, done.wrong_pages, str(THEIRS[2, 1]) in done.error_text) == (False, 1, True)
+
+
+def test_checksums_of_another_shape_are_refused(at: Setting) -> None:
+    with pytest.raises(ValueError, match="checksums"):
+        at.mover.post(replace(fetch(1), expected=np.zeros((1, 3), np.int64)))
