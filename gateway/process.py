@@ -10,12 +10,14 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from common.clock import MonotonicClock
 from common.errors import ConfigError
 from common.ids import Incarnation, WorkerId, peer_id
 from common.log import Log
 from common.messages.liveness import Member
 from common.net.cache_reader import CacheReader
+from common.net.fault_kit import FaultKit, clock_of
+from common.net.faulty import FaultyExchange
+from common.net.faulty_redis import opens_registry
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
@@ -54,10 +56,12 @@ class Gateway:
         self.member = _member(settings, self._listener.getsockname()[1])
         self._model_name = settings.served_model_name or files.name
         self._log = Log(process=self.member.id)
+        self._kit = None if settings.faults is None else FaultKit(settings.faults, self.member.id, self._log)
         metrics = GatewayMetrics()
         self._tree = PromptTree()
         reader = CacheReader(settings.redis, settings.cluster, self._model_name)
-        self._keeper = TreeKeeper(self._tree, reader, MonotonicClock())
+        self._clock = clock_of(self._kit)
+        self._keeper = TreeKeeper(self._tree, reader, self._clock)
         keys = read_api_keys(
             settings.api_key, settings.api_keys, settings.admin_key, open_admin=settings.host in _LOOPBACK
         )
@@ -82,13 +86,16 @@ class Gateway:
                 timeout_graceful_shutdown=round(settings.drain_s) + _LAST_WORDS_S,
             )
         )
-        self._membership = Membership(settings.redis, settings.cluster, self.member, self.switchboard.on_members)
+        self._membership = Membership(
+            settings.redis, settings.cluster, self.member, self.switchboard.on_members, opens_registry(self._kit)
+        )
 
     def _switchboard(self, settings: GatewaySettings, files: ModelFiles, keys: ApiKeys) -> Switchboard:
         fit = Fit(self._model_name, files.vocab_tokens)
         dispatch = build_dispatch(settings, self.member, fit, self._tree, keys.terms, secrets.randbits(32))
-        exchange = Exchange(peer_id(self.member.id, self.member.incarnation), bind=None)
-        return Switchboard(dispatch, exchange, MonotonicClock(), self._log, self._keeper.on_members)
+        peer = peer_id(self.member.id, self.member.incarnation)
+        exchange = Exchange(peer, None) if self._kit is None else FaultyExchange(peer, None, self._kit)
+        return Switchboard(dispatch, exchange, self._clock, self._log, self._keeper.on_members)
 
     def _openai(
         self, settings: GatewaySettings, files: ModelFiles, tokens: Tokens, metrics: GatewayMetrics
@@ -100,7 +107,7 @@ class Gateway:
             max_body_bytes=settings.max_body_bytes,
             request_timeout_ms=settings.request_timeout_s * 1000,
         )
-        return OpenAiRoutes(served, tokens, self.switchboard, metrics, MonotonicClock())
+        return OpenAiRoutes(served, tokens, self.switchboard, metrics, self._clock)
 
     async def run(self) -> None:
         """Serve until `ask_to_stop`; then finish what runs, and leave the membership.
@@ -113,7 +120,8 @@ class Gateway:
         self._memory.start()
         try:
             await asyncio.to_thread(self._membership.join)
-            self._log.event("listening", url=self.member.endpoint, model=self._model_name)
+            on = self._kit is not None
+            self._log.event("listening", url=self.member.endpoint, model=self._model_name, faults_on=on)
             await self._server.serve(sockets=[self._listener])
         finally:
             await asyncio.to_thread(self._membership.stop)

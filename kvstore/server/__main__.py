@@ -17,6 +17,9 @@ from common.kv_layout import KvLayout
 from common.log import Log
 from common.messages.liveness import Member
 from common.net.cache_events import CacheEventPublisher
+from common.net.fault_kit import FaultKit, clock_of
+from common.net.faulty import FaultyExchange
+from common.net.faulty_redis import opens_registry
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
@@ -27,6 +30,7 @@ from kvstore.server.block_memory import BlockMemory
 from kvstore.server.core.store import Budget, KvStoreCore
 from kvstore.server.disk_folder import DiskFolder
 from kvstore.server.disk_thread import DiskThread
+from kvstore.server.faulty_disk import FaultyDiskFolder
 from kvstore.server.inbox import Events, GuestGone, GuestJoined, ShareDied
 from kvstore.server.service import KvStoreService
 from kvstore.server.settings import KvStoreSettings
@@ -61,7 +65,9 @@ def run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
     layout = None if settings.model is None else _layout(settings.model, settings.dtype)
     peer = peer_id(worker, incarnation)
     with ExitStack() as stack:
-        exchange = stack.enter_context(closing(Exchange(peer, settings.bind)))
+        kit = None if settings.faults is None else FaultKit(settings.faults, worker, log)
+        exchange = Exchange(peer, settings.bind) if kit is None else FaultyExchange(peer, settings.bind, kit)
+        stack.callback(exchange.close)
         inbox = Events(exchange.wake)
         memory = stack.enter_context(closing(BlockMemory(settings.host_memory_bytes, available_memory())))
         share = Share(
@@ -84,8 +90,9 @@ def run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
         )
         disk_bytes = 0 if settings.disk is None else settings.disk_size_bytes
         core = KvStoreCore(member, Budget(memory.capacity_bytes, disk_bytes, settings.eviction), layout)
-        disk = _open_disk(settings, memory, inbox, stack)
-        membership = Membership(settings.redis, settings.cluster, member, lambda members: None)
+        disk = _open_disk(settings, memory, inbox, stack, kit)
+        opened = opens_registry(kit)
+        membership = Membership(settings.redis, settings.cluster, member, lambda members: None, opened)
         membership.join()
         stack.callback(membership.stop)
         publisher = stack.enter_context(closing(CacheEventPublisher(settings.redis, settings.cluster, member)))
@@ -95,8 +102,9 @@ def run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
             host_memory=format_bytes(memory.capacity_bytes),
             disk=settings.disk,
             blocks=core.capacity_blocks,
+            faults_on=kit is not None,
         )
-        KvStoreService(core, exchange, memory, inbox, log, disk).serve(stopping, publisher.publish)
+        KvStoreService(core, exchange, memory, inbox, log, disk).serve(stopping, publisher.publish, clock_of(kit))
         log.event("stopped")
 
 
@@ -111,10 +119,14 @@ def _run_dir(settings: KvStoreSettings, stack: ExitStack) -> Path:
     return folder
 
 
-def _open_disk(settings: KvStoreSettings, memory: BlockMemory, inbox: Events, stack: ExitStack) -> DiskThread | None:
+def _open_disk(
+    settings: KvStoreSettings, memory: BlockMemory, inbox: Events, stack: ExitStack, kit: FaultKit | None
+) -> DiskThread | None:
     if settings.disk is None:
         return None
-    folder = stack.enter_context(closing(DiskFolder(Path(settings.disk), settings.disk_size_bytes)))
+    path, n_bytes = Path(settings.disk), settings.disk_size_bytes
+    folder = DiskFolder(path, n_bytes) if kit is None else FaultyDiskFolder(path, n_bytes, kit)
+    stack.callback(folder.close)
     thread = DiskThread(folder, memory, inbox.put)
     stack.callback(thread.stop)
     return thread

@@ -59,8 +59,9 @@ class KvStoreService:
         self._clock: Clock = MonotonicClock()
         self._active_ms, self._unchecked = 0.0, False
 
-    def serve(self, stopping: Callable[[], bool], publish_events: PublishEvents) -> None:
+    def serve(self, stopping: Callable[[], bool], publish_events: PublishEvents, clock: Clock | None = None) -> None:
         """Answer messages until `stopping()`. Raises what ended another thread, if that was our own bug."""
+        self._clock = clock or self._clock
         self._act(self._core.start(), ())
         ticked_ms = self._clock.now_ms()
         while not stopping():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from common.clock import MonotonicClock
+from common.clock import Clock
 from common.errors import ProtocolViolation
 from common.ids import PeerId
 from common.log import Log
@@ -82,6 +82,7 @@ class Ports:
     """Counters of what is mapped beside the pages, for reports."""
     check_mapped: Callable[[], None]
     """The laws of what is mapped beside the pages."""
+    clock: Clock
 
 
 class WorkerService:
@@ -93,7 +94,7 @@ class WorkerService:
         self._links, self._memory, self._events = ports.links, ports.memory, ports.events
         self._lender, self._mapped, self._check_mapped = ports.lender, ports.mapped, ports.check_mapped
         self._feed = EngineFeed(core, ports.engine, ahead=plan_ahead)
-        self._clock = MonotonicClock()
+        self._clock = ports.clock
         self._log = log
         self._checked_ms, self._unchecked = 0.0, False
         self._drain_from_ms: float | None = None
