@@ -31,26 +31,27 @@ SYSTEMS: dict[str, dict[str, object]] = {
     "pd-tcp": {"transport": "tcp", "prefill_pages": 60, "decode_pages": 24},
     "pd2-shm-store": {
         "transport": "shm",
-        "prefill_pages": 40,
-        "decode_pages": 60,
-        "store_blocks": 40,
+        "prefill_pages": 28,
+        "decode_pages": 44,
+        "store_blocks": 30,
         "more": ("prefill-1",),
         "caching": 3,
     },
     "pd2-tcp-store": {
         "transport": "tcp",
-        "prefill_pages": 40,
-        "decode_pages": 60,
-        "store_blocks": 40,
-        "more": ("prefill-1", "decode-1"),
+        "prefill_pages": 28,
+        "decode_pages": 44,
+        "store_blocks": 30,
+        "more": ("decode-1",),
         "caching": 3,
     },
+    "pd-shm-returns": {"transport": "shm", "prefill_pages": 40, "decode_pages": 34, "caching": 3, "kvstore": "off"},
     "mixed-shm-store": {
         "transport": "shm",
         "prefill_pages": 40,
-        "decode_pages": 40,
+        "decode_pages": 30,
         "store_blocks": 30,
-        "more": ("mixed", "mixed-1"),
+        "more": ("mixed",),
         "host_pages": 60,
         "spill": "write-back",
     },
@@ -97,6 +98,23 @@ class Schedule:
         prompt = (*head, *(self.rng.randrange(3, 900) for _ in range(prompt_tokens - len(head))))
         name, self._asked = f"r{self._asked}", self._asked + 1
         self.world.gateway.submit(name, prompt, max_tokens, priority, self.world.now_ms)
+
+    @_told
+    def ask_on(self, which: int, tokens: int, max_tokens: int) -> None:
+        """The next turn of a conversation: what was asked, what was answered, and something new."""
+        gateway = self.world.gateway
+        over = [] if gateway is None else [client for client in gateway.clients.values() if client.finish is not None]
+        if gateway is None or not over:
+            return
+        client = over[which % len(over)]
+        new = tuple(self.rng.randrange(3, 900) for _ in range(tokens))
+        name, self._asked = f"r{self._asked}", self._asked + 1
+        prompt = (
+            (*client.prompt, *client.truth, *new)[-40:]
+            if len(client.prompt) > 30
+            else (*client.prompt, *client.truth, *new)
+        )
+        gateway.submit(name, prompt, max_tokens, 0, self.world.now_ms)
 
     @_told
     def leave(self, which: int) -> None:
@@ -268,11 +286,12 @@ def lossy_rules(rng: random.Random, n: int) -> list[Rule]:
     rules = []
     for _ in range(n):
         share, times, seed = rng.choice((0.1, 0.5, 1.0)), rng.choice((1, 3, 30)), rng.randrange(1000)
-        if rng.random() < 0.3:
-            point = rng.choice((Point.TRANSFER, Point.TRANSFER, Point.FETCH, Point.SPILL))
-            kind = rng.choice((Kind.DELAY, Kind.DELAY, Kind.DELAY, Kind.FAIL))
+        if rng.random() < 0.4:
+            point = rng.choice((Point.TRANSFER, Point.FETCH, Point.SPILL))
+            kind = rng.choice((Kind.DELAY, Kind.DELAY, Kind.FAIL))
         else:
-            point, kind = rng.choice(MESSAGE_POINTS), rng.choice(MESSAGE_KINDS)
+            point = rng.choice((*MESSAGE_POINTS, Point.STOP_WRITING, Point.STOP_WRITING, Point.HANDOVER, Point.COMMIT))
+            kind = rng.choice((*MESSAGE_KINDS, Kind.DROP))
         ms = rng.choice((20.0, 700.0, 4_000.0, 12_000.0)) if kind is Kind.DELAY else 0.0
         rules.append(Rule(point=point, kind=kind, share=share, times=times, ms=ms, seed=seed))
     return rules
@@ -282,7 +301,7 @@ def random_schedule(seed: int, *, steps: int = 30) -> Schedule:
     """A whole schedule from one number, to its end."""
     rng = random.Random(f"schedule {seed}")
     schedule = Schedule(
-        seed, rng.choice(list(SYSTEMS)), timeout_ms=rng.choice((4_000.0, 30_000.0)), ahead=rng.random() < 0.5
+        seed, rng.choice(list(SYSTEMS)), timeout_ms=rng.choice((4_000.0, 120_000.0)), ahead=rng.random() < 0.5
     )
     schedule.faults(lossy_rules(rng, rng.randrange(4)))
     for _ in range(steps):
@@ -294,14 +313,17 @@ def random_schedule(seed: int, *, steps: int = 30) -> Schedule:
 def step(schedule: Schedule, rng: random.Random) -> None:
     """One random step."""
     chance = rng.random()
-    if chance < 0.40:
+    if chance < 0.15:
+        schedule.ask_on(rng.randrange(8), rng.choice((1, 5)), rng.choice((1, 5, 12)))
+        schedule.events(rng.choice((0, 3, 20)))
+    elif chance < 0.40:
         schedule.ask(
             rng.choice((1, 4, 5, 12, 30)), rng.choice((1, 2, 6, 12)), rng.random() < 0.5, rng.choice((0, 0, 1))
         )
         schedule.events(rng.choice((0, 3, 20)))
-    elif chance < 0.58:
-        schedule.events(rng.randrange(60))
-    elif chance < 0.68:
+    elif chance < 0.55:
+        schedule.events(rng.choice((2, 8, 60)))
+    elif chance < 0.65:
         schedule.time(rng.choice((5.0, 150.0, 900.0, 3_500.0)))
     elif chance < 0.76:
         schedule.leave(rng.randrange(8))

@@ -45,7 +45,7 @@ class Cluster(RuleBasedStateMachine):
     @initialize(
         seed=st.integers(0, 10**6),
         system=st.sampled_from(sorted(SYSTEMS)),
-        timeout_ms=st.sampled_from((4_000.0, 30_000.0)),
+        timeout_ms=st.sampled_from((4_000.0, 120_000.0)),
         ahead=st.booleans(),
     )
     def begin(self, seed: int, system: str, timeout_ms: float, ahead: bool) -> None:
@@ -54,6 +54,10 @@ class Cluster(RuleBasedStateMachine):
     @rule(tokens=st.sampled_from((1, 4, 5, 12, 30)), most=st.sampled_from((1, 2, 6, 12)), shared=st.booleans())
     def ask(self, tokens: int, most: int, shared: bool) -> None:
         self.schedule.ask(tokens, most, shared)
+
+    @rule(which=_WHICH, tokens=st.sampled_from((1, 5)), most=st.sampled_from((1, 5, 12)))
+    def ask_on(self, which: int, tokens: int, most: int) -> None:
+        self.schedule.ask_on(which, tokens, most)
 
     @rule(n=st.integers(1, 60))
     def events(self, n: int) -> None:
