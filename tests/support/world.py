@@ -431,26 +431,33 @@ class World:
             self.home(process, chunks)
         self.perform(process, process.core.on_chunks_back(chunks, problem, self.now_ms))
 
+    def choices(self) -> list[tuple[str, object]]:
+        """Events that can happen now."""
+        choices: list[tuple[str, object]] = [("link", link) for link in self.ready_links()]
+        for process in self.processes.values():
+            if not process.alive:
+                continue
+            if process.step is not None and not self.waits_for_load(process):
+                choices.append(("step", process))
+            waiting = ("result", process.results), ("copy", process.copies), ("move", process.moves)
+            waiting += ("refill", process.refills), ("resize", process.resizes)
+            choices += [(kind, process) for kind, queue in waiting if queue]
+        return choices
+
+    def ready_links(self) -> list[tuple[PeerId, PeerId]]:
+        return [link for link, queue in self.links.items() if queue]
+
     def turn(self) -> bool:
         """One random event; False if nothing can happen but the passing of time."""
-        choices: list[tuple[str, object]] = [("link", link) for link, queue in self.links.items() if queue]
-        for process in self.processes.values():
-            if process.alive and process.step is not None and not self.waits_for_load(process):
-                choices.append(("step", process))
-            if process.alive and process.results:
-                choices.append(("result", process))
-            if process.alive and process.copies:
-                choices.append(("copy", process))
-            if process.alive and process.moves:
-                choices.append(("move", process))
-            if process.alive and process.refills:
-                choices.append(("refill", process))
-            if process.alive and process.resizes:
-                choices.append(("resize", process))
+        choices = self.choices()
         if not choices:
             return False
         self.now_ms += self.rng.choice([0.0, 0.1, 1.0])
         kind, what = self.rng.choice(choices)
+        self.happen(kind, what)
+        return True
+
+    def happen(self, kind: str, what: object) -> None:
         if kind == "link":
             self.carry(what)
         elif kind == "step":
@@ -465,7 +472,6 @@ class World:
             self.change_memory(what)
         else:
             self.copy(what)
-        return True
 
     def change_memory(self, process: Process) -> None:
         """The shell: memory comes, unless the machine has no more, or goes with what was in it."""
@@ -521,15 +527,23 @@ class World:
         moved = Moved(ok, 1.0, 1, len(contents) * self.layout.page_bytes)
         self.perform(process, process.core.on_copied(order.transfer, order.span, moved, self.now_ms))
 
+    def require_permission(self, process: Process, order: FetchBlocks | StoreBlocks) -> None:
+        """A layer, or all, of an order is about to be moved. Here nothing ends a permission too early."""
+
     def memory_of(self, peer: PeerId) -> Memory | None:
         if self.store is not None and self.store.peer == peer:
             return self.store.memory
         found = self.process(peer)
         return None if found is None else found.memory
 
+    @staticmethod
+    def next_move(process: Process) -> Move:
+        """The oldest fetch before the oldest store."""
+        return next((move for move in process.moves if isinstance(move.order, FetchBlocks)), process.moves[0])
+
     def move(self, process: Process) -> None:
-        """The block mover: one layer of a fetch by layer, else a whole job; the oldest fetch before the oldest store."""
-        move = next((move for move in process.moves if isinstance(move.order, FetchBlocks)), process.moves[0])
+        """The block mover: one layer of a fetch by layer, else a whole job."""
+        move = self.next_move(process)
         peer = move.order.peer
         memory = process.host if peer == HOST_BUFFER else self.memory_of(peer)
         order, by_layer = move.order, isinstance(move.order, FetchBlocks) and move.order.by_layer
@@ -537,6 +551,8 @@ class World:
         layers = [move.next_layer] if by_layer else list(range(width))
         ok = memory is not None and not move.broken and self.rng.random() >= self.flaky
         own, peer = order.own_pages[:, layers].ravel().tolist(), order.peer_pages[:, layers].ravel().tolist()
+        if ok:
+            self.require_permission(process, order)
         if ok and isinstance(order, StoreBlocks):
             memory.write_all(peer, process.memory.read_all(own))
         elif ok:

@@ -185,7 +185,8 @@ class KvCache:
         for part in (self._prefetch.on_found(peer, message, now_ms), self._returns.on_found(peer, message)):
             if part is not None:
                 return part
-        return [Send(peer, Release(call=message.call))] if message.pages else []
+        in_use = self._prefetch.uses(message.call) or self._returns.uses(message.call)  # heard before, and not read yet
+        return [Send(peer, Release(call=message.call))] if message.pages and not in_use else []
 
     def on_layer_failed(self, call: int) -> None:
         """A layer of a fetch is worthless."""

@@ -119,6 +119,11 @@ class Lookups:
         kept = self._found.get(request)
         return None if kept is None else kept.found
 
+    def keeps(self, call: int) -> bool:
+        """Whether what was found under this call waits for its prompt to start, or for a better answer."""
+        best = [lookup.best for lookup in self._lookups.values() if lookup.best is not None]
+        return any(kept.found.call == call for kept in (*self._found.values(), *best))
+
     def claim(self, request: RequestId) -> Kept | None:
         """What was found, for a prompt that has started: from now on the caller releases it. None: its holder died."""
         return self._found.pop(request, None)

@@ -102,6 +102,10 @@ class Prefetch:
             return self._on_payloads(message.call, loading, message, now_ms)
         return self.lookups.on_found(peer, message, now_ms)
 
+    def uses(self, call: int) -> bool:
+        """Whether what was found under this call is kept for a prompt, or being loaded."""
+        return self.lookups.keeps(call) or any(one.load.found.call == call for one in self._loads.values())
+
     def load(self, call: int) -> Load | None:
         """A load that has not ended."""
         loading = self._loads.get(call)

@@ -98,6 +98,10 @@ class Returns:
         deadline_ms = pull.sent_ms + message.lease_ms
         return [FetchBlocks(message.call, peer, pages, theirs, deadline_ms, by_layer=False)]
 
+    def uses(self, call: int) -> bool:
+        """Whether what was found under this call is being copied."""
+        return call in self._pulls
+
     def on_moved(self, call: int, moved: Moved, now_ms: float) -> list[Action] | None:
         """The shell has ended a copy; None if the call is not ours."""
         return self._end(call, ok=moved.ok, n_bytes=moved.n_bytes) if call in self._pulls else None

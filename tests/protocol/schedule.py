@@ -1,0 +1,341 @@
+"""One schedule: a cluster of real cores, what is done to it, and the laws that it must keep.
+
+Laws, after every event: each core's `check()`; tokens that clients get are those of the truth, in order, once; nobody
+writes where its permission has ended, or reads what nobody keeps for it. At the end, when all faults are over:
+
+- every request is answered: by its deadline and DEADLINE_MARGIN_MS while its gateway runs, and QUIET_MS after the last
+  fault at the latest, unless one of its messages was lost on a connection that stayed;
+- within IDLE_MS of that every page, pin, lease, call, slot and charge is back on every core that lives.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Concatenate, ParamSpec
+
+from common.faults.points import MESSAGES, Kind, Point
+from common.faults.rules import Rule
+from common.ids import RequestId
+from tests.support.world import Process
+from tests.support.world_faults import FaultyWorld
+from tests.support.world_trace import root_of
+
+DEADLINE_MARGIN_MS = 300.0
+"""The gateway's tick, and what an event takes here."""
+QUIET_MS = 40_000.0
+"""A transfer that nobody commits costs 8 s, a silent peer 3, a lookup 2.5; a request has four attempts."""
+IDLE_MS = 25_000.0
+"""The longest lease of a reader is 10 s, a load by message gives up after 5, a hand-over after 8."""
+SYSTEMS: dict[str, dict[str, object]] = {
+    "pd-shm": {"transport": "shm", "prefill_pages": 60, "decode_pages": 24},
+    "pd-tcp": {"transport": "tcp", "prefill_pages": 60, "decode_pages": 24},
+    "pd2-shm-store": {
+        "transport": "shm",
+        "prefill_pages": 28,
+        "decode_pages": 44,
+        "store_blocks": 30,
+        "more": ("prefill-1",),
+        "caching": 3,
+    },
+    "pd2-tcp-store": {
+        "transport": "tcp",
+        "prefill_pages": 28,
+        "decode_pages": 44,
+        "store_blocks": 30,
+        "more": ("decode-1",),
+        "caching": 3,
+    },
+    "pd-shm-returns": {"transport": "shm", "prefill_pages": 40, "decode_pages": 34, "caching": 3, "kvstore": "off"},
+    "mixed-shm-store": {
+        "transport": "shm",
+        "prefill_pages": 40,
+        "decode_pages": 30,
+        "store_blocks": 30,
+        "more": ("mixed",),
+        "host_pages": 60,
+        "spill": "write-back",
+    },
+}
+
+
+P = ParamSpec("P")
+_TRACED = "rules: "
+
+
+def _told(step: Callable[Concatenate["Schedule", P], None]) -> Callable[Concatenate["Schedule", P], None]:
+    """A step whose failure tells what led to it."""
+
+    @wraps(step)
+    def told(self: "Schedule", *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            step(self, *args, **kwargs)
+        except Exception as error:
+            self.unbroken = False
+            if _TRACED not in str(error):
+                error.add_note(f"at {self.world.now_ms:.1f} ms\n{self.world.trace.about(last=60)}")
+            raise
+
+    return told
+
+
+class Schedule:
+    """What can be done to a cluster; each method is one step."""
+
+    def __init__(self, seed: int, system: str, *, timeout_ms: float = 30_000.0, ahead: bool = False) -> None:
+        self.rng = random.Random(seed)
+        self.prefix = tuple(self.rng.randrange(3, 900) for _ in range(24))
+        self.world = FaultyWorld(self.rng, timeout_ms=timeout_ms, ahead=ahead, **SYSTEMS[system])
+        self.world.run(600.0)
+        self._asked, self.unbroken = 0, True
+
+    # -- steps
+
+    @_told
+    def ask(self, prompt_tokens: int, max_tokens: int, shared: bool = False, priority: int = 0) -> None:
+        if self.world.gateway is None:
+            return
+        head = self.prefix[: prompt_tokens - 1] if shared else ()
+        prompt = (*head, *(self.rng.randrange(3, 900) for _ in range(prompt_tokens - len(head))))
+        name, self._asked = f"r{self._asked}", self._asked + 1
+        self.world.gateway.submit(name, prompt, max_tokens, priority, self.world.now_ms)
+
+    @_told
+    def ask_on(self, which: int, tokens: int, max_tokens: int) -> None:
+        """The next turn of a conversation: what was asked, what was answered, and something new."""
+        gateway = self.world.gateway
+        over = [] if gateway is None else [client for client in gateway.clients.values() if client.finish is not None]
+        if gateway is None or not over:
+            return
+        client = over[which % len(over)]
+        new = tuple(self.rng.randrange(3, 900) for _ in range(tokens))
+        name, self._asked = f"r{self._asked}", self._asked + 1
+        prompt = (
+            (*client.prompt, *client.truth, *new)[-40:]
+            if len(client.prompt) > 30
+            else (*client.prompt, *client.truth, *new)
+        )
+        gateway.submit(name, prompt, max_tokens, 0, self.world.now_ms)
+
+    @_told
+    def leave(self, which: int) -> None:
+        """A client goes away."""
+        gateway = self.world.gateway
+        there = [] if gateway is None else [r for r, c in gateway.clients.items() if not c.done]
+        if gateway is not None and there:
+            gateway.cancel(there[which % len(there)], self.world.now_ms)
+
+    @_told
+    def events(self, n: int) -> None:
+        for _ in range(n):
+            self.world.turn()
+
+    @_told
+    def time(self, ms: float) -> None:
+        self.world.run(ms)
+
+    @_told
+    def faults(self, rules: Sequence[Rule]) -> None:
+        """Rules from now on, in place of those before."""
+        self.world.wires.arm(rules)
+        self.world.say("", "", "all rules are gone" if not rules else f"rules: {'; '.join(map(rule_text, rules))}")
+
+    @_told
+    def cut(self, one: int, other: int) -> None:
+        """Nothing that two processes say to each other arrives; memory that they share stays shared."""
+        names = [peer.partition("@")[0] for peer in self.world.everybody()] or ["nobody"]
+        pair = names[one % len(names)], names[other % len(names)]
+        both = (pair, pair[::-1])
+        self.faults([Rule(point=p, kind=Kind.CUT, process=a, peer=b) for p in MESSAGES for a, b in both])
+
+    @_told
+    def kill(self, which: int) -> None:
+        if peers := self.world.everybody():
+            self.world.die(peers[which % len(peers)])
+
+    @_told
+    def stop(self, which: int) -> None:
+        if peers := self.world.everybody():
+            self.world.stop(peers[which % len(peers)])
+
+    @_told
+    def go_on(self) -> None:
+        for peer in self.world.everybody():
+            if self.world.standing[peer].stopped:
+                self.world.go_on(peer)
+
+    @_told
+    def restart(self, which: int) -> None:
+        """A new life under an old name; the old one may be there still, if it is stopped."""
+        world = self.world
+        names = [name for name, process in world.processes.items() if not world.runs(process.peer) and " " not in name]
+        if names:
+            world.start(names[which % len(names)])
+        elif world.gateway is None:
+            world.start_gateway()
+        elif world.store is None and world.store_blocks:
+            world.start_store()
+
+    # -- the end
+
+    @_told
+    def end(self) -> None:
+        """All faults are over: wait, and look at what is left."""
+        self.faults(())
+        self.go_on()
+        world = self.world
+        world.run(QUIET_MS, until=lambda: not self.open_requests())
+        self.require_answers()
+        world.run(IDLE_MS, until=lambda: not self.left_over())
+        left = self.left_over()
+        if left:
+            raise world.violation(
+                f"not given back {IDLE_MS / 1000:g} s after the last answer: {left}", self._named(left)
+            )
+
+    def open_requests(self) -> list[RequestId]:
+        gateway = self.world.gateway
+        return [] if gateway is None else [request for request, client in gateway.clients.items() if not client.done]
+
+    def require_answers(self) -> None:
+        world = self.world
+        for request in self.open_requests():
+            if not self._excused(request):
+                raise world.violation(f"{request} has no answer {QUIET_MS / 1000:g} s after the last fault", (request,))
+        excused = self.open_requests()
+        world.run(world.timeout_ms + DEADLINE_MARGIN_MS, until=lambda: not self.open_requests())
+        if self.open_requests():
+            raise world.violation(f"no answer after the deadline: {self.open_requests()}", self.open_requests())
+        for request in excused:
+            client = world.gateway.clients[request] if world.gateway is not None else None
+            assert client is not None and client.ended_ms is not None
+            late_ms = client.ended_ms - client.asked_ms - client.timeout_ms
+            assert late_ms <= DEADLINE_MARGIN_MS, f"{request} was answered {late_ms:.0f} ms after its deadline"
+
+    def _excused(self, request: RequestId) -> bool:
+        """Whether the gateway, or its worker, said something of it that was lost and is not said again."""
+        gateway = "gateway"
+        for (source, target), message in self.world.wires.lost:
+            if not (source.startswith(gateway) or target.startswith(gateway)):
+                continue
+            deltas = [d.request for d in getattr(message, "deltas", ())]
+            if root_of(getattr(message, "request", "")) == request or request in map(root_of, deltas):
+                return True
+        return False
+
+    def left_over(self) -> list[str]:
+        """What is not as at the start, in words."""
+        world, found = self.world, list[str]()
+        for process in world.processes.values():
+            if process.alive:
+                found += _left_on(process)
+        if world.store is not None:
+            shelves = world.store.core._shelves
+            counts = shelves.pool.ledger.counts()
+            held = counts.reserved + counts.granted + counts.active + counts.quarantined
+            if held or shelves.pool.cache.n_pinned:
+                owners = [o for o in shelves.pool.ledger.owners() if not str(o).startswith("cache")]
+                found.append(f"store: {held} pages, {shelves.pool.cache.n_pinned} pins, {owners}")
+        if world.gateway is not None:
+            charged = {worker: n for worker, n in world.gateway.core._roster.charged().items() if n}
+            if charged or world.gateway.core.open_requests:
+                found.append(f"gateway: {world.gateway.core.open_requests} open, charged {charged}")
+            world.gateway.keys.check({})
+        return found
+
+    def _named(self, left: list[str]) -> list[str]:
+        names = {*self.world.trace.request_of, *self.world.trace.request_of.values()}
+        return [name for name in names if any(name in words for words in left)]
+
+
+def _left_on(process: Process) -> list[str]:
+    core, found = process.core, list[str]()
+    counts, pool = process.ledger.counts(), process.core.pool
+    core.check()
+    if not core.idle:
+        found.append(f"{process.peer}: not idle")
+    if pool.available_pages + counts.lent != counts.total:
+        owners = [owner for owner in process.ledger.owners() if not str(owner).startswith("cache")]
+        found.append(f"{process.peer}: {pool.available_pages} of {counts.total} pages are free or cached, {owners}")
+    if pool.cache.n_pinned:
+        found.append(f"{process.peer}: {pool.cache.n_pinned} blocks pinned")
+    parked = core._scheduler.parking.buffer.used_pages
+    if parked or process.rings or process.steps:
+        found.append(f"{process.peer}: {parked} pages parked, rings {process.rings}, {len(process.steps)} steps")
+    return found
+
+
+def rule_text(rule: Rule) -> str:
+    """As in PENSTOCK_FAULTS."""
+    keys = {"share": (rule.share, 1.0), "after": (rule.after, 0), "times": (rule.times, None), "ms": (rule.ms, 0.0)}
+    keys |= {"peer": (rule.peer, ""), "seed": (rule.seed, 0)}
+    words = [
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+        for key, (value, d) in keys.items()
+        if value != d
+    ]
+    who = f"{rule.process}/" if rule.process else ""
+    return " ".join([f"{who}{rule.point}:{rule.kind}", *words])
+
+
+MESSAGE_POINTS = tuple(point for point in MESSAGES if point is not Point.LIVENESS)
+MESSAGE_KINDS = (Kind.DROP, Kind.DELAY, Kind.REORDER, Kind.DUPLICATE)
+
+
+def lossy_rules(rng: random.Random, n: int) -> list[Rule]:
+    """Rules as random schedules use them."""
+    rules = []
+    for _ in range(n):
+        share, times, seed = rng.choice((0.1, 0.5, 1.0)), rng.choice((1, 3, 30)), rng.randrange(1000)
+        if rng.random() < 0.4:
+            point = rng.choice((Point.TRANSFER, Point.FETCH, Point.SPILL))
+            kind = rng.choice((Kind.DELAY, Kind.DELAY, Kind.FAIL))
+        else:
+            point = rng.choice((*MESSAGE_POINTS, Point.STOP_WRITING, Point.STOP_WRITING, Point.HANDOVER, Point.COMMIT))
+            kind = rng.choice((*MESSAGE_KINDS, Kind.DROP))
+        ms = rng.choice((20.0, 700.0, 4_000.0, 12_000.0)) if kind is Kind.DELAY else 0.0
+        rules.append(Rule(point=point, kind=kind, share=share, times=times, ms=ms, seed=seed))
+    return rules
+
+
+def random_schedule(seed: int, *, steps: int = 30) -> Schedule:
+    """A whole schedule from one number, to its end."""
+    rng = random.Random(f"schedule {seed}")
+    schedule = Schedule(
+        seed, rng.choice(list(SYSTEMS)), timeout_ms=rng.choice((4_000.0, 120_000.0)), ahead=rng.random() < 0.5
+    )
+    schedule.faults(lossy_rules(rng, rng.randrange(4)))
+    for _ in range(steps):
+        step(schedule, rng)
+    schedule.end()
+    return schedule
+
+
+def step(schedule: Schedule, rng: random.Random) -> None:
+    """One random step."""
+    chance = rng.random()
+    if chance < 0.15:
+        schedule.ask_on(rng.randrange(8), rng.choice((1, 5)), rng.choice((1, 5, 12)))
+        schedule.events(rng.choice((0, 3, 20)))
+    elif chance < 0.40:
+        schedule.ask(
+            rng.choice((1, 4, 5, 12, 30)), rng.choice((1, 2, 6, 12)), rng.random() < 0.5, rng.choice((0, 0, 1))
+        )
+        schedule.events(rng.choice((0, 3, 20)))
+    elif chance < 0.55:
+        schedule.events(rng.choice((2, 8, 60)))
+    elif chance < 0.65:
+        schedule.time(rng.choice((5.0, 150.0, 900.0, 3_500.0)))
+    elif chance < 0.76:
+        schedule.leave(rng.randrange(8))
+    elif chance < 0.86:
+        schedule.faults(lossy_rules(rng, rng.randrange(1, 6)))
+    elif chance < 0.88:
+        schedule.cut(rng.randrange(8), rng.randrange(8))
+    elif chance < 0.91:
+        schedule.stop(rng.randrange(8))
+    elif chance < 0.94:
+        schedule.go_on()
+    elif chance < 0.96:
+        schedule.kill(rng.randrange(8))
+    else:
+        schedule.restart(rng.randrange(8))
