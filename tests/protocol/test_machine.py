@@ -1,7 +1,7 @@
 """Whatever a link, copies and processes do to real cores, tokens are right, pages are safe, and everything comes back.
 
 A failing example prints its steps and what happened to the requests and pages concerned, in virtual time. More examples:
-PENSTOCK_PROTOCOL_EXAMPLES=2000 python -m pytest tests/protocol
+PROTOCOL_EXAMPLES=2000 python -m pytest tests/protocol
 """
 
 import os
@@ -16,7 +16,7 @@ from common.faults.points import Kind, Point
 from common.faults.rules import Rule
 from tests.protocol.schedule import MESSAGE_KINDS, MESSAGE_POINTS, SYSTEMS, Schedule, random_schedule
 
-EXAMPLES = int(os.environ.get("PENSTOCK_PROTOCOL_EXAMPLES", "0"))
+EXAMPLES = int(os.environ.get("PROTOCOL_EXAMPLES", "0"))
 FEW, SEEDS, STEPS = EXAMPLES or 5, EXAMPLES or 4, 30
 _WHICH = st.integers(0, 7)
 _SHARES, _TIMES = st.sampled_from((0.3, 1.0)), st.sampled_from((1, 3, 30))

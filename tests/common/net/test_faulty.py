@@ -143,4 +143,4 @@ def test_a_report_says_that_there_are_faults(pair: Pair) -> None:
     ((_, told, _),) = pair.b.receive(10_000)
     assert isinstance(told, Report)
     assert told.gauges["faults_on"] == 1.0
-    assert told.counters == {"faults_injected_total{point=commit,kind=drop}": 1.0} == pair.a.counters()
+    assert pair.a.counters()["faults_injected_total{point=commit,kind=drop}"] == 1.0
