@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,6 +30,8 @@ class Cluster:
         self.redis_url, self.folder = redis_url, folder
         self.registry = Registry(redis_url, "test")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.inside: dict[str, list[str]] = {}
+        """By process: what is put before its command, such as `ip netns exec SPACE`."""
 
     def start(self, role: str, name: str, **flags: object) -> None:
         """Start a process; `await_members` waits for it."""
@@ -41,9 +43,17 @@ class Cluster:
             settings = {"run_dir": self.folder, **settings}  # or kill -9 leaves a folder behind
         for flag, value in settings.items():
             arguments += [f"--{flag.replace('_', '-')}", str(value)]
+        self.run(name, arguments)
+
+    def run(self, name: str, command: Sequence[str]) -> None:
+        """Start any command as the process of that name; its words go to `log`."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                arguments, stdout=log, stderr=log, env={**os.environ, **_QUIET}, start_new_session=True
+                [*self.inside.get(name, ()), *command],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **_QUIET},
+                start_new_session=True,
             )
 
     def log(self, name: str) -> str:
@@ -92,6 +102,10 @@ class Cluster:
     def resume(self, name: str) -> None:
         os.killpg(self.processes[name].pid, signal.SIGCONT)
 
+    def stopped(self, name: str) -> bool:
+        """Whether the process stands still: by `pause`, or by a SIGSTOP of its own."""
+        return Path(f"/proc/{self.processes[name].pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
     def stop(self, name: str, timeout_s: float = 20) -> int:
         """SIGTERM; the exit code."""
         process = self.processes[name]
@@ -99,9 +113,10 @@ class Cluster:
         return process.wait(timeout=timeout_s)
 
     def close(self) -> None:
-        for process in self.processes.values():
+        for name, process in self.processes.items():
             if process.poll() is None:
                 process.terminate()
+                self.resume(name)  # one that stands still would not hear it
         for name, process in self.processes.items():
             try:
                 process.wait(timeout=20)
