@@ -16,6 +16,8 @@ from common.ids import Incarnation, WorkerId, peer_id
 from common.log import Log
 from common.messages.liveness import Member
 from common.net.cache_reader import CacheReader
+from common.net.fault_kit import FaultKit
+from common.net.faulty import FaultyExchange
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
@@ -54,6 +56,7 @@ class Gateway:
         self.member = _member(settings, self._listener.getsockname()[1])
         self._model_name = settings.served_model_name or files.name
         self._log = Log(process=self.member.id)
+        self._kit = None if settings.faults is None else FaultKit(settings.faults, self.member.id, self._log)
         metrics = GatewayMetrics()
         self._tree = PromptTree()
         reader = CacheReader(settings.redis, settings.cluster, self._model_name)
@@ -87,7 +90,8 @@ class Gateway:
     def _switchboard(self, settings: GatewaySettings, files: ModelFiles, keys: ApiKeys) -> Switchboard:
         fit = Fit(self._model_name, files.vocab_tokens)
         dispatch = build_dispatch(settings, self.member, fit, self._tree, keys.terms, secrets.randbits(32))
-        exchange = Exchange(peer_id(self.member.id, self.member.incarnation), bind=None)
+        peer = peer_id(self.member.id, self.member.incarnation)
+        exchange = Exchange(peer, None) if self._kit is None else FaultyExchange(peer, None, self._kit)
         return Switchboard(dispatch, exchange, MonotonicClock(), self._log, self._keeper.on_members)
 
     def _openai(
@@ -113,7 +117,8 @@ class Gateway:
         self._memory.start()
         try:
             await asyncio.to_thread(self._membership.join)
-            self._log.event("listening", url=self.member.endpoint, model=self._model_name)
+            on = self._kit is not None
+            self._log.event("listening", url=self.member.endpoint, model=self._model_name, faults_on=on)
             await self._server.serve(sockets=[self._listener])
         finally:
             await asyncio.to_thread(self._membership.stop)

@@ -38,6 +38,7 @@ class StatusRoutes:
             "repeated_tokens": self._switchboard.repeated_tokens_total,
             "bad_frames": self._switchboard.bad_frames_total,
             "ready": float(self._switchboard.not_ready_reason() is None),
+            **self._switchboard.gauges(),
             **self._tree.gauges(),
         }
 

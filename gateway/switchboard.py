@@ -197,7 +197,11 @@ class Switchboard:
 
     def counters(self) -> dict[str, float]:
         """What became of routing decisions."""
-        return self._dispatch.counters()
+        return {**self._dispatch.counters(), **self._exchange.counters()}
+
+    def gauges(self) -> dict[str, float]:
+        """Present values of the exchange, by series."""
+        return self._exchange.gauges()
 
     @property
     def repeated_tokens_total(self) -> int:

@@ -99,7 +99,9 @@ class Exchange:
 
     def send(self, peer: PeerId, message: Message, payloads: Sequence[Payload] = ()) -> bool:
         """Queue a message; False if the peer is unknown, gone, or has too many messages waiting."""
-        frames: list[Payload] = [encode(message), *payloads]
+        return self._send_frames(peer, [encode(message), *payloads])
+
+    def _send_frames(self, peer: PeerId, frames: Sequence[Payload]) -> bool:
         dealer = self._dialled.get(peer)
         try:
             if dealer is not None:
@@ -137,6 +139,14 @@ class Exchange:
             received.append((peer, decode(frames[0]), list(frames[1:])))
         except (ProtocolViolation, IndexError):
             self.bad_frames += 1
+
+    def counters(self) -> dict[str, float]:
+        """Totals for reports, beside `bad_frames`."""
+        return {}
+
+    def gauges(self) -> dict[str, float]:
+        """Present values for reports."""
+        return {}
 
     def dialled_fd(self, peer: PeerId) -> int:
         """File descriptor of the connection to `peer`, for shells that poll elsewhere.

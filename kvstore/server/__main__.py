@@ -17,6 +17,8 @@ from common.kv_layout import KvLayout
 from common.log import Log
 from common.messages.liveness import Member
 from common.net.cache_events import CacheEventPublisher
+from common.net.fault_kit import FaultKit
+from common.net.faulty import FaultyExchange
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
@@ -61,7 +63,9 @@ def run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
     layout = None if settings.model is None else _layout(settings.model, settings.dtype)
     peer = peer_id(worker, incarnation)
     with ExitStack() as stack:
-        exchange = stack.enter_context(closing(Exchange(peer, settings.bind)))
+        kit = None if settings.faults is None else FaultKit(settings.faults, worker, log)
+        exchange = Exchange(peer, settings.bind) if kit is None else FaultyExchange(peer, settings.bind, kit)
+        stack.callback(exchange.close)
         inbox = Events(exchange.wake)
         memory = stack.enter_context(closing(BlockMemory(settings.host_memory_bytes, available_memory())))
         share = Share(
@@ -95,6 +99,7 @@ def run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
             host_memory=format_bytes(memory.capacity_bytes),
             disk=settings.disk,
             blocks=core.capacity_blocks,
+            faults_on=kit is not None,
         )
         KvStoreService(core, exchange, memory, inbox, log, disk).serve(stopping, publisher.publish)
         log.event("stopped")

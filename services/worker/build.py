@@ -17,6 +17,8 @@ from common.ids import Incarnation, PeerId, WorkerId, peer_id
 from common.log import Log
 from common.messages.liveness import Member, ModelIdentity
 from common.net.cache_events import CacheEventPublisher
+from common.net.fault_kit import FaultKit
+from common.net.faulty import FaultyExchange
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
@@ -25,6 +27,7 @@ from kvstore.memory.page_memory import PageMemory
 from kvstore.transport.block_mover import BlockMover
 from kvstore.transport.copier import Copier
 from kvstore.transport.cuda_pages import CudaMapper
+from kvstore.transport.faulty import FaultyPages
 from kvstore.transport.layer_events import layer_events
 from kvstore.transport.load_gate import LoadGate
 from kvstore.transport.own_pages import OwnPages, own_pages_of
@@ -41,6 +44,7 @@ from services.worker.engine.make import EngineLimits, make_engine, require_kv_la
 from services.worker.engine.torch_options import configure_torch
 from services.worker.engine.workspace import needs_model, page_bytes_of
 from services.worker.engine_thread import Engine, EngineThread
+from services.worker.faulty_engine import FaultyEngine
 from services.worker.host_memory import HostMemory, open_host_memory
 from services.worker.inbox import BlocksMoved, CopyEnded, Events, MembersRead, PeerGone, PeerJoined, ShareDied
 from services.worker.links import Links, Movers
@@ -63,6 +67,7 @@ class Worker:
         self._incarnation = Incarnation(secrets.randbits(64))
         self._id = WorkerId(settings.id or f"{role}-{secrets.token_hex(3)}")
         self._log = Log(process=self._id)
+        self._kit = None if settings.faults is None else FaultKit(settings.faults, self._id, self._log)
         self._cleanup = contextlib.ExitStack()
         self._service: WorkerService | None = None
         self._membership: Membership | None = None
@@ -91,8 +96,7 @@ class Worker:
         inspected = self._inspect()
         context_tokens = self._context_tokens(inspected.identity)
         profile = self._read_profile(inspected.identity)
-        exchange = Exchange(peer, settings.bind)
-        self._cleanup.callback(exchange.close)
+        exchange = self._open_exchange(peer)
         limits = self._limits(context_tokens)
         threads = configure_torch(settings.threads)
         device = require_device(settings.device)
@@ -108,16 +112,16 @@ class Worker:
         gate, marks = LoadGate(), layer_events(inspected.layout.layers, memory.backend.device)
         share = _share(peer, inbox, None if driver is None else CudaMapper(driver, memory.backend.device))
         loop_pages, copier_pages, mover_pages = (own_pages_of(memory.pages, marks) for _ in range(3))
-        movers = _movers(share, mover_pages, gate, inbox)
+        movers = self._movers(share, mover_pages, gate, inbox)
         host = self._open_host(memory, driver, movers)
         share_path = share.serve(memory, self._run_dir())
         mine = self._member(exchange.endpoint, inspected.identity, str(inspected.folder), share_path, memory)
-        links = Links(mine, loop_pages, movers, inbox, Ways(copier_pages, share, settings.transport, driver))
+        links = Links(mine, loop_pages, movers, inbox, Ways(copier_pages, share, settings.transport, driver), self._kit)
         self._cleanup.callback(links.close)
         model = model or self._load(inspected)  # late: what can fail at once, should
         computing = make_engine(model, memory.pages.tensor, limits, marks, mapped.views)
         self._log.event("engine_ready", engine=type(computing).__name__, graphs=computing.capture())
-        engine = EngineThread(cast(Engine[Any], computing), inbox, gate)
+        engine = EngineThread(self._stepping(computing), inbox, gate)
         self._cleanup.callback(engine.stop, _STEP_END_S)
         machine = Machine(
             size=_size(memory, host),
@@ -138,9 +142,26 @@ class Worker:
         membership = Membership(settings.redis, settings.cluster, mine, lambda members: inbox.put(MembersRead(members)))
         membership.join()
         self._cleanup.callback(membership.stop)
-        self._log.event(
-            "ready", role=self._role, endpoint=exchange.endpoint, threads=threads, weight_bytes=model.weight_bytes
+        told = {"threads": threads, "weight_bytes": model.weight_bytes, "faults_on": self._kit is not None}
+        self._log.event("ready", role=self._role, endpoint=exchange.endpoint, **told)
+
+    def _open_exchange(self, peer: PeerId) -> Exchange:
+        bind, kit = self._settings.bind, self._kit
+        exchange = Exchange(peer, bind) if kit is None else FaultyExchange(peer, bind, kit)
+        self._cleanup.callback(exchange.close)
+        return exchange
+
+    def _movers(self, share: Share, pages: OwnPages, gate: LoadGate, inbox: Events) -> Movers:
+        own = pages if self._kit is None else FaultyPages(pages, self._kit, HOST_BUFFER)
+        return Movers(
+            share,
+            Copier(lambda done: inbox.put(CopyEnded(done))),
+            BlockMover(own, gate, lambda event: inbox.put(BlocksMoved(event))),
         )
+
+    def _stepping(self, computing: object) -> Engine[Any]:
+        engine = cast(Engine[Any], computing)
+        return engine if self._kit is None else FaultyEngine(engine, self._kit)
 
     def _open_driver(self, memory: PageMemory) -> CudaDriver | None:
         """For what belongs to others: their memory is mapped by it, and the host's is pinned by it."""
@@ -250,12 +271,4 @@ def _share(peer: PeerId, inbox: Events, mapper: CudaMapper | None) -> Share:
         on_gone=lambda gone: inbox.put(PeerGone(gone)),
         on_died=lambda error: inbox.put(ShareDied(error)),
         mapper=mapper,
-    )
-
-
-def _movers(share: Share, pages: OwnPages, gate: LoadGate, inbox: Events) -> Movers:
-    return Movers(
-        share,
-        Copier(lambda done: inbox.put(CopyEnded(done))),
-        BlockMover(pages, gate, lambda event: inbox.put(BlocksMoved(event))),
     )

@@ -16,11 +16,13 @@ from common.log import Log
 from common.messages.base import Message
 from common.messages.handover import KvSent, KvSpan, Probed
 from common.messages.liveness import Member, TransportReport
+from common.net.fault_kit import FaultKit
 from common.net.sockets import Exchange, Payload
 from kvstore.index.ledger import PageIds
 from kvstore.transport.block_jobs import BlockJob, FetchJob, StoreJob
 from kvstore.transport.block_mover import BlockMover
 from kvstore.transport.copier import Copier, CopyDone, CopyJob
+from kvstore.transport.faulty import FaultyChannel
 from kvstore.transport.own_pages import OwnPages
 from kvstore.transport.probe import OpenedChannel, TcpProbe, Ways, open_channel
 from kvstore.transport.share import Share
@@ -58,9 +60,21 @@ class Links:
     asked for, and those whose answer is awaited, for `_MEASURE_WITHIN_MS`. `close_channel` ends all of it.
     """
 
-    def __init__(self, mine: Member, pages: OwnPages, movers: Movers, inbox: Events, ways: Ways) -> None:
-        """`pages`: the loop thread's. `ways`: how channels are opened, with the pages of the copier's thread."""
+    def __init__(
+        self,
+        mine: Member,
+        pages: OwnPages,
+        movers: Movers,
+        inbox: Events,
+        ways: Ways,
+        faults: FaultKit | None = None,
+    ) -> None:
+        """`pages`: the loop thread's. `ways`: how channels are opened, with the pages of the copier's thread.
+
+        `faults`: what copies meet on purpose.
+        """
         self._mine, self._pages, self._inbox, self._ways = mine, pages, inbox, ways
+        self._faults = faults
         self._share, self._copier, self._mover = movers.share, movers.copier, movers.blocks
         self._log = Log(process=mine.id)
         self._payloads: dict[tuple[TransferId, KvSpan], Payload] = {}
@@ -105,7 +119,10 @@ class Links:
         peer, outcome = tried.peer, tried.outcome
         attempt = self._attempts.pop(peer)
         if attempt.wanted and isinstance(outcome, OpenedChannel):
-            self._copier.attach(peer, outcome.channel)
+            channel = outcome.channel
+            if self._faults is not None:
+                channel = FaultyChannel(channel, self._faults, peer, outcome.mapping)
+            self._copier.attach(peer, channel)
             if outcome.mapping is not None:
                 self._mover.attach(peer, outcome.mapping)
             if outcome.report.kind == "tcp" and attempt.role != "kvstore":

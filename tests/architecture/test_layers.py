@@ -10,6 +10,7 @@ from services.launcher.commands import COMMANDS
 from tests.architecture.tree import MODULES, imports, parsed
 
 BASE, WIRE, BRAIN = {"common"}, {"common.messages"}, {"common.policy", "common.cost"}
+FAULTS = {"common.faults"}  # what shells ask, where something may go wrong on purpose
 SHELL = {"common.net"}  # sockets and Redis: never inside PURE
 STORE = {"kvstore", "kvstore.index", "kvstore.handover"}
 
@@ -19,24 +20,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "common.messages": BASE | {"common.cost"},
     "common.cost": BASE,
     "common.policy": BASE | {"common.cost"},
-    "common.net": BASE | WIRE,
+    "common.faults": BASE | WIRE,
+    "common.net": BASE | WIRE | FAULTS,
     "kernels": BASE,
     "kvstore.index": BASE | WIRE | BRAIN,
     "kvstore.handover": BASE | WIRE | BRAIN | {"kvstore.index"},
-    "kvstore": BASE | WIRE | BRAIN | SHELL | STORE | {"kernels"},
+    "kvstore": BASE | WIRE | BRAIN | SHELL | FAULTS | STORE | {"kernels"},
     "kvstore.server.core": BASE | WIRE | BRAIN | {"kvstore.index"},
-    "kvstore.server": BASE | WIRE | BRAIN | SHELL | STORE | {"kvstore.server.core"},
+    "kvstore.server": BASE | WIRE | BRAIN | SHELL | FAULTS | STORE | {"kvstore.server.core"},
     "services": set(),
     "services.worker.core": BASE | WIRE | BRAIN | {"kvstore.index", "kvstore.handover"},
-    "services.worker": BASE | WIRE | BRAIN | SHELL | STORE | {"kernels", "services.worker.core"},
+    "services.worker": BASE | WIRE | BRAIN | SHELL | FAULTS | STORE | {"kernels", "services.worker.core"},
     "services.launcher": BASE | SHELL,
     "gateway.core": BASE | WIRE | BRAIN,
-    "gateway": BASE | WIRE | BRAIN | SHELL | {"gateway.core"},
+    "gateway": BASE | WIRE | BRAIN | SHELL | FAULTS | {"gateway.core"},
     "loadgen": BASE | {"common.cost"},
 }
 PURE = {
     "common.messages",
     "common.cost",
+    "common.faults",
     "common.policy",
     "kvstore.index",
     "kvstore.handover",
