@@ -76,7 +76,7 @@ class System:
         for names in ROLES.values():
             for name in names:
                 if name != "redis":
-                    self.disarm(name)
+                    self._write_rules(name, "")
                     self.start(name)
         self.cluster.await_members(*self._members, timeout_s=START_WITHIN_S)
         self.driver = Driver([self.cluster.members()[name] for name in REPORTING])
@@ -159,15 +159,25 @@ class System:
     def _faults(self, name: str) -> Path:
         return self.folder / f"{name}.faults"
 
-    def arm(self, name: str, rules: str) -> None:
-        """Give a running process new rules, whole: it never sees half a file."""
+    def arm(self, rules: str, *names: str) -> None:
+        """Give running processes new rules, and wait until they have them."""
+        before = {name: self._armings(name) for name in names}
+        for name in names:
+            self._write_rules(name, rules)
+        late = [
+            name for name in names if self.cluster.processes[name].poll() is None and not self.cluster.stopped(name)
+        ]
+        until(lambda: all(self._armings(n) > before[n] for n in late), f"{late} obey {rules!r}", timeout_s=5.0)
+
+    def _write_rules(self, name: str, rules: str) -> None:
+        """Whole: a process never sees half a file."""
         fresh = self._faults(name).with_suffix(".new")
         fresh.write_text(rules)
         os.replace(fresh, self._faults(name))
 
-    def disarm(self, name: str) -> None:
-        """No rules."""
-        self.arm(name, "")
+    def _armings(self, name: str) -> int:
+        """How often it has told of new rules."""
+        return self.cluster.log(name).count('"faults_armed"')
 
     # -- state
 

@@ -103,13 +103,11 @@ class Trial:
     def _run(self) -> None:
         system, cell, outcome = self._system, self._cell, self._outcome
         salt = self._prepare()
-        for name in ROLES[cell.stands]:
-            system.arm(name, cell.rule)
+        system.arm(cell.rule, *ROLES[cell.stands])
         stream = self._ask(salt)
         caught = self._caught(stream)
         victim = caught if cell.stands == cell.victim else self._involved(caught)
-        for name in ROLES[cell.stands]:
-            system.disarm(name)
+        system.arm("", *ROLES[cell.stands])
         deed_s = time.monotonic()
         self._do(victim)
         if caught != victim or cell.mode is Mode.CUT:
@@ -231,12 +229,11 @@ class Trial:
         system = self._system
         for names in ROLES.values():
             for name in names:
-                if name != "redis":
-                    system.disarm(name)
                 if system.can_cut:
                     system.mend(name)
                 if system.cluster.processes[name].poll() is None:
                     system.cluster.resume(name)
+        system.arm("", *ROLES[self._cell.stands])
         for name in ("redis", *(n for role, names in ROLES.items() if role != "redis" for n in names)):
             if system.cluster.processes[name].poll() is not None:
                 system.restart(name)
