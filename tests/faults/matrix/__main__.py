@@ -21,8 +21,16 @@ from tests.faults.matrix.table import HEADLINE, line, markdown, summary
 from tests.faults.matrix.trial import Asked, Outcome, Trial
 from tests.support.namespaces import network, why_not
 
-POLICIES = {"kv_layout": "virtual", "elastic": "full", "layer_offload": "auto", "spare_memory": "release"}
-"""Every memory policy that prefill and decode workers take."""
+POLICIES = {
+    "kv_layout": "virtual",
+    "elastic": "full",
+    "layer_offload": "auto",
+    "spare_memory": "release",
+    "admission": "slo",
+    "device_memory": "32MiB",
+    "host_buffer": "32MiB",
+}
+"""Every memory policy that prefill and decode workers take, and room for the scratch of their steps."""
 
 
 def main(words: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import redis
 
-from common.messages.liveness import Report
+from common.messages.liveness import Member, Report
 from tests.support.clients import status, until
 from tests.support.driver import Driver
 from tests.support.namespaces import Network
@@ -59,6 +59,8 @@ class System:
         if network is not None:
             self.cluster.inside = {name: network.inside(name) for name in self._addresses}
         self._urls: dict[str, str] = {}
+        self._before: dict[str, Mapping[str, Member]] = {}
+        """By killed process: who was there when it still was."""
 
     def _address(self, name: str) -> str:
         return "127.0.0.1" if self._network is None else self._network.add(name)
@@ -121,23 +123,32 @@ class System:
         until(answers, "Redis answers")
         client.close()
 
-    def restart(self, name: str) -> None:
-        """Start a killed process again, and wait until it has joined."""
-        if name == "redis":
-            self.start(name)
-            return
-        before = self.cluster.members()
-        self.start(name)
-        self.cluster.await_members(name, besides=before, timeout_s=START_WITHIN_S)
-        self._urls.pop(name, None)
-        if name in REPORTING:
-            self.driver.add(self.cluster.members()[name])
-
     def kill(self, name: str) -> None:
         """kill -9, and expect no reports any more."""
         if name in REPORTING:
             self.driver.remove(name)
+        if name != "redis":
+            self._before[name] = self.cluster.members()
         self.cluster.kill(name)
+
+    def restart(self, name: str) -> None:
+        """Start a killed process again, and wait until it has joined."""
+        self.start(name)
+        self.await_back(name)
+
+    def begun_again(self, name: str) -> bool:
+        """Whether a killed process was started again, and not awaited yet."""
+        return name in self._before and self.cluster.processes[name].poll() is None
+
+    def await_back(self, name: str) -> None:
+        """Wait until a killed process that was started again has joined."""
+        if name == "redis":
+            return
+        self.cluster.await_members(name, besides=self._before[name], timeout_s=START_WITHIN_S)
+        del self._before[name]
+        self._urls.pop(name, None)
+        if name in REPORTING:
+            self.driver.add(self.cluster.members()[name])
 
     def cut(self, name: str) -> None:
         """Take the process off the network."""

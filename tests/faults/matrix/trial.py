@@ -7,19 +7,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.matrix.cells import PHASES, Asking, Cell, Got, Mode
-from tests.faults.matrix.system import LEASE_S, ROLES, SILENCE_S, START_WITHIN_S, System
+from tests.faults.matrix.system import ROLES, SILENCE_S, START_WITHIN_S, WORKERS, System
 from tests.support.clients import Stream, random_prompt, until
 from tests.support.reference import Reference
 
 AFTER_A_KILL_S = 10.0
 AFTER_SILENCE_S = SILENCE_S + 10.0
-FREED_WITHIN_S = LEASE_S + 5.0
+FREED_WITHIN_S = 10.0 + 5.0
+"""The longest lease (of blocks that a worker has found and not read yet, which it may never release) and five seconds."""
 _AWAY_S = 3.6
 """A stop or a cut: longer than the silence after which anybody takes anybody for dead (3 s, of the KV store)."""
 _PAUSED_S = 0.4
+_NOTICED_S = 0.5
+"""From the end of the silence limit until everybody has looked."""
+_FILLERS = 3
+"""Prompts computed while the victim is away: of the pages that it was given they take more than there were."""
 _CAUGHT_WITHIN_S = 15.0
 _LONG_TOKENS, _ANSWER_TOKENS, _SHORT_TOKENS = 200, 40, 8
-_LEFT_TOKENS, _LEAVES_AFTER_TOKENS = 800, 8
+_LEFT_TOKENS, _LEAVES_AFTER_TOKENS, _SEEN_TOKENS = 800, 8, 120
+"""What is asked for by a client that leaves, when it leaves, and how much of what it read by then is compared."""
 
 
 class Asked:
@@ -29,7 +35,7 @@ class Asked:
         rng, reference = random.Random(8), Reference(model)
         self.long, self.short = random_prompt(rng, _LONG_TOKENS), random_prompt(rng, 40)
         self.expected = {_ANSWER_TOKENS: reference.generate(self.long, _ANSWER_TOKENS)}
-        self.expected[_LEFT_TOKENS] = self.expected[_ANSWER_TOKENS]  # whoever leaves sees no more of them
+        self.expected[_LEFT_TOKENS] = reference.generate(self.long, _SEEN_TOKENS)
         self.expected[_SHORT_TOKENS] = reference.generate(self.short, _SHORT_TOKENS)
         self._salts = itertools.count()
 
@@ -50,10 +56,11 @@ class Asked:
     def judge(self, stream: Stream) -> Got:
         """What the client got."""
         expected = self.expected[stream.max_tokens]
+        if stream.left:
+            seen = min(len(stream.tokens), len(expected))
+            return Got.LEFT if stream.tokens[:seen] == expected[:seen] else Got.WRONG
         if stream.tokens != expected[: len(stream.tokens)]:
             return Got.WRONG
-        if stream.left:
-            return Got.LEFT
         if stream.broken:
             return Got.BROKEN
         if stream.error is not None:
@@ -113,6 +120,7 @@ class Trial:
         if caught != victim or cell.mode is Mode.CUT:
             system.cluster.resume(caught)
         other = self._asked.another(system.url("gateway-1"))
+        salts = self._fill_what_is_free(deed_s) if cell.mode in (Mode.STOP, Mode.CUT) else []
         if cell.mode is not Mode.KILL:
             self._undo(victim, deed_s)
         limit_s = AFTER_A_KILL_S if cell.mode is Mode.KILL else AFTER_SILENCE_S
@@ -126,6 +134,24 @@ class Trial:
         if self._asked.judge(other) is not Got.ANSWER:
             outcome.problems.append(f"another client got {self._asked.judge(other)}: {other.error}")
         self._see_all_freed(victim)
+        for salt in salts:
+            self._ask_right(salt, "what was cached while the victim was away, asked for again,")
+
+    def _fill_what_is_free(self, deed_s: float) -> list[str]:
+        """Once the victim is taken for dead: put KV where it may still write, and remember under which salts."""
+        until(lambda: time.monotonic() > deed_s + SILENCE_S + _NOTICED_S, "the victim was silent for long")
+        salts = [self._asked.salt() for _ in range(_FILLERS)]
+        for salt in salts:
+            self._ask_right(salt, "while the victim was away, a third client")
+        return salts
+
+    def _ask_right(self, salt: str, who: str) -> None:
+        """The long request, of which the victim of this cell is no part."""
+        stream = self._asked.request(self._system.url("gateway-1"), salt)
+        stream.wait(AFTER_SILENCE_S)
+        got = self._asked.judge(stream)
+        if got is not Got.ANSWER:
+            self._outcome.problems.append(f"{who} got {got} after {len(stream.tokens)} tokens: {stream.error}")
 
     def _prepare(self) -> str:
         """The salt to ask with, when the store knows the prompt if it should."""
@@ -166,6 +192,8 @@ class Trial:
         match self._cell.mode:
             case Mode.KILL:
                 self._system.kill(victim)
+                if victim in WORKERS:  # takes so long to start that it is missed all the same
+                    self._system.start(victim)
             case Mode.STOP | Mode.PAUSE:
                 self._system.cluster.pause(victim)
             case Mode.CUT:
@@ -193,7 +221,9 @@ class Trial:
         if self._cell.mode is Mode.KILL:
             self._until_free(victim)
             self._outcome.freed_s = time.monotonic() - began_s
-            system.restart(victim)
+            if not system.begun_again(victim):
+                system.start(victim)
+            system.await_back(victim)
         self._until_free()
         if self._cell.mode is not Mode.KILL:
             self._outcome.freed_s = time.monotonic() - began_s
@@ -237,6 +267,8 @@ class Trial:
         for name in ("redis", *(n for role, names in ROLES.items() if role != "redis" for n in names)):
             if system.cluster.processes[name].poll() is not None:
                 system.restart(name)
+            elif system.begun_again(name):
+                system.await_back(name)
         try:
             self._until_free()
             self._settle()
