@@ -40,7 +40,7 @@ check: lint ## lint and the tests that start no process (under a minute)
 
 test: lint ## everything: what CI runs
 	cd "$(ROOT)" && "$(BIN)/pytest" -m "not system and not gpu" -n 2 --dist worksteal
-	cd "$(ROOT)" && "$(BIN)/pytest" -m "system and not gpu" $(ARGS)
+	cd "$(ROOT)" && "$(BIN)/pytest" -m "system and not gpu" -n 2 --dist loadfile $(ARGS)
 
 faults: install ## the whole kill matrix over real processes; its table: ARGS="--table matrix.md"; root, for the cuts
 	cd "$(ROOT)" && "$(BIN)/python" -m tests.faults.matrix $(ARGS)

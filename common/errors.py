@@ -14,6 +14,8 @@ ServingError
 │   └── RateLimited       this caller has used up what it may                 429
 ├── PeerFailed            another process broke its promise                   502, retry elsewhere
 │   ├── LoadFailed        KV that was to be reused could not be fetched
+│   ├── KvCorrupt         a page is not what its checksum says
+│   ├── Stuck             nothing moved although there was work; a watchdog ended it
 │   └── ProtocolViolation a message that the protocol does not allow
 ├── DeadlineExceeded      the request's own time is up                        504
 └── ConfigError           the operator must change a setting                  exit code 2
@@ -122,6 +124,18 @@ class LoadFailed(PeerFailed):
     """KV that was to be reused could not be fetched, and the operator wants no recomputation."""
 
     code = "load_failed"
+
+
+class KvCorrupt(PeerFailed):
+    """A page that arrived is not what its checksum says (`--verify-kv`). Nobody has used it."""
+
+    code = "kv_corrupt"
+
+
+class Stuck(PeerFailed):
+    """Nothing moved for too long although there was work, and a watchdog gave this request up."""
+
+    code = "stuck"
 
 
 class ProtocolViolation(PeerFailed):

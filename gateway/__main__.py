@@ -7,6 +7,7 @@ import sys
 
 import uvloop
 
+from common.dump_signal import write_stacks_too
 from common.errors import ConfigError
 from common.settings import load, usage
 from gateway.process import Gateway
@@ -31,6 +32,8 @@ def main(argv: list[str]) -> int:
 async def _run(gateway: Gateway) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, gateway.ask_to_stop)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, gateway.switchboard.write_state)
+    write_stacks_too()
     await gateway.run()
 
 

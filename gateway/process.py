@@ -10,17 +10,18 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from common.clock import MonotonicClock
 from common.errors import ConfigError
 from common.ids import Incarnation, WorkerId, peer_id
 from common.log import Log
 from common.messages.liveness import Member
 from common.net.cache_reader import CacheReader
-from common.net.fault_kit import FaultKit
+from common.net.fault_kit import FaultKit, clock_of
 from common.net.faulty import FaultyExchange
+from common.net.faulty_redis import opens_registry
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
+from common.process_facts import policies_of, software_versions
 from gateway.api_keys import ApiKeys, read_api_keys
 from gateway.app import build_app
 from gateway.core.prompt_tree import PromptTree
@@ -38,6 +39,11 @@ from gateway.switchboard import Switchboard
 from gateway.tokens import Tokens
 from gateway.tree_keeper import TreeKeeper
 
+_POLICIES = (
+    *("route_prefill", "route_decode", "route_gate", "local_prefill_tokens", "prefill_fallback", "peer_fetch"),
+    *("attempts", "max_inflight", "max_waiting", "cluster_key", "faults"),
+)
+"""Settings that others may want to know."""
 _BACKLOG_CONNECTIONS = 2048
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _LAST_WORDS_S = 1  # for the errors that end what could not be finished
@@ -60,7 +66,8 @@ class Gateway:
         metrics = GatewayMetrics()
         self._tree = PromptTree()
         reader = CacheReader(settings.redis, settings.cluster, self._model_name)
-        self._keeper = TreeKeeper(self._tree, reader, MonotonicClock())
+        self._clock = clock_of(self._kit)
+        self._keeper = TreeKeeper(self._tree, reader, self._clock)
         keys = read_api_keys(
             settings.api_key, settings.api_keys, settings.admin_key, open_admin=settings.host in _LOOPBACK
         )
@@ -85,14 +92,16 @@ class Gateway:
                 timeout_graceful_shutdown=round(settings.drain_s) + _LAST_WORDS_S,
             )
         )
-        self._membership = Membership(settings.redis, settings.cluster, self.member, self.switchboard.on_members)
+        self._membership = Membership(
+            settings.redis, settings.cluster, self.member, self.switchboard.on_members, opens_registry(self._kit)
+        )
 
     def _switchboard(self, settings: GatewaySettings, files: ModelFiles, keys: ApiKeys) -> Switchboard:
         fit = Fit(self._model_name, files.vocab_tokens)
         dispatch = build_dispatch(settings, self.member, fit, self._tree, keys.terms, secrets.randbits(32))
         peer = peer_id(self.member.id, self.member.incarnation)
         exchange = Exchange(peer, None) if self._kit is None else FaultyExchange(peer, None, self._kit)
-        return Switchboard(dispatch, exchange, MonotonicClock(), self._log, self._keeper.on_members)
+        return Switchboard(dispatch, exchange, self._clock, self._log, self._keeper.on_members)
 
     def _openai(
         self, settings: GatewaySettings, files: ModelFiles, tokens: Tokens, metrics: GatewayMetrics
@@ -104,7 +113,7 @@ class Gateway:
             max_body_bytes=settings.max_body_bytes,
             request_timeout_ms=settings.request_timeout_s * 1000,
         )
-        return OpenAiRoutes(served, tokens, self.switchboard, metrics, MonotonicClock())
+        return OpenAiRoutes(served, tokens, self.switchboard, metrics, self._clock)
 
     async def run(self) -> None:
         """Serve until `ask_to_stop`; then finish what runs, and leave the membership.
@@ -175,6 +184,8 @@ def _member(settings: GatewaySettings, port: int) -> Member:
         host=kernel_identity(),
         pid=os.getpid(),
         joined_unix_ms=_unix_ms(),
+        versions=software_versions("penstock", "pyzmq", "torch"),
+        policies=policies_of(settings, _POLICIES),
     )
 
 

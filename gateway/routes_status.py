@@ -1,5 +1,6 @@
 """What operators ask: alive, ready, metrics, state."""
 
+import time
 from collections.abc import Callable
 from typing import Any  # Any: JSON
 
@@ -78,6 +79,11 @@ class StatusRoutes:
             "id": self._this.id,
             "incarnation": f"{self._this.incarnation:016x}",
             "endpoint": self._this.endpoint,
+            "host": self._this.host,
+            "pid": self._this.pid,
+            "unix_ms": time.time_ns() // 1_000_000,
+            "versions": self._this.versions,
+            "policies": self._this.policies,
             "open_requests": self._switchboard.open_requests,
             "waiting_requests": self._switchboard.waiting_requests,
             "routing": self._switchboard.counters(),
@@ -103,6 +109,13 @@ def _worker_fields(state: WorkerState) -> dict[str, Any]:
         "model": None if state.member.model is None else msgspec.to_builtins(state.member.model),
         "endpoint": state.member.endpoint,
         "pid": state.member.pid,
+        "host": state.member.host,
+        "share_kind": state.member.share_kind if state.member.share_path is not None else "",
+        "device_uuid": state.member.device_uuid,
+        "joined_unix_ms": state.member.joined_unix_ms,
+        "versions": state.member.versions,
+        "policies": state.member.policies,
+        "degraded": "" if report is None else report.degraded,
         "pages": msgspec.to_builtins(PageCounts() if report is None else report.pages),
         "tier": pool_tier(state.member.role),
         "memory": memory_fields(report),

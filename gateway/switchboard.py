@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from common.clock import Clock
-from common.errors import DeadlineExceeded, PeerFailed, ProtocolViolation
+from common.errors import DeadlineExceeded, PeerFailed, ProtocolViolation, Stuck
 from common.ids import PeerId, RequestId, WorkerId
 from common.log import Log
 from common.messages.actions import Dial, HangUp, Send
@@ -24,6 +24,7 @@ from gateway.inbox import Inbox, News
 from gateway.resizes import Resizes
 
 _TICK_S = 0.05  # no retry waits much longer than its backoff
+_WATCH_MS = 1_000.0
 _RESIZE_S = 30.0  # gigabytes of host memory are cleared in that time
 
 
@@ -47,6 +48,7 @@ class Switchboard:
         self._tick_timer: asyncio.TimerHandle | None = None
         self._draining = False
         self._resizes = Resizes()
+        self._watched_ms = 0.0
 
     def start(self) -> None:
         """Begin to tick. Call on the running event loop."""
@@ -112,7 +114,26 @@ class Switchboard:
             return
         self._tick_timer = self._loop.call_later(_TICK_S, self._tick)
         self._drain()  # what has arrived already must not look like silence
-        self._perform(self._dispatch.on_tick(self._clock.now_ms()))
+        now_ms = self._clock.now_ms()
+        self._perform(self._dispatch.on_tick(now_ms))
+        if now_ms - self._watched_ms >= _WATCH_MS:
+            self._watched_ms = now_ms
+            self._end_stuck(now_ms)
+
+    def _end_stuck(self, now_ms: float) -> None:
+        """Answer whoever would wait for ever. That there is anybody is our own bug, so the log gets all that is known."""
+        stuck = self._dispatch.stuck(self._inboxes, now_ms)
+        if stuck:
+            told = {one.request: one.text for one in stuck}
+            self._log.event("stuck", ends=told, **self._dispatch.state(now_ms))
+        for one in stuck:
+            inbox, index = self._inboxes[one.request]
+            self.cancel(one.request)
+            inbox.put(index, Stuck(f"the gateway lost track of the request: {one.text}"))
+
+    def write_state(self) -> None:
+        """One log event with what every request waits for, for whoever asked."""
+        self._log.event("state", **self._dispatch.state(self._clock.now_ms()))
 
     def _drain_soon(self) -> None:
         if not self._draining and self._loop is not None:

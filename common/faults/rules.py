@@ -5,7 +5,8 @@
 
     decode-0/grant: stop after=3 times=1 ; prefill/transfer: corrupt share=0.1 seed=7
 
-`process` is the beginning of a process's id. Keys: `share` of the hits that are faulty (default 1), `after` how many hits
+`process` is the beginning of a process's id. The point `*` stands for one such rule at every point that messages strike.
+Keys: `share` of the hits that are faulty (default 1), `after` how many hits
 go by first, `times` how many are faulty at the most, `ms`, `seed`, `peer` the beginning of the other side's id, `side`.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from common.faults.points import Kind, Point, Side, kinds_of, sides_of
+from common.faults.points import MESSAGES, Kind, Point, Side, kinds_of, sides_of
 
 T = TypeVar("T", Point, Kind, Side)
 
@@ -45,7 +46,7 @@ def parse_rules(text: str) -> tuple[Rule, ...]:
     """Raises ValueError that names the rule, what is wrong, and what is allowed."""
     lines = [line.partition("#")[0] for line in text.splitlines()]
     parts = [part.strip() for line in lines for part in line.split(";")]
-    return tuple(_rule(part) for part in parts if part)
+    return tuple(rule for part in parts if part for rule in _rules(part))
 
 
 def rules_for(rules: Sequence[Rule], process: str) -> tuple[Rule, ...]:
@@ -53,31 +54,35 @@ def rules_for(rules: Sequence[Rule], process: str) -> tuple[Rule, ...]:
     return tuple(rule for rule in rules if process.startswith(rule.process))
 
 
-def _rule(text: str) -> Rule:
+def _rules(text: str) -> list[Rule]:
+    """One, or one at every point of messages."""
     head, colon, rest = text.partition(":")
     words = rest.split()
     if not colon or not words:
         raise ValueError(f"fault rule {text!r}: must read [process/]point:kind key=value ..., as in grant:drop times=1")
     process, _, name = head.strip().rpartition("/")
     try:
-        point, kind = _one_of(Point, "point", name.strip()), _one_of(Kind, "kind", words[0])
-        keys = _keys(words[1:])
-        side = _one_of(Side, "side", keys["side"]) if "side" in keys else None
-        rule = Rule(
-            process=process.strip(),
-            point=point,
-            kind=kind,
-            share=_number(keys, "share", float, 1.0),
-            after=_number(keys, "after", int, 0),
-            times=_number(keys, "times", int, None),
-            ms=_number(keys, "ms", float, 0.0),
-            seed=_number(keys, "seed", int, 0),
-            peer=keys.get("peer", ""),
-            side=side,
-        )
-        _require_sense(rule, keys)
+        points = list(MESSAGES) if name.strip() == "*" else [_one_of(Point, "point", name.strip())]
+        return [_rule(process.strip(), point, words) for point in points]
     except ValueError as error:
         raise ValueError(f"fault rule {text!r}: {error}") from None
+
+
+def _rule(process: str, point: Point, words: Sequence[str]) -> Rule:
+    kind, keys = _one_of(Kind, "kind", words[0]), _keys(words[1:])
+    rule = Rule(
+        process=process,
+        point=point,
+        kind=kind,
+        share=_number(keys, "share", float, 1.0),
+        after=_number(keys, "after", int, 0),
+        times=_number(keys, "times", int, None),
+        ms=_number(keys, "ms", float, 0.0),
+        seed=_number(keys, "seed", int, 0),
+        peer=keys.get("peer", ""),
+        side=_one_of(Side, "side", keys["side"]) if "side" in keys else None,
+    )
+    _require_sense(rule, keys)
     return rule
 
 

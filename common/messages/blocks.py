@@ -59,6 +59,8 @@ class Publish(Message, frozen=True, kw_only=True):
 
     call: int
     ok: bool
+    checksums: tuple[tuple[int, ...], ...] = ()
+    """[block that has pages][layer] crc32 of each page as the writer has it; empty: not made."""
 
 
 class Put(Message, frozen=True, kw_only=True):
@@ -66,6 +68,8 @@ class Put(Message, frozen=True, kw_only=True):
 
     call: int
     blocks: tuple[BlockName, ...]
+    checksums: tuple[tuple[int, ...], ...] = ()
+    """[block][layer] crc32 of each page; empty: not made."""
 
 
 class Stored(Message, frozen=True, kw_only=True):
@@ -101,6 +105,8 @@ class Found(Message, frozen=True, kw_only=True):
     lease_ms: int = 0
     more: bool = False
     """The run goes on, but one answer would become too large: ask again from the first block that is missing."""
+    checksums: tuple[tuple[int, ...], ...] = ()
+    """[block][layer] crc32 of each page as the holder knows it; empty: not made."""
 
 
 class Release(Message, frozen=True, kw_only=True):

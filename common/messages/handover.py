@@ -85,6 +85,8 @@ class KvSent(Message, frozen=True, kw_only=True):
     transfer: TransferId
     epoch: Incarnation
     spans: tuple[KvSpan, ...]
+    checksums: tuple[tuple[int, ...], ...] = ()
+    """[span][page in the span's order] crc32 of each page as the sender has it; empty: not made."""
 
 
 class HandOver(Message, frozen=True, kw_only=True):

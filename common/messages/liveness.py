@@ -67,6 +67,10 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int | None = None
     """Prompt plus output that this worker takes (--max-context-tokens); None: what its model takes. Beside the model,
     because workers that differ in it may use each other's KV all the same."""
+    versions: dict[str, str] = {}
+    """Of the software that the process runs, by package: penstock, python, pyzmq, torch and the like."""
+    policies: dict[str, str] = {}
+    """Settings that change how it behaves, such as caching or routing rules, as they are set. For people to read."""
 
     @property
     def takes_tokens(self) -> int:
@@ -200,3 +204,5 @@ class Report(Message, frozen=True, kw_only=True):
     """Of the lent pages, those that are lent for a while only: they can be had for KV, now or as soon as the system answers."""
     memory: tuple[MemoryPart, ...] = ()
     """Who has the process' memory, tier by tier, in the order of MemoryPart's table."""
+    degraded: str = ""
+    """Why other workers should be preferred for a while, such as that its watchdog fired; empty if they need not."""

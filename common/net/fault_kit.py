@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from common.clock import Clock, MonotonicClock
+from common.clock import Clock, FaultyClock, MonotonicClock
 from common.errors import ConfigError
 from common.faults.plan import NOTHING, FaultPlan, Outcome
 from common.faults.points import Kind, Point, Side
@@ -136,3 +136,10 @@ def _stamp(path: Path) -> _Stamp | None:
 
 def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
+
+
+def clock_of(kit: FaultKit | None) -> Clock:
+    """The clock of a process: every reading strikes `clock`, if it has a kit."""
+    if kit is None:
+        return MonotonicClock()
+    return FaultyClock(MonotonicClock(), jump_ms=lambda: kit.strike(Point.CLOCK, Side.WORK).ms_of(Kind.JUMP))

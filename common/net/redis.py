@@ -99,8 +99,15 @@ class Membership:
     `on_members` runs in that thread after every successful reading; it must only pass the list on.
     """
 
-    def __init__(self, url: str, cluster: str, member: Member, on_members: Callable[[list[Member]], None]) -> None:
-        self._url, self._registry, self._member = url, Registry(url, cluster), member
+    def __init__(
+        self,
+        url: str,
+        cluster: str,
+        member: Member,
+        on_members: Callable[[list[Member]], None],
+        open_registry: Callable[[str, str], Registry] = Registry,
+    ) -> None:
+        self._url, self._registry, self._member = url, open_registry(url, cluster), member
         self._on_members = on_members
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="membership", daemon=True)

@@ -1,6 +1,6 @@
 """The gateway's cores as one: what its shell tells them, and what they want done."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from common.ids import PeerId, RequestId, WorkerId
 from common.messages import AnyMessage
@@ -15,6 +15,9 @@ from gateway.core.inflight import Inflight, Parts
 from gateway.core.order import Order
 from gateway.core.roster import RosterStep, WorkerState
 from gateway.core.terms import Terms
+from gateway.core.watchdog import RequestWatch, StuckRequest, request_fields, worker_fields
+
+_MOST_LISTED = 64  # of one dump; the log line must stay readable
 
 
 class Dispatch:
@@ -25,6 +28,7 @@ class Dispatch:
         self._roster, self._totals, self._fallback = parts.roster, parts.totals, fallback
         self._placement = parts.placement
         self._inflight = Inflight(parts, terms)
+        self._watch = RequestWatch()
 
     @property
     def open_requests(self) -> int:
@@ -94,6 +98,23 @@ class Dispatch:
         for lost in step.lost:
             actions += self._inflight.on_lost(lost, now_ms)
         return actions
+
+    def stuck(self, waiting: Collection[RequestId], now_ms: float) -> list[StuckRequest]:
+        """Requests that no rule will ever end, our own bug: to be answered and cancelled. `waiting`: whose clients wait."""
+        found = self._watch.look(waiting, self._inflight, now_ms)
+        for _ in found:
+            self._totals.add("watchdog_fired_total")
+        return found
+
+    def state(self, now_ms: float) -> dict[str, object]:
+        """What every request waits for, and how the workers are; JSON."""
+        oldest = sorted(self._inflight, key=lambda one: one.arrived_ms)[:_MOST_LISTED]
+        return {
+            "open_requests": len(self._inflight),
+            "waiting_requests": self._inflight.n_waiting,
+            "requests": [request_fields(one, now_ms) for one in oldest],
+            "workers": [worker_fields(one) for one in self._roster.states(now_ms)],
+        }
 
     def not_ready_reason(self, now_ms: float) -> str | None:
         """Why no request can be served now; None if one can."""

@@ -5,7 +5,7 @@ that was let in leaves by `leave`, `cancel`, `end_late` or by being pushed out, 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from common.errors import Busy, RateLimited
 from common.ids import RequestId
@@ -33,6 +33,10 @@ class Entrance:
     def __len__(self) -> int:
         """Requests that wait."""
         return len(self._waiting)
+
+    def __iter__(self) -> Iterator[OpenRequest]:
+        """Those that wait."""
+        return iter(self._waiting)
 
     def admit(self, orders: Sequence[Order], now_ms: float) -> list[OpenRequest]:
         """Charge the prompts of one HTTP request to its key. Raises RateLimited or InvalidRequest, and then charges nothing."""

@@ -25,7 +25,7 @@ def http_status_of(code: str) -> int:
     return PeerFailed.http_status
 
 
-_OWN_FAULTS = frozenset({"peer_failed", "protocol_violation", "load_failed", "internal"})
+_OWN_FAULTS = frozenset({"peer_failed", "protocol_violation", "load_failed", "stuck", "internal"})
 
 
 def is_workers_fault(code: str) -> bool:

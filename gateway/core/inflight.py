@@ -10,7 +10,7 @@ error that no other worker can heal, its deadline, or the client's cancel. Every
                                    pause <-------------------+
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from common.errors import DeadlineExceeded, NoWorker, PeerFailed, ServingError
@@ -63,6 +63,10 @@ class Inflight:
     def __len__(self) -> int:
         """Requests without an answer yet."""
         return len(self._open) + len(self._entrance)
+
+    def __iter__(self) -> Iterator[OpenRequest]:
+        """The same requests, to read."""
+        return iter([*self._open.values(), *self._entrance])
 
     @property
     def n_waiting(self) -> int:

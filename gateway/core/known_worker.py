@@ -67,6 +67,10 @@ class KnownWorker:
         """What it says that its steps cost; None before it has measured any."""
         return None if self.report is None else self.report.cost
 
+    def is_trusted(self, now_ms: float) -> bool:
+        """Whether it neither failed of late nor says itself that others should be preferred."""
+        return self.breaker.lets_through(now_ms) and (self.report is None or not self.report.degraded)
+
     def trusted_cost(self, now_ms: float) -> StepCost | None:
         """The same, if it was fitted to enough steps, and to some of late: a bad fit gets no work to mend it by."""
         cost = self.reported_cost

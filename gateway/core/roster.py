@@ -248,9 +248,9 @@ class Roster:
     # -- state for others
 
     def views(self, now_ms: float) -> list[WorkerView]:
-        """Everybody, as the routing policy sees them. Where those that did not fail of late cannot serve, all count."""
+        """Everybody, as the routing policy sees them. Where those that are trusted cannot serve, all count."""
         ready = {w.peer for w in self._workers.values() if self._condition(w, now_ms)[0] == "ready"}
-        trusted = {w.peer for w in self._workers.values() if w.peer in ready and w.breaker.lets_through(now_ms)}
+        trusted = {w.peer for w in self._workers.values() if w.peer in ready and w.is_trusted(now_ms)}
         views = self._views(trusted, ready, now_ms)
         if trusted != ready and reason_not_ready(views, fallback=self._fallback) is not None:
             views = self._views(ready, ready, now_ms)

@@ -70,6 +70,17 @@ class Receiver:
         incoming = self._open.get(transfer)
         return None if incoming is None else incoming.state
 
+    def grant_of(self, transfer: TransferId, sender: PeerId) -> Grant | None:
+        """What this sender may fill, if it still may."""
+        incoming = self._open.get(transfer)
+        if incoming is None or incoming.sender != sender or incoming.state is not ReceiverState.FILLING:
+            return None
+        return incoming.grant
+
+    def deadline_ms_of(self, transfer: TransferId) -> float | None:
+        """When `on_tick` next does something about an open transfer; None if it is closed or unknown."""
+        return self._open[transfer].deadline_ms if transfer in self._open else None
+
     def open(self, sender: PeerId, grant: Grant, writer_is_remote: bool, now_ms: float) -> list[ReceiverAction]:
         """Give pages. `writer_is_remote`: the sender writes them itself (shm), so they may need quarantine.
 
@@ -126,7 +137,7 @@ class Receiver:
         if incoming is None or incoming.state is ReceiverState.STOPPING:
             return []
         reason = text or f"transfer stopped: {code}"
-        gave_up = GaveUp(transfer, self._phase(incoming), code, reason, retryable)
+        gave_up = GaveUp(transfer, _phase(incoming), code, reason, retryable)
         if incoming.state is ReceiverState.ASKED:
             return [*self.refuse(transfer, code, reason, retryable, now_ms), gave_up]
         tell = Send(incoming.sender, Stop(transfer=transfer, code=code))
@@ -184,10 +195,6 @@ class Receiver:
                     text = f"prefill worker {incoming.sender} did not renew its lease"
                     actions += self.stop(transfer, "peer_failed", now_ms, text=text)
         return actions
-
-    def next_deadline_ms(self) -> float | None:
-        """When `on_tick` next has work; None while nothing is open."""
-        return min((incoming.deadline_ms for incoming in self._open.values()), default=None)
 
     def check(self) -> None:
         """Raise RuntimeError if an entry should have left, or is open and closed at once."""
@@ -264,7 +271,7 @@ class Receiver:
         self, transfer: TransferId, incoming: _Incoming, code: str, text: str, now_ms: float
     ) -> list[ReceiverAction]:
         state = incoming.state
-        gave_up = GaveUp(transfer, self._phase(incoming), code, text, retryable=True)
+        gave_up = GaveUp(transfer, _phase(incoming), code, text, retryable=True)
         self._close(transfer, incoming, ReceiverEvent.WRITER_STOPPED, now_ms)
         match state:
             case ReceiverState.ASKED:
@@ -290,5 +297,6 @@ class Receiver:
     def _transfers_of(self, sender: PeerId) -> list[TransferId]:
         return [transfer for transfer, incoming in self._open.items() if incoming.sender == sender]
 
-    def _phase(self, incoming: _Incoming) -> str:
-        return "grant" if incoming.state is ReceiverState.ASKED else "transfer"
+
+def _phase(incoming: _Incoming) -> str:
+    return "grant" if incoming.state is ReceiverState.ASKED else "transfer"

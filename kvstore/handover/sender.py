@@ -6,7 +6,7 @@ then, its source pages are released and the decode worker is told that nothing w
 request's deadline; waiting for Commit has one of its own; copies in flight always come back from the copier.
 """
 
-from common.errors import ProtocolViolation
+from common.errors import KvCorrupt, ProtocolViolation
 from common.ids import PeerId, TransferId
 from common.messages import AnyMessage
 from common.messages.actions import Send
@@ -179,21 +179,6 @@ class Sender:
                 actions += outgoing.say_again(now_ms)
         return actions + self._renew(now_ms)
 
-    def next_deadline_ms(self) -> float | None:
-        """When `on_tick` next has work; None while nothing is open."""
-        deadlines = [self._renew_at_ms] if self._renew_at_ms is not None else []
-        for outgoing in self._open.values():
-            match outgoing.state:
-                case SenderState.ASKING:
-                    deadlines.append(min(outgoing.deadline_ms, outgoing.repeat_at_ms))
-                case SenderState.FILLING:
-                    deadlines.append(outgoing.deadline_ms)
-                case SenderState.HANDING_OVER:
-                    deadlines.append(min(outgoing.deadline_ms, outgoing.repeat_at_ms, outgoing.commit_by_ms))
-                case _:
-                    continue  # the copier ends it
-        return min(deadlines, default=None)
-
     def check(self) -> None:
         """Raise RuntimeError if an entry should have left."""
         for transfer, outgoing in self._open.items():
@@ -225,7 +210,9 @@ class Sender:
             outgoing.farewell = outgoing.farewell or stopped
             return []
         text = f"decode worker {outgoing.to} stopped the transfer: {code}"
-        return self._give_up(transfer, outgoing, code, text, stopped, retryable=code != "cancelled")
+        phase = "transfer" if code == KvCorrupt.code else outgoing.phase  # wherever its prompt is, it failed on the way
+        gave_up = GaveUp(transfer, phase, code, text, code != "cancelled")
+        return [gave_up, *self._end(transfer, outgoing, stopped)]
 
     def _late(self, sender: PeerId, message: Grant | GrantRefused | Commit | Stop) -> list[SenderAction]:
         """Nothing of a closed transfer is in flight; a peer that waits for that news gets it."""

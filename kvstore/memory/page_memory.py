@@ -23,6 +23,10 @@ HOST = torch.device("cpu")
 _SCRATCH_BYTES = PROBE_SLOTS * PROBE_SLOT_BYTES
 
 
+def _as_it_is(backend: VmBackend) -> VmBackend:
+    return backend
+
+
 def _nobody_else_maps_them(first_page: int) -> None:
     """Where pages are mapped once."""
 
@@ -230,21 +234,27 @@ class PageMemory:
 
 
 def open_page_memory(
-    budget_bytes: int, layout: KvLayout, device: torch.device = HOST, *, page_chunks: bool = False
+    budget_bytes: int,
+    layout: KvLayout,
+    device: torch.device = HOST,
+    *,
+    page_chunks: bool = False,
+    wrap: Callable[[VmBackend], VmBackend] = _as_it_is,
 ) -> PageMemory:
     """A page pool that fills its whole budget now, and may be resized up to all of the
     device's memory, on the host to what is available now.
 
     With `page_chunks` each page is a chunk of its own, which sequences can show in their own order; `virtual_block_tokens`
-    tells the blocks that this needs.
+    tells the blocks that this needs. `wrap`: put around the back end, for all that is mapped.
     Raises ConfigError if the budget exceeds the memory available, or does not hold one token block.
     """
     free = _free_memory(device)
     require_available(budget_bytes, free)
     if device.type == "cuda":
         near_bytes = None if page_chunks else device_chunk_bytes(budget_bytes)
-        return _open_device(budget_bytes, layout, device, near_bytes)
-    return _open_host(budget_bytes, layout, None if page_chunks else HOST_CHUNK_BYTES, free.n_bytes)
+        return _open_device(budget_bytes, layout, device, near_bytes, wrap)
+    near_bytes = None if page_chunks else HOST_CHUNK_BYTES
+    return _open_host(budget_bytes, layout, near_bytes, free.n_bytes, wrap)
 
 
 def whole_memory_bytes(device: torch.device) -> int:
@@ -262,14 +272,26 @@ def _free_memory(device: torch.device) -> Available:
     return Available(free_bytes, f"free memory of {device}")
 
 
-def _open_host(budget_bytes: int, layout: KvLayout, near_bytes: int | None, limit_bytes: int) -> PageMemory:
+def _open_host(
+    budget_bytes: int,
+    layout: KvLayout,
+    near_bytes: int | None,
+    limit_bytes: int,
+    wrap: Callable[[VmBackend], VmBackend],
+) -> PageMemory:
     plan = memory_plan(budget_bytes, layout, os.sysconf("SC_PAGE_SIZE"), near_bytes, limit_bytes=limit_bytes)
     limit = plan.limit_chunks * plan.chunk_bytes
     backend = MemfdBackend(limit, scratch_bytes=_SCRATCH_BYTES)
-    return _fill(backend, layout, plan, FileScratch(backend, limit))
+    return _fill(backend, layout, plan, FileScratch(backend, limit), wrap)
 
 
-def _open_device(budget_bytes: int, layout: KvLayout, device: torch.device, near_bytes: int | None) -> PageMemory:
+def _open_device(
+    budget_bytes: int,
+    layout: KvLayout,
+    device: torch.device,
+    near_bytes: int | None,
+    wrap: Callable[[VmBackend], VmBackend],
+) -> PageMemory:
     limit_bytes = whole_memory_bytes(device)
     backend = open_cuda(device)
     try:
@@ -283,11 +305,13 @@ def _open_device(budget_bytes: int, layout: KvLayout, device: torch.device, near
     except ConfigError:
         backend.close()
         raise
-    return _fill(backend, layout, plan, scratch)
+    return _fill(backend, layout, plan, scratch, wrap)
 
 
-def _fill(backend: VmBackend, layout: KvLayout, plan: MemoryPlan, scratch: Scratch) -> PageMemory:
-    chunks = ChunkPool(backend, plan.budget_bytes, plan.chunk_bytes)
+def _fill(
+    backend: VmBackend, layout: KvLayout, plan: MemoryPlan, scratch: Scratch, wrap: Callable[[VmBackend], VmBackend]
+) -> PageMemory:
+    chunks = ChunkPool(wrap(backend), plan.budget_bytes, plan.chunk_bytes)
     pages = PagePool(chunks, layout, capacity_chunks=plan.limit_chunks)
     try:
         pages.grow(plan.chunks)

@@ -11,17 +11,20 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+from common.dump_signal import DumpSignal
 from common.errors import ConfigError
 from common.ids import Incarnation, WorkerId, peer_id
 from common.kv_layout import KvLayout
 from common.log import Log
 from common.messages.liveness import Member
 from common.net.cache_events import CacheEventPublisher
-from common.net.fault_kit import FaultKit
+from common.net.fault_kit import FaultKit, clock_of
 from common.net.faulty import FaultyExchange
+from common.net.faulty_redis import opens_registry
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
+from common.process_facts import policies_of, software_versions
 from common.settings import load, usage
 from common.units import format_bytes
 from kvstore.memory.available import available_memory
@@ -29,11 +32,14 @@ from kvstore.server.block_memory import BlockMemory
 from kvstore.server.core.store import Budget, KvStoreCore
 from kvstore.server.disk_folder import DiskFolder
 from kvstore.server.disk_thread import DiskThread
+from kvstore.server.faulty_disk import FaultyDiskFolder
 from kvstore.server.inbox import Events, GuestGone, GuestJoined, ShareDied
+from kvstore.server.page_checks import PageChecks
 from kvstore.server.service import KvStoreService
 from kvstore.server.settings import KvStoreSettings
 from kvstore.transport.share import Share
 
+_POLICIES = ("eviction", "verify_kv", "disk", "host_memory_bytes", "cluster_key", "faults", "bind")
 _WILDCARDS = ("0.0.0.0", "*", "[::]")
 
 
@@ -48,14 +54,16 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: signals.append(received))
     try:
-        run(load(KvStoreSettings, argv, os.environ), lambda: bool(signals))
+        run(load(KvStoreSettings, argv, os.environ), lambda: bool(signals), DumpSignal().take)
     except ConfigError as error:
         print(f"penstock kvstore: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
+def run(
+    settings: KvStoreSettings, stopping: Callable[[], bool], dump_asked: Callable[[], bool] = lambda: False
+) -> None:
     """One KV store, from its parts to its end."""
     worker = WorkerId(settings.id or f"kvstore-{secrets.token_hex(4)}")
     incarnation = Incarnation(secrets.randbits(64))
@@ -85,11 +93,15 @@ def run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
             share_path=share.serve(memory, _run_dir(settings, stack)),
             model_path=settings.model,
             joined_unix_ms=time.time_ns() // 1_000_000,
+            versions=software_versions("penstock", "pyzmq"),
+            policies=policies_of(settings, _POLICIES),
         )
         disk_bytes = 0 if settings.disk is None else settings.disk_size_bytes
         core = KvStoreCore(member, Budget(memory.capacity_bytes, disk_bytes, settings.eviction), layout)
-        disk = _open_disk(settings, memory, inbox, stack)
-        membership = Membership(settings.redis, settings.cluster, member, lambda members: None)
+        checks = PageChecks(memory) if settings.verify_kv else None
+        disk = _open_disk(settings, memory, inbox, stack, kit, checks)
+        opened = opens_registry(kit)
+        membership = Membership(settings.redis, settings.cluster, member, lambda members: None, opened)
         membership.join()
         stack.callback(membership.stop)
         publisher = stack.enter_context(closing(CacheEventPublisher(settings.redis, settings.cluster, member)))
@@ -101,7 +113,9 @@ def run(settings: KvStoreSettings, stopping: Callable[[], bool]) -> None:
             blocks=core.capacity_blocks,
             faults_on=kit is not None,
         )
-        KvStoreService(core, exchange, memory, inbox, log, disk).serve(stopping, publisher.publish)
+        service = KvStoreService(core, exchange, memory, inbox, log, disk)
+        service.verify_with(checks)
+        service.serve(stopping, publisher.publish, clock_of(kit), dump_asked)
         log.event("stopped")
 
 
@@ -116,11 +130,20 @@ def _run_dir(settings: KvStoreSettings, stack: ExitStack) -> Path:
     return folder
 
 
-def _open_disk(settings: KvStoreSettings, memory: BlockMemory, inbox: Events, stack: ExitStack) -> DiskThread | None:
+def _open_disk(
+    settings: KvStoreSettings,
+    memory: BlockMemory,
+    inbox: Events,
+    stack: ExitStack,
+    kit: FaultKit | None,
+    checks: PageChecks | None,
+) -> DiskThread | None:
     if settings.disk is None:
         return None
-    folder = stack.enter_context(closing(DiskFolder(Path(settings.disk), settings.disk_size_bytes)))
-    thread = DiskThread(folder, memory, inbox.put)
+    path, n_bytes = Path(settings.disk), settings.disk_size_bytes
+    folder = DiskFolder(path, n_bytes) if kit is None else FaultyDiskFolder(path, n_bytes, kit)
+    stack.callback(folder.close)
+    thread = DiskThread(folder, memory, inbox.put, checks)
     stack.callback(thread.stop)
     return thread
 

@@ -9,6 +9,7 @@ from kvstore.server.block_memory import BlockMemory
 from kvstore.server.core.actions import DeleteDisk, DiskJob, ReadDisk, ScanDisk, WriteDisk
 from kvstore.server.disk_folder import DiskFolder
 from kvstore.server.inbox import DiskDied, DiskRead, DiskScanned, DiskWritten, Event
+from kvstore.server.page_checks import PageChecks
 
 
 class DiskThread:
@@ -19,7 +20,15 @@ class DiskThread:
     by the core, which pins what waits in it. Whoever made folder and memory closes them, after `stop`.
     """
 
-    def __init__(self, folder: DiskFolder, memory: BlockMemory, on_done: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        folder: DiskFolder,
+        memory: BlockMemory,
+        on_done: Callable[[Event], None],
+        checks: PageChecks | None = None,
+    ) -> None:
+        """`checks`: of what goes to disk, and of what comes from there; None: nothing is verified but files as a whole."""
+        self._checks = checks
         self._folder, self._memory, self._on_done = folder, memory, on_done
         self._layout: KvLayout | None = None
         self._changed = threading.Condition()  # guards what follows
@@ -69,9 +78,13 @@ class DiskThread:
         assert layout is not None, "the first job is a scan"
         match job:
             case WriteDisk(block, pages):
-                text = self._folder.write(block, layout, self._memory.parts(pages))
+                text = "" if self._checks is None else self._checks.before_disk(pages)
+                text = text or self._folder.write(block, layout, self._memory.parts(pages))
                 self._on_done(DiskWritten(block.name, text))
             case ReadDisk(block, pages):
-                self._on_done(DiskRead(block.name, self._folder.read(block, layout, self._memory.parts(pages))))
+                ok = self._folder.read(block, layout, self._memory.parts(pages))
+                if ok and self._checks is not None:
+                    self._checks.make(pages)  # the file's own checksum was right a moment ago
+                self._on_done(DiskRead(block.name, ok))
             case DeleteDisk(name):
                 self._folder.delete(name, layout)

@@ -2,19 +2,25 @@
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from common.clock import Clock, MonotonicClock
 from common.errors import ProtocolViolation
 from common.ids import PeerId
 from common.log import Log
 from common.messages import AnyMessage
+from common.messages.base import Message
+from common.messages.blocks import Found, Publish, Put, Stored
 from common.messages.cache_events import CacheEvent
 from common.messages.liveness import Ping
 from common.net.sockets import Exchange, Payload
+from common.process_facts import clock_gauges
 from kvstore.server.block_memory import BlockMemory
 from kvstore.server.core.actions import (
     Action,
     DeleteDisk,
     DiskPaused,
+    Pages,
     ReadDisk,
     Reply,
     ScanDisk,
@@ -35,6 +41,7 @@ from kvstore.server.inbox import (
     GuestJoined,
     ShareDied,
 )
+from kvstore.server.page_checks import PageChecks
 
 _TICK_MS = 100.0
 _CHECK_AFTER_MS = 5_000.0
@@ -54,13 +61,28 @@ class KvStoreService:
         log: Log,
         disk: DiskThread | None = None,
     ) -> None:
+        self._checks: PageChecks | None = None
         self._core, self._exchange, self._memory = core, exchange, memory
         self._inbox, self._log, self._disk = inbox, log, disk
         self._clock: Clock = MonotonicClock()
-        self._active_ms, self._unchecked = 0.0, False
+        self._active_ms, self._unchecked, self._was_degraded = 0.0, False, False
 
-    def serve(self, stopping: Callable[[], bool], publish_events: PublishEvents) -> None:
-        """Answer messages until `stopping()`. Raises what ended another thread, if that was our own bug."""
+    def verify_with(self, checks: PageChecks | None) -> None:
+        """Check every page that comes, lies here and leaves; None: none. Before `serve`."""
+        self._checks = checks
+
+    def serve(
+        self,
+        stopping: Callable[[], bool],
+        publish_events: PublishEvents,
+        clock: Clock | None = None,
+        dump_asked: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Answer messages until `stopping()`; write the state to the log whenever `dump_asked()`.
+
+        Raises what ended another thread, if that was our own bug.
+        """
+        self._clock = clock or self._clock
         self._act(self._core.start(), ())
         ticked_ms = self._clock.now_ms()
         while not stopping():
@@ -74,6 +96,8 @@ class KvStoreService:
             if now_ms - ticked_ms >= _TICK_MS:
                 ticked_ms = now_ms
                 self._act(self._core.on_tick(now_ms), ())
+                self._core.noted_gauges = clock_gauges()
+                self._tell_state(now_ms, asked=dump_asked())
             events = self._core.take_events()
             if events:
                 publish_events(events)
@@ -85,16 +109,44 @@ class KvStoreService:
                 self._core.check()
                 self._unchecked = False
 
+    def _tell_state(self, now_ms: float, *, asked: bool) -> None:
+        degraded = bool(self._core.degraded(now_ms))
+        if asked or (degraded and not self._was_degraded):
+            self._log.event("state" if asked else "stuck", **self._core.state(now_ms))
+        self._was_degraded = degraded
+
     def _hear(self, peer: PeerId, message: AnyMessage, payloads: Sequence[Payload]) -> None:
         if not isinstance(message, Ping):
             self._active_ms, self._unchecked = self._clock.now_ms(), True
         lengths = [len(payload) for payload in payloads]
         try:
+            if self._checks is not None:
+                if isinstance(message, Put) and (refusal := self._checks.on_put(message, payloads)):
+                    self._log.event("kv_mismatch", path="spill", peer=peer, call=message.call, text=refusal)
+                    self._exchange.send(peer, Stored(call=message.call, n_blocks=0, text=refusal))
+                    return
+                if isinstance(message, Publish) and message.ok:
+                    message = self._published(self._checks, peer, message)
+                self._core.noted = self._checks.counters()
             actions = self._core.on_message(peer, message, lengths, self._clock.now_ms())
         except ProtocolViolation as error:  # the peer's fault: say so, keep serving the others
             self._log.event("protocol_violation", peer=peer, text=str(error))
             return
         self._act(actions, payloads)
+
+    def _published(self, checks: PageChecks, peer: PeerId, message: Publish) -> Publish:
+        """What was written is checked before anybody can see it; if it is wrong, its writer has given up."""
+        wrong = checks.on_publish(message, self._core.reserved_pages(peer, message.call))
+        if not wrong:
+            return message
+        self._log.event("kv_mismatch", path="spill", peer=peer, call=message.call, n_pages=len(wrong), pages=wrong[:8])
+        return Publish(call=message.call, ok=False)
+
+    def _sealed(self, answer: Message, blocks: Sequence[Pages]) -> Message:
+        """The answer with the checksums of what it tells of."""
+        if self._checks is None or not isinstance(answer, Found) or not answer.n_blocks:
+            return answer
+        return msgspec.structs.replace(answer, checksums=self._checks.of(answer.pages or blocks))
 
     def _on_event(self, event: Event) -> list[Action]:
         now_ms = self._clock.now_ms()
@@ -121,12 +173,16 @@ class KvStoreService:
             match action:
                 case Write(pages, frame):
                     self._memory.write(pages, payloads[frame])
+                    if self._checks is not None:
+                        self._checks.written(pages, payloads[frame])
                 case Reply(to, answer, blocks):
                     frames = [self._memory.read(pages) for pages in blocks]
-                    if not self._exchange.send(to, answer, frames):
+                    if not self._exchange.send(to, self._sealed(answer, blocks), frames):
                         self._log.event("send_refused", peer=to, message=type(answer).__name__)
                 case ShapeMemory(layout, n_pages):
                     self._memory.shape(layout.page_bytes, n_pages)
+                    if self._checks is not None:
+                        self._checks.shape(layout, n_pages)
                     self._log.event("layout_known", blocks=self._core.capacity_blocks, page_bytes=layout.page_bytes)
                 case ScanDisk() | WriteDisk() | ReadDisk() | DeleteDisk():
                     assert self._disk is not None, "a disk job without a disk"

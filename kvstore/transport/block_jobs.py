@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from common.ids import PeerId
 from kvstore.index.ledger import PageIds
+from kvstore.transport.checksums import Checksums, Expected
 
 RUN_BYTES = 64 * 1024
 """Of one block in a by-layer fetch, at least: small pages of several layers go together, or the copies are too short."""
@@ -42,6 +43,8 @@ class FetchJob:
     """The first layers of all blocks first, then the next ones; else block by block."""
     layers: tuple[int, ...] = ()
     """Which layers the columns are, rising; none named: all, from 0 on. Those between them are there already."""
+    expected: Expected | None = None
+    """[blocks, layers] checksums that the pages must have when they have come; None: nobody knows any."""
 
     def layer_of(self, column: int) -> int:
         """Of the page arrays."""
@@ -77,6 +80,13 @@ class BlockJobDone:
     elapsed_ms: float
     """Of the copying alone; 0 if it never began."""
     error_text: str
+    checksums: Checksums = ()
+    """Of a StoreJob of a mover that verifies: of our pages, block by block."""
+    checked_pages: int = 0
+    """Of a FetchJob; as the next two."""
+    wrong_pages: int = 0
+    unchecked_pages: int = 0
+    """Of which nobody knew a checksum."""
 
 
 BlockEvent = LayerFetched | BlockJobDone
@@ -90,12 +100,17 @@ class Piece:
     peer_pages: PageIds
     columns_there: range = range(0)
     """Columns of the job that are complete with this piece."""
+    expected: Expected | None = None
+    """Of its pages."""
 
 
 def require_alike(job: BlockJob) -> None:
     """Raise ValueError unless both sides are [blocks, layers] of one shape, and named layers rise."""
     if job.own_pages.ndim != 2 or job.own_pages.shape != job.peer_pages.shape:
         raise ValueError(f"call {job.call}: own pages {job.own_pages.shape}, peer's pages {job.peer_pages.shape}")
+    expected = job.expected if isinstance(job, FetchJob) else None
+    if expected is not None and expected.shape != job.own_pages.shape:
+        raise ValueError(f"call {job.call}: checksums {expected.shape} for pages {job.own_pages.shape}")
     named = job.layers if isinstance(job, FetchJob) else ()
     if named and (len(named) != job.own_pages.shape[1] or list(named) != sorted(set(named))):
         raise ValueError(
@@ -106,6 +121,7 @@ def require_alike(job: BlockJob) -> None:
 def pieces(job: BlockJob, max_pages: int, layers_at_once: int = 1) -> Iterator[Piece]:
     """All of the job, at most `max_pages` pages at once or one block. `layers_at_once`: of a `by_layer` job."""
     n_blocks, layers = job.own_pages.shape
+    expected = job.expected if isinstance(job, FetchJob) else None
     if isinstance(job, FetchJob) and job.by_layer:
         for first in range(0, layers if n_blocks else 0, layers_at_once):
             end = min(layers, first + layers_at_once)
@@ -113,9 +129,11 @@ def pieces(job: BlockJob, max_pages: int, layers_at_once: int = 1) -> Iterator[P
             for low in range(0, n_blocks, step):
                 part = slice(low, low + step), slice(first, end)
                 there = range(first, end) if low + step >= n_blocks else range(0)
-                yield Piece(job.own_pages[part].reshape(-1), job.peer_pages[part].reshape(-1), there)
+                sums = None if expected is None else expected[part].reshape(-1)
+                yield Piece(job.own_pages[part].reshape(-1), job.peer_pages[part].reshape(-1), there, sums)
         return
     step = max(1, max_pages // max(1, layers))
     for low in range(0, n_blocks, step):
         whole = slice(low, low + step)
-        yield Piece(job.own_pages[whole].reshape(-1), job.peer_pages[whole].reshape(-1))
+        sums = None if expected is None else expected[whole].reshape(-1)
+        yield Piece(job.own_pages[whole].reshape(-1), job.peer_pages[whole].reshape(-1), expected=sums)

@@ -3,10 +3,11 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 
 from common.clock import Clock, MonotonicClock
-from common.errors import PeerFailed
+from common.errors import KvCorrupt, PeerFailed
 from common.ids import PeerId
 from kvstore.transport.block_jobs import (
     PIECE_BYTES,
@@ -17,9 +18,11 @@ from kvstore.transport.block_jobs import (
     FetchJob,
     LayerFetched,
     Piece,
+    StoreJob,
     pieces,
     require_alike,
 )
+from kvstore.transport.checksums import Checksums, checksums_of, wrong_places
 from kvstore.transport.descriptions import MappedPages
 from kvstore.transport.load_gate import LoadGate
 from kvstore.transport.own_pages import OwnPages
@@ -44,6 +47,10 @@ class _Work:
     n_bytes: int = 0
     n_copies: int = 0
     elapsed_ms: float = 0.0
+    checksums: list[Checksums] = field(default_factory=list)
+    """Of the pieces of a store."""
+    checked_pages: int = 0
+    wrong_pages: int = 0
 
 
 class BlockMover:
@@ -54,8 +61,16 @@ class BlockMover:
     """
 
     def __init__(
-        self, own: OwnPages, gate: LoadGate, on_event: Callable[[BlockEvent], None], clock: Clock | None = None
+        self,
+        own: OwnPages,
+        gate: LoadGate,
+        on_event: Callable[[BlockEvent], None],
+        clock: Clock | None = None,
+        *,
+        verify: bool = False,
     ) -> None:
+        """`verify`: make the checksums of what is stored, and check what is fetched before anybody may use it."""
+        self._verify = verify
         self._own, self._gate, self._on_event = own, gate, on_event
         self._clock = clock or MonotonicClock()
         self._page_bytes = own.layout.page_bytes
@@ -181,6 +196,23 @@ class BlockMover:
         work.n_bytes += piece.own_pages.size * self._page_bytes
         if isinstance(job, FetchJob) and ended_ms > job.deadline_ms:
             raise PeerFailed(f"a copy from {job.peer} ended {ended_ms - job.deadline_ms:.1f} ms after its lease")
+        if self._verify:
+            self._check(work, piece)
+            work.elapsed_ms += self._clock.now_ms() - ended_ms
+
+    def _check(self, work: _Work, piece: Piece) -> None:
+        """Make the checksums of a piece that has left, or compare those of one that has come. Raises KvCorrupt."""
+        if isinstance(work.job, StoreJob):
+            work.checksums.append(checksums_of(self._own, piece.own_pages))
+            return
+        if piece.expected is None:
+            return
+        wrong = wrong_places(piece.expected, checksums_of(self._own, piece.own_pages))
+        work.checked_pages += int((piece.expected >= 0).sum())
+        work.wrong_pages += len(wrong)
+        if wrong:
+            pages = [int(piece.peer_pages[place]) for place in wrong]
+            raise KvCorrupt(f"{len(pages)} pages of {work.job.peer} came otherwise than they were kept: {pages[:8]}")
 
     def _leave(self, work: _Work) -> None:
         with self._changed:
@@ -192,7 +224,19 @@ class BlockMover:
         try:
             if isinstance(job, FetchJob) and job.by_layer and not ok:
                 self._on_event(LayerFetched(job.call, job.layer_of(work.columns_there), ok=False))
-            done = BlockJobDone(job.call, ok, work.n_bytes, work.n_copies, work.elapsed_ms, error_text)
+            moved_pages, fetched = work.n_bytes // self._page_bytes, isinstance(job, FetchJob) and self._verify
+            done = BlockJobDone(
+                job.call,
+                ok,
+                work.n_bytes,
+                work.n_copies,
+                work.elapsed_ms,
+                error_text,
+                checksums=tuple(chain.from_iterable(work.checksums)),
+                checked_pages=work.checked_pages,
+                wrong_pages=work.wrong_pages,
+                unchecked_pages=moved_pages - work.checked_pages if fetched else 0,
+            )
             self._on_event(done)
         finally:
             if isinstance(job, FetchJob):

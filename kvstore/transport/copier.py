@@ -11,6 +11,8 @@ from common.ids import PeerId, TransferId
 from common.messages.handover import KvSpan
 from common.net.sockets import Payload
 from kvstore.transport.channel import Channel
+from kvstore.transport.checksums import Checksums, checksums_of
+from kvstore.transport.own_pages import OwnPages
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class CopyDone:
     n_copies: int = 0
     """Contiguous pieces that were moved; 0 if it failed, as `n_bytes`."""
     n_bytes: int = 0
+    checksums: Checksums = ()
+    """Of the source pages, in the span's order; empty if none are made, or it failed."""
 
 
 @dataclass(slots=True)
@@ -78,7 +82,11 @@ class Copier:
     All methods are the loop thread's.
     """
 
-    def __init__(self, on_done: Callable[[CopyDone], None], clock: Clock | None = None) -> None:
+    def __init__(
+        self, on_done: Callable[[CopyDone], None], clock: Clock | None = None, *, verify: OwnPages | None = None
+    ) -> None:
+        """`verify`: our pages, for this thread, of which checksums are made; None: none are made."""
+        self._verify = verify
         self._on_done = on_done
         self._clock = clock or MonotonicClock()
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
@@ -153,10 +161,12 @@ class Copier:
         began_ms = self._clock.now_ms()
         try:
             moved = attached.channel.copy(job.span, job.source_pages, job.target_pages)
+            # Of our pages and not of what was written: then a copy of wrong pages shows too.
+            sums = () if self._verify is None else checksums_of(self._verify, job.source_pages)
         except PeerFailed as error:
             return CopyDone(job, False, None, str(error), self._clock.now_ms() - began_ms)
         elapsed_ms = self._clock.now_ms() - began_ms
-        return CopyDone(job, True, moved.payload, "", elapsed_ms, moved.n_copies, moved.n_bytes)
+        return CopyDone(job, True, moved.payload, "", elapsed_ms, moved.n_copies, moved.n_bytes, sums)
 
     def _pass_by(self, item: _Posted | _Close | _Reached) -> None:
         """What becomes of an item that is not copied."""

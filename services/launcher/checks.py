@@ -5,42 +5,20 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
-import redis
 
 from common.errors import ConfigError
-from common.net.redis import Registry
 from common.units import GIB, MIB, MemoryShare, format_bytes
+from services.launcher.findings import Finding, Level
 from services.launcher.redis_server import find_redis_server, port_is_free
 
 _LEAST_FILES = 1024
 _GOOD_FILES = 4096
 _PACKAGES = ("fastapi", "msgspec", "numpy", "pyzmq", "redis", "tokenizers", "transformers", "uvicorn")
 _WORKER_PACKAGES = ("torch", "safetensors")
-
-
-class Level(Enum):
-    """How bad a finding is; only FAIL keeps the system from running."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "FAIL"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the doctor. `advice` says what to change; empty if nothing."""
-
-    level: Level
-    subject: str
-    text: str
-    advice: str = ""
 
 
 def check_python() -> Finding:
@@ -162,22 +140,12 @@ def check_port(host: str, port: int) -> Finding:
     return Finding(Level.OK, "port", f"{host}:{port} is free")
 
 
-def check_redis(url: str | None) -> Finding:
-    """The given Redis answers, or a binary is there to start one."""
-    if url is None:
-        try:
-            return Finding(Level.OK, "redis", f"penstock up would start {find_redis_server()}")
-        except ConfigError as error:
-            return Finding(Level.FAIL, "redis", "no server binary", str(error))
+def check_redis_binary() -> Finding:
+    """A Redis can be started if none is given."""
     try:
-        registry = Registry(url, "doctor")
-        try:
-            registry.members()
-        finally:
-            registry.close()
-    except (redis.RedisError, ValueError) as error:
-        return Finding(Level.FAIL, "redis", f"{url} does not answer: {error}", "start it, or correct --redis")
-    return Finding(Level.OK, "redis", f"{url} answers")
+        return Finding(Level.OK, "redis", f"penstock up would start {find_redis_server()}")
+    except ConfigError as error:
+        return Finding(Level.FAIL, "redis", "no server binary", str(error))
 
 
 def check_device(device: str) -> Finding:
@@ -203,7 +171,16 @@ def check_device(device: str) -> Finding:
     return Finding(Level.OK, "device", f"{device}; {seen}")
 
 
-def worst(findings: Sequence[Finding]) -> Level:
-    """FAIL if any failed, else WARN if any warned, else OK."""
-    levels = {finding.level for finding in findings}
-    return next((level for level in (Level.FAIL, Level.WARN) if level in levels), Level.OK)
+def check_peer_access() -> list[Finding]:
+    """GPUs of this host can read each other's memory: cuda_ipc needs it."""
+    if importlib.util.find_spec("torch") is None:
+        return []
+    import torch  # takes seconds, and a gateway's machine has none
+
+    n_gpus = torch.cuda.device_count()
+    pairs = [(a, b) for a in range(n_gpus) for b in range(n_gpus) if a != b]
+    apart = [f"{a} -> {b}" for a, b in pairs if not torch.cuda.can_device_access_peer(a, b)]
+    if apart:
+        advice = "KV between them goes through host memory: place pairs on GPUs with NVLink or under one PCIe switch"
+        return [Finding(Level.WARN, "gpu", f"no peer access: {', '.join(apart)}", advice)]
+    return [Finding(Level.OK, "gpu", f"{n_gpus} GPUs have peer access to each other")] if pairs else []

@@ -1,31 +1,47 @@
 """`penstock doctor`: is this machine fit for Penstock, and how is the system that runs?"""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any  # Any: JSON
 
 import httpx
+import msgspec
 
+from common.net.host import kernel_identity
 from common.settings import load
-from services.launcher import checks
+from services.launcher import checks, cluster_checks, process_checks
 from services.launcher.api import GatewayApi
-from services.launcher.checks import Finding, Level
-from services.launcher.readiness import peer_name
+from services.launcher.findings import Finding, Level, worst
+from services.launcher.redis_checks import RedisFound, look_at_redis
 from services.launcher.settings import DoctorSettings
+
+_DUMP = (
+    "kill -USR1 PID makes any process write what it is doing to its log, as one `state` event, and its threads' stacks"
+)
 
 
 def main(argv: Sequence[str]) -> int:
     """Print a line per finding; exit code 1 if one keeps the system from running. Raises ConfigError."""
     settings = load(DoctorSettings, argv, os.environ)
-    findings = machine(settings) + (running(settings.url, settings.api_key) if settings.url is not None else [])
-    for finding in findings:
-        print(line(finding))
-    return 1 if checks.worst(findings) is Level.FAIL else 0
+    stored = RedisFound([]) if settings.redis is None else look_at_redis(settings.redis, settings.cluster)
+    findings = machine(settings) + stored.findings
+    if settings.url is not None:
+        findings += running(settings.url, settings.api_key, stored)
+    print(as_json(findings) if settings.json else "\n".join(line(finding) for finding in findings))
+    return 1 if worst(findings) is Level.FAIL else 0
 
 
 def line(finding: Finding) -> str:
     """One finding for the terminal, with what to change after an arrow."""
     advice = f"  -> {finding.advice}" if finding.advice else ""
     return f"{finding.level.value:<4}  {finding.subject:<10}  {finding.text}{advice}"
+
+
+def as_json(findings: Sequence[Finding]) -> str:
+    """All findings for a machine; `worst` is ok, warn or fail, as the levels are."""
+    rows = [{**asdict(finding), "level": finding.level.value.lower()} for finding in findings]
+    return msgspec.json.encode({"worst": worst(findings).value.lower(), "findings": rows}).decode()
 
 
 def machine(settings: DoctorSettings) -> list[Finding]:
@@ -41,10 +57,13 @@ def machine(settings: DoctorSettings) -> list[Finding]:
             on_host=settings.device == "cpu",
         ),
         checks.check_shared_memory(),
+        process_checks.check_shared_folder(),
         checks.check_open_files(),
-        checks.check_redis(settings.redis),
         checks.check_device(settings.device),
+        *checks.check_peer_access(),
     ]
+    if settings.redis is None:
+        findings.append(checks.check_redis_binary())
     if settings.disk is not None:
         findings.append(checks.check_disk(settings.disk, settings.disk_size_bytes))
     if settings.url is None:
@@ -52,8 +71,8 @@ def machine(settings: DoctorSettings) -> list[Finding]:
     return findings
 
 
-def running(url: str, api_key: str | None) -> list[Finding]:
-    """Findings about the system behind a gateway."""
+def running(url: str, api_key: str | None, stored: RedisFound) -> list[Finding]:
+    """Findings about the system behind a gateway. `stored`: what its Redis said, if it was asked."""
     api = GatewayApi(url, api_key)
     try:
         status = api.status()
@@ -67,16 +86,21 @@ def running(url: str, api_key: str | None) -> list[Finding]:
         findings = [
             Finding(Level.FAIL, "gateway", f"{url} is not ready: {why}", "see the workers below and their logs")
         ]
-    for worker in status["workers"]:
-        fine = worker["state"] == "ready"
-        text = f"{worker['id']} is {worker['state']}" + (f": {worker['reason']}" if worker["reason"] else "")
-        findings.append(Finding(Level.OK if fine else Level.WARN, "worker", text))
-        findings += [_link(worker["id"], link) for link in worker["transports"] if worker["role"] == "prefill"]
-    return findings
+    return findings + judge(status, stored) + [Finding(Level.OK, "dump", _DUMP)]
 
 
-def _link(name: str, link: dict[str, object]) -> Finding:
-    text = f"{name} -> {peer_name(str(link['peer']))}: {link['kind']}, {link['gib_per_s']:.1f} GiB/s when probed"
-    if not link["reason"]:
-        return Finding(Level.OK, "transport", text)
-    return Finding(Level.WARN, "transport", text, f"not the fastest: {link['reason']}")
+def judge(status: Mapping[str, Any], stored: RedisFound) -> list[Finding]:
+    """Findings from a gateway's status document, and from what can be seen here of the processes that it names."""
+    here = kernel_identity()
+    on_gateways_host = status["gateway"].get("host") == here
+    clocks = {"redis": stored.skew_ms} if stored.skew_ms is not None and on_gateways_host else {}
+    return [
+        *cluster_checks.check_workers(status),
+        *cluster_checks.check_links(status),
+        *cluster_checks.check_versions(status),
+        *cluster_checks.check_clocks(status, clocks),
+        *cluster_checks.check_openness(status),
+        *cluster_checks.check_gone(status, stored.members),
+        *cluster_checks.check_plans(status, here, process_checks.memory_limit_bytes()),
+        *process_checks.check_processes(status, here),
+    ]

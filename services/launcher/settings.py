@@ -242,3 +242,5 @@ class DoctorSettings:
     )
     disk: str | None = setting(None, help="Folder that a KV store's disk tier would use.")
     disk_size_bytes: int = bytes_setting(10 * GIB, flag="disk-size", help="Budget that the disk tier would get.")
+    cluster: str = setting("default", help="Name of the cluster in that Redis.")
+    json: bool = setting(False, help="Print findings as one JSON document.")

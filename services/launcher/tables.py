@@ -124,8 +124,21 @@ def status_text(status: Mapping[str, Any]) -> str:
         links_table(status),
     ]
     parts.append(routing_text(gateway["routing"], gateway["prompt_tree"]))
-    reasons = [f"{w['id']}: {w['reason']}" for w in status["workers"] if w["reason"]]
+    parts.append(policies_text(status))
+    reasons = [f"{w['id']}: {text}" for w in status["workers"] if (text := w["reason"] or w.get("degraded", ""))]
     return "\n\n".join(part for part in [*parts, "\n".join(reasons)] if part)
+
+
+def policies_text(status: Mapping[str, Any]) -> str:
+    """Which policies are on, a line per process; those that are the same for several stand together."""
+    alike: dict[str, list[str]] = {}
+    for one in (status["gateway"], *status["workers"]):
+        policies: Mapping[str, str] = one.get("policies", {})  # a process of another version tells none
+        if policies:
+            alike.setdefault(" ".join(f"{name}={value}" for name, value in policies.items()), []).append(one["id"])
+    return (
+        columns(["POLICIES OF", "SETTINGS"], [[", ".join(ids), text] for text, ids in alike.items()]) if alike else ""
+    )
 
 
 def routing_text(routing: Mapping[str, float], tree: Mapping[str, float]) -> str:
@@ -152,7 +165,7 @@ def _status_row(worker: Mapping[str, Any]) -> list[str]:
     return [
         worker["id"],
         worker["role"],
-        worker["state"],
+        "degraded" if worker["state"] == "ready" and worker.get("degraded") else worker["state"],
         str(worker["pid"]),
         f"{model['name']} ({model['architecture']}, {model['dtype']})" if model else "-",
         memory_text(worker),

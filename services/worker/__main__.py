@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 
+from common.dump_signal import DumpSignal
 from common.errors import ConfigError
 from common.settings import load, usage
 from services.worker.settings import WorkerSettings
@@ -41,11 +42,12 @@ def _run(role: str, settings: WorkerSettings) -> int:
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: signals.append(received))
+    dumps = DumpSignal()
     threading.excepthook = _end_process
     allow_open_files()
     sys.setswitchinterval(_SWITCH_S)
     with Worker(role, settings) as worker:
-        worker.serve(lambda: bool(signals))
+        worker.serve(lambda: bool(signals), dumps.take)
     return 0
 
 

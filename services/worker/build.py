@@ -17,11 +17,13 @@ from common.ids import Incarnation, PeerId, WorkerId, peer_id
 from common.log import Log
 from common.messages.liveness import Member, ModelIdentity
 from common.net.cache_events import CacheEventPublisher
-from common.net.fault_kit import FaultKit
+from common.net.fault_kit import FaultKit, clock_of
 from common.net.faulty import FaultyExchange
+from common.net.faulty_redis import opens_registry
 from common.net.host import kernel_identity
 from common.net.redis import Membership
 from common.net.sockets import Exchange
+from common.process_facts import clock_gauges, policies_of, software_versions
 from kvstore.memory.cuda_driver import CudaDriver
 from kvstore.memory.page_memory import PageMemory
 from kvstore.transport.block_mover import BlockMover
@@ -35,6 +37,7 @@ from kvstore.transport.probe import Ways
 from kvstore.transport.share import Share
 from services.worker.build_core import build_core
 from services.worker.build_parts import Machine
+from services.worker.checksum_thread import ChecksumThread
 from services.worker.chunk_lender import ChunkLender
 from services.worker.core.host_buffer import HOST_BUFFER
 from services.worker.core.resizing import PoolSize
@@ -57,6 +60,12 @@ from services.worker.service import Ports, WorkerService
 from services.worker.settings import WorkerSettings
 
 _STEP_END_S = 30.0
+_POLICIES = (
+    *("caching", "eviction", "kvstore", "spill", "fetch", "on_load_failure", "transfer", "transport", "verify_kv"),
+    *("kv_layout", "elastic", "layer_offload", "host_buffer_bytes", "admission", "spare_memory", "plan_ahead"),
+    *("device", "cluster_key", "faults", "bind"),
+)
+"""Settings that others may want to know."""
 
 
 class Worker:
@@ -68,6 +77,7 @@ class Worker:
         self._id = WorkerId(settings.id or f"{role}-{secrets.token_hex(3)}")
         self._log = Log(process=self._id)
         self._kit = None if settings.faults is None else FaultKit(settings.faults, self._id, self._log)
+        self._clock = clock_of(self._kit)
         self._cleanup = contextlib.ExitStack()
         self._service: WorkerService | None = None
         self._membership: Membership | None = None
@@ -85,10 +95,13 @@ class Worker:
     ) -> None:
         self._cleanup.close()
 
-    def serve(self, stopping: Callable[[], bool]) -> None:
-        """Serve until `stopping()`, then drain: finish what is here, take nothing new."""
+    def serve(self, stopping: Callable[[], bool], dump_asked: Callable[[], bool] = lambda: False) -> None:
+        """Serve until `stopping()`, then drain: finish what is here, take nothing new.
+
+        `dump_asked`: whether somebody wants to read the state in the log since the last call.
+        """
         assert self._service is not None, "serve() before the worker was built"
-        self._service.serve(stopping, drain_ms=self._settings.drain_s * 1e3)
+        self._service.serve(stopping, dump_asked, drain_ms=self._settings.drain_s * 1e3)
 
     def _build(self) -> None:
         settings = self._settings
@@ -103,7 +116,7 @@ class Worker:
         require_kv_layout(settings.kv_layout, device)
         model = self._load(inspected) if needs_model(settings.device_memory, device) else None
         page_bytes = page_bytes_of(settings.device_memory, device, model, limits)
-        mapped = DeviceMemory(settings, page_bytes, inspected.layout, device, limits)
+        mapped = DeviceMemory(settings, page_bytes, inspected.layout, device, limits, self._kit)
         self._cleanup.callback(mapped.close)
         memory = mapped.pages
         self._log.event("memory_planned", plan=str(memory.plan))
@@ -111,8 +124,8 @@ class Worker:
         driver = self._open_driver(memory)
         gate, marks = LoadGate(), layer_events(inspected.layout.layers, memory.backend.device)
         share = _share(peer, inbox, None if driver is None else CudaMapper(driver, memory.backend.device))
-        loop_pages, copier_pages, mover_pages = (own_pages_of(memory.pages, marks) for _ in range(3))
-        movers = self._movers(share, mover_pages, gate, inbox)
+        loop_pages, copier_pages, mover_pages, read_pages = (own_pages_of(memory.pages, marks) for _ in range(4))
+        movers = self._movers(share, mover_pages, gate, inbox, copier_pages)
         host = self._open_host(memory, driver, movers)
         share_path = share.serve(memory, self._run_dir())
         mine = self._member(exchange.endpoint, inspected.identity, str(inspected.folder), share_path, memory)
@@ -135,15 +148,35 @@ class Worker:
         resizer = PageResizer(memory, inbox, use_pages=engine.use_pages, tell_peers=links.tell_resized)
         events = CacheEventPublisher(settings.redis, settings.cluster, mine)
         self._cleanup.callback(events.close)
-        ahead = settings.plan_ahead == "on" or (settings.plan_ahead == "auto" and settings.device != "cpu")
         lender = ChunkLender(mapped.lending, inbox, use_scratch=engine.use_scratch)
-        ports = Ports(exchange, inbox, engine, links, resizer, events, lender, mapped.counters, mapped.check)
-        self._service = WorkerService(core, ports, self._log, plan_ahead=ahead)
-        membership = Membership(settings.redis, settings.cluster, mine, lambda members: inbox.put(MembersRead(members)))
-        membership.join()
-        self._cleanup.callback(membership.stop)
+        checksums = self._open_checksums(read_pages, inbox)
+        counts = mapped.counters, mapped.check, self._clock, checksums, clock_gauges
+        ports = Ports(exchange, inbox, engine, links, resizer, events, lender, *counts)
+        self._service = WorkerService(core, ports, self._log, plan_ahead=self._plans_ahead)
+        self._join(mine, inbox)
         told = {"threads": threads, "weight_bytes": model.weight_bytes, "faults_on": self._kit is not None}
         self._log.event("ready", role=self._role, endpoint=exchange.endpoint, **told)
+
+    @property
+    def _plans_ahead(self) -> bool:
+        wanted = self._settings.plan_ahead
+        return wanted == "on" or (wanted == "auto" and self._settings.device != "cpu")
+
+    def _open_checksums(self, pages: OwnPages, inbox: Events) -> ChecksumThread | None:
+        if not self._settings.verify_kv:
+            return None
+        checksums = ChecksumThread(pages, inbox.put)
+        self._cleanup.callback(checksums.stop)
+        return checksums
+
+    def _join(self, mine: Member, inbox: Events) -> None:
+        def on_members(members: list[Member]) -> None:
+            inbox.put(MembersRead(members))
+
+        settings, opened = self._settings, opens_registry(self._kit)
+        membership = Membership(settings.redis, settings.cluster, mine, on_members, opened)
+        membership.join()
+        self._cleanup.callback(membership.stop)
 
     def _open_exchange(self, peer: PeerId) -> Exchange:
         bind, kit = self._settings.bind, self._kit
@@ -151,12 +184,13 @@ class Worker:
         self._cleanup.callback(exchange.close)
         return exchange
 
-    def _movers(self, share: Share, pages: OwnPages, gate: LoadGate, inbox: Events) -> Movers:
+    def _movers(self, share: Share, pages: OwnPages, gate: LoadGate, inbox: Events, copier_pages: OwnPages) -> Movers:
+        verify = self._settings.verify_kv
         own = pages if self._kit is None else FaultyPages(pages, self._kit, HOST_BUFFER)
         return Movers(
             share,
-            Copier(lambda done: inbox.put(CopyEnded(done))),
-            BlockMover(own, gate, lambda event: inbox.put(BlocksMoved(event))),
+            Copier(lambda done: inbox.put(CopyEnded(done)), verify=copier_pages if verify else None),
+            BlockMover(own, gate, lambda event: inbox.put(BlocksMoved(event)), self._clock, verify=verify),
         )
 
     def _stepping(self, computing: object) -> Engine[Any]:
@@ -256,6 +290,8 @@ class Worker:
             context_tokens=self._settings.max_context_tokens,
             model_path=path,
             joined_unix_ms=time.time_ns() // 1_000_000,
+            versions=software_versions("penstock", "pyzmq", "torch"),
+            policies=policies_of(self._settings, _POLICIES),
         )
 
 

@@ -5,6 +5,8 @@ from collections.abc import Collection
 import torch
 
 from common.kv_layout import KvLayout
+from common.net.fault_kit import FaultKit
+from kvstore.memory.faulty import faulty_backend
 from kvstore.memory.lending import ChunkLending
 from kvstore.memory.page_memory import PageMemory, open_page_memory
 from kvstore.memory.sequence_views import SequenceViews
@@ -20,11 +22,23 @@ class DeviceMemory:
     """Opened and closed as one, by the loop's thread. The block pool decides what is lent; this owns the memory."""
 
     def __init__(
-        self, settings: WorkerSettings, n_bytes: int, layout: KvLayout, device: torch.device, limits: EngineLimits
+        self,
+        settings: WorkerSettings,
+        n_bytes: int,
+        layout: KvLayout,
+        device: torch.device,
+        limits: EngineLimits,
+        faults: FaultKit | None = None,
     ) -> None:
-        """Raises ConfigError."""
+        """`faults`: what mapping meets on purpose. Raises ConfigError."""
         virtual = settings.kv_layout == "virtual"
-        self.pages: PageMemory = open_page_memory(n_bytes, layout, device, page_chunks=virtual)
+        self.pages: PageMemory = open_page_memory(
+            n_bytes,
+            layout,
+            device,
+            page_chunks=virtual,
+            wrap=lambda backend: backend if faults is None else faulty_backend(backend, faults),
+        )
         self.views: SequenceViews | None = None
         try:
             require_spare_memory(settings, self.pages.chunks)

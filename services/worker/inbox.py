@@ -9,6 +9,7 @@ from common.net.inbox import Inbox
 from kvstore.transport.block_jobs import BlockEvent
 from kvstore.transport.copier import CopyDone
 from kvstore.transport.probe import OpenedChannel
+from services.worker.checksum_thread import ChecksumsMade
 from services.worker.core.plan import StepResult
 
 
@@ -133,6 +134,7 @@ Event = (
     | ChannelFailed
     | MemoryChanged
     | ChunksBack
+    | ChecksumsMade
 )
 
 Events = Inbox[Event]

@@ -8,19 +8,23 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from common.clock import Clock
 from common.errors import PeerFailed
 from common.ids import PeerId, TransferId
 from common.kv_layout import KvLayout
 from common.log import Log
 from common.messages.base import Message
+from common.messages.blocks import Found
 from common.messages.handover import KvSent, KvSpan, Probed
 from common.messages.liveness import Member, TransportReport
 from common.net.fault_kit import FaultKit
 from common.net.sockets import Exchange, Payload
 from kvstore.index.ledger import PageIds
-from kvstore.transport.block_jobs import BlockJob, FetchJob, StoreJob
+from kvstore.transport.block_jobs import BlockJob, BlockJobDone, FetchJob, StoreJob
 from kvstore.transport.block_mover import BlockMover
+from kvstore.transport.checksums import Checksums
 from kvstore.transport.copier import Copier, CopyDone, CopyJob
 from kvstore.transport.faulty import FaultyChannel
 from kvstore.transport.own_pages import OwnPages
@@ -28,6 +32,7 @@ from kvstore.transport.probe import OpenedChannel, TcpProbe, Ways, open_channel
 from kvstore.transport.share import Share
 from services.worker.core.actions import BeginRing, Copy, FetchBlocks, OpenRing, StoreBlocks
 from services.worker.inbox import ChannelFailed, ChannelOpened, ChannelTried, Events
+from services.worker.known_checksums import KnownChecksums
 
 _MEASURE_WITHIN_MS = 5_000.0
 
@@ -78,6 +83,9 @@ class Links:
         self._share, self._copier, self._mover = movers.share, movers.copier, movers.blocks
         self._log = Log(process=mine.id)
         self._payloads: dict[tuple[TransferId, KvSpan], Payload] = {}
+        self._checksums: dict[tuple[TransferId, KvSpan], Checksums] = {}
+        self._known = KnownChecksums()
+        self._jobs: dict[int, BlockJob] = {}
         self._attempts: dict[PeerId, _Attempt] = {}
         self._unmeasured: set[PeerId] = set()
         self._probes: dict[PeerId, TcpProbe] = {}
@@ -183,6 +191,7 @@ class Links:
         self._copier.detach(peer)
         self._mover.detach(peer)
         self._share.hang_up(peer)
+        self._known.forget(peer)
 
     def copy(self, action: Copy) -> None:
         """Hand a copy to the copier; the inbox gets CopyEnded."""
@@ -201,11 +210,24 @@ class Links:
                 action.deadline_ms,
                 action.by_layer,
                 action.layers,
+                self._known.expected(action.peer, action.call, action.peer_pages),
             )
         else:
             own, theirs = action.own_pages, action.peer_pages
             job = StoreJob(action.call, action.peer, own, theirs, action.ring, action.free_layer)
+        self._jobs[job.call] = job
         self._mover.post(job)
+
+    def moved_blocks(self, done: BlockJobDone) -> BlockJob:
+        """A job that the block mover was handed has ended: which. What it stored is known from now on."""
+        job = self._jobs.pop(done.call)
+        if done.ok and done.checksums and isinstance(job, StoreJob):
+            self._known.on_stored(job, done.checksums)
+        return job
+
+    def note_found(self, peer: PeerId, message: Found) -> None:
+        """The core is about to hear of a run that others keep for us."""
+        self._known.on_found(peer, message)
 
     def begin_ring(self, action: BeginRing) -> None:
         """Hold the engine back before it writes what has not been copied."""
@@ -228,10 +250,21 @@ class Links:
         """Keep what must travel with the KvSent that the core is about to send."""
         if done.payload is not None:
             self._payloads[done.job.transfer, done.job.span] = done.payload
+        if done.checksums:
+            self._checksums[done.job.transfer, done.job.span] = done.checksums
 
     def forget_payload(self, done: CopyDone) -> None:
         """The core has reacted to the copy: if it sent nothing, nobody wants the payload."""
         self._payloads.pop((done.job.transfer, done.job.span), None)
+        self._checksums.pop((done.job.transfer, done.job.span), None)
+
+    def with_checksums(self, to: PeerId, message: Message) -> Message:
+        """The message as it shall be sent: KvSent and Publish say what was copied."""
+        if isinstance(message, KvSent) and self._checksums:
+            made = [self._checksums.get((message.transfer, span)) for span in message.spans]
+            found = tuple(sums for sums in made if sums is not None)
+            return msgspec.structs.replace(message, checksums=found) if len(found) == len(made) else message
+        return self._known.told(to, message)
 
     def payloads_for(self, message: Message) -> list[Payload]:
         """The frames that follow a message."""

@@ -5,21 +5,23 @@ from dataclasses import dataclass
 
 import msgspec
 
-from common.clock import MonotonicClock
+from common.clock import Clock
 from common.errors import ProtocolViolation
 from common.ids import PeerId
 from common.log import Log
 from common.messages import AnyMessage
 from common.messages.actions import Dial, HangUp, Send
+from common.messages.base import Message
 from common.messages.blocks import Found
 from common.messages.handover import KvSent, Probe, Probed
 from common.net.cache_events import CacheEventPublisher
 from common.net.sockets import Exchange, Payload
 from kvstore.handover.actions import Fill
-from kvstore.transport.block_jobs import BlockEvent, LayerFetched
+from kvstore.transport.block_jobs import BlockEvent, FetchJob, LayerFetched
 from kvstore.transport.check_found import check_found
 from kvstore.transport.probe import answer_probe
 from kvstore.transport.tcp import check_payloads
+from services.worker.checksum_thread import ChecksumsMade, ChecksumThread
 from services.worker.chunk_lender import ChunkLender
 from services.worker.core.actions import (
     Action,
@@ -36,6 +38,7 @@ from services.worker.core.actions import (
     StoreBlocks,
     TakeBackChunks,
 )
+from services.worker.core.host_buffer import HOST_BUFFER
 from services.worker.core.role import WorkerRole
 from services.worker.engine_thread import EngineThread
 from services.worker.feed import EngineFeed
@@ -58,6 +61,7 @@ from services.worker.inbox import (
     StepDone,
     joined,
 )
+from services.worker.kv_verifier import Corrupt, Hear, KvVerifier, Tell
 from services.worker.links import Links
 from services.worker.page_resizer import PageResizer
 
@@ -82,6 +86,11 @@ class Ports:
     """Counters of what is mapped beside the pages, for reports."""
     check_mapped: Callable[[], None]
     """The laws of what is mapped beside the pages."""
+    clock: Clock
+    checksums: ChecksumThread | None = None
+    """Reads for checksums; None: nothing is verified."""
+    gauges: Callable[[], dict[str, float]] = dict
+    """Values that only the shell knows, for reports."""
 
 
 class WorkerService:
@@ -92,16 +101,21 @@ class WorkerService:
         self._core, self._exchange, self._inbox = core, ports.exchange, ports.inbox
         self._links, self._memory, self._events = ports.links, ports.memory, ports.events
         self._lender, self._mapped, self._check_mapped = ports.lender, ports.mapped, ports.check_mapped
+        self._checksums = ports.checksums
+        self._verifier: KvVerifier | None = None
+        if ports.checksums is not None:
+            self._verifier = KvVerifier(ports.checksums.post, core.grant_of, ports.links.layout.layers, log)
         self._feed = EngineFeed(core, ports.engine, ahead=plan_ahead)
-        self._clock = MonotonicClock()
+        self._clock = ports.clock
         self._log = log
         self._checked_ms, self._unchecked = 0.0, False
         self._drain_from_ms: float | None = None
+        self._gauges = ports.gauges
 
-    def serve(self, stopping: Callable[[], bool], *, drain_ms: float) -> None:
+    def serve(self, stopping: Callable[[], bool], dump_asked: Callable[[], bool], *, drain_ms: float) -> None:
         """Run until `stopping()`, then until no request is left or `drain_ms` have passed.
 
-        Raises what the engine raised: a worker whose engine died is of no use.
+        The state is written to the log whenever `dump_asked()`. Raises what the engine raised: a worker whose engine died is of no use.
         """
         ticked_ms = 0.0
         while True:
@@ -118,11 +132,21 @@ class WorkerService:
             if now_ms - ticked_ms >= _TICK_MS:
                 ticked_ms = now_ms
                 self._links.on_tick(now_ms)
-                self._core.note({**self._events.counters(), **self._mapped()})
+                counted = {**self._events.counters(), **self._mapped(), **self._tick_verifier()}
+                self._core.note(counted, self._gauges())
                 self._act(self._core.on_tick(now_ms), ())
+                self._oversee(now_ms, dump_asked=dump_asked())
                 self._check_when_idle(now_ms)
             self._unchecked |= self._feed.feed(self._before_step)
             self._memory.turn()  # while the engine has something to do
+
+    def _oversee(self, now_ms: float, *, dump_asked: bool) -> None:
+        overseer = self._core.overseer
+        if dump_asked:
+            self._log.event("state", **overseer.state(now_ms))
+        if (fired := overseer.on_tick(now_ms)) is not None:
+            self._log.event("stuck", text=fired.text, ends=fired.end, **overseer.state(now_ms))
+            self._act(overseer.carry_out(fired, now_ms), ())
 
     def _before_step(self) -> None:
         """The engine waits only for loads that have begun."""
@@ -156,9 +180,17 @@ class WorkerService:
                 check_payloads(message, payloads, self._links.page_bytes)
             if isinstance(message, Found):
                 check_found(message, payloads, self._links.layout.layers, self._links.block_bytes)
-            self._act(self._core.on_message(peer, message, self._clock.now_ms()), payloads)
+            if self._verifier is not None and self._verifier.holds(peer, message, payloads):
+                return
+            self._hear_right(peer, message, payloads)
         except ProtocolViolation as error:  # the peer's fault: say so, keep serving the others
             self._log.event("protocol_violation", peer=peer, text=str(error))
+
+    def _hear_right(self, peer: PeerId, message: AnyMessage, payloads: Sequence[Payload]) -> None:
+        """The core hears of it. Raises ProtocolViolation."""
+        if self._verifier is not None and isinstance(message, Found):
+            self._links.note_found(peer, message)
+        self._act(self._core.on_message(peer, message, self._clock.now_ms()), payloads)
 
     def _decide(self, event: Event) -> list[Action]:
         now_ms = self._clock.now_ms()
@@ -178,6 +210,9 @@ class WorkerService:
                 return []
             case BlocksMoved(event=blocks):
                 return self._on_blocks(blocks, now_ms)
+            case ChecksumsMade():
+                self._on_checksums(event, now_ms)
+                return []
             case MembersRead(members=members):
                 return self._core.on_members(members, now_ms)
             case PeerGone(peer=peer):
@@ -208,18 +243,55 @@ class WorkerService:
     def _on_blocks(self, event: BlockEvent, now_ms: float) -> list[Action]:
         if isinstance(event, LayerFetched):
             return self._core.on_layer_fetched(event.call, event.layer, ok=event.ok, now_ms=now_ms)
+        job = self._links.moved_blocks(event)
+        if self._verifier is not None and isinstance(job, FetchJob):
+            path = "park" if job.peer == HOST_BUFFER else "fetch"
+            pages = (event.checked_pages, event.unchecked_pages, event.wrong_pages)
+            self._verifier.on_fetched(path, job.peer, job.call, pages)
         if not event.ok:
             self._log.event("blocks_not_moved", call=event.call, text=event.error_text)
         moved = Moved(event.ok, event.elapsed_ms, event.n_copies, event.n_bytes)
         return self._core.on_blocks_moved(event.call, moved, now_ms)
 
+    def _tick_verifier(self) -> dict[str, float]:
+        if self._verifier is None:
+            return {}
+        self._verifier.on_tick()
+        return self._verifier.counters()
+
+    def _on_checksums(self, made: ChecksumsMade, now_ms: float) -> None:
+        """What was held back for its checksums goes on."""
+        assert self._verifier is not None, "checksums that nobody asked for"
+        for verdict in self._verifier.on_made(made):
+            match verdict:
+                case Hear(peer, message, payloads):
+                    try:
+                        self._hear_right(peer, message, payloads)
+                    except ProtocolViolation as error:
+                        self._log.event("protocol_violation", peer=peer, text=str(error))
+                case Tell(to, leaving, payloads):
+                    self._send(to, leaving, payloads)
+                case Corrupt(transfer, text):
+                    self._act(self._core.on_corrupt(transfer, text, now_ms), ())
+
+    def _send(self, to: PeerId, message: Message, payloads: Sequence[Payload]) -> None:
+        if not self._exchange.send(to, message, payloads):
+            self._log.event("send_refused", peer=to, message=type(message).__name__)
+            self._core.on_unsent(to, message)
+
+    def _tell(self, to: PeerId, message: Message, payloads: Sequence[Payload]) -> None:
+        """Send it, with checksums if they are wanted: now, or when they are made."""
+        if self._verifier is not None:
+            message = self._links.with_checksums(to, message)
+            if self._verifier.seals(to, message, payloads):
+                return
+        self._send(to, message, payloads)
+
     def _act(self, actions: Sequence[Action], payloads: Sequence[Payload]) -> None:
         for action in (*self._core.memory_orders(), *actions):
             match action:
                 case Send(to, message):
-                    if not self._exchange.send(to, message, self._links.payloads_for(message)):
-                        self._log.event("send_refused", peer=to, message=type(message).__name__)
-                        self._core.on_unsent(to, message)
+                    self._tell(to, message, self._links.payloads_for(message))
                 case Copy():
                     self._links.copy(action)
                 case Fill(pages=pages, payload=index):
@@ -233,19 +305,25 @@ class WorkerService:
                 case FillBlocks(own_pages):
                     self._links.fill_blocks(own_pages, payloads)
                 case SendBlocks(to, message, pages):
-                    if not self._exchange.send(to, message, self._links.read_blocks(pages)):
-                        self._log.event("send_refused", peer=to, message=type(message).__name__)
+                    self._tell(to, message, self._links.read_blocks(pages))
                 case Dial(peer, endpoint):
                     self._dial(peer, endpoint)
                 case OpenChannel(peer, member):
                     self._links.open(peer, member)
                 case ResizeMemory(n_pages):
+                    self._await_readers()
                     self._memory.order(n_pages)
                 case LendChunks() | TakeBackChunks():
+                    self._await_readers()
                     self._lender.carry_out(action)
                 case HangUp(peer):
                     self._exchange.hang_up(peer)
                     self._links.close_channel(peer)
+
+    def _await_readers(self) -> None:
+        """Pages that nobody holds any more may be read for their checksums still, and lose their memory now."""
+        if self._checksums is not None:
+            self._checksums.drain()
 
     def _dial(self, peer: PeerId, endpoint: str) -> None:
         try:

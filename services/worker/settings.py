@@ -164,6 +164,11 @@ class WorkerSettings(ProcessSettings):
         20.0, help="Time that requests and leases have to finish when the process is told to stop."
     )
     silent_peer_ms: int = setting(3_000, help="A gateway or peer silent for so long is taken for dead.")
+    watchdog_ms: int = setting(
+        15_000,
+        help="A worker with work in which nothing moved for so long writes its state to the log and gives up the youngest "
+        "request that could make room; 0: never.",
+    )
 
     @property
     def running_limit(self) -> int:
@@ -192,8 +197,9 @@ class WorkerSettings(ProcessSettings):
             spare_memory=self.spare_memory,
             block_tokens=self.block_tokens,
         )
-        if self.drain_s < 0:
-            raise ValueError(f"--drain-s={self.drain_s}: must be 0 or more")
+        for flag, number in (("drain-s", self.drain_s), ("watchdog-ms", self.watchdog_ms)):
+            if number < 0:
+                raise ValueError(f"--{flag}={number}: must be 0 or more")
         require_transport(self.transport, self.device)
         if self.caching not in range(4):
             raise ValueError(f"--caching={self.caching}: must be 0, 1, 2 or 3")

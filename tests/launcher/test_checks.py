@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from common.units import GIB, MIB, MemoryShare
-from services.launcher.checks import Level, check_disk, check_memory
+from services.launcher.checks import check_disk, check_memory
+from services.launcher.findings import Level
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,10 @@ class Network:
         """What to put before a command so that it runs in the namespace; the process keeps its number."""
         return ["ip", "netns", "exec", self._space(self._numbers[name])]
 
+    def file(self, name: str) -> str:
+        """The namespace as a file, for a process that enters it by itself."""
+        return f"/run/netns/{self._space(self._numbers[name])}"
+
     def cut(self, name: str) -> None:
         """From now on nothing goes in or out."""
         _ip("link", "set", self._cable(self._numbers[name]), "down")

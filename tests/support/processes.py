@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ import redis
 from common.messages.liveness import Member
 from common.net.redis import Registry
 from tests.support.redis import redis_server
+from tests.support.zygote import Forked, zygote
 
 _QUIET = {
     "OMP_WAIT_POLICY": "passive",
@@ -29,13 +29,13 @@ class Cluster:
     def __init__(self, redis_url: str, folder: Path) -> None:
         self.redis_url, self.folder = redis_url, folder
         self.registry = Registry(redis_url, "test")
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.inside: dict[str, list[str]] = {}
-        """By process: what is put before its command, such as `ip netns exec SPACE`."""
+        self.processes: dict[str, Forked | subprocess.Popen[bytes]] = {}
+        self.networks: dict[str, str] = {}
+        """By process: the file of the network namespace that it starts in; who is not here starts in ours."""
 
     def start(self, role: str, name: str, **flags: object) -> None:
         """Start a process; `await_members` waits for it."""
-        arguments = [sys.executable, "-m", "services.launcher.cli", role, "--id", name]
+        arguments = [role, "--id", name]
         settings = {"redis": self.redis_url, "cluster": "test", **flags}
         if role in ("prefill", "decode", "mixed"):
             settings = {"threads": 1, **settings}
@@ -43,18 +43,13 @@ class Cluster:
             settings = {"run_dir": self.folder, **settings}  # or kill -9 leaves a folder behind
         for flag, value in settings.items():
             arguments += [f"--{flag.replace('_', '-')}", str(value)]
-        self.run(name, arguments)
+        log, environ = self.folder / f"{name}.log", {**os.environ, **_QUIET}
+        self.processes[name] = zygote(_QUIET).start(arguments, environ, log, self.networks.get(name))
 
     def run(self, name: str, command: Sequence[str]) -> None:
-        """Start any command as the process of that name; its words go to `log`."""
+        """Start any program as the process of that name; its words go to `log`."""
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                [*self.inside.get(name, ()), *command],
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **_QUIET},
-                start_new_session=True,
-            )
+            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")

@@ -76,6 +76,17 @@ class Reads:
         began = [lease.began_ms for lease in self._leases.values()]
         return min([*began, *(waiting.began_ms for waiting in self._waiting.values())], default=None)
 
+    def described(self, now_ms: float) -> list[str]:
+        """Leases and waiting Finds, for people."""
+        leases = [
+            f"{peer} call {call}: {one.found.n_blocks} blocks leased for {now_ms - one.began_ms:.0f} ms"
+            for (peer, call), one in self._leases.items()
+        ]
+        return leases + [
+            f"{peer} call {call}: waits for {len(one.loading)} blocks on disk for {now_ms - one.began_ms:.0f} ms"
+            for (peer, call), one in self._waiting.items()
+        ]
+
     def find(self, peer: PeerId, find: Find, now_ms: float) -> list[Action]:
         """Answer, or read from disk first. A repeated call is answered alike. Raises ProtocolViolation."""
         key = (peer, find.call)

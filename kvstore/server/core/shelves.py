@@ -13,6 +13,9 @@ from kvstore.server.core.reads import Reads
 from kvstore.server.core.tally import Tally
 from kvstore.server.core.writes import Writes
 
+_HELD_MS = 45_000.0
+"""The longest lease, and grace."""
+
 
 class Shelves:
     """Made once, when the layout is known. Parts are public to the core alone."""
@@ -52,6 +55,22 @@ class Shelves:
             "bytes{tier=host}": float(n_blocks * self.block_bytes),
             "bytes{tier=disk}": float(n_files * self._file_bytes),
             "waiting_disk_writes": float(self.disk.n_waiting),
+        }
+
+    def held_too_long(self, now_ms: float) -> str:
+        """Why this store should not be used while another one is there; empty if it may."""
+        for what, since_ms in (("a reservation", self.writes.oldest_ms), ("a find", self.reads.oldest_ms)):
+            if since_ms is not None and now_ms - since_ms > _HELD_MS:
+                return f"{what} holds pages for {(now_ms - since_ms) / 1000:.0f} s, longer than any lease and its grace"
+        return ""
+
+    def state(self, now_ms: float) -> dict[str, object]:
+        """What is under way, for the log."""
+        return {
+            "degraded": self.held_too_long(now_ms),
+            "reservations": self.writes.described(now_ms),
+            "finds": self.reads.described(now_ms),
+            **self.gauges(now_ms),
         }
 
     def memory(self) -> tuple[MemoryPart, ...]:

@@ -29,7 +29,7 @@ from common.messages.liveness import (
 )
 from common.policy.eviction import EVICTION_POLICIES
 from common.units import format_bytes
-from kvstore.server.core.actions import Action, Reply, ScanDisk, ShapeMemory
+from kvstore.server.core.actions import Action, Pages, Reply, ScanDisk, ShapeMemory
 from kvstore.server.core.shelves import Shelves
 from kvstore.server.core.tally import Tally
 
@@ -60,6 +60,10 @@ class KvStoreCore:
         self._shelves: Shelves | None = None
         self._writers_heard_ms: dict[PeerId, float] = {}  # from `on_peer_joined` to `on_peer_dead`
         self._event_number = 0
+        self.noted: dict[str, float] = {}
+        """Counters that the shell keeps, for reports."""
+        self.noted_gauges: dict[str, float] = {}
+        """Values that the shell knows, for reports."""
         if layout is not None and (refusal := self._fix_layout(layout)):
             raise ConfigError(refusal)
 
@@ -182,6 +186,10 @@ class KvStoreCore:
         wrong = [n_bytes for n_bytes in frames_bytes if n_bytes != block_bytes]
         return f"blocks of {wrong[0]} bytes; this store keeps blocks of {block_bytes} bytes" if wrong else ""
 
+    def reserved_pages(self, peer: PeerId, call: int) -> tuple[Pages, ...]:
+        """What a Publish of this call would make visible: [block][layer]."""
+        return () if self._shelves is None else self._shelves.writes.reserved_pages(peer, call)
+
     # -- events
 
     def on_peer_joined(self, peer: PeerId, now_ms: float) -> None:
@@ -241,10 +249,26 @@ class KvStoreCore:
             sequence=sequence,
             pages=PageCounts() if shelves is None else shelves.pool.ledger.counts(),
             queue=QueueCounts(),
-            counters=self._tally.totals if shelves is None else shelves.counters(),
-            gauges={} if shelves is None else shelves.gauges(now_ms),
+            counters={**(self._tally.totals if shelves is None else shelves.counters()), **self.noted},
+            gauges=self._gauges(now_ms),
             memory=() if shelves is None else shelves.memory(),
+            degraded=self.degraded(now_ms),
         )
+
+    def _gauges(self, now_ms: float) -> dict[str, float]:
+        own = {} if self._shelves is None else self._shelves.gauges(now_ms)
+        return {**own, "degraded": float(bool(self.degraded(now_ms))), **self.noted_gauges}
+
+    def degraded(self, now_ms: float) -> str:
+        """Why another store should be preferred; empty if none need be."""
+        return "" if self._shelves is None else self._shelves.held_too_long(now_ms)
+
+    def state(self, now_ms: float) -> dict[str, object]:
+        """All that somebody needs who wants to know why nothing moves; JSON."""
+        writers = {peer: round(now_ms - heard_ms) for peer, heard_ms in self._writers_heard_ms.items()}
+        pages = {} if self._shelves is None else msgspec.to_builtins(self._shelves.pool.ledger.counts())
+        shelves = {} if self._shelves is None else self._shelves.state(now_ms)
+        return {"pages": pages, "writers_heard_ms": writers, **shelves}
 
     def check(self) -> None:
         """Raise LedgerMisuse or AssertionError if a page is lost or a count is wrong."""

@@ -43,6 +43,13 @@ class Writes:
         """When the oldest reservation began."""
         return min((reserved.began_ms for reserved in self._reserved.values()), default=None)
 
+    def described(self, now_ms: float) -> list[str]:
+        """Reservations that stand, for people."""
+        return [
+            f"{peer} call {call}: {len(one.blocks)} blocks reserved for {now_ms - one.began_ms:.0f} ms"
+            for (peer, call), one in self._reserved.items()
+        ]
+
     def reserve(self, peer: PeerId, message: Reserve, now_ms: float) -> Reserved:
         """Pages for the blocks that are not here; a repeated call gets the same. Raises ProtocolViolation."""
         key = (peer, message.call)
@@ -73,6 +80,11 @@ class Writes:
             actions = self._publish(reserved.owner, reserved.blocks, reserved.pages, now_ms)
         self._pool.release(reserved.owner)
         return [*actions, Reply(peer, Stored(call=message.call, n_blocks=self._n_held(reserved.blocks)))]
+
+    def reserved_pages(self, peer: PeerId, call: int) -> tuple[Pages, ...]:
+        """What `publish` of this call would make visible, in order; empty for an unknown call."""
+        reserved = self._reserved.get((peer, call))
+        return () if reserved is None else tuple(pages for pages in reserved.pages if pages)
 
     def put(self, peer: PeerId, put: Put, frames_bytes: Sequence[int], now_ms: float) -> list[Action]:
         """Take blocks whose bytes came along; all frames have the length of a block."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from common.errors import LoadFailed, ProtocolViolation
+from common.errors import LoadFailed, ProtocolViolation, Stuck
 from common.ids import PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
 from common.messages import AnyMessage
 from common.messages.actions import Send
-from common.messages.handover import Abort, GrantRefused, GrantRequest, HandOver, KvSent, Renew, Stopped
+from common.messages.handover import Abort, Grant, GrantRefused, GrantRequest, HandOver, KvSent, Renew, Stopped
 from common.messages.liveness import Member, Report
 from common.messages.requests import Cancel, Failed, Generate
 from common.policy.admission import AdmissionGate
@@ -27,6 +27,7 @@ from services.worker.core.plan import StepResult
 from services.worker.core.preparation import Preparation
 from services.worker.core.role import DRAINED, WorkerRole
 from services.worker.core.slo import PromptGate
+from services.worker.core.waits import answers_subject
 from services.worker.core.wire import too_large
 
 _TOMBSTONE_MS = 60_000.0
@@ -64,6 +65,8 @@ class DecodeCore(WorkerRole):
         self._buffer, self._scaling = parts.scheduler.parking.buffer, terms.buffer_scaling
         parts.scheduler.giving_way.slack_ms = gate.slack_ms
         self._cancelled: dict[RequestId, float] = {}  # -> when to forget it
+        watched = answers_subject(parts, self._local, generation, incoming, lambda: self.idle, self._end_stuck)
+        self.overseer.attend(watched)
 
     def _on_request(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
         match message:
@@ -136,6 +139,10 @@ class DecodeCore(WorkerRole):
         forgotten = self._local.cancel(request) + self._incoming.cancel(request, "cancelled", now_ms)
         return forgotten + self._after_cache(now_ms)
 
+    def _end_stuck(self, request: RequestId, text: str, now_ms: float) -> list[Action]:
+        ended = self._generation.fail(request, Stuck.code, text) if request in self._generation else []
+        return ended + self._after_cache(now_ms)
+
     def abandon(self) -> list[Action]:
         """The drain time is over: tell every gateway that still waits."""
         return self._local.abandon(DRAINED) + self._generation.abandon() + self._incoming.abandon()
@@ -170,6 +177,14 @@ class DecodeCore(WorkerRole):
     def wants_payloads(self, transfer: TransferId) -> bool:
         """Whether KvSent of this transfer must bring the bytes along."""
         return self._incoming.wants_payloads(transfer)
+
+    def grant_of(self, transfer: TransferId, sender: PeerId) -> Grant | None:
+        """What this sender may fill for a transfer, if it still may."""
+        return self._incoming.grant_of(transfer, sender)
+
+    def on_corrupt(self, transfer: TransferId, text: str, now_ms: float) -> list[Action]:
+        """What came of a transfer is not what was sent."""
+        return self._incoming.on_corrupt(transfer, text, now_ms) + self._after_cache(now_ms)
 
     def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
         """The kernel reported the death of a process that had our memory mapped, or a KV store fell silent."""

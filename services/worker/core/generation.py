@@ -31,7 +31,7 @@ class _Answer:
     """None: this worker computes the prompt, and its sequence knows."""
     timings: Timings
     begun_ms: float
-    """When a prompt that is computed here left the queue; unused for the others."""
+    """When a prompt that is computed here left the queue, or one that was computed elsewhere came."""
     started: bool = False
     """Its first delta is on its way."""
     origin: PeerId | None = None
@@ -83,6 +83,13 @@ class Generation:
     def __len__(self) -> int:
         return len(self._answers)
 
+    def standing(self, request: RequestId, now_ms: float) -> tuple[str, float]:
+        """Phase of a request, and how long it is here."""
+        answer = self._answers.get(request)
+        if answer is None:
+            return "over", 0.0
+        return "decode" if answer.started else "prefill", now_ms - answer.begun_ms
+
     def start(self, prompt: NewPrompt, gateway: PeerId, arrived_ms: float, deadline_ms: float, now_ms: float) -> None:
         """Compute prompt and answer here. The caller checked that the request fits."""
         timings = Timings(prefill_queue_ms=now_ms - arrived_ms)
@@ -97,7 +104,7 @@ class Generation:
 
         `cached_blocks`: leading blocks of the table that were cached here.
         """
-        answer = _Answer(arrival.gateway, arrival.deadline_ms, handover.cached_tokens, handover.timings, 0.0)
+        answer = _Answer(arrival.gateway, arrival.deadline_ms, handover.cached_tokens, handover.timings, now_ms)
         answer.origin = arrival.origin
         self._answers[arrival.request] = answer
         prompt = NewPrompt(

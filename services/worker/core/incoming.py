@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.block_hash import BlockHash, hash_blocks
+from common.errors import KvCorrupt
 from common.ids import Incarnation, Owner, PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
 from common.messages.actions import Send
@@ -24,6 +25,7 @@ from services.worker.core.actions import Action
 from services.worker.core.generation import Arrival, Generation
 from services.worker.core.scheduler import Scheduler
 from services.worker.core.sequence import request_owner
+from services.worker.core.watchdog import Wait
 from services.worker.core.wire import refusal_of, too_large
 
 
@@ -42,6 +44,8 @@ class _Incoming:
     """The gateway knows that this ends without an answer, or ended it itself."""
     quarantined: bool = False
     """It will never be delivered; its sender may still write to its pages."""
+    since_ms: float = 0.0
+    """When it came, was granted pages, or was quarantined: the last of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,10 @@ class Incoming:
     ) -> list[Action]:
         """A protocol message of a prefill worker."""
         return self._carry_out(self._receiver.on_message(sender, message, now_ms), now_ms)
+
+    def on_corrupt(self, transfer: TransferId, text: str, now_ms: float) -> list[Action]:
+        """What came of a transfer is not what was sent: it is stopped, and the request may be tried again."""
+        return self._carry_out(self._receiver.stop(transfer, KvCorrupt.code, now_ms, text=text), now_ms)
 
     def on_sender_joined(self, sender: PeerId) -> None:
         """The sender maps our pages (again)."""
@@ -150,7 +158,7 @@ class Incoming:
             names=tuple(names),
             origin=sender,
         )
-        self._transfers[request.transfer] = _Incoming(arrival, sender, request)
+        self._transfers[request.transfer] = _Incoming(arrival, sender, request, since_ms=now_ms)
         self._queue.append(request.transfer)
         return actions + self.pump(now_ms)
 
@@ -186,7 +194,7 @@ class Incoming:
     def _grant(self, incoming: _Incoming, now_ms: float) -> list[Action]:
         request, owner, names = incoming.request, _owner(incoming.request.transfer), incoming.arrival.names
         hits = incoming.cached_blocks = self._pool.match(names)
-        incoming.table = PageTable(self._terms.layout.layers)
+        incoming.table, incoming.since_ms = PageTable(self._terms.layout.layers), now_ms
         if hits:
             incoming.table.append(self._pool.take(owner, names[:hits]))
         missing = self._terms.layout.blocks_for(len(incoming.arrival.tokens)) - hits
@@ -216,7 +224,7 @@ class Incoming:
                     actions += self._deliver(transfer, handover, now_ms)
                 case Quarantine(transfer=transfer):
                     self._pool.move(_owner(transfer), PageState.QUARANTINED)
-                    self._transfers[transfer].quarantined = True
+                    self._transfers[transfer].quarantined, self._transfers[transfer].since_ms = True, now_ms
                 case Release(transfer=transfer):
                     self._pool.release(_owner(transfer))
                     self._transfers.pop(transfer)
@@ -263,8 +271,11 @@ class Incoming:
 
     def wants_payloads(self, transfer: TransferId) -> bool:
         """Whether KvSent of this transfer must bring the bytes along."""
-        incoming = self._transfers.get(transfer)
-        return incoming is not None and incoming.request.transport == "tcp"
+        return transfer in self._transfers and self._transfers[transfer].request.transport == "tcp"
+
+    def grant_of(self, transfer: TransferId, sender: PeerId) -> Grant | None:
+        """What this sender may fill for a transfer, if it still may."""
+        return self._receiver.grant_of(transfer, sender)
 
     def knows(self, transfer: TransferId) -> bool:
         """Whether this transfer was asked for and has not ended."""
@@ -280,6 +291,15 @@ class Incoming:
         steps = [GaveUp(transfer, "transfer", "peer_failed", text, True) for transfer in self._transfers]
         return [action for step in steps for action in self._tell(step)]
 
+    def waits(self, now_ms: float) -> list[Wait]:
+        """What every transfer that is here waits for."""
+        ends_ms = self._receiver.deadline_ms_of
+        return [_wait(one, self._pool, ends_ms(transfer), now_ms) for transfer, one in self._transfers.items()]
+
+    def oldest_quarantined_ms(self, now_ms: float) -> float:
+        """How long the pages of a transfer that has ended wait for their writer; 0 if none do."""
+        return max((now_ms - one.since_ms for one in self._transfers.values() if one.quarantined), default=0.0)
+
     @property
     def n_open(self) -> int:
         """Transfers granted or waiting for pages."""
@@ -294,6 +314,21 @@ class Incoming:
             held = len(self._pool.pages_of(_owner(transfer)))
             if held != wanted:
                 raise RuntimeError(f"transfer {transfer} holds {held} pages, not those of its table")
+
+
+def _wait(incoming: _Incoming, pool: BlockPool, until_ms: float | None, now_ms: float) -> Wait:
+    granted, request = incoming.table is not None, incoming.request
+    held_by = f"{incoming.sender} to say that it writes no more" if incoming.quarantined else f"KV of {incoming.sender}"
+    return Wait(
+        request=request.request,
+        phase="transfer" if granted else "grant",
+        age_ms=now_ms - incoming.since_ms,
+        pages=int(pool.ledger.page_ids(_owner(request.transfer)).size),
+        waits_for=held_by if granted else "pages",
+        until_ms=until_ms if granted and not incoming.quarantined else None,
+        queued=not granted,
+        over=incoming.told,
+    )
 
 
 def _owner(transfer: TransferId) -> Owner:

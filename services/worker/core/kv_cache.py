@@ -224,6 +224,25 @@ class KvCache:
 
     # -- state for others
 
+    def asks_for(self, request: RequestId) -> bool:
+        """Whether somebody is being asked for its blocks."""
+        return not self._lookups.settled(request)
+
+    def load_until_ms(self, call: int) -> float | None:
+        """When a load will have ended at the latest, by its own rule; None if it has none."""
+        return self._prefetch.until_ms(call)
+
+    def open_exchanges(self, now_ms: float) -> dict[str, object]:
+        """What has begun with other processes and not ended, for people."""
+        return {
+            "loads": self._prefetch.open_loads(now_ms),
+            "leases": self._lender.open_leases(now_ms),
+            "lookups": self._lookups.n_open,
+            "spills": self._spiller.n_open,
+            "returns": self._returns.n_open,
+            "parking": self._restoring.n_open,
+        }
+
     def counters(self, totals: ReuseTotals) -> dict[str, float]:
         """As in reports; bytes of hand-overs are counted by the prefill core."""
         hits = {f"hit_tokens_total{{tier={tier}}}": float(tokens) for tier, tokens in totals.hit_tokens.items()}

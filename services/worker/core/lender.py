@@ -83,6 +83,13 @@ class Lender:
         """Age of the oldest lease; 0 without any."""
         return max((now_ms - lease.since_ms for lease in self._leases.values()), default=0.0)
 
+    def open_leases(self, now_ms: float) -> list[str]:
+        """Leases that stand, for people."""
+        return [
+            f"{peer} call {call}: for {now_ms - lease.since_ms:.0f} ms, ends in {lease.until_ms - now_ms:.0f} ms"
+            for (peer, call), lease in self._leases.items()
+        ]
+
     @property
     def n_leases(self) -> int:
         """Leases that stand."""

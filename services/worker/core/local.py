@@ -21,6 +21,7 @@ from services.worker.core.preparation import Preparation
 from services.worker.core.sequence import NewPrompt, Sequence
 from services.worker.core.slo import PromptGate
 from services.worker.core.waiting import WaitingPrompt
+from services.worker.core.watchdog import Wait
 from services.worker.core.wire import too_large
 
 _PREPARE_AHEAD = 2
@@ -130,6 +131,19 @@ class LocalPrompts:
             found=self._cache.take(message.request),
         )
         self._generation.start(prompt, one.gateway, one.arrived_ms, one.deadline_ms, now_ms)
+
+    def waits(self, now_ms: float) -> list[Wait]:
+        """What each of them waits for."""
+        return [
+            Wait(
+                request=request,
+                phase="prefill_queue",
+                age_ms=now_ms - one.arrived_ms,
+                waits_for="a lookup" if self._cache.asks_for(request) else "room, its turn, or a sibling's blocks",
+                queued=True,
+            )
+            for request, one in self._waiting.items()
+        ]
 
     def cancel(self, request: RequestId) -> list[Action]:
         """The request is over. Unknown requests are ignored."""

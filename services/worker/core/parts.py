@@ -13,6 +13,7 @@ from services.worker.core.prefix import PrefixReuse
 from services.worker.core.resizing import Resizing
 from services.worker.core.scheduler import Scheduler
 from services.worker.core.shared_prefix import SharedPrefixes
+from services.worker.core.watchdog import USUAL_WATCH, WatchTerms
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +32,5 @@ class Parts:
     memory: MemoryOwners
     """Who has it, for reports."""
     pool_memory: PoolMemory = NOTHING_LENT
+    watch: WatchTerms = USUAL_WATCH
+    """When its watchdog fires."""

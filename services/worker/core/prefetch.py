@@ -191,6 +191,21 @@ class Prefetch:
 
     # -- state for others
 
+    def until_ms(self, call: int) -> float | None:
+        """When a load will have ended at the latest; None if the call is none of them."""
+        loading = self._loads.get(call)
+        if loading is None:
+            return None
+        return loading.load.found.deadline_ms if loading.link.shared else loading.until_ms
+
+    def open_loads(self, now_ms: float) -> list[str]:
+        """Loads that have not ended, for people."""
+        return [
+            f"call {call}: {one.load.n_blocks} blocks from {one.link.peer} ({one.tier}) for {one.load.request}, "
+            f"asked for {now_ms - one.asked_ms:.0f} ms ago"
+            for call, one in self._loads.items()
+        ]
+
     @property
     def counters(self) -> dict[str, float]:
         """As in reports."""

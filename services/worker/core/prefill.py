@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from common.block_hash import hash_blocks
-from common.errors import LoadFailed, ProtocolViolation
+from common.errors import LoadFailed, ProtocolViolation, Stuck
 from common.ids import PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
 from common.messages import AnyMessage
@@ -33,10 +33,11 @@ from services.worker.core.prompt import Prompt
 from services.worker.core.reporting import CopyTotals
 from services.worker.core.role import DRAINED, WorkerRole
 from services.worker.core.scheduler import NewToken
+from services.worker.core.waits import prompts_subject
 
 _ASK_AHEAD = 2
 """Transfers that may wait for one decode worker's grant: the prompt being computed and the one after it."""
-_RETRYABLE = ("peer_failed", "no_worker", "busy")
+_RETRYABLE = ("peer_failed", "no_worker", "busy", Stuck.code)
 _CONNECT_GRACE_MS = 2_000.0
 """How long a prompt waits for a decode worker that is only just being connected."""
 
@@ -67,6 +68,7 @@ class PrefillCore(WorkerRole):
         self._prompts: dict[RequestId, Prompt] = {}
         self._requests: dict[TransferId, RequestId] = {}
         self._asking, self._totals = Asking(mine, sender, self._neighbours, terms.layout, terms.transfer), CopyTotals()
+        self.overseer.attend(prompts_subject(parts, self._prompts, self._totals, lambda: self.idle, self._end_all))
 
     # -- events
 

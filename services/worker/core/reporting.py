@@ -7,6 +7,7 @@ import msgspec
 
 from common.messages.liveness import Member, QueueCounts, Report
 from services.worker.core.actions import Moved
+from services.worker.core.overseer import Overseer
 from services.worker.core.parts import Parts
 from services.worker.core.waiting import WaitingPrompt
 
@@ -41,10 +42,12 @@ class CopyTotals:
 class Reporter:
     """Composes the answer to a Ping from the parts that both roles have."""
 
-    def __init__(self, mine: Member, parts: Parts) -> None:
-        self._mine, self._parts = mine, parts
+    def __init__(self, mine: Member, parts: Parts, overseer: Overseer) -> None:
+        self._mine, self._parts, self._overseer = mine, parts, overseer
         self.noted: dict[str, float] = {}
         """Counters that the shell keeps."""
+        self.noted_gauges: dict[str, float] = {}
+        """Values that the shell knows."""
         self.draining = False
         """True from the call to stop: gateways see it and send no more."""
 
@@ -81,12 +84,20 @@ class Reporter:
                 "shared_prefix_waits_total": float(parts.shared.waits_total),
                 **parts.cache.counters(parts.reuse.totals),
                 **parts.pool_memory.counters(),
+                **self._overseer.counters(),
                 **counters,
                 **self.noted,
             },
             draining=self.draining,
-            gauges={**parts.cache.gauges(now_ms), **parts.costing.gauges(), **parts.resizing.gauges()},
+            gauges={
+                **parts.cache.gauges(now_ms),
+                **parts.costing.gauges(),
+                **parts.resizing.gauges(),
+                **self._overseer.gauges(now_ms),
+                **self.noted_gauges,
+            },
             cost=parts.costing.cost,
             links=parts.cache.links(now_ms),
             memory=parts.memory.parts(),
+            degraded=self._overseer.degraded(now_ms),
         )

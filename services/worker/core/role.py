@@ -9,13 +9,14 @@ from common.messages import AnyMessage
 from common.messages.actions import Send
 from common.messages.base import Message
 from common.messages.cache_events import CacheEvent
-from common.messages.handover import KvSpan
+from common.messages.handover import Grant, KvSpan
 from common.messages.liveness import Drain, Hello, Member, Ping, Refused, Report, TransportReport, Welcome
 from common.messages.requests import Failed, Generate, Tokens
 from common.messages.resizing import Resize
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.actions import Action, LendChunks, Moved, TakeBackChunks
 from services.worker.core.found import Started
+from services.worker.core.overseer import Overseer
 from services.worker.core.parts import Parts
 from services.worker.core.plan import StepPlan, StepResult
 from services.worker.core.reporting import Reporter
@@ -32,7 +33,8 @@ class WorkerRole(ABC):
         self._pool, self._scheduler, self._callers = parts.pool, parts.scheduler, parts.callers
         self._neighbours, self._cache, self._costing = parts.neighbours, parts.cache, parts.costing
         self._resizing, self._memory = parts.resizing, parts.pool_memory
-        self._reporter = Reporter(mine, parts)
+        self.overseer = Overseer(parts)
+        self._reporter = Reporter(mine, parts, self.overseer)
         self._ending = False
         self._owed: dict[PeerId, list[Failed]] = {}  # until their gateway pings, or falls silent
 
@@ -155,6 +157,14 @@ class WorkerRole(ABC):
         """Whether KvSent of this transfer must bring the bytes along."""
         return False
 
+    def grant_of(self, transfer: TransferId, sender: PeerId) -> Grant | None:
+        """What this sender may fill for a transfer, if it still may."""
+        return None
+
+    def on_corrupt(self, transfer: TransferId, text: str, now_ms: float) -> list[Action]:
+        """What came of a transfer is not what was sent."""
+        return []
+
     def plan(self) -> StepPlan | None:
         """The next step to compute, if the engine is free and there is work."""
         return self._scheduler.plan()
@@ -186,9 +196,9 @@ class WorkerRole(ABC):
         """Pages that waiting prompts need."""
         return self._scheduler.wanted_pages
 
-    def note(self, counters: dict[str, float]) -> None:
-        """Counters of the shell, for the reports."""
-        self._reporter.noted = counters
+    def note(self, counters: dict[str, float], gauges: dict[str, float]) -> None:
+        """Counters and gauges of the shell, for the reports."""
+        self._reporter.noted, self._reporter.noted_gauges = counters, gauges
 
     def take_events(self) -> list[CacheEvent]:
         """What happened to cached blocks since the last call."""

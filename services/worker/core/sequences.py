@@ -1,5 +1,7 @@
 """Every sequence of a worker, from its arrival until nobody needs its pages any more. Pure."""
 
+from collections.abc import Iterator
+
 from common.ids import RequestId
 from kvstore.index.block_pool import BlockPool
 from kvstore.index.page_table import PageTable
@@ -25,6 +27,10 @@ class Sequences:
     def __getitem__(self, request: RequestId) -> Sequence:
         """Also one that is dropped."""
         return self._sequences[request]
+
+    def __iter__(self) -> Iterator[Sequence]:
+        """All, those that are dropped too."""
+        return iter(self._sequences.values())
 
     def add(self, prompt: NewPrompt) -> Sequence:
         """A new one, without pages. Raises ValueError if the request is here already."""

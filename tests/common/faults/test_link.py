@@ -46,6 +46,10 @@ def test_reordered_messages_change_places_and_the_last_waits_no_longer_than_it_m
     assert arrivals("decode/commit:reorder after=3 ms=20") == ["0@0", "1@1", "2@2", "3@23"]
 
 
+def test_who_changes_places_does_not_overtake_what_was_late_before() -> None:
+    assert arrivals("decode/commit:delay ms=10 times=1;decode/commit:reorder after=1 ms=2", 2) == ["0@10", "1@12"]
+
+
 def test_a_message_comes_twice() -> None:
     assert arrivals("decode/commit:duplicate after=3") == ["0@0", "1@1", "2@2", "3@3", "3@3"]
 
@@ -77,6 +81,17 @@ def test_messages_to_the_stopped_wait_until_it_goes_on() -> None:
     assert link.stopped == {A}
     link.stopped.clear()
     assert numbers(link.take(2.0)) == ["0", "1"]
+
+
+def test_the_stopped_hear_nothing_that_comes_later() -> None:
+    link = ScriptedLink(parse_rules("prefill/commit:stop times=1;prefill/commit:drop after=1"))
+    for now_ms in (0.0, 1.0):
+        link.send(commit(0), now_ms)
+        link.take(now_ms)
+    assert [event.what for event in link.log] == ["stop"]
+    link.stopped.clear()
+    assert numbers(link.take(2.0)) == ["0"]
+    assert [event.what for event in link.log] == ["stop", "drop", "arrived"]
 
 
 def test_one_seed_gives_one_story() -> None:

@@ -54,6 +54,12 @@ def test_what_makes_no_sense_is_refused_with_what_would(text: str, words: str) -
     assert text in str(refused.value)
 
 
+def test_a_star_is_a_rule_at_every_point_that_messages_strike() -> None:
+    rules = parse_rules("gateway-0/*: cut peer=decode")
+    assert [rule.point for rule in rules] == list(MESSAGES)
+    assert {(rule.process, rule.kind, rule.peer) for rule in rules} == {("gateway-0", Kind.CUT, "decode")}
+
+
 def test_a_process_obeys_rules_of_everybody_and_of_its_prefix() -> None:
     rules = parse_rules("grant:drop ; decode/grant:drop ; decode-1/grant:drop")
     assert [rule.process for rule in rules_for(rules, "decode-0@ff")] == ["", "decode"]

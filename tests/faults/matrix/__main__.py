@@ -18,7 +18,7 @@ from services.worker.model.make import make_model
 from tests.faults.matrix.cells import ALL, CHOSEN, VICTIMS, Cell, Mode, cell_named
 from tests.faults.matrix.system import Setup, System, running
 from tests.faults.matrix.table import HEADLINE, line, markdown, summary
-from tests.faults.matrix.trial import Asked, Outcome, Trial
+from tests.faults.matrix.trial import LONG_TOKENS, Asked, Outcome, Trial
 from tests.support.namespaces import network, why_not
 
 POLICIES = {
@@ -31,6 +31,8 @@ POLICIES = {
     "host_buffer": "32MiB",
 }
 """Every memory policy that prefill and decode workers take, and room for the scratch of their steps."""
+_LONG_WITH_POLICIES_TOKENS = 600
+"""Blocks that can be mapped one by one have 256 tokens."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -54,7 +56,7 @@ def main(words: Sequence[str]) -> int:
         model = folder / "model"
         if not model.exists():
             make_model("tiny", model, family="llama", dtype="float32")
-        asked = Asked(model)
+        asked = Asked(model, _LONG_WITH_POLICIES_TOKENS if options.memory else LONG_TOKENS)
         net = None if reason else stack.enter_context(network())
         system = stack.enter_context(running(folder, model, setup, net))
         outcomes = run(system, asked, cells, options.limit_s)

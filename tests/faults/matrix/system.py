@@ -1,7 +1,6 @@
 """The long-lived system of the kill matrix: two of each process that has equals, each in a network of its own if that can be."""
 
 import os
-import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -57,7 +56,7 @@ class System:
             self._redis_url = f"redis://{self._addresses['redis']}:{_REDIS_PORT}/0"
         self.cluster = Cluster(self._redis_url, folder)
         if network is not None:
-            self.cluster.inside = {name: network.inside(name) for name in self._addresses}
+            self.cluster.networks = {name: network.file(name) for name in self._addresses}
         self._urls: dict[str, str] = {}
         self._before: dict[str, Mapping[str, Member]] = {}
         """By killed process: who was there when it still was."""
@@ -112,7 +111,8 @@ class System:
         where = ["--bind", address, "--port", str(_REDIS_PORT), "--protected-mode", "no"]
         if self._network is None:
             where = ["--port", "0", "--unixsocket", self._redis_url.removeprefix("unix://")]
-        self.cluster.run("redis", [redis_binary(), *where, "--save", "", "--dir", str(self.folder)])
+        inside = [] if self._network is None else self._network.inside("redis")
+        self.cluster.run("redis", [*inside, redis_binary(), *where, "--save", "", "--dir", str(self.folder)])
         client = redis.Redis.from_url(self._redis_url, socket_timeout=1, socket_connect_timeout=1)
 
         def answers() -> bool:
@@ -271,7 +271,7 @@ class System:
         wrong: list[str] = []
         for name, process in others.items():
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+                process.terminate()
                 self.cluster.resume(name)
         for name, process in others.items():
             with suppress(Exception):  # what does not end is killed with the cluster

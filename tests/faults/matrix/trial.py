@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.matrix.cells import PHASES, Asking, Cell, Got, Mode
-from tests.faults.matrix.system import ROLES, SILENCE_S, START_WITHIN_S, WORKERS, System
+from tests.faults.matrix.system import ROLES, SILENCE_S, START_WITHIN_S, System
 from tests.support.clients import Stream, random_prompt, until
 from tests.support.reference import Reference
 
@@ -23,7 +23,7 @@ _NOTICED_S = 0.5
 _FILLERS = 3
 """Prompts computed while the victim is away: of the pages that it was given they take more than there were."""
 _CAUGHT_WITHIN_S = 15.0
-_LONG_TOKENS, _ANSWER_TOKENS, _SHORT_TOKENS = 200, 40, 8
+LONG_TOKENS, _ANSWER_TOKENS, _SHORT_TOKENS = 200, 40, 8
 _LEFT_TOKENS, _LEAVES_AFTER_TOKENS, _SEEN_TOKENS = 800, 8, 120
 """What is asked for by a client that leaves, when it leaves, and how much of what it read by then is compared."""
 
@@ -31,9 +31,10 @@ _LEFT_TOKENS, _LEAVES_AFTER_TOKENS, _SEEN_TOKENS = 800, 8, 120
 class Asked:
     """Two prompts and what transformers answers. Every request has a salt of its own, so that no cache knows it."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, long_tokens: int = LONG_TOKENS) -> None:
+        """`long_tokens`: of the longer one: some blocks."""
         rng, reference = random.Random(8), Reference(model)
-        self.long, self.short = random_prompt(rng, _LONG_TOKENS), random_prompt(rng, 40)
+        self.long, self.short = random_prompt(rng, long_tokens), random_prompt(rng, 40)
         self.expected = {_ANSWER_TOKENS: reference.generate(self.long, _ANSWER_TOKENS)}
         self.expected[_LEFT_TOKENS] = reference.generate(self.long, _SEEN_TOKENS)
         self.expected[_SHORT_TOKENS] = reference.generate(self.short, _SHORT_TOKENS)
@@ -192,8 +193,6 @@ class Trial:
         match self._cell.mode:
             case Mode.KILL:
                 self._system.kill(victim)
-                if victim in WORKERS:  # takes so long to start that it is missed all the same
-                    self._system.start(victim)
             case Mode.STOP | Mode.PAUSE:
                 self._system.cluster.pause(victim)
             case Mode.CUT:
@@ -221,9 +220,7 @@ class Trial:
         if self._cell.mode is Mode.KILL:
             self._until_free(victim)
             self._outcome.freed_s = time.monotonic() - began_s
-            if not system.begun_again(victim):
-                system.start(victim)
-            system.await_back(victim)
+            system.restart(victim)
         self._until_free()
         if self._cell.mode is not Mode.KILL:
             self._outcome.freed_s = time.monotonic() - began_s

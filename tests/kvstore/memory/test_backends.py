@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from common.errors import OutOfChunks
+from common.log import Log
+from common.net.fault_kit import FaultKit
 from kvstore.memory import cuda_driver
 from kvstore.memory.backend import VmBackend, VmMisuse
 from kvstore.memory.cuda_vmm import CudaVmmBackend, open_cuda
 from kvstore.memory.fake import FakeBackend
+from kvstore.memory.faulty import faulty_backend
 from kvstore.memory.memfd import MemfdBackend
 from tests.kvstore.memory.pretended_driver import PretendedCuda
 
@@ -25,12 +28,17 @@ def _pretended(capacity_bytes: int) -> CudaVmmBackend:
         return CudaVmmBackend(torch.device("cpu"), cuda_driver.CudaDriver(0))
 
 
+def _faulty(capacity_bytes: int) -> VmBackend:
+    """The fault kit's, with no rule that concerns it."""
+    return faulty_backend(MemfdBackend(capacity_bytes), FaultKit("grant:drop", "decode-0", Log()))
+
+
 def _cuda(capacity_bytes: int) -> CudaVmmBackend:
     del capacity_bytes  # the device's own
     return open_cuda(torch.device("cuda", 0))
 
 
-@pytest.fixture(params=[FakeBackend, MemfdBackend, _pretended, pytest.param(_cuda, marks=pytest.mark.gpu)])
+@pytest.fixture(params=[FakeBackend, MemfdBackend, _faulty, _pretended, pytest.param(_cuda, marks=pytest.mark.gpu)])
 def backend(request: pytest.FixtureRequest) -> Iterator[VmBackend]:
     if request.param is _cuda and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")

@@ -1,0 +1,181 @@
+"""What `penstock doctor` finds in the status document of a running system. Pure: documents in, findings out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any  # Any: JSON
+from urllib.parse import urlsplit
+
+from common.units import format_bytes
+from services.launcher.findings import Finding, Level
+from services.launcher.readiness import peer_name
+
+Status = Mapping[str, Any]
+Worker = Mapping[str, Any]
+
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost", None})
+_STALLED_MS = 15_000.0
+_MOST_SKEW_MS = 2_000.0
+"""Between two wall clocks. What one says reaches the other up to a ping, half a second, late."""
+_SHARED = frozenset({"shm", "cuda_ipc"})
+
+
+def check_workers(status: Status) -> Iterator[Finding]:
+    """Each is ready, moves, and holds nothing for too long."""
+    for worker in status["workers"]:
+        name, gauges = worker["id"], worker.get("gauges", {})
+        stalled_ms, fired = gauges.get("stalled_ms", 0.0), worker.get("counters", {}).get("watchdog_fired_total", 0)
+        if worker["state"] != "ready":
+            text = f"{name} is {worker['state']}" + (f": {worker['reason']}" if worker["reason"] else "")
+            yield Finding(Level.WARN, "worker", text, _advice_for(worker["state"]))
+        elif worker.get("degraded"):
+            advice = "others are preferred meanwhile; read `stuck` in its log, and restart it if it lasts"
+            yield Finding(Level.WARN, "worker", f"{name} is degraded: {worker['degraded']}", advice)
+        elif stalled_ms > _STALLED_MS:
+            advice = f"kill -USR1 {worker['pid']} writes its state and its threads' stacks to its log"
+            yield Finding(
+                Level.WARN, "worker", f"{name} has work and nothing moved for {stalled_ms / 1000:.0f} s", advice
+            )
+        elif worker.get("breaker", "closed") != "closed":
+            advice = "it failed requests of late; see its log"
+            yield Finding(
+                Level.WARN, "worker", f"{name}: this gateway passes it over (breaker {worker['breaker']})", advice
+            )
+        else:
+            past = f"; its watchdog fired {fired:.0f} times since its start" if fired else ""
+            yield Finding(Level.OK, "worker", f"{name} is ready{past}")
+
+
+def _advice_for(state: str) -> str:
+    return {
+        "leaving": "it dropped out of Redis: is it alive, and does it reach the same --redis and --cluster?",
+        "connecting": "its ZeroMQ address does not answer: is it alive, does a firewall stand between, is --advertise-host right?",
+        "draining": "POST /admin/resume if that was not meant",
+        "misfit": "start it with the model of this gateway, or in another --cluster",
+        "refused": "make the fields named here equal on both sides",
+    }.get(state, "see its log")
+
+
+def check_links(status: Status) -> Iterator[Finding]:
+    """How KV travels, pair by pair; pairs that need a way and have none."""
+    workers = {worker["id"]: worker for worker in status["workers"]}
+    kinds = {
+        (worker["id"], peer_name(link["peer"])): link for worker in workers.values() for link in worker["transports"]
+    }
+    for (here, there), link in sorted(kinds.items()):
+        yield _link(workers[here], workers.get(there), link)
+        back = kinds.get((there, here))
+        if back is not None and here < there and back["kind"] != link["kind"]:
+            text = f"{here} -> {there} is {link['kind']}, but back it is {back['kind']}"
+            yield Finding(Level.WARN, "transport", text, "give both the same --transport, --run-dir and user")
+    for prefill, decode in product(_of_role(status, "prefill"), _of_role(status, "decode")):
+        if prefill["model"] == decode["model"] and (prefill["id"], decode["id"]) not in kinds:
+            text = f"{prefill['id']} -> {decode['id']}: no way to move KV"
+            advice = (
+                "see `channel_failed` in the log of the first; --transport=auto takes tcp where memory cannot be shared"
+            )
+            yield Finding(Level.WARN, "transport", text, advice)
+
+
+def _of_role(status: Status, role: str) -> list[Worker]:
+    return [worker for worker in status["workers"] if worker["role"] == role and worker["state"] == "ready"]
+
+
+def _link(here: Worker, there: Worker | None, link: Mapping[str, Any]) -> Finding:
+    text = f"{here['id']} -> {peer_name(link['peer'])}: {link['kind']}, {link['gib_per_s']:.1f} GiB/s when probed"
+    one_host = there is not None and here.get("host") and here.get("host") == there.get("host")
+    if link["kind"] not in _SHARED and one_host:
+        why = f" ({link['reason']})" if link["reason"] else ""
+        advice = (
+            f"both are on one host and could share memory{why}: same user, a --run-dir that both see, "
+            "in containers one volume for it and --ipc=host; not --transport=tcp"
+        )
+        return Finding(Level.WARN, "transport", text, advice)
+    if link["reason"]:
+        return Finding(Level.WARN, "transport", text, f"not the fastest: {link['reason']}")
+    return Finding(Level.OK, "transport", text)
+
+
+def check_versions(status: Status) -> Iterator[Finding]:
+    """All processes run the same software."""
+    processes = [status["gateway"], *status["workers"]]
+    told = {one["id"]: one["versions"] for one in processes if one.get("versions")}
+    for silent in [one["id"] for one in processes if one["id"] not in told]:
+        yield Finding(
+            Level.WARN, "versions", f"{silent} does not say what it runs", "it is older than this doctor: update it"
+        )
+    for package in dict.fromkeys(name for versions in told.values() for name in versions):
+        users: dict[str, list[str]] = {}
+        for name, versions in told.items():
+            if versions.get(package, "not installed") != "not installed":
+                users.setdefault(versions[package], []).append(name)
+        rows = [f"{number} on {', '.join(names)}" for number, names in sorted(users.items())]
+        text = f"{package} {'; '.join(rows)}"
+        if len(users) > 1:
+            yield Finding(Level.WARN, "versions", text, "install the same everywhere; KV of unlike torch may differ")
+        elif users:
+            yield Finding(Level.OK, "versions", f"{package} {next(iter(users))} everywhere")
+
+
+def check_clocks(status: Status, others: Mapping[str, float]) -> Iterator[Finding]:
+    """Wall clocks agree. `others`: name -> its clock less the gateway's, ms, such as Redis'. Only logs and the age of
+    members depend on it."""
+    now_ms = status["gateway"].get("unix_ms")
+    skews = dict(others)
+    for worker in status["workers"]:
+        there_ms = worker.get("gauges", {}).get("unix_ms")
+        if now_ms is not None and there_ms:
+            skews[worker["id"]] = there_ms + worker["alive_ms"] - now_ms
+    wrong = {name: skew for name, skew in skews.items() if abs(skew) > _MOST_SKEW_MS}
+    for name, skew in wrong.items():
+        text = f"{name} is {abs(skew) / 1000:.1f} s {'ahead of' if skew > 0 else 'behind'} the gateway"
+        yield Finding(Level.WARN, "clock", text, "run an NTP client there: log lines cannot be put in order")
+    if skews and not wrong:
+        yield Finding(
+            Level.OK, "clock", f"{len(skews)} clocks are within {_MOST_SKEW_MS / 1000:.0f} s of the gateway's"
+        )
+
+
+def check_openness(status: Status) -> Iterator[Finding]:
+    """ZeroMQ addresses that other hosts reach are encrypted; nobody injects faults."""
+    for worker in status["workers"]:
+        policies = worker.get("policies", {})
+        reached = {urlsplit(at).hostname for at in (worker["endpoint"], policies.get("bind", ""))}
+        is_open = not reached <= _LOOPBACK
+        if is_open and policies.get("cluster-key") == "off":
+            text = f"{worker['id']} listens at {worker['endpoint']} for other hosts, without a key"
+            advice = "give all processes the same --cluster-key, or bind to 127.0.0.1"
+            yield Finding(Level.WARN, "network", text, advice)
+    for one in (status["gateway"], *status["workers"]):
+        injects = one.get("policies", {}).get("faults") == "set" or one.get("gauges", {}).get("faults_on")
+        if injects:
+            text = f"{one['id']} goes wrong on purpose (--faults)"
+            yield Finding(Level.WARN, "faults", text, "start it without PENSTOCK_FAULTS and --debug-faults")
+
+
+def check_plans(status: Status, host: str, total_bytes: int) -> Iterator[Finding]:
+    """The memory that processes of this host planned for fits into it."""
+    plans: dict[str, int] = {}
+    for worker in status["workers"]:
+        tiers = {"host"} if worker.get("policies", {}).get("device", "cpu") != "cpu" else {"host", "device"}
+        if worker.get("host") == host:
+            plans[worker["id"]] = sum(part["bytes"] for part in worker.get("memory", ()) if part["tier"] in tiers)
+    planned, text = sum(plans.values()), ", ".join(f"{name} {format_bytes(n)}" for name, n in sorted(plans.items()))
+    if not plans:
+        return
+    text = f"{format_bytes(planned)} planned of {format_bytes(total_bytes)} that this host or container has: {text}"
+    if planned > total_bytes:
+        yield Finding(Level.FAIL, "plans", text, "lower --device-memory, --host-buffer or --host-memory of some")
+    elif planned > 0.9 * total_bytes:
+        yield Finding(Level.WARN, "plans", text, "less than a tenth is left for everything else: lower one of them")
+    else:
+        yield Finding(Level.OK, "plans", text)
+
+
+def check_gone(status: Status, listed: Sequence[str]) -> Iterator[Finding]:
+    """Who is listed in Redis answers the gateway. `listed`: ids of workers and stores there."""
+    known = {worker["id"] for worker in status["workers"]}
+    for name in sorted(set(listed) - known):
+        text = f"{name} is in the membership and the gateway does not know it: dead, or out of reach"
+        yield Finding(
+            Level.WARN, "members", text, "its lease ends within 3 s if it is dead; else check its address and firewall"
+        )

@@ -1,0 +1,119 @@
+"""What `penstock doctor` reads of the processes of this host, under /proc, and of its memory limits. Changes nothing."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any  # Any: JSON
+
+import psutil
+
+from services.launcher.findings import Finding, Level
+
+_GOOD_FILES = 4096
+_GOOD_PROCESSES = 1024
+_NO_LIMIT = 1 << 60
+
+
+def check_processes(status: Mapping[str, Any], host: str, root: Path = Path("/")) -> Iterator[Finding]:
+    """Limits and GPUs of the gateway, workers and stores that run here. `host`: this kernel's identity."""
+    for one in (status["gateway"], *status["workers"]):
+        if one.get("host") != host:
+            continue
+        folder = root / "proc" / str(one["pid"])
+        if not folder.exists():
+            text = f"{one['id']} (pid {one['pid']}) does not run here any more, or in a container that hides it"
+            yield Finding(Level.WARN, "process", text, "run the doctor beside it; if it died, its log says why")
+            continue
+        yield from _limits(one, folder)
+        yield from _gpus(one, folder, root)
+
+
+def limits_of(text: str) -> dict[str, int]:
+    """Soft limits out of /proc/PID/limits."""
+    found: dict[str, int] = {}
+    for line in text.splitlines()[1:]:
+        words = line[26:].split()
+        if words:
+            found[line[:26].strip()] = _NO_LIMIT if words[0] == "unlimited" else int(words[0])
+    return found
+
+
+def _limits(one: Mapping[str, Any], folder: Path) -> Iterator[Finding]:
+    try:
+        limits = limits_of((folder / "limits").read_text())
+    except (OSError, ValueError) as error:
+        yield Finding(Level.WARN, "ulimits", f"{one['id']}: cannot be read: {error}", "run the doctor as the same user")
+        return
+    files, locked = limits.get("Max open files", _NO_LIMIT), limits.get("Max locked memory", _NO_LIMIT)
+    processes, low = limits.get("Max processes", _NO_LIMIT), list[tuple[str, str]]()
+    if files < _GOOD_FILES:
+        low.append((f"open files {files}", f"ulimit -n {_GOOD_FILES} or more"))
+    if processes < _GOOD_PROCESSES:
+        low.append((f"processes {processes}", f"ulimit -u {_GOOD_PROCESSES} or more: torch starts many threads"))
+    if _device(one) != "cpu" and locked < _NO_LIMIT:
+        low.append((f"locked memory {locked}", "ulimit -l unlimited, for host memory that a GPU reads"))
+    for text, advice in low:
+        yield Finding(Level.WARN, "ulimits", f"{one['id']}: {text}", advice)
+    if not low:
+        yield Finding(Level.OK, "ulimits", f"{one['id']}: open files {_number(files)}, processes {_number(processes)}")
+
+
+def _device(one: Mapping[str, Any]) -> str:
+    return str(one.get("policies", {}).get("device", "cpu"))
+
+
+def _number(limit: int) -> str:
+    return "unlimited" if limit >= _NO_LIMIT else str(limit)
+
+
+def _gpus(one: Mapping[str, Any], folder: Path, root: Path) -> Iterator[Finding]:
+    if _device(one) == "cpu":
+        return
+    driver = root / "proc/driver/nvidia/version"
+    version = driver.read_text().splitlines()[0] if driver.exists() else ""
+    try:
+        environment = (folder / "environ").read_bytes().split(b"\0")
+    except OSError:
+        environment = []
+    seen = [word.partition(b"=")[2].decode() for word in environment if word.startswith(b"CUDA_VISIBLE_DEVICES=")]
+    text = f"{one['id']} asked for {_device(one)}, CUDA_VISIBLE_DEVICES={seen[0] if seen else '(unset)'}"
+    if version:
+        yield Finding(Level.OK, "gpu", f"{text}; {version}")
+    else:
+        advice = "load the NVIDIA driver, or give the container the GPU"
+        yield Finding(Level.WARN, "gpu", f"{text}; no driver is seen from here", advice)
+
+
+def memory_limit_bytes(root: Path = Path("/")) -> int:
+    """What this machine has, or the control group of this process allows if that is less."""
+    total = int(psutil.virtual_memory().total)
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return total
+    for line in groups:
+        number, _, path = line.split(":", 2)
+        place = root / "sys/fs/cgroup" / path.lstrip("/")
+        for group in (place, *place.parents) if number == "0" else ():
+            text = _text(group / "memory.max")
+            total = min(total, int(text)) if text.isdigit() else total
+    return total
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def check_shared_folder(folder: Path = Path("/dev/shm")) -> Finding:
+    """Penstock's own shared memory has no folder; others' on the same host (NCCL, Python) uses this one."""
+    try:
+        room = os.statvfs(folder)
+    except OSError as error:
+        return Finding(Level.OK, "/dev/shm", f"not there ({error.strerror}); Penstock does not need it")
+    n_bytes = room.f_bavail * room.f_frsize
+    return Finding(
+        Level.OK, "/dev/shm", f"{n_bytes / 2**30:.1f} GiB free; Penstock takes memfd instead, which it does not limit"
+    )

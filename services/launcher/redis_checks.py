@@ -1,0 +1,79 @@
+"""What `penstock doctor` asks a Redis: whether it answers, how fast, and whether it may forget who is there."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any  # Any: what INFO says
+
+import redis
+
+from common.net.redis import Registry
+from services.launcher.findings import Finding, Level
+
+_SLOW_MS = 20.0
+_TIMEOUT_S = 2.0
+_PINGS = 5
+_SERVING = frozenset({"prefill", "decode", "mixed", "kvstore"})
+
+
+@dataclass(frozen=True, slots=True)
+class RedisFound:
+    """What it said."""
+
+    findings: list[Finding]
+    skew_ms: float | None = None
+    """Its wall clock less ours."""
+    members: tuple[str, ...] = ()
+    """Workers and stores of the cluster that are listed there."""
+
+
+def look_at_redis(url: str, cluster: str) -> RedisFound:
+    """Changes nothing there. Does not raise: a Redis that does not answer is a finding."""
+    try:
+        client = redis.Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
+        registry = Registry(url, cluster)
+    except ValueError as error:
+        return RedisFound([Finding(Level.FAIL, "redis", f"{url} is no address: {error}", "correct --redis")])
+    try:
+        latency_ms = min(_ping_ms(client) for _ in range(_PINGS))
+        seconds, micros = client.time()
+        skew_ms = seconds * 1e3 + micros / 1e3 - time.time() * 1e3
+        info: Mapping[str, Any] = client.info()
+        members = tuple(one.id for one in registry.members() if one.role in _SERVING)
+    except redis.RedisError as error:
+        return RedisFound(
+            [Finding(Level.FAIL, "redis", f"{url} does not answer: {error}", "start it, or correct --redis")]
+        )
+    finally:
+        client.close()
+        registry.close()
+    return RedisFound(judge(url, info, latency_ms), skew_ms, members)
+
+
+def _ping_ms(client: "redis.Redis") -> float:
+    began_s = time.monotonic()
+    client.ping()
+    return (time.monotonic() - began_s) * 1e3
+
+
+def judge(url: str, info: Mapping[str, Any], latency_ms: float) -> list[Finding]:
+    """Findings from what INFO says. Whether it persists does not matter: every record is written again twice a second."""
+    policy, limit = str(info.get("maxmemory_policy", "noeviction")), int(info.get("maxmemory", 0))
+    clients, most = int(info.get("connected_clients", 0)), int(info.get("maxclients", 10_000))
+    text = f"{url} answers in {latency_ms:.1f} ms; version {info.get('redis_version', '?')}, {clients} clients"
+    found = [Finding(Level.OK, "redis", text)]
+    if latency_ms > _SLOW_MS:
+        found = [
+            Finding(Level.WARN, "redis", text, "it is slow or far: keep it near the workers, and off busy machines")
+        ]
+    if limit and policy != "noeviction":
+        text = f"it may forget members when it is full: maxmemory {limit}, policy {policy}"
+        found.append(
+            Finding(Level.WARN, "redis", text, "CONFIG SET maxmemory-policy noeviction, or a Redis of its own")
+        )
+    if limit and int(info.get("used_memory", 0)) > 0.9 * limit:
+        text = f"it is nearly full: {info.get('used_memory')} of {limit} bytes"
+        found.append(Finding(Level.WARN, "redis", text, "raise maxmemory: writes will be refused"))
+    if clients > 0.9 * most:
+        found.append(Finding(Level.WARN, "redis", f"{clients} of {most} clients", "raise maxclients"))
+    return found

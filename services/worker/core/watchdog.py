@@ -1,0 +1,127 @@
+"""When a worker stands still although it has work, and who must end so that the others can go on. Pure.
+
+Standing still is known by its mark: a value that changes with every step, page state, load, copy or token. What is only
+slow is no standstill: a step in flight has `step_ms`, and a wait with a deadline of its own has that, if it is ahead.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+from common.ids import RequestId
+
+_MOST_TURN_MS = 1_000.0
+"""A turn of the loop that took longer (the process was stopped, or the machine was) counts for no more than that."""
+_LEAST_TURNS = 10
+_MOST_BACKOFF = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchTerms:
+    """How long is too long."""
+
+    stall_ms: float = 15_000.0
+    """Without progress. Longer than what is asked of others may take: lookups, loads by message, spills, commits. 0: no watch."""
+    step_ms: float = 120_000.0
+    """For one step of the engine."""
+    held_ms: float = 45_000.0
+    """For KV that waits for somebody else: the longest lease and some grace."""
+    recent_ms: float = 60_000.0
+    """How long after it fired a worker counts as degraded."""
+
+
+USUAL_WATCH = WatchTerms()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """One request that is here, and what has to happen before it moves on."""
+
+    request: RequestId
+    phase: str
+    age_ms: float
+    """In this phase, or as long as it is here where that is not known."""
+    pages: int = 0
+    """That it holds."""
+    waits_for: str = ""
+    """And for whom; empty: for its next step alone."""
+    until_ms: float | None = None
+    """When that is given up at the latest, by its own rule; None: never, but for the request's deadline."""
+    queued: bool = False
+    """It stands behind others, and has its turn when they move."""
+    loads: bool = False
+    """KV is being fetched into its pages."""
+    over: bool = False
+    """It has ended already; its pages stay until nobody uses them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """The worker stands still. `end`: the request to give up; None: nobody's end would help, or it may not be."""
+
+    text: str
+    stalled_ms: float
+    end: RequestId | None
+
+
+class Watchdog:
+    """Owns how long there was no progress, and whom it has ended since."""
+
+    def __init__(self, terms: WatchTerms) -> None:
+        self._terms = terms
+        self._mark: Hashable = None
+        self._ticked_ms: float | None = None
+        self._turns, self._backoff, self._due_ms = 0, 1, terms.stall_ms
+        self._ended: set[RequestId] = set()
+        self._fired_ms: float | None = None
+        self.stalled_ms = 0.0
+        """Since the last sign of progress, while there is work; turns that took long count in part."""
+        self.fired_total = 0
+
+    def on_tick(self, mark: Hashable, now_ms: float, *, works: bool) -> bool:
+        """Whether it is time for `look`."""
+        before_ms, self._ticked_ms = self._ticked_ms, now_ms
+        if not works or mark != self._mark or before_ms is None:
+            self._mark, self._turns, self.stalled_ms = mark, 0, 0.0
+            self._backoff, self._due_ms = 1, self._terms.stall_ms
+            self._ended.clear()
+            return False
+        self.stalled_ms += min(max(0.0, now_ms - before_ms), _MOST_TURN_MS)
+        self._turns += 1
+        return bool(self._terms.stall_ms) and self._turns >= _LEAST_TURNS and self.stalled_ms >= self._due_ms
+
+    def look(self, waits: Sequence[Wait], now_ms: float, *, computing: bool) -> Fired | None:
+        """What to do about it; None: it is right to wait. `computing`: a step is in flight."""
+        if computing:
+            if self.stalled_ms < self._terms.step_ms:
+                return None
+            return self._fire("a step does not end, and the engine cannot be interrupted", None, now_ms)
+        patient = [one for one in waits if one.until_ms is not None and one.until_ms > now_ms]
+        blocked = [one for one in waits if not one.queued and not one.over and one not in patient]
+        if patient and not blocked:
+            return None
+        victim = self._youngest(one for one in blocked if one.loads) or self._youngest(o for o in blocked if o.pages)
+        return self._fire(_text(blocked, waits), None if victim is None else victim.request, now_ms)
+
+    def _youngest(self, waits: Iterable[Wait]) -> Wait | None:
+        return min((one for one in waits if one.request not in self._ended), key=lambda one: one.age_ms, default=None)
+
+    def _fire(self, text: str, end: RequestId | None, now_ms: float) -> Fired:
+        self.fired_total += 1
+        self._fired_ms = now_ms
+        self._due_ms = self.stalled_ms + self._terms.stall_ms * self._backoff
+        self._backoff = min(2 * self._backoff, _MOST_BACKOFF)
+        if end is not None:
+            self._ended.add(end)
+        return Fired(text, self.stalled_ms, end)
+
+    def fired_lately(self, now_ms: float) -> bool:
+        """Whether it fired so short a time ago that the worker is not to be trusted yet."""
+        return self._fired_ms is not None and now_ms - self._fired_ms < self._terms.recent_ms
+
+
+def _text(blocked: Sequence[Wait], waits: Sequence[Wait]) -> str:
+    if not waits:
+        return "no request is here, and yet it is not idle"
+    oldest = max(blocked or waits, key=lambda one: one.age_ms)
+    what = oldest.waits_for or "its next step, and none begins"
+    return f"{len(waits)} requests stand still; {oldest.request} in phase {oldest.phase} waits for {what}"

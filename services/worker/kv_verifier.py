@@ -1,0 +1,320 @@
+"""What comes and leaves by message under `--verify-kv`: held back until its checksums are made, and compared. Shell side.
+
+KvSent, and Found with its bytes, are held until the bytes are known to be right; then, and only then, the core hears of them.
+Found and Put that leave are held until they carry checksums. The thread only reads; the loop compares.
+
+Pages that a peer writes itself may be written again while they are read here: a prompt that was displaced in the middle is
+computed anew, and its spans are sent again. So a page that does not match is not condemned at once. The newest KvSent that
+covers it counts; and what still does not match when the HandOver has come, which is sent after all copies have ended, is
+read once more, when nobody writes any more. Only then the transfer ends as corrupt.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import msgspec
+
+from common.errors import ProtocolViolation
+from common.ids import PeerId, TransferId
+from common.log import Log
+from common.messages import AnyMessage
+from common.messages.base import Message
+from common.messages.blocks import Found, Put
+from common.messages.handover import Grant, HandOver, KvSent
+from common.net.sockets import Payload
+from kvstore.handover.coverage import Coverage
+from kvstore.handover.spans import granted_pages, n_pages
+from kvstore.transport.checksums import Checksums, in_rows, wrong_places
+from services.worker.checksum_thread import ChecksumsMade, Pages, Payloads
+
+GrantOf = Callable[[TransferId, PeerId], Grant | None]
+Post = Callable[[int, Pages | Payloads], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Hear:
+    """The core may hear this now."""
+
+    peer: PeerId
+    message: AnyMessage
+    payloads: Sequence[Payload]
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """This may be sent now."""
+
+    to: PeerId
+    message: Message
+    payloads: Sequence[Payload]
+
+
+@dataclass(frozen=True, slots=True)
+class Corrupt:
+    """A transfer whose KV is not what was sent."""
+
+    transfer: TransferId
+    text: str
+
+
+Verdict = Hear | Tell | Corrupt
+
+
+@dataclass(slots=True, eq=False)
+class _Sent:
+    """One KvSent, until the core hears of it or its transfer is over."""
+
+    peer: PeerId
+    message: KvSent
+    payloads: Sequence[Payload]
+    number: int
+    """Rises; of two that cover one page the greater counts."""
+    pages: tuple[int, ...]
+    """Ours that it fills, span by span."""
+    again: bool = False
+    """It is being read for the second time, and nobody writes any more."""
+
+
+@dataclass(slots=True)
+class _Transfer:
+    """What is held of one transfer. Leaves with its HandOver, by a mismatch, or when the core has ended it."""
+
+    peer: PeerId
+    newest: dict[int, int] = field(default_factory=dict)
+    """Page -> number of the last KvSent that covers it."""
+    n_reading: int = 0
+    suspects: list[_Sent] = field(default_factory=list)
+    handover: HandOver | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """Found with bytes that came."""
+
+    peer: PeerId
+    message: Found
+    payloads: Sequence[Payload]
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaving:
+    """Found or Put that is to be sent."""
+
+    to: PeerId
+    message: Found | Put
+    payloads: Sequence[Payload]
+
+
+class KvVerifier:
+    """Owns what is held back: by ticket what is being read, by transfer what waits for its HandOver. The loop's thread's."""
+
+    def __init__(self, post: Post, grant_of: GrantOf, layers: int, log: Log) -> None:
+        """`post`: to the thread. `grant_of`: what a sender may fill; None: nothing, so that nobody will use it."""
+        self._post, self._grant_of, self._layers, self._log = post, grant_of, layers, log
+        self._reading: dict[int, _Sent | _Answer | _Leaving] = {}
+        self._transfers: dict[TransferId, _Transfer] = {}
+        self._numbers = 0
+        self._checked_pages = self._unchecked_pages = 0
+        self._mismatches = {"handover": 0, "fetch": 0, "park": 0}
+
+    # -- what comes
+
+    def holds(self, peer: PeerId, message: AnyMessage, payloads: Sequence[Payload]) -> bool:
+        """Whether the core must not hear this yet. Raises ProtocolViolation for checksums of another shape than the pages."""
+        match message:
+            case KvSent():
+                return self._on_sent(peer, message, payloads)
+            case HandOver():
+                return self._on_handover(peer, message)
+            case Found():
+                return self._on_found(peer, message, payloads)
+            case _:
+                return False
+
+    def _on_sent(self, peer: PeerId, message: KvSent, payloads: Sequence[Payload]) -> bool:
+        grant = self._grant_of(message.transfer, peer)
+        if grant is None or grant.epoch != message.epoch or not _fits(grant, message):
+            return False  # the core says what is wrong with it
+        counts = [n_pages(span) for span in message.spans]
+        if not message.checksums:
+            self._unchecked_pages += sum(counts)
+            return False
+        if [len(sums) for sums in message.checksums] != counts:
+            raise ProtocolViolation(f"transfer {message.transfer}: checksums of another shape than its spans {counts}")
+        self._numbers += 1
+        pages = tuple(chain.from_iterable(granted_pages(grant, span) for span in message.spans))
+        sent = _Sent(peer, message, payloads, self._numbers, pages)
+        transfer = self._transfers.setdefault(message.transfer, _Transfer(peer))
+        transfer.newest.update(dict.fromkeys(pages, sent.number))
+        self._checked_pages += len(pages)
+        self._read_sent(transfer, sent)
+        return True
+
+    def _read_sent(self, transfer: _Transfer, sent: _Sent) -> None:
+        transfer.n_reading += 1
+        self._read(sent, Payloads(tuple(sent.payloads)) if sent.payloads else Pages(sent.pages))
+
+    def _on_handover(self, peer: PeerId, message: HandOver) -> bool:
+        transfer = self._transfers.get(message.transfer)
+        if transfer is None or transfer.peer != peer:
+            return False
+        transfer.handover = message
+        if transfer.n_reading:
+            return True
+        if transfer.suspects:
+            self._read_again(transfer)
+            return True
+        del self._transfers[message.transfer]
+        return False
+
+    def _read_again(self, transfer: _Transfer) -> None:
+        """All copies have ended: what did not match is read once more."""
+        suspects, transfer.suspects = transfer.suspects, []
+        for sent in suspects:
+            sent.again = True
+            self._read_sent(transfer, sent)
+
+    def _on_found(self, peer: PeerId, message: Found, payloads: Sequence[Payload]) -> bool:
+        if message.checksums and [len(row) for row in message.checksums] != [self._layers] * message.n_blocks:
+            raise ProtocolViolation(
+                f"Found {message.call}: checksums of another shape than its {message.n_blocks} blocks"
+            )
+        if not payloads or message.pages:
+            return False
+        if not message.checksums:
+            self._unchecked_pages += message.n_blocks * self._layers
+            return False
+        self._checked_pages += message.n_blocks * self._layers
+        self._read(_Answer(peer, message, payloads), Payloads(tuple(payloads)))
+        return True
+
+    # -- what leaves
+
+    def seals(self, to: PeerId, message: Message, payloads: Sequence[Payload]) -> bool:
+        """Whether this is sent later, with its checksums."""
+        if isinstance(message, Found) and message.pages:
+            self._read(_Leaving(to, message, ()), Pages(tuple(chain.from_iterable(message.pages))))
+        elif isinstance(message, Found | Put) and payloads:
+            self._read(_Leaving(to, message, payloads), Payloads(tuple(payloads)))
+        else:
+            return False
+        return True
+
+    def _read(self, what: _Sent | _Answer | _Leaving, work: Pages | Payloads) -> None:
+        self._numbers += 1
+        self._reading[self._numbers] = what
+        self._post(self._numbers, work)
+
+    # -- what was read
+
+    def on_made(self, made: ChecksumsMade) -> list[Verdict]:
+        """A job of the thread has ended: what follows, in order. Raises what ended the thread, if that was our own bug."""
+        if made.error is not None:
+            raise made.error
+        match self._reading.pop(made.ticket):
+            case _Leaving(to=to, message=message, payloads=payloads):
+                sums = in_rows(made.checksums, self._layers)
+                return [Tell(to, msgspec.structs.replace(message, checksums=sums), payloads)]
+            case _Answer() as answer:
+                return [self._answer(answer, made)]
+            case _Sent() as sent:
+                return self._on_read(sent, made)
+
+    def _answer(self, answer: _Answer, made: ChecksumsMade) -> Hear:
+        """The leading run of right blocks is what was found."""
+        message = answer.message
+        expected = tuple(chain.from_iterable(message.checksums))
+        wrong = list(range(len(expected))) if made.problem else wrong_places(expected, made.checksums)
+        if not wrong:
+            return Hear(answer.peer, message, answer.payloads)
+        self._count("fetch", answer.peer, len(wrong), call=message.call, pages=wrong[:8])
+        n_blocks = wrong[0] // self._layers
+        shorter = msgspec.structs.replace(message, n_blocks=n_blocks, tiers=message.tiers[:n_blocks], more=False)
+        return Hear(answer.peer, shorter, answer.payloads[:n_blocks])
+
+    def _on_read(self, sent: _Sent, made: ChecksumsMade) -> list[Verdict]:
+        name = sent.message.transfer
+        transfer = self._transfers.get(name)
+        if transfer is None or self._grant_of(name, sent.peer) is None:
+            self._transfers.pop(name, None)  # whatever ended it, nobody will use these pages
+            return [Hear(sent.peer, sent.message, ())]
+        transfer.n_reading -= 1
+        wrong = self._wrong(transfer, sent, made)
+        verdicts: list[Verdict] = []
+        if not wrong:
+            verdicts.append(Hear(sent.peer, sent.message, sent.payloads))
+        elif sent.payloads or sent.again:
+            return [self._condemn(sent, wrong)]
+        else:
+            transfer.suspects.append(sent)
+        if transfer.handover is None or transfer.n_reading:
+            return verdicts
+        if transfer.suspects:
+            self._read_again(transfer)
+            return verdicts
+        del self._transfers[name]
+        return [*verdicts, Hear(sent.peer, transfer.handover, ())]
+
+    def _wrong(self, transfer: _Transfer, sent: _Sent, made: ChecksumsMade) -> list[int]:
+        """Places of pages that do not match and that no later KvSent covers."""
+        expected: Checksums = tuple(chain.from_iterable(sent.message.checksums))
+        wrong = list(range(len(expected))) if made.problem else wrong_places(expected, made.checksums)
+        return [place for place in wrong if transfer.newest[sent.pages[place]] == sent.number]
+
+    def _condemn(self, sent: _Sent, wrong: list[int]) -> Corrupt:
+        message = sent.message
+        del self._transfers[message.transfer]
+        where = [_place(message, place) for place in wrong]
+        self._count("handover", sent.peer, len(wrong), transfer=message.transfer, layer_and_block=where[:8])
+        text = f"{len(wrong)} pages that came from {sent.peer} are not what it sent; first layer and block: {where[0]}"
+        return Corrupt(message.transfer, text)
+
+    # -- what was moved by others
+
+    def on_fetched(self, path: str, peer: PeerId, call: int, pages: tuple[int, int, int]) -> None:
+        """A fetch of the block mover has ended, with so many (checked, unchecked, wrong) pages; `path`: fetch or park."""
+        checked, unchecked, wrong = pages
+        self._checked_pages += checked
+        self._unchecked_pages += unchecked
+        if wrong:
+            self._count(path, peer, wrong, call=call)
+
+    def _count(self, path: str, peer: PeerId, n_wrong: int, **more: object) -> None:
+        self._mismatches[path] += n_wrong
+        self._log.event("kv_mismatch", path=path, peer=peer, n_pages=n_wrong, **more)
+
+    # -- state for others
+
+    def on_tick(self) -> None:
+        """Forget what is held of transfers that the core has ended."""
+        for name, transfer in list(self._transfers.items()):
+            if self._grant_of(name, transfer.peer) is None:
+                del self._transfers[name]
+
+    def counters(self) -> dict[str, float]:
+        """As in reports."""
+        return {
+            "kv_checked_pages_total": float(self._checked_pages),
+            "kv_unchecked_pages_total": float(self._unchecked_pages),
+            **{f"kv_mismatches_total{{path={path}}}": float(n) for path, n in self._mismatches.items()},
+        }
+
+    @property
+    def n_held(self) -> int:
+        """Messages that are being read, and transfers of which something is held."""
+        return len(self._reading) + len(self._transfers)
+
+
+def _fits(grant: Grant, message: KvSent) -> bool:
+    coverage = Coverage(len(grant.pages), grant.first_block, grant.first_block + len(grant.pages[0]))
+    return all(coverage.fits(span) for span in message.spans)
+
+
+def _place(message: KvSent, place: int) -> tuple[int, int]:
+    """Layer and block of a page of a KvSent."""
+    for span in message.spans:
+        if place < n_pages(span):
+            return span.layer + place % span.n_layers, span.first_block + place // span.n_layers
+        place -= n_pages(span)
+    raise AssertionError("a place behind the last page")
