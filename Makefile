@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test check lint format bench gpu-check clean
+.PHONY: help install up test check faults lint format bench gpu-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' "$(ROOT)/Makefile" | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -41,6 +41,9 @@ check: lint ## lint and the tests that start no process (under a minute)
 test: lint ## everything: what CI runs
 	cd "$(ROOT)" && "$(BIN)/pytest" -m "not system and not gpu" -n 2 --dist worksteal
 	cd "$(ROOT)" && "$(BIN)/pytest" -m "system and not gpu" -n 2 --dist loadfile $(ARGS)
+
+faults: install ## the whole kill matrix over real processes; its table: ARGS="--table matrix.md"; root, for the cuts
+	cd "$(ROOT)" && "$(BIN)/python" -m tests.faults.matrix $(ARGS)
 
 format: install ## rewrite the files as `make lint` wants them
 	cd "$(ROOT)" && "$(BIN)/ruff" format . && "$(BIN)/ruff" check --fix .

@@ -4,7 +4,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
@@ -13,8 +13,18 @@ import httpx
 class Stream:
     """One streamed /v1/completions request of token ids, read in a thread of its own."""
 
-    def __init__(self, url: str, prompt: list[int], max_tokens: int, *, leave_after: int | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        prompt: list[int],
+        max_tokens: int,
+        *,
+        leave_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        cache_salt: str | None = None,
+    ) -> None:
         """`leave_after`: disconnect once that many tokens have come; 0 leaves before the first."""
+        self._headers, self._cache_salt = dict(headers or {}), cache_salt
         self.url, self.prompt, self.max_tokens, self.leave_after = url, prompt, max_tokens, leave_after
         self.tokens: list[int] = []
         self.error: dict[str, Any] | None = None
@@ -22,11 +32,21 @@ class Stream:
         self.broken = False
         """The connection broke off without a last word."""
         self.left = False
+        self.answered_s: float | None = None
+        """When the last word was there, on time.monotonic."""
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        body = {
+        try:
+            self._ask()
+        except httpx.HTTPError:
+            self.broken = True
+        finally:
+            self.answered_s = time.monotonic()
+
+    def _ask(self) -> None:
+        body: dict[str, Any] = {
             "model": "m",
             "prompt": self.prompt,
             "max_tokens": self.max_tokens,
@@ -35,18 +55,17 @@ class Stream:
             "stream": True,
             "return_token_ids": True,
         }
-        try:
-            with httpx.Client(timeout=60) as client:
-                with client.stream("POST", f"{self.url}/v1/completions", json=body) as response:
-                    if response.status_code != 200:
-                        self.error = json.loads(response.read())["error"]
-                        return
-                    if self.leave_after == 0:
-                        self.left = True
-                        return
-                    self._read(response)
-        except httpx.HTTPError:
-            self.broken = True
+        if self._cache_salt is not None:
+            body["cache_salt"] = self._cache_salt
+        with httpx.Client(timeout=60, headers=self._headers) as client:
+            with client.stream("POST", f"{self.url}/v1/completions", json=body) as response:
+                if response.status_code != 200:
+                    self.error = json.loads(response.read())["error"]
+                    return
+                if self.leave_after == 0:
+                    self.left = True
+                    return
+                self._read(response)
 
     def _read(self, response: httpx.Response) -> None:
         for line in response.iter_lines():

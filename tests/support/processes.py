@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,7 +29,9 @@ class Cluster:
     def __init__(self, redis_url: str, folder: Path) -> None:
         self.redis_url, self.folder = redis_url, folder
         self.registry = Registry(redis_url, "test")
-        self.processes: dict[str, Forked] = {}
+        self.processes: dict[str, Forked | subprocess.Popen[bytes]] = {}
+        self.networks: dict[str, str] = {}
+        """By process: the file of the network namespace that it starts in; who is not here starts in ours."""
 
     def start(self, role: str, name: str, **flags: object) -> None:
         """Start a process; `await_members` waits for it."""
@@ -41,8 +43,13 @@ class Cluster:
             settings = {"run_dir": self.folder, **settings}  # or kill -9 leaves a folder behind
         for flag, value in settings.items():
             arguments += [f"--{flag.replace('_', '-')}", str(value)]
-        log = self.folder / f"{name}.log"
-        self.processes[name] = zygote(_QUIET).start(arguments, {**os.environ, **_QUIET}, log)
+        log, environ = self.folder / f"{name}.log", {**os.environ, **_QUIET}
+        self.processes[name] = zygote(_QUIET).start(arguments, environ, log, self.networks.get(name))
+
+    def run(self, name: str, command: Sequence[str]) -> None:
+        """Start any program as the process of that name; its words go to `log`."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
@@ -90,6 +97,10 @@ class Cluster:
     def resume(self, name: str) -> None:
         os.killpg(self.processes[name].pid, signal.SIGCONT)
 
+    def stopped(self, name: str) -> bool:
+        """Whether the process stands still: by `pause`, or by a SIGSTOP of its own."""
+        return Path(f"/proc/{self.processes[name].pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
     def stop(self, name: str, timeout_s: float = 20) -> int:
         """SIGTERM; the exit code."""
         process = self.processes[name]
@@ -97,9 +108,10 @@ class Cluster:
         return process.wait(timeout=timeout_s)
 
     def close(self) -> None:
-        for process in self.processes.values():
+        for name, process in self.processes.items():
             if process.poll() is None:
                 process.terminate()
+                self.resume(name)  # one that stands still would not hear it
         for name, process in self.processes.items():
             try:
                 process.wait(timeout=20)
