@@ -1,0 +1,216 @@
+"""Readers later than their lease, writers that outlast a cancel, workers that come back under their own name: forced, not awaited."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from common.ids import RequestId
+from common.messages.handover import Grant, Stopped
+from kvstore.server.core import reads
+from services.worker.core import lender, lookups
+from tests.parity.caching import Answers
+from tests.support.driver import Driver
+from tests.support.storm import Watch, checked_pages, require_nothing_held, watching
+from tests.support.threads import ThreadCluster, thread_cluster
+
+pytestmark = pytest.mark.system
+
+STORE, DECODE, FIRST, SECOND = "kvstore-0", "decode-0", "prefill-0", "prefill-1"
+HALF_TOKENS = 1900
+"""Of the 4096 that 2 MiB of the tiny model hold, the least there can be."""
+LEASE_MS, LATE_MS = 50, 2000
+
+
+@dataclass
+class Pair:
+    """A decode worker and what hands over to it."""
+
+    workers: ThreadCluster
+    driver: Driver
+    watch: Watch
+    answers: Answers
+    n_tokens: int = 8
+    flags: dict[str, object] = field(default_factory=dict)
+
+    def start(self, name: str, **flags: object) -> None:
+        role = name.partition("-")[0]
+        common = {"model": self.answers.folder, "dtype": "float32", "device_memory": "2MiB", "fetch": "always"}
+        given = {"host_memory": "2MiB"} if role == "kvstore" else {**common, "kvstore": "off", **self.flags}
+        self.driver.add(self.workers.start(role, name, verify_kv=True, **{**given, **flags}))
+
+    def until_reached(self, *ways: tuple[str, str]) -> None:
+        """Wait until the first of each pair can move KV to the second's present incarnation."""
+
+        def reached(name: str, peer: str) -> bool:
+            wanted = f"{peer}@{self.workers.members()[peer].incarnation:016x}"
+            return any(way.peer == wanted for way in self.driver.reports[name].transports)
+
+        self.driver.until_reported(lambda: all(reached(*way) for way in ways), f"{ways} are connected")
+
+    def send(self, to: str, prompt: list[int], **more: object) -> RequestId:
+        return self.driver.send(to, prompt, decode=DECODE, max_tokens=self.n_tokens, **more)  # type: ignore[arg-type]
+
+    def require_right(self, request: RequestId, prompt: list[int]) -> None:
+        """Answered, with transformers' tokens."""
+        (outcome,) = self.driver.finish([request], timeout_s=60.0)
+        assert outcome.failed is None, outcome.failed
+        assert outcome.tokens == self.answers.to(prompt)[: self.n_tokens]
+
+    def until_late(self, name: str, point: str) -> None:
+        """Wait until a copy of this worker is being delayed."""
+        series = f"faults_injected_total{{point={point},kind=delay}}"
+        self.driver.until(
+            lambda: name in self.driver.reports and self.driver.reports[name].counters.get(series, 0) > 0,
+            f"a copy of {name} is late",
+        )
+
+    def settle(self) -> None:
+        self.driver.until_all_free()
+        require_nothing_held(self.driver)
+        assert checked_pages(self.driver) > 0
+
+
+@pytest.fixture(scope="module")
+def answers(tiny_model: Callable[[str], Path]) -> Answers:
+    return Answers(tiny_model("llama"))
+
+
+@pytest.fixture
+def pair(answers: Answers, tmp_path: Path) -> Iterator[Pair]:
+    with thread_cluster(tmp_path) as workers, watching() as watch, Driver([]) as driver:
+        yield Pair(workers, driver, watch, answers)
+
+
+def late(point: str, *more: str) -> dict[str, object]:
+    """Flags of a worker whose copies are late."""
+    return {"debug_faults": True, "faults": " ".join([f"{point}:delay ms={LATE_MS}", *more])}
+
+
+@pytest.mark.parametrize("holder", [STORE, SECOND])
+def test_what_is_read_after_the_lease_has_ended_and_the_pages_are_others_is_not_used(
+    holder: str, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in ((lookups, "_LEASE_MS"), (lender, "_LONGEST_LEASE_MS"), (reads, "MAX_LEASE_MS")):
+        monkeypatch.setattr(module, name, LEASE_MS)
+    pair.flags = {"kvstore": "auto" if holder == STORE else "off"}
+    for name in (STORE,) * (holder == STORE) + (DECODE, SECOND):
+        pair.start(name)
+    pair.start(FIRST, **late("fetch"))
+    pair.until_reached((FIRST, DECODE), (SECOND, DECODE), (FIRST, holder), *[(SECOND, STORE)] * (holder == STORE))
+    driver, prompt = pair.driver, pair.answers.prompt(204, "lent", holder)
+    pair.require_right(pair.send(SECOND, prompt), prompt)
+    driver.until_all_free()
+    hint = None if holder == STORE else driver.hint(SECOND, 12)
+    request = pair.send(FIRST, prompt, fetch=hint)
+    pair.until_late(FIRST, "fetch")
+    evicted = driver.reports[holder].counters.get("evicted_blocks_total", 0)
+    for number in range(3):  # twice what the holder can keep
+        other = pair.answers.prompt(1900, "churn", number)
+        driver.finish([driver.send(SECOND, other, decode=DECODE, max_tokens=1)])
+    driver.refresh()
+    assert driver.reports[holder].counters["evicted_blocks_total"] > evicted, "what was lent could not be pushed out"
+    pair.require_right(request, prompt)
+    assert driver.outcomes[request].cached_tokens == 0
+    driver.refresh()
+    assert driver.reports[FIRST].counters["load_failures_total"] >= 1
+    pair.settle()
+
+
+def test_pages_that_a_late_writer_may_write_are_given_to_nobody_before_it_has_stopped(pair: Pair) -> None:
+    pair.start(DECODE)
+    pair.start(FIRST, transport="shm", **late("transfer", "times=1"))
+    pair.start(SECOND, transport="shm")
+    pair.until_reached((FIRST, DECODE), (SECOND, DECODE))
+    driver = pair.driver
+    driver, prompt = pair.driver, pair.answers.prompt(HALF_TOKENS, "late")
+    old = pair.send(FIRST, prompt)
+    pair.until_late(FIRST, "transfer")
+    driver.cancel(old, DECODE)
+    driver.until_reported(lambda: driver.reports[DECODE].pages.quarantined > 0, "its pages are in quarantine")
+    wanted = [pair.answers.prompt(HALF_TOKENS, "wants", number) for number in range(3)]
+    requests = [pair.send(SECOND, one) for one in wanted]
+    driver.cancel(old, FIRST)
+    for request, one in zip(requests, wanted, strict=True):
+        pair.require_right(request, one)
+    pair.settle()
+    quarantined, stopped = pages_before_stopped(pair.watch)
+    assert stopped, "the writer never said that it had stopped"
+    assert quarantined, "nobody asked for pages meanwhile"
+
+
+def pages_before_stopped(watch: Watch) -> tuple[int, bool]:
+    """Grants while the first one's pages were in quarantine, none of which shared a page with it; whether that ended."""
+    grants = [(place, one) for place, one in enumerate(watch.said) if isinstance(one, Grant)]
+    (_, first), *others = grants
+    ends = [n for n, one in enumerate(watch.said) if isinstance(one, Stopped) and one.transfer == first.transfer]
+    held = {page for row in first.pages for page in row}
+    during = [one for place, one in others if not ends or place < ends[0]]
+    for one in during:
+        assert held.isdisjoint(page for row in one.pages for page in row), "a page in quarantine was given away"
+    return len(during), bool(ends)
+
+
+def test_a_retry_is_answered_rightly_while_the_attempt_before_it_is_still_ending(pair: Pair) -> None:
+    """The lease of the first attempt ends while its writer is late; the second has its name, at another worker."""
+    pair.start(DECODE, lease_ms=LEASE_MS)
+    pair.start(FIRST, transport="shm", **late("transfer", "times=1"))
+    pair.until_reached((FIRST, DECODE))
+    driver, prompt = pair.driver, pair.answers.prompt(204, "again")
+    first = pair.send(FIRST, prompt)
+    (outcome,) = driver.finish([first])
+    assert outcome.failed is not None and outcome.failed.retryable
+    assert (outcome.failed.code, outcome.failed.phase) == ("peer_failed", "transfer")
+    driver.refresh()
+    assert driver.reports[DECODE].pages.quarantined > 0, "the first attempt is still ending"
+    pair.start("mixed-0")
+    second = driver.send("mixed-0", prompt, max_tokens=pair.n_tokens, request=first)
+    third = driver.send(DECODE, prompt, max_tokens=pair.n_tokens)
+    pair.require_right(second, prompt)
+    pair.require_right(third, prompt)
+    driver.until_all_free()
+    require_nothing_held(driver)
+
+
+@pytest.mark.parametrize("again", [FIRST, DECODE])
+def test_a_worker_that_comes_back_under_its_name_inside_a_lease_finds_nothing_of_its_former_life(
+    again: str, pair: Pair
+) -> None:
+    flags = {FIRST: {"transport": "shm"}, DECODE: {}}
+    pair.start(DECODE)
+    pair.start(FIRST, transport="shm", **late("transfer", "times=1"))
+    pair.until_reached((FIRST, DECODE))
+    driver, prompt = pair.driver, pair.answers.prompt(HALF_TOKENS, "life", again)
+    old = pair.send(FIRST, prompt)
+    pair.until_late(FIRST, "transfer")
+    driver.remove(again)
+    pair.workers.stop(again)
+    pair.start(again, **flags[again])
+    driver.cancel(old, FIRST, DECODE)
+    pair.until_reached((FIRST, DECODE))
+    wanted = [pair.answers.prompt(HALF_TOKENS, "next life", again, number) for number in range(2)]
+    for request, one in [(pair.send(FIRST, one), one) for one in wanted]:
+        pair.require_right(request, one)
+    pair.settle()
+
+
+def test_a_transfer_of_nothing_is_a_transfer_like_any_other(pair: Pair) -> None:
+    """Whole blocks exactly, all of them on the decode side already: alone, many at once, and cancelled."""
+    pair.start(DECODE, caching=2)
+    pair.start(FIRST, caching=2)
+    pair.until_reached((FIRST, DECODE))
+    driver = pair.driver
+    for tokens in (160, 161, 16):
+        prompt = pair.answers.prompt(tokens, "nothing", tokens)
+        for _ in range(2):
+            pair.require_right(pair.send(FIRST, prompt), prompt)
+        requests = [pair.send(FIRST, prompt) for _ in range(12)]
+        for request in requests[::3]:
+            driver.cancel(request, FIRST, DECODE)
+        for request in {*requests} - {*requests[::3]}:
+            pair.require_right(request, prompt)
+        driver.until_all_free()
+    granted = [sum(map(len, one.pages)) for one in pair.watch.said if isinstance(one, Grant)]
+    assert granted.count(0) >= 8, granted
+    require_nothing_held(driver)
