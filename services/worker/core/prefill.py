@@ -127,8 +127,17 @@ class PrefillCore(WorkerRole):
     def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
         """The engine finished a step."""
         self._costing.learn(self._scheduler.step, result)
+        self._note_began(now_ms)
         done = [action for new in self._scheduler.complete(result) for action in self._on_prompt_done(new, now_ms)]
+        self._time_step(now_ms)
         return done + self._pump(now_ms) + self._cache.pump(now_ms)
+
+    def _note_began(self, now_ms: float) -> None:
+        step, began_ms = self._scheduler.step, self._step_began_ms(now_ms)
+        for segment in step.segments if step is not None else ():
+            prompt = self._prompts.get(segment.request)
+            if prompt is not None and prompt.began_ms is None:
+                prompt.began_ms = began_ms
 
     def _on_prompt_done(self, new: NewToken, now_ms: float) -> list[Action]:
         prompt = self._prompts[new.sequence.request]
@@ -165,7 +174,7 @@ class PrefillCore(WorkerRole):
             prompt = self._prompts.get(request)
             if self._terms.fail_lost_loads and prompt is not None:
                 text = "KV that was to be reused could not be fetched (--on-load-failure=fail)"
-                actions += prompt.tell(LoadFailed.code, text, retryable=LoadFailed.retryable)
+                actions += prompt.tell(LoadFailed.code, text, now_ms=now_ms, retryable=LoadFailed.retryable)
                 actions += self._end(prompt, LoadFailed.code, now_ms)
         return actions + self._pump(now_ms)
 
@@ -250,7 +259,9 @@ class PrefillCore(WorkerRole):
                     self._totals.handed_over += 1
                 case GaveUp(transfer=transfer):
                     prompt = self._prompts[self._requests[transfer]]
-                    actions += prompt.tell(step.code, step.text, phase=step.phase, retryable=step.retryable)
+                    actions += prompt.tell(
+                        step.code, step.text, now_ms=now_ms, phase=step.phase, retryable=step.retryable
+                    )
                     self._scheduler.drop(prompt.message.request)
                 case Release(transfer=transfer):
                     request = self._requests.pop(transfer)
@@ -266,7 +277,8 @@ class PrefillCore(WorkerRole):
         actions: list[Action] = []
         for prompt in sorted(prompts, key=lambda p: p.transfer is not None):
             if self._prompts.get(prompt.message.request) is prompt:
-                actions += prompt.tell(code, f"{text} (phase {prompt.phase})", retryable=code in _RETRYABLE)
+                said = f"{text} (phase {prompt.phase})"
+                actions += prompt.tell(code, said, now_ms=now_ms, retryable=code in _RETRYABLE)
                 actions += self._end(prompt, code, now_ms)
         return actions
 
