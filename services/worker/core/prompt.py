@@ -8,6 +8,7 @@ from common.messages.actions import Send
 from common.messages.handover import GrantRequest, KvSpan
 from common.messages.requests import Failed, Generate, Timings
 from common.policy.transfer import Granularity
+from kvstore.handover.actions import GaveUp
 from kvstore.handover.outgoing import FirstToken
 from services.worker.core.found import FoundBlocks
 from services.worker.core.scheduler import NewToken
@@ -133,6 +134,14 @@ class Prompt:
         blocks = slice(span.first_block, span.first_block + span.n_blocks)
         pages = self.sequence.table.ids[span.layer : span.layer + span.n_layers, blocks]
         return tuple(pages.T.ravel().tolist())
+
+    def tell_ended(self, code: str, text: str, now_ms: float, *, retryable: bool) -> list[Send]:
+        """It ends where it is now."""
+        return self.tell(code, f"{text} (phase {self.phase})", now_ms=now_ms, retryable=retryable)
+
+    def tell_gave_up(self, step: GaveUp, now_ms: float) -> list[Send]:
+        """The hand-over failed."""
+        return self.tell(step.code, step.text, now_ms=now_ms, phase=step.phase, retryable=step.retryable)
 
     def tell(
         self, code: str, text: str, *, now_ms: float | None = None, phase: str | None = None, retryable: bool = False

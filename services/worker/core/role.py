@@ -19,6 +19,7 @@ from services.worker.core.found import Started
 from services.worker.core.parts import Parts
 from services.worker.core.plan import StepPlan, StepResult
 from services.worker.core.reporting import Reporter
+from services.worker.core.step_times import StepTimes
 from services.worker.core.wire import refusal_of
 
 DRAINED = "the worker was told to stop, and its time to drain is over"
@@ -34,7 +35,7 @@ class WorkerRole(ABC):
         self._resizing, self._memory = parts.resizing, parts.pool_memory
         self._reporter = Reporter(mine, parts)
         self._ending = False
-        self._timed = 0, 0.0  # the number of the oldest step in flight, and when it began
+        self._times = StepTimes()
         self._owed: dict[PeerId, list[Failed]] = {}  # until their gateway pings, or falls silent
 
     def on_message(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
@@ -173,20 +174,9 @@ class WorkerRole(ABC):
         self._memory.on_chunks_back(chunks, problem)
         return self._resizing.on_chunks_back(problem) + self._end_unfit(now_ms) + self._after_cache(now_ms)
 
-    def _time_step(self, now_ms: float) -> None:
-        """The engine may have begun another step: one planned ahead begins when the one before it ends."""
-        step = self._scheduler.step
-        if step is not None and step.number != self._timed[0]:
-            self._timed = step.number, now_ms
-
-    def _step_began_ms(self, now_ms: float) -> float:
-        """When the oldest step in flight began."""
-        step = self._scheduler.step
-        return self._timed[1] if step is not None and step.number == self._timed[0] else now_ms
-
     def loads(self, now_ms: float) -> list[Action]:
         """What sequences that have started wait for: to be carried out before the step of the last plan begins."""
-        self._time_step(now_ms)
+        self._times.note(self._scheduler.step, now_ms)
         leaving = self._scheduler.parking.take_orders()
         started = self._scheduler.take_started()
         return leaving + [action for one in started for action in self._on_started(one, now_ms)]
