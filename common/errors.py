@@ -24,6 +24,8 @@ Anything else that escapes is a bug in this repository: log it with its
 traceback, let the process die, let its supervisor restart it.
 """
 
+from typing import Self
+
 
 class ServingError(Exception):
     """Base. `code` is stable API; the text is for people and may change."""
@@ -31,6 +33,13 @@ class ServingError(Exception):
     code = "internal"
     http_status = 500
     retryable = False
+    phase: str | None = None
+    """Of a request: where it ended. Set on instances, by who knows it."""
+
+    def in_phase(self, phase: str) -> Self:
+        """This error, with the phase of the request that it ended; one that is known already stays."""
+        self.phase = self.phase or phase
+        return self
 
 
 class Rejected(ServingError):

@@ -7,20 +7,17 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from common.errors import ServingError
-from common.log import Log
+from gateway.account import Account
 from gateway.api_keys import ApiKeys
-from gateway.border import CLIENT_LEFT_STATUS, Border
+from gateway.border import CLIENT_LEFT_STATUS, Border, Watch
 from gateway.errors import MethodNotAllowed, NotFound, error_response
-from gateway.metrics import GatewayMetrics
 from gateway.openapi import OpenApiRoute
 from gateway.routes_admin import AdminRoutes
 from gateway.routes_openai import OpenAiRoutes
 from gateway.routes_status import StatusRoutes
 
 
-def build_app(
-    openai: OpenAiRoutes, status: StatusRoutes, admin: AdminRoutes, metrics: GatewayMetrics, log: Log, keys: ApiKeys
-) -> ASGIApp:
+def build_app(openai: OpenAiRoutes, status: StatusRoutes, admin: AdminRoutes, watch: Watch, keys: ApiKeys) -> ASGIApp:
     """Everything behind one callable."""
     app = FastAPI(title="Penstock", openapi_url=None)  # a generated description would lack the bodies
     OpenApiRoute(keys).add_to(app)
@@ -30,11 +27,14 @@ def build_app(
     app.add_exception_handler(ServingError, _serving_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _client_left)
-    return Border(app, metrics, log, keys)
+    return Border(app, watch, keys)
 
 
 async def _serving_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServingError)
+    account: Account | None = getattr(request.state, "account", None)
+    if account is not None:
+        account.error = error.in_phase("queue")  # what ends later says so itself
     return error_response(error)
 
 

@@ -7,18 +7,24 @@ a traceback in the log. A plain ASGI wrapper, so that a streamed token passes on
 import asyncio
 import re
 import secrets
+import time
 import traceback
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from common.clock import Clock
 from common.errors import BodyTooLarge, InvalidRequest, ServingError
 from common.log import Log
 from common.units import format_bytes
+from gateway.account import ROUTES, Account
 from gateway.api_keys import ApiKeys
+from gateway.core.failure import WorkerFailed
 from gateway.errors import BodyTooSlow, Forbidden, Internal, Unauthorized, error_response
 from gateway.metrics import GatewayMetrics
+from gateway.request_log import RequestLog
 
 ADMIN = "/admin"
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/openapi.json"})
@@ -32,12 +38,22 @@ _KNOWN_PATH = re.compile(
 _ADMIN_PATH = re.compile(r"^(/admin/workers/)[^/]+/(drain|resume|memory)$")
 
 
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Whom the border tells of requests."""
+
+    metrics: GatewayMetrics
+    log: Log
+    requests: RequestLog
+    clock: Clock
+
+
 class Border:
     """Wraps the application."""
 
-    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, log: Log, keys: ApiKeys) -> None:
-        self._app, self._metrics, self._log = app, metrics, log
-        self._keys = keys
+    def __init__(self, app: ASGIApp, watch: Watch, keys: ApiKeys) -> None:
+        self._app, self._metrics, self._log = app, watch.metrics, watch.log
+        self._watch, self._keys = watch, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, from its first byte to its last."""
@@ -47,7 +63,8 @@ class Border:
         given = Headers(scope=scope).get("x-request-id")
         acceptable = given is not None and REQUEST_ID.fullmatch(given) is not None
         request_id = given if given is not None and acceptable else f"req-{secrets.token_hex(8)}"
-        scope.setdefault("state", {})["request_id"] = request_id
+        account = self._account(scope, request_id)
+        scope.setdefault("state", {}).update(request_id=request_id, account=account, key_name="")
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
@@ -64,20 +81,48 @@ class Border:
             self._check_key(scope)
             await self._app(scope, receive, send_with_id)
         except ServingError as error:
+            if account is not None:
+                account.error = error.in_phase("queue")  # what ends later says so itself
             await error_response(error)(scope, receive, send_with_id)
         except Exception:  # noqa: BLE001  the request boundary: one request's bug must not end the others
             self._log.event("bug", request=request_id, path=scope["path"], traceback=traceback.format_exc())
+            bug = Internal(f"the gateway failed; its log has the details under request {request_id}")
+            if account is not None:
+                account.error = bug
             if status is None:
-                bug = Internal(f"the gateway failed; its log has the details under request {request_id}")
                 await error_response(bug)(scope, receive, send_with_id)
         finally:
             path = _ADMIN_PATH.sub(r"\1{id}/\2", scope["path"])  # a label of its own for every id would never end
             path = path if _KNOWN_PATH.fullmatch(path) else "other"
-            self._metrics.answers[path, CLIENT_LEFT_STATUS if status is None else status] += 1
+            answered = CLIENT_LEFT_STATUS if status is None else status
+            self._metrics.answers[path, answered] += 1
+            if account is not None:
+                self._close(account, answered, scope["state"]["key_name"])
+
+    def _account(self, scope: Scope, request_id: str) -> Account | None:
+        """Of a request for an answer."""
+        if scope["path"] not in ROUTES or scope["method"] != "POST":
+            return None
+        headers = Headers(scope=scope)
+        return Account(
+            request=request_id,
+            path=scope["path"],
+            arrived_ms=self._watch.clock.now_ms(),
+            arrived_unix_ns=time.time_ns(),
+            traceparent=headers.get("traceparent"),
+            tracestate=headers.get("tracestate"),
+        )
+
+    def _close(self, account: Account, status: int, key: str) -> None:
+        account.status, account.key, account.ended_ms = status, key, self._watch.clock.now_ms()
+        error = account.error
+        account.timeline.ended(account.ended_ms, error.timings if isinstance(error, WorkerFailed) else None)
+        if account.timeline.first_ms is None:
+            self._metrics.observe_parts(account.timeline.parts_ms())
+        self._watch.requests.ended(account)
 
     def _check_key(self, scope: Scope) -> None:
         """Raises Unauthorized, or Forbidden for an order of somebody who is no operator."""
-        scope["state"]["key_name"] = ""
         if scope["path"] in OPEN_PATHS:
             return
         kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")

@@ -60,7 +60,10 @@ def error_body(error: ServingError) -> bytes:
     """The JSON object of one error."""
     kind = "invalid_request_error" if error.http_status < 500 else "server_error"
     param = error.param if isinstance(error, InvalidRequest) else None
-    return msgspec.json.encode({"error": {"message": str(error), "type": kind, "param": param, "code": error.code}})
+    fields: dict[str, object] = {"message": str(error), "type": kind, "param": param, "code": error.code}
+    if error.phase is not None:  # of a request for an answer
+        fields |= {"phase": error.phase, "retryable": error.retryable}
+    return msgspec.json.encode({"error": fields})
 
 
 def retry_after_s(error: ServingError) -> int:

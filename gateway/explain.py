@@ -8,9 +8,9 @@ from typing import Any  # Any: JSON
 
 import msgspec
 
-from common.messages.requests import Timings
 from common.policy.estimates import Estimate
 from common.policy.routing_rules import Choice
+from gateway.account import Account, rounded
 from gateway.core.actions import Routed
 
 HEADER = b"x-penstock-explain"
@@ -47,11 +47,15 @@ def route_fields(routed: Routed) -> dict[str, Any]:
     }
 
 
-def served_fields(routed: Routed, timings: Timings) -> dict[str, Any]:
+def served_fields(account: Account) -> dict[str, Any]:
     """Parts of the time to the first token, in milliseconds, and the workers that served it in the end."""
-    phases_ms = {name.removesuffix("_ms"): _ms(getattr(timings, name)) for name in timings.__struct_fields__}
-    placed = routed.placed
-    return {"phases_ms": phases_ms, "workers": {"prefill": placed.entry_worker, "decode": placed.decode_worker}}
+    timeline = account.timeline
+    told: dict[str, Any] = {"phases_ms": rounded(timeline.parts_ms()), "workers": account.workers}
+    if timeline.ttft_ms is not None:
+        told["ttft_ms"] = _ms(timeline.ttft_ms)
+    if second_ms := timeline.second_token_ms():
+        told["second_token_ms"] = rounded(second_ms)
+    return told
 
 
 def _side(choice: Choice | None) -> dict[str, Any] | None:

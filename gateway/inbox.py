@@ -1,12 +1,22 @@
 """News of one HTTP request on their way from the switchboard to the coroutine that answers it."""
 
 import asyncio
+from dataclasses import dataclass
 
 from common.errors import ServingError
 from common.messages.requests import TokenDelta
-from gateway.core.actions import Routed
+from gateway.core.actions import Begun, Routed
 
-News = TokenDelta | ServingError | Routed
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The prompt is in a worker's socket."""
+
+    begun: Begun
+    sent_ms: float
+
+
+News = TokenDelta | ServingError | Routed | Sent
 
 
 class ClientLeft(Exception):

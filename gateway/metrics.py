@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import (
@@ -13,12 +13,11 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from common.messages.requests import Timings
 from gateway.core.roster import WorkerState
+from gateway.timeline import PARTS
 from gateway.worker_metrics import counter_families, worker_families
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-_PHASES = ("prefill_queue", "grant_wait", "compute", "transfer", "decode_queue")
 _PREFIX = "penstock_gateway_"
 
 
@@ -53,7 +52,7 @@ class GatewayMetrics:
         self.ttft = Histogram()
         self.itl = Histogram()
         self.e2e = Histogram()
-        self.phases = {phase: Histogram() for phase in _PHASES}
+        self.phases = {phase: Histogram() for phase in PARTS}
         self.answers: Counter[tuple[str, int]] = Counter()
         """By (path, HTTP status); 499 is a client that left."""
         self.prompt_tokens_total = 0
@@ -63,10 +62,10 @@ class GatewayMetrics:
         self.broken_streams_total = 0
         """Streams that ended with an error after their 200 was sent."""
 
-    def observe_phases(self, timings: Timings) -> None:
-        """Where a first token's time went, as its workers measured it."""
-        for phase, histogram in self.phases.items():
-            histogram.observe(getattr(timings, f"{phase}_ms") / 1000)
+    def observe_parts(self, parts_ms: Mapping[str, float]) -> None:
+        """Where a request's time went."""
+        for part, value_ms in parts_ms.items():
+            self.phases[part].observe(value_ms / 1000)
 
     def families(self) -> Iterator[Metric]:
         """The gateway's own part of the page."""
@@ -80,7 +79,7 @@ class GatewayMetrics:
             yield family
         phases = HistogramMetricFamily(
             _PREFIX + "phase_seconds",
-            "Parts of the time to the first token; the queues are two of them.",
+            "Parts of the time to the first token, or to a failure; decode_queue and first_step: to the second token.",
             labels=["phase"],
         )
         for phase, histogram in self.phases.items():

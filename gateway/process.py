@@ -24,12 +24,14 @@ from common.net.redis import Membership
 from common.process_facts import policies_of, software_versions
 from gateway.api_keys import ApiKeys, read_api_keys
 from gateway.app import build_app
+from gateway.border import Watch
 from gateway.core.prompt_tree import PromptTree
 from gateway.core.roster import Fit
 from gateway.http_protocol import BoundedHttp
 from gateway.memory_history import MemoryHistory
 from gateway.metrics import GatewayMetrics
 from gateway.model_files import ModelFiles, read_model_files
+from gateway.request_log import RequestLog, log_line
 from gateway.route_parts import build_dispatch
 from gateway.routes_admin import AdminRoutes
 from gateway.routes_openai import OpenAiRoutes, Served
@@ -38,6 +40,7 @@ from gateway.sampling import Limits
 from gateway.settings import GatewaySettings
 from gateway.switchboard import Switchboard
 from gateway.tokens import Tokens
+from gateway.tracing import tracing_from
 from gateway.tree_keeper import TreeKeeper
 
 _POLICIES = (
@@ -65,6 +68,9 @@ class Gateway:
         self._log = Log(process=self.member.id)
         self._kit = None if settings.faults is None else FaultKit(settings.faults, self.member.id, self._log)
         metrics = GatewayMetrics()
+        self._tracing = tracing_from(os.environ, self._log, self.member.id)
+        sinks = [log_line(self._log)] if settings.log_requests else []
+        self._requests = RequestLog([*sinks, *([] if self._tracing is None else [self._tracing.ended])])
         self._tree = PromptTree()
         reader = CacheReader(settings.redis, settings.cluster, self._model_name)
         self._clock = clock_of(self._kit)
@@ -78,8 +84,7 @@ class Gateway:
             self._openai(settings, files, tokens, metrics),
             StatusRoutes(self.member, self.switchboard, self._keeper, metrics, self._memory),
             AdminRoutes(self.switchboard),
-            metrics,
-            self._log,
+            Watch(metrics, self._log, self._requests, self._clock),
             keys,
         )
         self._server = _Server(
@@ -126,6 +131,7 @@ class Gateway:
         self.switchboard.start()
         self._keeper.start()
         self._memory.start()
+        self._requests.start()
         try:
             await asyncio.to_thread(self._membership.join)
             on = self._kit is not None
@@ -137,7 +143,13 @@ class Gateway:
             await self._keeper.stop()
             self.switchboard.stop()
             self._listener.close()
+            await asyncio.to_thread(self._end_of_requests)
             self._log.event("stopped")
+
+    def _end_of_requests(self) -> None:
+        self._requests.stop()
+        if self._tracing is not None:
+            self._tracing.stop()
 
     def ask_to_stop(self) -> None:
         """Begin to stop; asked again, stop without waiting for running requests. Any thread."""

@@ -14,16 +14,18 @@ from starlette.types import Message, Receive, Scope, Send
 
 from common.clock import Clock
 from common.errors import ServingError
-from common.messages.requests import Timings, TokenDelta
+from common.messages.requests import TokenDelta
+from gateway.account import Account
 from gateway.answer import Choice, Piece, joined
 from gateway.chunks import DONE, Usage, Writer, error_chunk
 from gateway.core.actions import Routed
 from gateway.core.order import Order
 from gateway.errors import error_body
 from gateway.explain import FIELD, explain_headers, served_fields
-from gateway.inbox import ClientLeft, Inbox, News
+from gateway.inbox import ClientLeft, Inbox, News, Sent
 from gateway.metrics import GatewayMetrics
 from gateway.switchboard import Switchboard
+from gateway.timeline import Timeline
 
 _STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 _WHOLE_HEADERS = [(b"content-type", b"application/json")]
@@ -42,7 +44,9 @@ class Plan:
     writer: Writer
     stream: bool
     include_usage: bool
-    arrived_ms: float
+    explain: bool
+    """Whether the client asked how it was served."""
+    account: Account
     timeout_ms: float
     """Time from the arrival to the last byte."""
 
@@ -54,13 +58,15 @@ class Reply(Response):
         super().__init__()
         self._plan, self._switchboard, self._metrics, self._clock = plan, switchboard, metrics, clock
         n = len(plan.orders)
-        self._last_ms = [plan.arrived_ms] * n
+        self._arrived_ms, self._account = plan.account.arrived_ms, plan.account
+        self._last_ms = [self._arrived_ms] * n
+        self._timelines = [self._account.timeline, *(Timeline(self._arrived_ms) for _ in range(n - 1))]
+        self._unwritten: list[int] = []  # whose first token is on its way
         self._begun = [False] * n
         self._open = set(range(n))
         self._cached_tokens = 0
         self._error: ServingError | None = None
         self._routes: dict[int, Routed] = {}  # where clients asked how they were routed
-        self._first_timings: Timings | None = None  # of the first choice
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer. Raises ServingError while no byte is out."""
@@ -77,7 +83,9 @@ class Reply(Response):
             watch.cancel()
             for order in self._plan.orders:
                 self._switchboard.cancel(order.request)
-            self._metrics.e2e.observe((self._clock.now_ms() - self._plan.arrived_ms) / 1000)
+            self._metrics.e2e.observe((self._clock.now_ms() - self._arrived_ms) / 1000)
+            self._note_written()  # nothing is left, unless the client has
+            self._account.cached_tokens, self._account.generated_tokens = self._cached_tokens, self._generated_tokens
             self._metrics.generated_tokens_total += self._generated_tokens
 
     def _in_time(self, send: Send) -> Send:
@@ -87,7 +95,7 @@ class Reply(Response):
         """
 
         async def send_in_time(message: Message) -> None:
-            left_ms = self._plan.arrived_ms + self._plan.timeout_ms - self._clock.now_ms()
+            left_ms = self._arrived_ms + self._plan.timeout_ms - self._clock.now_ms()
             try:
                 async with asyncio.timeout(max(0.0, left_ms) / 1000):
                     await send(message)
@@ -110,6 +118,7 @@ class Reply(Response):
                 break
             if body:
                 await send({"type": "http.response.body", "body": body, "more_body": True})
+                self._note_written()
             body = b""
             pieces = self._pieces(await inbox.take())
         await send({"type": "http.response.body", "body": body + self._closing(), "more_body": False})
@@ -126,6 +135,7 @@ class Reply(Response):
 
     def _closing(self) -> bytes:
         """What a stream ends with: an error, or usage and the end mark."""
+        self._note_written()
         if self._error is not None:
             self._metrics.broken_streams_total += 1
             return error_chunk(error_body(self._error))
@@ -134,9 +144,8 @@ class Reply(Response):
         )
 
     def _served(self) -> dict[str, Any]:
-        """Who served the first choice and how long its phases took, for clients that asked and workers that told."""
-        routed, timings = self._routes.get(0), self._first_timings
-        return {} if routed is None or timings is None else {FIELD: served_fields(routed, timings)}
+        """Who served the first choice and how long its phases took, for clients that asked."""
+        return {FIELD: served_fields(self._account)} if self._plan.explain else {}
 
     async def _whole(self, inbox: Inbox, send: Send) -> None:
         batches: list[list[Piece]] = [[] for _ in self._plan.orders]
@@ -156,8 +165,11 @@ class Reply(Response):
         now_ms = self._clock.now_ms()
         for index, one in news:
             if isinstance(one, ServingError):
-                self._error = one
+                self._error = self._account.error = one
                 break
+            if isinstance(one, Sent):
+                self._note_sent(index, one)
+                continue
             if isinstance(one, Routed):
                 self._routes[index] = one
                 continue
@@ -168,24 +180,47 @@ class Reply(Response):
             found.setdefault(index, []).append(piece)
             if piece.finish is not None:
                 self._open.discard(index)
+                self._account.finish = self._account.finish or piece.finish
                 self._switchboard.cancel(self._plan.orders[index].request)
         return found
 
     def _observe(self, index: int, delta: TokenDelta, now_ms: float) -> None:
         seconds = (now_ms - self._last_ms[index]) / 1000
         self._last_ms[index] = now_ms
+        timeline = self._timelines[index]
         if self._begun[index]:
+            if delta.timings is not None and timeline.second is None and delta.position == 1:
+                timeline.second = delta.timings
+                self._metrics.observe_parts(timeline.second_token_ms())
             if delta.tokens:
                 self._metrics.itl.observe(seconds / len(delta.tokens), len(delta.tokens))
             return
         self._begun[index] = True
-        self._metrics.ttft.observe(seconds)
-        if delta.timings is not None:
-            self._metrics.observe_phases(delta.timings)
-            self._first_timings = delta.timings if index == 0 else self._first_timings
+        timeline.first(delta.timings, now_ms)
+        self._unwritten.append(index)
+        if not self._plan.stream:
+            self._note_written()  # what follows is the rest of the answer
         if delta.cached_tokens is not None and index % self._plan.choices_per_prompt == 0:
             self._cached_tokens += delta.cached_tokens
             self._metrics.cached_tokens_total += delta.cached_tokens
+
+    def _note_sent(self, index: int, one: Sent) -> None:
+        self._timelines[index].sent(one.begun.begun_ms, one.sent_ms)
+        if index == 0:
+            placed = one.begun.placed
+            self._account.workers = {"prefill": placed.entry_worker, "decode": placed.decode_worker}
+
+    def _note_written(self) -> None:
+        """All first tokens that were here are on their way to the client."""
+        if not self._unwritten:
+            return
+        now_ms = self._clock.now_ms()
+        for index in self._unwritten:
+            timeline = self._timelines[index]
+            timeline.written(now_ms)
+            self._metrics.ttft.observe((now_ms - self._arrived_ms) / 1000)
+            self._metrics.observe_parts(timeline.parts_ms())
+        self._unwritten.clear()
 
     @property
     def _generated_tokens(self) -> int:

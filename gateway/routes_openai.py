@@ -15,6 +15,7 @@ from starlette.responses import Response
 from common.clock import Clock
 from common.errors import InvalidRequest, UnknownModel
 from common.ids import RequestId
+from gateway.account import Account
 from gateway.answer import Choice
 from gateway.border import read_body
 from gateway.chunks import ChatWriter, CompletionWriter, Heading
@@ -91,11 +92,10 @@ class OpenAiRoutes:
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        arrived_ms = self._clock.now_ms()
         parsed = read_completion(await read_body(request, self._served.max_body_bytes))
         self._check_model(parsed.model)
         prompts = [await self._prompt(prompt, param) for prompt, param in _prompts(parsed)]
-        return self._reply(request, parsed, prompts, arrived_ms)
+        return self._reply(request, parsed, prompts)
 
     async def _prompt(self, prompt: str | Sequence[int], param: str) -> tuple[int, ...]:
         if isinstance(prompt, str):
@@ -104,19 +104,17 @@ class OpenAiRoutes:
 
     async def chat_completions(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        arrived_ms = self._clock.now_ms()
         parsed = read_chat(await read_body(request, self._served.max_body_bytes))
         self._check_model(parsed.model)
         messages = read_messages(parsed.messages)
         prompt = await self._tokens.encode_chat(messages, parsed.chat_template_kwargs or {})
-        return self._reply(request, parsed, [prompt], arrived_ms)
+        return self._reply(request, parsed, [prompt])
 
     def _reply(
         self,
         request: Request,
         parsed: CompletionRequest | ChatRequest,
         prompts: Sequence[tuple[int, ...]],
-        arrived_ms: float,
     ) -> Reply:
         wishes = read_wishes(parsed)
         n = wishes.choices_per_prompt
@@ -142,6 +140,7 @@ class OpenAiRoutes:
             top_logprobs=orders[0].sampling.logprobs,
         )
         client_stop_ids = parsed.stop_token_ids or ()
+        account: Account = request.state.account
         plan = Plan(
             orders=orders,
             choices=[Choice(index, self._tokens, wishes.stops, client_stop_ids) for index in range(len(orders))],
@@ -150,9 +149,12 @@ class OpenAiRoutes:
             writer=(ChatWriter if is_chat else CompletionWriter)(heading, self._tokens, len(orders)),
             stream=wishes.stream,
             include_usage=wishes.include_usage,
-            arrived_ms=arrived_ms,
+            explain=routing.explain,
+            account=account,
             timeout_ms=self._served.request_timeout_ms,
         )
+        account.model, account.stream, account.choices = self._served.name, plan.stream, len(orders)
+        account.prompt_tokens = plan.prompt_tokens
         self._metrics.prompt_tokens_total += plan.prompt_tokens
         return Reply(plan, self._switchboard, self._metrics, self._clock)
 

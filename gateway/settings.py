@@ -69,6 +69,7 @@ class GatewaySettings(ProcessSettings):
     breaker_open_s: float = setting(10.0, help="Time until a worker that is passed over is tried again.")
     silent_worker_ms: int = setting(3_000, help="A worker silent for so long is taken for dead.")
     drain_s: float = setting(30.0, help="Time that running requests have to finish when the process is told to stop.")
+    log_requests: bool = setting(True, help="Write one log line, event `request`, for every request for an answer.")
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work. Raises ValueError."""

@@ -14,13 +14,14 @@ from common.ids import PeerId, RequestId, WorkerId
 from common.log import Log
 from common.messages.actions import Dial, HangUp, Send
 from common.messages.liveness import Member
+from common.messages.requests import Generate
 from common.messages.resizing import Resize, ResizeAnswer
 from common.net.sockets import Exchange
 from gateway.core.actions import Action, Deliver, End, Note, Resized, Routed
 from gateway.core.dispatch import Dispatch
 from gateway.core.order import Order
 from gateway.core.roster import WorkerState
-from gateway.inbox import Inbox, News
+from gateway.inbox import Inbox, News, Sent
 from gateway.resizes import Resizes
 
 _TICK_S = 0.05  # no retry waits much longer than its backoff
@@ -58,8 +59,9 @@ class Switchboard:
     def end_all(self, text: str) -> None:
         """The time to finish is over: everybody who still waits is told."""
         for request, (inbox, index) in list(self._inboxes.items()):
+            phase = self._dispatch.phase_of(request)
             self.cancel(request)
-            inbox.put(index, PeerFailed(text))
+            inbox.put(index, PeerFailed(text).in_phase(phase))
 
     def stop(self) -> None:
         """Cancel what is still open and close all connections."""
@@ -163,6 +165,8 @@ class Switchboard:
                 case Send(peer, message):
                     if self._exchange.send(peer, message):
                         self._drain_soon()  # sending may swallow the socket's signal that something arrived
+                        if isinstance(message, Generate):
+                            self._tell_sent(message.request)
                     else:
                         if isinstance(message, Resize):
                             self._resizes.lost(peer)
@@ -170,7 +174,9 @@ class Switchboard:
                 case Routed(request):
                     self._tell(request, action, last=False)
                 case End(request, error):
-                    self._log.event("request_failed", request=request, code=error.code, text=str(error))
+                    self._log.event(
+                        "request_failed", request=request, code=error.code, phase=error.phase, text=str(error)
+                    )
                     self._tell(request, error, last=True)
                 case Dial(peer, endpoint):
                     self._dial(peer, endpoint)
@@ -180,6 +186,10 @@ class Switchboard:
                     self._resizes.answered(worker, answer)
                 case Note(event, worker, text):
                     self._log.event(event, worker=worker, text=text)
+
+    def _tell_sent(self, wire: RequestId) -> None:
+        if (begun := self._dispatch.begun(wire)) is not None:
+            self._tell(begun.request, Sent(begun, self._clock.now_ms()), last=False)
 
     def _tell(self, request: RequestId, news: News, *, last: bool) -> None:
         """Nobody may be there any more: the request can have ended between a decision and its turn here."""

@@ -78,16 +78,28 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the time to the first token went: parts that follow one another, each on one process's clock. Milliseconds."""
+    """Where a worker's share of the time went, in milliseconds. Each part is a difference of two readings of one clock.
+
+    Up to the first token they follow one another: prefill_queue, compute, grant_wait, transfer. `decode_queue` and
+    `first_step` come behind it, and only for requests that were handed over: their first token leaves with the
+    hand-over, so these two are the time from there to the second token. Where one worker does both, the last step of
+    `compute` draws the first token.
+    """
 
     prefill_queue_ms: float = 0.0
+    """From hearing Generate to the start of the first step that computes its prompt: turn, lookups, room for its KV."""
     grant_wait_ms: float = 0.0
     """What waiting for pages added after the prompt was computed; before that it costs nothing."""
     compute_ms: float = 0.0
+    """From the start of its first step to the end of its last: also what came between them, and fetches that they waited
+    for."""
     transfer_ms: float = 0.0
-    """What the transfer added after the last layer was computed and pages were granted."""
+    """What the transfer added after the last layer was computed and pages were granted, and on the decode worker between
+    the hand-over and the last page. What lies in sockets is the gateway's `wire`."""
     decode_queue_ms: float = 0.0
-    """0 so far: the first token goes out with the hand-over, before its sequence waits for a decoding step."""
+    """From the hand-over to the start of the step that draws the second token."""
+    first_step_ms: float = 0.0
+    """That step."""
 
 
 class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
@@ -103,7 +115,8 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     cached_tokens: int | None = None
     """With the first delta only: prompt tokens that were not computed again."""
     timings: Timings | None = None
-    """With the first delta only."""
+    """With the first delta: the parts up to its token. With the second one of a handed-over request: `decode_queue` and
+    `first_step`, and nothing else."""
 
 
 class Tokens(Message, frozen=True, kw_only=True):
@@ -123,3 +136,5 @@ class Failed(Message, frozen=True, kw_only=True):
     text: str
     retryable: bool
     transfer: TransferId | None = None
+    timings: Timings | None = None
+    """The sender's parts up to the end; None where it knows none."""

@@ -36,6 +36,16 @@ class Routed:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """An attempt that goes to workers now."""
+
+    request: RequestId
+    placed: Placed
+    begun_ms: float
+    """When its workers were about to be chosen."""
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """Something an operator wants to read in the log."""
 

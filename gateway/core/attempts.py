@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from common.ids import PeerId, RequestId
 from common.messages.actions import Send
 from common.messages.requests import Cancel, Generate
-from gateway.core.actions import Action, Routed
+from gateway.core.actions import Action, Begun, Routed
 from gateway.core.open_request import Attempt, OpenRequest
 from gateway.core.placed import Placed
 from gateway.core.placement import Placement
@@ -31,6 +31,13 @@ class Attempts:
     def get(self, wire: RequestId) -> OpenRequest | None:
         """The request that is served under that name now."""
         return self._attempts.get(wire)
+
+    def begun(self, wire: RequestId) -> Begun | None:
+        """The attempt of that name, if it goes on."""
+        one = self._attempts.get(wire)
+        if one is None or one.attempt is None:
+            return None
+        return Begun(one.request, one.attempt.placed, one.attempt.sent_ms)
 
     def begin(self, one: OpenRequest, now_ms: float) -> list[Action]:
         """Send it to workers. Raises NoWorker, and then changes nothing."""

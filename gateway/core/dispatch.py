@@ -10,7 +10,7 @@ from common.messages.liveness import Member
 from common.messages.requests import Failed, Tokens
 from common.messages.resizing import ResizeAnswer
 from common.policy.routing import reason_not_ready
-from gateway.core.actions import Action, Resized
+from gateway.core.actions import Action, Begun, Resized
 from gateway.core.inflight import Inflight, Parts
 from gateway.core.order import Order
 from gateway.core.roster import RosterStep, WorkerState
@@ -52,6 +52,14 @@ class Dispatch:
     def submit(self, orders: Sequence[Order], now_ms: float) -> list[Action]:
         """Start the prompts of one HTTP request, or let them wait. Raises what Inflight.submit does, and then holds none."""
         return self._inflight.submit(orders, now_ms)
+
+    def begun(self, wire: RequestId) -> Begun | None:
+        """The attempt of that name on the wire, if it goes on."""
+        return self._inflight.begun(wire)
+
+    def phase_of(self, request: RequestId) -> str:
+        """Where a request is, for the error that ends it from outside."""
+        return self._inflight.phase_of(request)
 
     def cancel(self, request: RequestId, now_ms: float) -> list[Action]:
         """End a request whose client is gone or has enough; unknown ones are ignored."""

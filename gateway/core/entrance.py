@@ -43,9 +43,9 @@ class Entrance:
         key = orders[0].key
         try:
             self._keys.admit(key, len(orders), _tokens(orders), now_ms)
-        except RateLimited:
+        except RateLimited as error:
             self._totals.add("shed_total{reason=key-limit}")
-            raise
+            raise error.in_phase("queue") from None
         head_start = self._keys.priority(key)
         return [OpenRequest(one, now_ms, now_ms + self._terms.timeout_ms, one.priority + head_start) for one in orders]
 
@@ -67,7 +67,7 @@ class Entrance:
             f"{n_open} requests are in flight here, the limit is {self._terms.max_open}, and {len(self._waiting)} wait; "
             "try again later"
         )
-        error = Busy(text, retry_after_s=self._retry_after_s(now_ms))
+        error = Busy(text, retry_after_s=self._retry_after_s(now_ms)).in_phase("queue")
         if pushed_out is one:
             raise error
         self.leave(pushed_out)
@@ -94,7 +94,7 @@ class Entrance:
         if not late:
             return []
         text = f"no place was free within {self._terms.wait_ms / 1000:g} s; try again later"
-        error = Busy(text, retry_after_s=self._retry_after_s(now_ms))
+        error = Busy(text, retry_after_s=self._retry_after_s(now_ms)).in_phase("queue")
         for one in late:
             self._waiting.remove(one.request)
             self.leave(one)

@@ -12,6 +12,8 @@ class WorkerFailed(ServingError):
         self.code = failed.code
         self.http_status = http_status_of(failed.code)
         self.retryable = failed.retryable
+        self.phase = failed.phase
+        self.timings = failed.timings
 
 
 def http_status_of(code: str) -> int:

@@ -18,7 +18,7 @@ from common.ids import PeerId, RequestId, WorkerId
 from common.messages.actions import Send
 from common.messages.base import Message
 from common.messages.requests import Cancel, Failed, Generate, TokenDelta, Tokens
-from gateway.core.actions import Action, Deliver, End
+from gateway.core.actions import Action, Begun, Deliver, End
 from gateway.core.attempts import Attempts
 from gateway.core.entrance import Entrance
 from gateway.core.failure import WorkerFailed, is_workers_fault
@@ -115,9 +115,21 @@ class Inflight:
 
     def _begin(self, one: OpenRequest, now_ms: float) -> list[Action]:
         """Send it to workers. Raises NoWorker, and then changes nothing."""
-        actions = self._attempts.begin(one, now_ms)
+        try:
+            actions = self._attempts.begin(one, now_ms)
+        except ServingError as error:
+            raise error.in_phase("route") from None
         self._open[one.request] = one
         return actions
+
+    def begun(self, wire: RequestId) -> Begun | None:
+        """The attempt of that name on the wire, if it goes on."""
+        return self._attempts.begun(wire)
+
+    def phase_of(self, request: RequestId) -> str:
+        """Where a request is."""
+        one = self._open.get(request)
+        return "queue" if one is None else one.phase
 
     # -- news of workers
 
@@ -223,6 +235,7 @@ class Inflight:
         if not (died or tired or self._budget.take()):
             self._totals.add("retries_refused_total{reason=budget}")
             tired = True
+        error.in_phase(one.phase)
         if tired or terms.attempts <= 1:
             return self._fail(one, error, now_ms, but=but)
         cancels = self._attempts.end(one, but=but)
@@ -239,7 +252,7 @@ class Inflight:
             return self._begin(one, now_ms)
         except NoWorker as nobody:
             if now_ms - failed_ms >= self._terms.retry.wait_ms:
-                return self._fail(one, PeerFailed(f"{error}; then {nobody}"), now_ms)
+                return self._fail(one, PeerFailed(f"{error}; then {nobody}").in_phase("retry"), now_ms)
             one.retry_at_ms = now_ms + _LOOK_AGAIN_MS
             return []
         except ServingError as refusal:
@@ -269,7 +282,7 @@ class Inflight:
     def _out_of_time(self, one: OpenRequest, now_ms: float) -> list[Action]:
         where = f" ({one.attempt.placed.decode_name})" if one.attempt is not None else f"; last error: {one.error}"
         text = f"the request's {self._terms.timeout_ms / 1000:g} s were over {one.progress}{where}"
-        return self._fail(one, DeadlineExceeded(text), now_ms)
+        return self._fail(one, DeadlineExceeded(text).in_phase(one.phase), now_ms)
 
     def _fail(self, one: OpenRequest, error: ServingError, now_ms: float, *, but: PeerId | None = None) -> list[Action]:
         if error.http_status == 503:

@@ -80,6 +80,11 @@ class OpenRequest:
         return self.order.request
 
     @property
+    def phase(self) -> str:
+        """Where it is: with workers, or between two attempts."""
+        return self.attempt.phase if self.attempt is not None else "retry"
+
+    @property
     def progress(self) -> str:
         """Where it stands, for error messages."""
         done = f"after {len(self.emitted)} tokens" if self.emitted else "before the first token"

@@ -56,6 +56,7 @@ MAY_READ_THE_ENVIRONMENT = {
     "services.launcher.up": "passes its environment on to its children",
     "services.launcher.status": "a command's entry",
     "services.launcher.doctor": "a command's entry",
+    "gateway.process": "OpenTelemetry is set by its own variables",
 }
 
 

@@ -9,6 +9,7 @@ from starlette.types import Message
 from common.clock import MonotonicClock
 from common.ids import RequestId
 from common.messages.requests import Sampling
+from gateway.account import Account
 from gateway.answer import Choice
 from gateway.chunks import CompletionWriter, Heading
 from gateway.core.order import Order
@@ -33,7 +34,8 @@ def plan_of(model: Path, *, stream: bool, timeout_ms: float) -> Plan:
         writer=CompletionWriter(heading, known, 1),
         stream=stream,
         include_usage=False,
-        arrived_ms=MonotonicClock().now_ms(),
+        explain=False,
+        account=Account("unread", "/v1/completions", MonotonicClock().now_ms(), 0),
         timeout_ms=timeout_ms,
     )
 

@@ -12,7 +12,7 @@ from common.messages.requests import Cancel, Generate, TokenDelta
 from gateway.core.actions import Deliver, End, Routed
 from gateway.core.dispatch import Dispatch
 from gateway.core.recovery import RetryTerms
-from gateway.inbox import Inbox
+from gateway.inbox import Inbox, Sent
 from gateway.switchboard import Switchboard
 from tests.gateway.core.builders import dispatch, failed, order, peer, report, tokens
 
@@ -67,8 +67,9 @@ class Gateway:
 
 
 def news(inbox: Inbox) -> list[str]:
-    """Kinds of all that has come, as a coroutine would take it."""
-    return [type(one).__name__ if not isinstance(one, ServingError) else "error" for _, one in inbox._news]
+    """Kinds of all that has come, as a coroutine would take it, but for times of sending."""
+    kept = [one for _, one in inbox._news if not isinstance(one, Sent)]
+    return ["error" if isinstance(one, ServingError) else type(one).__name__ for one in kept]
 
 
 def test_a_request_that_cannot_be_sent_is_answered_also_if_it_wants_to_know_where_it_went() -> None:

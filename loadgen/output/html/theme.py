@@ -13,11 +13,15 @@ CYCLE = ("$blue", "$orange", "$green", "$purple", "$sky", "$yellow", "$red", "$g
 DASHES = ("solid", "dash", "dot", "dashdot")
 ROLES = {"prefill": "$blue", "decode": "$orange", "mixed": "$purple"}
 PHASES = {
+    "queue": ("$grey", "waits in the gateway"),
+    "retries": ("$red", "attempts that failed"),
+    "route": ("$purple", "routing"),
     "prefill_queue": ("$sky", "waits for prefill"),
-    "grant_wait": ("$yellow", "waits for KV memory"),
     "compute": ("$blue", "prefill computes"),
+    "grant_wait": ("$yellow", "waits for KV memory"),
     "transfer": ("$green", "KV transfer"),
-    "decode_queue": ("$orange", "waits for decode"),
+    "wire": ("$orange", "between processes"),
+    "reply": ("$grey", "first token to the socket"),
 }
 """Phase: colour and what readers call it, in the order of time."""
 MEMORY_OWNERS = {

@@ -33,7 +33,7 @@ class Asking:
         prompt.mode = Granularity.LAYER if prompt.layer_wise else by_load
         self._transfers += 1
         prompt.transfer = TransferId(f"{self._mine.id}@{self._mine.incarnation:016x}/{self._transfers}")
-        prompt.decode, prompt.asked_ms = decode, now_ms
+        prompt.decode = decode
         request = prompt.grant_request(self._neighbours.transport(decode), now_ms)
         way = Way(prompt.mode, pages_last=not prompt.layer_wise)
         return self._sender.ask(

@@ -156,7 +156,10 @@ class DecodeCore(WorkerRole):
     def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
         """The engine finished a step."""
         self._costing.learn(self._scheduler.step, result)
-        tokens = self._generation.on_tokens(self._scheduler.complete(result), now_ms)
+        began_ms = self._times.began_ms(self._scheduler.step, now_ms)
+        self._generation.note_began(self._scheduler.step, began_ms)
+        tokens = self._generation.on_tokens(self._scheduler.complete(result), now_ms, began_ms)
+        self._times.note(self._scheduler.step, now_ms)
         self._scale_buffer(now_ms)
         return self._offer_finished(now_ms) + tokens + self._after_cache(now_ms) + self._cache.pump(now_ms)
 

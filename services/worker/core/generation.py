@@ -6,8 +6,6 @@ or its gateway died. Pages belong to the Scheduler; an answer that ends drops it
 
 from dataclasses import dataclass
 
-import msgspec
-
 from common.block_hash import BlockHash
 from common.ids import PeerId, RequestId
 from common.kv_layout import KvLayout
@@ -17,6 +15,7 @@ from common.messages.requests import Failed, Sampling, Timings, TokenDelta
 from kvstore.index.page_table import PageTable
 from services.worker.core.actions import Action
 from services.worker.core.outputs import Outbox, finish_of
+from services.worker.core.plan import StepPlan
 from services.worker.core.scheduler import NewToken, Scheduler
 from services.worker.core.sequence import NewPrompt, Sequence
 from services.worker.core.slo import SloWatch
@@ -29,9 +28,14 @@ class _Answer:
     deadline_ms: float
     cached_tokens: int | None
     """None: this worker computes the prompt, and its sequence knows."""
-    timings: Timings
-    begun_ms: float
-    """When a prompt that is computed here left the queue, or one that was computed elsewhere came."""
+    arrived_ms: float
+    """When it was heard of, or handed over."""
+    timings: Timings | None = None
+    """Of the worker that handed it over; None: its prompt is computed here."""
+    began_ms: float | None = None
+    """When the first step began that computes a part of a prompt of our own."""
+    second: bool = False
+    """Its next token is the second one, after a hand-over."""
     started: bool = False
     """Its first delta is on its way."""
     origin: PeerId | None = None
@@ -88,12 +92,11 @@ class Generation:
         answer = self._answers.get(request)
         if answer is None:
             return "over", 0.0
-        return "decode" if answer.started else "prefill", now_ms - answer.begun_ms
+        return "decode" if answer.started else "prefill", now_ms - answer.arrived_ms
 
-    def start(self, prompt: NewPrompt, gateway: PeerId, arrived_ms: float, deadline_ms: float, now_ms: float) -> None:
+    def start(self, prompt: NewPrompt, gateway: PeerId, arrived_ms: float, deadline_ms: float) -> None:
         """Compute prompt and answer here. The caller checked that the request fits."""
-        timings = Timings(prefill_queue_ms=now_ms - arrived_ms)
-        self._answers[prompt.request] = _Answer(gateway, deadline_ms, None, timings, now_ms)
+        self._answers[prompt.request] = _Answer(gateway, deadline_ms, None, arrived_ms)
         self.watch.arrived(prompt.request, arrived_ms)
         self._scheduler.submit(prompt)
 
@@ -104,7 +107,7 @@ class Generation:
 
         `cached_blocks`: leading blocks of the table that were cached here.
         """
-        answer = _Answer(arrival.gateway, arrival.deadline_ms, handover.cached_tokens, handover.timings, now_ms)
+        answer = _Answer(arrival.gateway, arrival.deadline_ms, handover.cached_tokens, now_ms, handover.timings)
         answer.origin = arrival.origin
         self._answers[arrival.request] = answer
         prompt = NewPrompt(
@@ -117,19 +120,33 @@ class Generation:
         )
         sequence = self._scheduler.adopt(prompt, handover.first_token, table, cached_blocks)
         self.watch.arrived(arrival.request, now_ms - _total_ms(handover.timings))
-        self._emit(answer, NewToken(sequence, handover.first_token, handover.logprob), now_ms)
+        self._emit(answer, NewToken(sequence, handover.first_token, handover.logprob), handover.timings, now_ms)
+        answer.second = True
         return [*self._outbox.flush()]
 
-    def on_tokens(self, new_tokens: list[NewToken], now_ms: float) -> list[Action]:
-        """Tokens of a finished step; one message per gateway."""
+    def note_began(self, step: StepPlan | None, began_ms: float) -> None:
+        """A step has ended: prompts that it was the first for began with it. Rows that decode come first in it."""
+        for segment in reversed(step.segments) if step is not None else ():
+            if segment.sample and segment.count == 1:
+                break
+            answer = self._answers.get(segment.request)
+            if answer is not None and answer.began_ms is None:
+                answer.began_ms = began_ms
+
+    def on_tokens(self, new_tokens: list[NewToken], now_ms: float, began_ms: float) -> list[Action]:
+        """Tokens of a finished step that began at `began_ms`; one message per gateway."""
         for new in new_tokens:
             answer = self._answers[new.sequence.request]
+            timings: Timings | None = None
             if not answer.started:
-                answer.timings = msgspec.structs.replace(answer.timings, compute_ms=now_ms - answer.begun_ms)
-            self._emit(answer, new, now_ms)
+                timings = _own_timings(answer, began_ms, now_ms)
+            elif answer.second:
+                answer.second = False
+                timings = Timings(decode_queue_ms=began_ms - answer.arrived_ms, first_step_ms=now_ms - began_ms)
+            self._emit(answer, new, timings, now_ms)
         return [*self._outbox.flush()]
 
-    def _emit(self, answer: _Answer, new: NewToken, now_ms: float) -> None:
+    def _emit(self, answer: _Answer, new: NewToken, timings: Timings | None, now_ms: float) -> None:
         sequence = new.sequence
         finish = finish_of(sequence)
         first = not answer.started
@@ -143,7 +160,7 @@ class Generation:
             finish,
             (new.logprob,) if new.logprob is not None else (),
             self._cached_tokens(answer, sequence) if first else None,
-            answer.timings if first else None,
+            timings,
         )
         self._outbox.add(answer.gateway, delta)
         if finish is not None:
@@ -191,22 +208,40 @@ class Generation:
         text = "the worker was told to stop, and its time to drain is over"
         return [a for request in list(self._answers) for a in self.fail(request, "peer_failed", text, retryable=True)]
 
-    def fail(self, request: RequestId, code: str, text: str, *, retryable: bool = True) -> list[Action]:
-        """End a request that is here with an error."""
+    def fail(
+        self, request: RequestId, code: str, text: str, *, retryable: bool = True, now_ms: float | None = None
+    ) -> list[Action]:
+        """End a request that is here with an error. `now_ms`: tell the time that it took, too."""
         answer = self._answers[request]
         phase = "decode" if answer.started else "prefill"
         self.forget(request)
-        failed = Failed(request=request, code=code, phase=phase, text=f"{text} (phase {phase})", retryable=retryable)
+        failed = Failed(
+            request=request,
+            code=code,
+            phase=phase,
+            text=f"{text} (phase {phase})",
+            retryable=retryable,
+            timings=None if answer.started or now_ms is None else _own_timings(answer, now_ms, now_ms),
+        )
         return [Send(answer.gateway, failed)]
 
     def on_tick(self, now_ms: float) -> list[Action]:
         """Ends requests whose time is up."""
         late = [request for request, answer in self._answers.items() if now_ms >= answer.deadline_ms]
         text = "the request's time ran out"
-        return [a for request in late for a in self.fail(request, "deadline_exceeded", text, retryable=False)]
+        return [
+            action
+            for request in late
+            for action in self.fail(request, "deadline_exceeded", text, retryable=False, now_ms=now_ms)
+        ]
+
+
+def _own_timings(answer: _Answer, step_began_ms: float, now_ms: float) -> Timings:
+    """Of a prompt that is computed here: so far, or up to its first token, drawn by the step that began then."""
+    began_ms = step_began_ms if answer.began_ms is None else answer.began_ms
+    return Timings(prefill_queue_ms=began_ms - answer.arrived_ms, compute_ms=now_ms - began_ms)
 
 
 def _total_ms(timings: Timings) -> float:
     """What it took until the hand-over."""
-    parts = (timings.prefill_queue_ms, timings.grant_wait_ms, timings.compute_ms, timings.transfer_ms)
-    return sum(parts) + timings.decode_queue_ms
+    return timings.prefill_queue_ms + timings.grant_wait_ms + timings.compute_ms + timings.transfer_ms

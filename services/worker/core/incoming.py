@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from common.block_hash import BlockHash, hash_blocks
 from common.errors import KvCorrupt
 from common.ids import Incarnation, Owner, PeerId, RequestId, TransferId
@@ -38,6 +40,8 @@ class _Incoming:
     request: GrantRequest
     table: PageTable | None = None
     """None while it waits for pages."""
+    handed_ms: float | None = None
+    """When its HandOver was heard."""
     cached_blocks: int = 0
     """Leading blocks of the table that were cached here: the sender need not send them."""
     told: bool = False
@@ -87,6 +91,9 @@ class Incoming:
         self, sender: PeerId, message: GrantRequest | KvSent | HandOver | Abort | Stopped | Renew, now_ms: float
     ) -> list[Action]:
         """A protocol message of a prefill worker."""
+        incoming = self._transfers.get(message.transfer) if isinstance(message, HandOver) else None
+        if incoming is not None and incoming.handed_ms is None:
+            incoming.handed_ms = now_ms
         return self._carry_out(self._receiver.on_message(sender, message, now_ms), now_ms)
 
     def on_corrupt(self, transfer: TransferId, text: str, now_ms: float) -> list[Action]:
@@ -239,6 +246,10 @@ class Incoming:
         owner = request_owner(incoming.arrival.request)
         self._pool.rename(_owner(transfer), owner)
         self._pool.move(owner, PageState.ACTIVE)
+        if incoming.handed_ms is not None and now_ms > incoming.handed_ms:  # its last pages came after it
+            transfer_ms = handover.timings.transfer_ms + now_ms - incoming.handed_ms
+            timings = msgspec.structs.replace(handover.timings, transfer_ms=transfer_ms)
+            handover = msgspec.structs.replace(handover, timings=timings)
         return self._generation.take_over(incoming.arrival, incoming.table, incoming.cached_blocks, handover, now_ms)
 
     def _on_gave_up(self, gave_up: GaveUp) -> list[Action]:

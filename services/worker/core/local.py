@@ -12,7 +12,7 @@ from common.block_hash import BlockHash, hash_blocks
 from common.ids import PeerId, RequestId
 from common.kv_layout import KvLayout
 from common.messages.actions import Send
-from common.messages.requests import Failed, Generate
+from common.messages.requests import Failed, Generate, Timings
 from common.policy.urgency import rank_ms
 from services.worker.core.actions import Action
 from services.worker.core.generation import Generation
@@ -108,7 +108,7 @@ class LocalPrompts:
             if not self._preparation.has_room(one) or self._is_held(one, now_ms):
                 break
             del self._waiting[request]
-            self._start(one, now_ms)
+            self._start(one)
         return actions
 
     def _is_held(self, one: _Waiting, now_ms: float) -> bool:
@@ -119,7 +119,7 @@ class LocalPrompts:
             one.held_from_ms = now_ms
         return held
 
-    def _start(self, one: _Waiting, now_ms: float) -> None:
+    def _start(self, one: _Waiting) -> None:
         message = one.message
         prompt = NewPrompt(
             request=message.request,
@@ -130,7 +130,7 @@ class LocalPrompts:
             hashes=tuple(one.names),
             found=self._cache.take(message.request),
         )
-        self._generation.start(prompt, one.gateway, one.arrived_ms, one.deadline_ms, now_ms)
+        self._generation.start(prompt, one.gateway, one.arrived_ms, one.deadline_ms)
 
     def waits(self, now_ms: float) -> list[Wait]:
         """What each of them waits for."""
@@ -154,7 +154,7 @@ class LocalPrompts:
     def on_tick(self, now_ms: float) -> list[Action]:
         """Ends requests whose time is up."""
         late = [request for request, one in self._waiting.items() if now_ms >= one.deadline_ms]
-        return self._fail(late, "deadline_exceeded", "the request's time ran out", retryable=False)
+        return self._fail(late, "deadline_exceeded", "the request's time ran out", retryable=False, now_ms=now_ms)
 
     def end_too_large(self, layout: KvLayout, total_pages: int) -> list[Action]:
         """Ends requests that need more pages than there are."""
@@ -174,10 +174,19 @@ class LocalPrompts:
         """This worker ends: tell every gateway that still waits."""
         return self._fail(list(self._waiting), "peer_failed", text, retryable=True)
 
-    def _fail(self, requests: list[RequestId], code: str, text: str, *, retryable: bool) -> list[Action]:
+    def _fail(
+        self, requests: list[RequestId], code: str, text: str, *, retryable: bool, now_ms: float | None = None
+    ) -> list[Action]:
         actions: list[Action] = []
         for request in requests:
-            gateway = self._waiting[request].gateway
-            failed = Failed(request=request, code=code, phase="prefill_queue", text=text, retryable=retryable)
-            actions += [Send(gateway, failed), *self.cancel(request)]
+            one = self._waiting[request]
+            failed = Failed(
+                request=request,
+                code=code,
+                phase="prefill_queue",
+                text=text,
+                retryable=retryable,
+                timings=None if now_ms is None else Timings(prefill_queue_ms=now_ms - one.arrived_ms),
+            )
+            actions += [Send(one.gateway, failed), *self.cancel(request)]
         return actions

@@ -6,7 +6,7 @@ Pages belong to the Scheduler; while a copy may read them they are held, and the
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from common.block_hash import hash_blocks
@@ -27,7 +27,7 @@ from services.worker.core.found import Started
 from services.worker.core.layer_streams import LayerStreams
 from services.worker.core.neighbours import Neighbours
 from services.worker.core.parts import Parts
-from services.worker.core.plan import Segment, StepResult
+from services.worker.core.plan import Segment, StepPlan, StepResult
 from services.worker.core.preparation import Preparation
 from services.worker.core.prompt import Prompt
 from services.worker.core.reporting import CopyTotals
@@ -128,8 +128,10 @@ class PrefillCore(WorkerRole):
 
     def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
         """The engine finished a step."""
-        self._costing.learn(self._scheduler.step, result)
+        self._costing.learn(step := self._scheduler.step, result)
+        _note_began(step, self._prompts, self._times.began_ms(step, now_ms))
         done = [action for new in self._scheduler.complete(result) for action in self._on_prompt_done(new, now_ms)]
+        self._times.note(self._scheduler.step, now_ms)
         return done + self._pump(now_ms) + self._cache.pump(now_ms)
 
     def _on_prompt_done(self, new: NewToken, now_ms: float) -> list[Action]:
@@ -167,7 +169,7 @@ class PrefillCore(WorkerRole):
             prompt = self._prompts.get(request)
             if self._terms.fail_lost_loads and prompt is not None:
                 text = "KV that was to be reused could not be fetched (--on-load-failure=fail)"
-                actions += prompt.tell(LoadFailed.code, text, retryable=LoadFailed.retryable)
+                actions += prompt.tell(LoadFailed.code, text, now_ms=now_ms, retryable=LoadFailed.retryable)
                 actions += self._end(prompt, LoadFailed.code, now_ms)
         return actions + self._pump(now_ms)
 
@@ -252,7 +254,7 @@ class PrefillCore(WorkerRole):
                     self._totals.handed_over += 1
                 case GaveUp(transfer=transfer):
                     prompt = self._prompts[self._requests[transfer]]
-                    actions += prompt.tell(step.code, step.text, phase=step.phase, retryable=step.retryable)
+                    actions += prompt.tell_gave_up(step, now_ms)
                     self._scheduler.drop(prompt.message.request)
                 case Release(transfer=transfer):
                     request = self._requests.pop(transfer)
@@ -268,7 +270,7 @@ class PrefillCore(WorkerRole):
         actions: list[Action] = []
         for prompt in sorted(prompts, key=lambda p: p.transfer is not None):
             if self._prompts.get(prompt.message.request) is prompt:
-                actions += prompt.tell(code, f"{text} (phase {prompt.phase})", retryable=code in _RETRYABLE)
+                actions += prompt.tell_ended(code, text, now_ms, retryable=code in _RETRYABLE)
                 actions += self._end(prompt, code, now_ms)
         return actions
 
@@ -303,6 +305,13 @@ class PrefillCore(WorkerRole):
         """Conservation laws. Raises RuntimeError with the numbers."""
         super().check()
         self._sender.check()
+
+
+def _note_began(step: StepPlan | None, prompts: Mapping[RequestId, Prompt], began_ms: float) -> None:
+    for segment in step.segments if step is not None else ():
+        prompt = prompts.get(segment.request)
+        if prompt is not None and prompt.began_ms is None:
+            prompt.began_ms = began_ms
 
 
 def _too_large(prompt: Prompt, layout: KvLayout, streams: LayerStreams, mine: Member) -> str:

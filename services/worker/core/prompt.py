@@ -8,6 +8,7 @@ from common.messages.actions import Send
 from common.messages.handover import GrantRequest, KvSpan
 from common.messages.requests import Failed, Generate, Timings
 from common.policy.transfer import Granularity
+from kvstore.handover.actions import GaveUp
 from kvstore.handover.outgoing import FirstToken
 from services.worker.core.found import FoundBlocks
 from services.worker.core.scheduler import NewToken
@@ -29,7 +30,8 @@ class Prompt:
     transfer: TransferId | None = None
     decode: PeerId | None = None
     sequence: Sequence | None = None
-    asked_ms: float = 0.0
+    began_ms: float | None = None
+    """When the first step that computes a part of it began."""
     names: list[BlockHash] = field(default_factory=list)
     """Of the blocks that may be reused: all whole ones but for the last token."""
     looked_up: bool = False
@@ -110,9 +112,21 @@ class Prompt:
     def finish(self, new: NewToken, now_ms: float) -> FirstToken:
         """The prompt is computed: what goes to the decode worker."""
         self.computed_ms = now_ms
-        timings = Timings(prefill_queue_ms=self.asked_ms - self.arrived_ms, compute_ms=now_ms - self.asked_ms)
-        cached_tokens = new.sequence.reused_prompt_tokens
+        cached_tokens, timings = new.sequence.reused_prompt_tokens, self.timings(now_ms)
         return FirstToken(token=new.token, logprob=new.logprob, cached_tokens=cached_tokens, timings=timings)
+
+    def timings(self, now_ms: float) -> Timings:
+        """Where its time on this worker has gone so far."""
+        if self.began_ms is None:
+            return Timings(prefill_queue_ms=now_ms - self.arrived_ms)
+        computed_ms = now_ms if self.computed_ms is None else self.computed_ms
+        granted_ms = now_ms if self.granted_ms is None else max(self.granted_ms, computed_ms)
+        return Timings(
+            prefill_queue_ms=self.began_ms - self.arrived_ms,
+            compute_ms=computed_ms - self.began_ms,
+            grant_wait_ms=granted_ms - computed_ms,
+            transfer_ms=now_ms - granted_ms,
+        )
 
     def source_pages(self, span: KvSpan) -> tuple[int, ...]:
         """Our pages that hold a span of a prompt that was started."""
@@ -121,8 +135,20 @@ class Prompt:
         pages = self.sequence.table.ids[span.layer : span.layer + span.n_layers, blocks]
         return tuple(pages.T.ravel().tolist())
 
-    def tell(self, code: str, text: str, *, phase: str | None = None, retryable: bool = False) -> list[Send]:
-        """Failed for the gateway, unless it knows already. `phase` None: where the prompt is now."""
+    def tell_ended(self, code: str, text: str, now_ms: float, *, retryable: bool) -> list[Send]:
+        """It ends where it is now."""
+        return self.tell(code, f"{text} (phase {self.phase})", now_ms=now_ms, retryable=retryable)
+
+    def tell_gave_up(self, step: GaveUp, now_ms: float) -> list[Send]:
+        """The hand-over failed."""
+        return self.tell(step.code, step.text, now_ms=now_ms, phase=step.phase, retryable=step.retryable)
+
+    def tell(
+        self, code: str, text: str, *, now_ms: float | None = None, phase: str | None = None, retryable: bool = False
+    ) -> list[Send]:
+        """Failed for the gateway, unless it knows already. `phase` None: where the prompt is now. `now_ms`: tell the time
+        that it took, too.
+        """
         if self.told:
             return []
         self.told = True
@@ -133,5 +159,6 @@ class Prompt:
             text=text,
             retryable=retryable,
             transfer=self.transfer,
+            timings=None if now_ms is None else self.timings(now_ms),
         )
         return [Send(self.gateway, failed)]

@@ -20,6 +20,7 @@ from services.worker.core.overseer import Overseer
 from services.worker.core.parts import Parts
 from services.worker.core.plan import StepPlan, StepResult
 from services.worker.core.reporting import Reporter
+from services.worker.core.step_times import StepTimes
 from services.worker.core.wire import refusal_of
 
 DRAINED = "the worker was told to stop, and its time to drain is over"
@@ -36,6 +37,7 @@ class WorkerRole(ABC):
         self.overseer = Overseer(parts)
         self._reporter = Reporter(mine, parts, self.overseer)
         self._ending = False
+        self._times = StepTimes()
         self._owed: dict[PeerId, list[Failed]] = {}  # until their gateway pings, or falls silent
 
     def on_message(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
@@ -184,6 +186,7 @@ class WorkerRole(ABC):
 
     def loads(self, now_ms: float) -> list[Action]:
         """What sequences that have started wait for: to be carried out before the step of the last plan begins."""
+        self._times.note(self._scheduler.step, now_ms)
         leaving = self._scheduler.parking.take_orders()
         started = self._scheduler.take_started()
         return leaving + [action for one in started for action in self._on_started(one, now_ms)]

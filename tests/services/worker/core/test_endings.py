@@ -6,7 +6,7 @@ from common.ids import Incarnation, RequestId, WorkerId, peer_id
 from common.messages.actions import Send
 from common.messages.handover import GrantRequest
 from common.messages.liveness import Member, Welcome
-from common.messages.requests import Sampling, TokenDelta, Tokens
+from common.messages.requests import Sampling, Timings, TokenDelta, Tokens
 from tests.support.fake_engine import answer
 from tests.support.world import GATEWAY, SILENT_MS, World
 
@@ -41,12 +41,19 @@ def test_a_stop_token_ends_the_answer_and_is_its_last_token() -> None:
     assert (seen.finish, seen.tokens) == ("stop", expected[: expected.index(expected[3]) + 1])
 
 
-def test_the_first_delta_alone_carries_cached_tokens_and_timings() -> None:
+def test_the_first_delta_carries_cached_tokens_and_timings_and_the_second_how_long_it_waited() -> None:
     target = world()
     target.send("r", prompt(6), 4)
     target.settle()
-    with_extras = [(d.cached_tokens is not None, d.timings is not None) for d in target.answers[R].deltas]
-    assert with_extras == [(True, True), (False, False), (False, False), (False, False)]
+    deltas = target.answers[R].deltas
+    assert [(d.cached_tokens is not None, d.timings is not None) for d in deltas] == [
+        (True, True),
+        (False, True),
+        (False, False),
+        (False, False),
+    ]
+    second = deltas[1].timings
+    assert second == Timings(decode_queue_ms=second.decode_queue_ms, first_step_ms=second.first_step_ms)
 
 
 def test_cancelling_a_running_answer_frees_its_pages_before_it_would_have_ended() -> None:

@@ -1,0 +1,80 @@
+"""What one HTTP request for an answer was, and what became of it: for the log, and for spans."""
+
+from dataclasses import dataclass, field
+
+from common.errors import ServingError
+from gateway.timeline import Timeline
+
+ROUTES = {"/v1/completions": "text_completion", "/v1/chat/completions": "chat"}
+"""Paths that ask for answers, and OpenTelemetry's names of what they do."""
+
+
+@dataclass(slots=True)
+class Account:
+    """Mutable record: begun and ended by the border, filled by whoever knows. Nobody changes it after its end."""
+
+    request: str
+    path: str
+    arrived_ms: float
+    """On the gateway's monotonic clock."""
+    arrived_unix_ns: int
+    traceparent: str | None = None
+    """The client's, as it came."""
+    tracestate: str | None = None
+    key: str = ""
+    """Name of the API key that it came with."""
+    model: str = ""
+    stream: bool = False
+    choices: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    timeline: Timeline = field(init=False)
+    """Of the first choice."""
+    finish: str | None = None
+    """Of the first choice that ended; None with `error` or where the client left."""
+    error: ServingError | None = None
+    workers: dict[str, str] = field(default_factory=dict)
+    """Of the first choice: who computed the prompt, who drew the answer."""
+    status: int = 0
+    ended_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Begin to take the time."""
+        self.timeline = Timeline(self.arrived_ms)
+
+    def fields(self) -> dict[str, object]:
+        """For the log."""
+        timeline, error = self.timeline, self.error
+        ttft_ms = timeline.ttft_ms
+        found: dict[str, object] = {
+            "request": self.request,
+            "path": self.path,
+            "model": self.model,
+            "status": self.status,
+            "finish": self.finish,
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "generated_tokens": self.generated_tokens,
+            "choices": self.choices,
+            "stream": self.stream,
+            "attempts": timeline.attempts,
+            "workers": self.workers,
+            "phases_ms": rounded(timeline.parts_ms()),
+            "ttft_ms": None if ttft_ms is None else round(ttft_ms, 3),
+            "e2e_ms": round(self.ended_ms - self.arrived_ms, 3),
+        }
+        if second_ms := timeline.second_token_ms():
+            found["second_token_ms"] = rounded(second_ms)
+        if self.key:
+            found["key"] = self.key
+        if error is not None:
+            found |= {"error": error.code, "phase": error.phase, "retryable": error.retryable, "text": str(error)}
+        if self.traceparent is not None:
+            found["traceparent"] = self.traceparent
+        return found
+
+
+def rounded(parts_ms: dict[str, float]) -> dict[str, float]:
+    """To microseconds."""
+    return {part: round(value, 3) for part, value in parts_ms.items()}
