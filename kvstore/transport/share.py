@@ -40,8 +40,8 @@ class _Visit:
 class Share:
     """Watches every share connection of this process from one thread.
 
-    `on_joined(peer)`: a guest is about to map our memory. `on_gone(peer)`: the last connection with that process ended;
-    if it was a host, its pages are unmapped here. Both run in the share's thread, in the order things happened, and
+    `on_joined(peer)`: a guest is about to map our memory. `on_gone(peer)`: it maps our memory no more. `on_lost(peer)`: a
+    host whose memory we mapped ended that, and its pages are unmapped here; it may still map ours. All run in the share's thread, in the order things happened, and
     must only pass the news on. Hanging up and closing on this side is no news.
     """
 
@@ -51,16 +51,18 @@ class Share:
         *,
         on_joined: Callable[[PeerId], None],
         on_gone: Callable[[PeerId], None],
+        on_lost: Callable[[PeerId], None] | None = None,
         on_died: Callable[[BaseException], None] | None = None,
         clock: Clock | None = None,
         mapper: ChunkMapper | None = None,
     ) -> None:
-        """`mapper`: how device memory of others is mapped; None: it is not.
+        """`on_lost`: `on_gone` if it is None. `mapper`: how device memory of others is mapped; None: it is not.
 
         `on_died`: our own bug ended the share's thread, its last word: no more news comes, so the process must end.
         None: that is left to `threading.excepthook`.
         """
         self._self_id, self._on_joined, self._on_gone, self._on_died = self_id, on_joined, on_gone, on_died
+        self._on_lost = on_lost or on_gone
         self._log = Log(process=self_id)
         self._clock, self._mapper = clock or MonotonicClock(), mapper
         self._lock = threading.Lock()  # guards _visited, that it agrees with the selector, _settled and _stopping
@@ -284,4 +286,4 @@ class Share:
                 return
             self._forget(visited)
         visited.at.close()
-        self._on_gone(visited.peer)
+        self._on_lost(visited.peer)

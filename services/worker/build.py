@@ -49,7 +49,7 @@ from services.worker.engine.workspace import needs_model, page_bytes_of
 from services.worker.engine_thread import Engine, EngineThread
 from services.worker.faulty_engine import FaultyEngine
 from services.worker.host_memory import HostMemory, open_host_memory
-from services.worker.inbox import BlocksMoved, CopyEnded, Events, MembersRead, PeerGone, PeerJoined, ShareDied
+from services.worker.inbox import BlocksMoved, CopyEnded, Events, HostGone, MembersRead, PeerGone, PeerJoined, ShareDied
 from services.worker.links import Links, Movers
 from services.worker.model.identity import InspectedModel, inspect_model
 from services.worker.model.load import LoadedModel, load_inspected, require_device
@@ -300,6 +300,7 @@ def _share(peer: PeerId, inbox: Events, mapper: CudaMapper | None) -> Share:
         peer,
         on_joined=lambda joined: inbox.put(PeerJoined(joined)),
         on_gone=lambda gone: inbox.put(PeerGone(gone)),
+        on_lost=lambda lost: inbox.put(HostGone(lost)),
         on_died=lambda error: inbox.put(ShareDied(error)),
         mapper=mapper,
     )

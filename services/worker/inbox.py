@@ -65,7 +65,14 @@ class MembersRead:
 
 @dataclass(frozen=True, slots=True)
 class PeerGone:
-    """The kernel closed the memory socket of a peer: it is dead."""
+    """The kernel closed the memory socket of a peer: it maps our memory no more."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class HostGone:
+    """A peer whose memory was mapped here has ended that; it may still map ours."""
 
     peer: PeerId
 
@@ -128,6 +135,7 @@ Event = (
     | BlocksMoved
     | MembersRead
     | PeerGone
+    | HostGone
     | PeerJoined
     | ChannelTried
     | ChannelOpened

@@ -53,6 +53,7 @@ from services.worker.inbox import (
     EngineDied,
     Event,
     Events,
+    HostGone,
     LayerDone,
     MembersRead,
     MemoryChanged,
@@ -221,6 +222,8 @@ class WorkerService:
                 return self._core.on_members(members, now_ms)
             case PeerGone(peer=peer):
                 return self._core.on_peer_dead(peer, now_ms)
+            case HostGone(peer=peer):
+                return self._core.on_peer_lost(peer, now_ms)
             case PeerJoined(peer=peer):
                 return self._core.on_peer_joined(peer)
             case ChannelTried():

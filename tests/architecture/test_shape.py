@@ -20,6 +20,7 @@ OUTLIERS: dict[str, str] = {  # "path:name" -> why it may be larger
     "kernels/rope.py:rope_write": "one launch for all that happens to a layer's queries, keys and values before attention",
     "services/worker/engine/attention.py:attend": _ATTENTION,
     "services/worker/model/interface.py:attend": _ATTENTION,
+    "kvstore/transport/share.py:__init__": "one callback for each kind of news, and what it runs with",
     "common/settings.py:setting": "the keywords of a declaration; a field names the two or three that it needs",
 }
 

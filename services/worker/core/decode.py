@@ -190,9 +190,13 @@ class DecodeCore(WorkerRole):
         return self._incoming.on_corrupt(transfer, text, now_ms) + self._after_cache(now_ms)
 
     def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
-        """The kernel reported the death of a process that had our memory mapped, or a KV store fell silent."""
-        forgotten = self._neighbours.forget(peer) + self._cache.on_peer_dead(peer, now_ms)
-        return forgotten + self._incoming.on_sender_dead(peer, now_ms) + self._after_cache(now_ms)
+        """The kernel says that a process has our memory mapped no more."""
+        return self._incoming.on_sender_dead(peer, now_ms) + super().on_peer_dead(peer, now_ms)
+
+    def on_peer_lost(self, peer: PeerId, now_ms: float) -> list[Action]:
+        """A KV store, or a mixed worker, is silent or gone: it gives us nothing."""
+        forgotten = self._neighbours.forget(peer) + self._cache.on_peer_lost(peer, now_ms)
+        return forgotten + self._after_cache(now_ms)
 
     def on_peer_joined(self, peer: PeerId) -> list[Action]:
         """A prefill worker maps our pages (again): it is alive."""

@@ -168,7 +168,7 @@ class KvCache:
             case Found():
                 return self._on_found(peer, message, now_ms)
             case Reserved():
-                answer = self._spiller.on_reserved(peer, message)
+                answer = self._spiller.on_reserved(peer, message, now_ms)
                 return self.pump(now_ms) if answer is None else answer + self.pump(now_ms)
             case Stored():
                 self._spiller.on_stored_there(peer, message)
@@ -213,11 +213,15 @@ class KvCache:
         self._returns.on_tick(now_ms)
         self._offers.on_tick(now_ms)
         self._restoring.parking.on_tick(now_ms)
-        return self._prefetch.on_tick(now_ms) + self._spiller.on_tick(now_ms) + self.pump(now_ms)
+        spilled = self._spiller.on_tick(now_ms, lambda peer: self._neighbours.link(peer) is not None)
+        return self._prefetch.on_tick(now_ms) + spilled + self.pump(now_ms)
 
-    def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
-        """A peer of any role is gone."""
-        self._lender.on_peer_dead(peer)
+    def on_reader_gone(self, peer: PeerId) -> None:
+        """A peer maps our memory no more: what was lent to it is free."""
+        self._lender.on_reader_gone(peer)
+
+    def on_peer_lost(self, peer: PeerId, now_ms: float) -> list[Action]:
+        """A peer of any role is not connected any more: we ask nothing of it. What was lent to it stays."""
         self._returns.on_peer_dead(peer)
         self._spiller.on_peer_dead(peer)
         self._costs.forget(peer)

@@ -1,7 +1,8 @@
 """Cached blocks that other workers are reading. Pure.
 
-Owns one lease per (peer, call) that found something, until Release, the lease's end, or the peer's death. What is lent
-is pinned in the pool, so its pages stay what they are.
+Owns one lease per (peer, call) that found something, until Release, the lease's end, or the news that the peer maps our
+memory no more; no sooner for a reader that fell silent: it may still be reading, and what it reads within its lease must
+be what it asked for. What is lent is pinned in the pool, so its pages stay what they are.
 """
 
 from dataclasses import dataclass
@@ -69,8 +70,8 @@ class Lender:
         if lease is not None:
             self._pool.release(lease.owner)
 
-    def on_peer_dead(self, peer: PeerId) -> None:
-        """The peer reads no more."""
+    def on_reader_gone(self, peer: PeerId) -> None:
+        """The kernel says that the peer reads no more."""
         for holder, call in [key for key in self._leases if key[0] == peer]:
             self.on_release(holder, call)
 

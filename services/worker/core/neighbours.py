@@ -7,8 +7,8 @@ mapping that ends is news of a death, and must not end hand-overs; what they fet
 that the prefill worker opened.
 
 Owns one `_Neighbour` per incarnation of such a process seen in the membership. An entry leaves when its incarnation is
-gone from the membership, when it was silent too long, or when the kernel reported its death; it comes back if the
-membership still lists it.
+replaced by a newer one in the membership, when it was silent too long, or when the kernel reported the end of a mapping;
+it comes back if the membership still lists it.
 
     DIALLED --Welcome--> PROBING --on_channel--> READY        DIALLED --Refused--> REFUSED
 """
@@ -69,7 +69,7 @@ class Neighbours:
         self._pings = 0
 
     def on_members(self, members: list[Member], now_ms: float) -> tuple[list[Action], list[PeerId]]:
-        """Dial who is new. Second result: peers of which a newer incarnation has taken the name, hence dead."""
+        """Dial who is new. Second result: peers of which a newer incarnation has taken the name."""
         actions: list[Action] = []
         others = [m for m in members if m.role in self._roles and m.id != self._mine.id]
         listed = {peer_id(m.id, m.incarnation): m for m in others}
@@ -115,7 +115,7 @@ class Neighbours:
         return neighbour is not None
 
     def forget(self, peer: PeerId) -> list[Action]:
-        """The peer is dead; the membership may bring it back."""
+        """The peer is lost; the membership may bring it back."""
         return [HangUp(peer)] if self._by_peer.pop(peer, None) is not None else []
 
     def on_tick(self, now_ms: float) -> tuple[list[Action], list[PeerId]]:

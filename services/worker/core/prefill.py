@@ -173,10 +173,10 @@ class PrefillCore(WorkerRole):
                 actions += self._end(prompt, LoadFailed.code, now_ms)
         return actions + self._pump(now_ms)
 
-    def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
-        """A worker or a KV store died (the kernel or its silence said so)."""
+    def on_peer_lost(self, peer: PeerId, now_ms: float) -> list[Action]:
+        """A worker or a KV store is silent or gone: its transfers end, and what it would have given."""
         forgotten = self._neighbours.forget(peer)  # first, or the room that its prompts leave starts more for it
-        forgotten += self._cache.on_peer_dead(peer, now_ms)
+        forgotten += self._cache.on_peer_lost(peer, now_ms)
         return self._carry_out(self._sender.on_peer_dead(peer), now_ms) + forgotten + self._after_cache(now_ms)
 
     def on_tick(self, now_ms: float) -> list[Action]:

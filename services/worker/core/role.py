@@ -11,7 +11,7 @@ from common.messages.base import Message
 from common.messages.cache_events import CacheEvent
 from common.messages.handover import Grant, KvSpan
 from common.messages.liveness import Drain, Hello, Member, Ping, Refused, Report, TransportReport, Welcome
-from common.messages.requests import Failed, Generate, Tokens
+from common.messages.requests import Failed, Generate
 from common.messages.resizing import Resize
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.actions import Action, LendChunks, Moved, TakeBackChunks
@@ -21,7 +21,7 @@ from services.worker.core.parts import Parts
 from services.worker.core.plan import StepPlan, StepResult
 from services.worker.core.reporting import Reporter
 from services.worker.core.step_times import StepTimes
-from services.worker.core.wire import refusal_of
+from services.worker.core.wire import refusal_of, requests_of
 
 DRAINED = "the worker was told to stop, and its time to drain is over"
 
@@ -70,9 +70,14 @@ class WorkerRole(ABC):
     def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
         """The engine finished a step."""
 
-    @abstractmethod
     def on_peer_dead(self, peer: PeerId, now_ms: float) -> list[Action]:
-        """The kernel reported the death of a peer that memory was shared with."""
+        """The kernel says that a peer maps our memory no more: nothing of it reads or writes here."""
+        self._cache.on_reader_gone(peer)
+        return self.on_peer_lost(peer, now_ms)
+
+    @abstractmethod
+    def on_peer_lost(self, peer: PeerId, now_ms: float) -> list[Action]:
+        """A peer is silent, its memory is gone, or a newer life has its name. It may go on and use what we gave it."""
 
     @abstractmethod
     def on_tick(self, now_ms: float) -> list[Action]:
@@ -107,12 +112,7 @@ class WorkerRole(ABC):
 
     def on_unsent(self, peer: PeerId, message: Message) -> None:
         """A message could not be sent. Requests whose tokens are lost fail, as soon as their gateway is heard again."""
-        requests: tuple[RequestId, ...] = ()
-        if isinstance(message, Tokens):
-            requests = tuple(delta.request for delta in message.deltas)
-        elif isinstance(message, Failed):
-            requests = (message.request,)
-        for request in requests:
+        for request in requests_of(message):
             self._end_unheard(request)
             text = f"{self._mine.id} could not reach the gateway for a while"
             failed = Failed(request=request, code="peer_failed", phase="decode", text=text, retryable=True)
@@ -153,7 +153,7 @@ class WorkerRole(ABC):
     def on_members(self, members: list[Member], now_ms: float) -> list[Action]:
         """The membership as Redis has it."""
         actions, replaced = self._neighbours.on_members(members, now_ms)
-        return actions + [action for peer in replaced for action in self.on_peer_dead(peer, now_ms)]
+        return actions + [action for peer in replaced for action in self.on_peer_lost(peer, now_ms)]
 
     def wants_payloads(self, transfer: TransferId) -> bool:
         """Whether KvSent of this transfer must bring the bytes along."""
@@ -268,7 +268,7 @@ class WorkerRole(ABC):
     def _tick_neighbours(self, now_ms: float) -> list[Action]:
         actions, silent = self._neighbours.on_tick(now_ms)
         for peer in silent:
-            actions += self.on_peer_dead(peer, now_ms)
+            actions += self.on_peer_lost(peer, now_ms)
         self._memory.on_tick(now_ms, may_lend=self._resizing.settled and not self._wanted_pages())
         return actions + self._resizing.on_tick() + self._end_unfit(now_ms) + self._cache.on_tick(now_ms)
 

@@ -7,10 +7,11 @@
 
 One batch is on its way at a time: Reserve -> Reserved -> copy -> Publish -> Stored by shared memory, Put -> Stored by
 message. Its blocks are pinned (or withdrawn from the cache) under an owner of its own until the copy has ended, whatever
-became of the store meanwhile; a batch without an answer is given up after `_ANSWER_WITHIN_MS`.
+became of the store meanwhile; a batch without an answer is given up after `_ANSWER_WITHIN_MS`. Publish is said until it
+is answered (services.worker.core.publishing).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +19,13 @@ import numpy as np
 from common.block_hash import BlockHash
 from common.ids import Owner, PeerId
 from common.messages.actions import Send
-from common.messages.blocks import BlockName, Publish, Put, Reserve, Reserved, Stored
+from common.messages.blocks import BlockName, Put, Reserve, Reserved, Stored
 from kvstore.index.block_pool import Block, BlockPool
 from kvstore.index.ledger import PageIds
 from services.worker.core.actions import Action, Moved, SendBlocks, StoreBlocks
 from services.worker.core.calls import Calls
 from services.worker.core.neighbours import BlockLink
+from services.worker.core.publishing import Publishing
 from services.worker.core.wire import page_rows
 
 SPILL_POLICIES = ("write-through", "write-back", "selective")
@@ -54,7 +56,7 @@ class _Batch:
 
 
 class Spiller:
-    """A PoolListener. Owns the queue of block names and the batch on its way."""
+    """A PoolListener. Owns the queue of block names, the batch on its way, and the last words of those before it."""
 
     def __init__(self, pool: BlockPool, calls: Calls, policy: str) -> None:
         if policy not in SPILL_POLICIES:
@@ -62,6 +64,7 @@ class Spiller:
         self._pool, self._calls, self._policy = pool, calls, policy
         self._queue: dict[BlockHash, None] = {}
         self._batches: dict[int, _Batch] = {}
+        self._publishing = Publishing()
         self._wanted_free_blocks, self._wanted_until_ms = 0, float("-inf")
         self._distrusted_until_ms = float("-inf")
         self.spilled_blocks_total = 0
@@ -145,11 +148,11 @@ class Spiller:
             self._pool.pin(owner, [block.name for block in chosen])
         return chosen
 
-    def on_reserved(self, peer: PeerId, message: Reserved) -> list[Action] | None:
+    def on_reserved(self, peer: PeerId, message: Reserved, now_ms: float) -> list[Action] | None:
         """The store gave pages for the blocks it lacks; None if the call is not ours."""
         batch = self._batches.get(message.call)
         if batch is None or batch.store.peer != peer:
-            return [Send(peer, Publish(call=message.call, ok=False))] if message.pages else None
+            return [self._publishing.say(peer, message.call, now_ms, ok=False)] if message.pages else None
         if batch.copying or batch.copied:
             return []  # heard before
         wanted = [place for place, pages in enumerate(message.pages[: len(batch.blocks)]) if pages]
@@ -172,10 +175,11 @@ class Spiller:
         if not moved.ok:
             self.lost_blocks_total += len(batch.blocks)
             del self._batches[call]
-        return [Send(batch.store.peer, Publish(call=call, ok=moved.ok))]
+        return [self._publishing.say(batch.store.peer, call, now_ms, ok=moved.ok)]
 
     def on_stored_there(self, peer: PeerId, message: Stored) -> None:
         """The store has answered. Ignored if nothing like it was asked."""
+        self._publishing.on_stored(peer, message.call)
         batch = self._batches.get(message.call)
         if batch is None or batch.copying or batch.store.peer != peer:
             return
@@ -187,16 +191,16 @@ class Spiller:
     def _end(self, call: int) -> None:
         self._pool.release(self._batches.pop(call).owner)
 
-    def on_tick(self, now_ms: float) -> list[Action]:
+    def on_tick(self, now_ms: float, connected: Callable[[PeerId], bool]) -> list[Action]:
         """Give a batch up that the store does not answer. The copy in progress is the shell's to end."""
-        actions: list[Action] = []
+        actions: list[Action] = [*self._publishing.on_tick(now_ms, connected)]
         for call, batch in list(self._batches.items()):
             if now_ms >= batch.until_ms and not batch.copying:
                 self.lost_blocks_total += len(batch.blocks)
                 self._distrusted_until_ms = now_ms + _DISTRUST_MS
                 self._end(call)
-                if batch.store.shared:
-                    actions.append(Send(batch.store.peer, Publish(call=call, ok=False)))
+                if batch.store.shared and not batch.copied:  # else it was said, and is said again
+                    actions.append(self._publishing.say(batch.store.peer, call, now_ms, ok=False))
         return actions
 
     def on_peer_dead(self, peer: PeerId) -> None:
@@ -208,5 +212,5 @@ class Spiller:
 
     @property
     def n_open(self) -> int:
-        """Batches on their way."""
-        return len(self._batches)
+        """Batches on their way, and last words that are not answered."""
+        return len(self._batches) + len(self._publishing)

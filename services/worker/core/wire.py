@@ -6,9 +6,11 @@ import numpy as np
 
 from common.block_hash import HASH_BYTES, BlockHash
 from common.errors import ProtocolViolation
+from common.ids import RequestId
+from common.messages.base import Message
 from common.messages.blocks import Found
 from common.messages.handover import GrantRequest
-from common.messages.requests import Generate
+from common.messages.requests import Failed, Generate, Tokens
 from common.messages.sampling_ranges import out_of_range
 from kvstore.index.ledger import PageIds
 
@@ -45,6 +47,13 @@ def require_answer(message: Found, asked: int, *, by_pages: bool, layers: int) -
     if by_pages and len(pages) != message.n_blocks:
         raise ProtocolViolation(f"Found {message.call}: {message.n_blocks} blocks and {len(pages)} rows of pages")
     return pages
+
+
+def requests_of(message: Message) -> tuple[RequestId, ...]:
+    """Whose tokens, or whose end, a message to a gateway tells."""
+    if isinstance(message, Tokens):
+        return tuple(delta.request for delta in message.deltas)
+    return (message.request,) if isinstance(message, Failed) else ()
 
 
 def refusal_of(message: Generate | GrantRequest, vocab_tokens: int, context_tokens: int) -> str:
