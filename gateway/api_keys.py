@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from common.errors import ConfigError
+from common.header_key import key_bytes
 from gateway.core.keys import KeyTerms
 
 DEFAULT = "default"
@@ -53,32 +54,33 @@ class ApiKeys:
         """Whether everybody may give orders."""
         return self._admin is None and self._open_admin
 
-    def name_of(self, given: str) -> str | None:
-        """The name of the key; None if it is none. Takes as long for every key."""
+    def name_of(self, given: bytes) -> str | None:
+        """The name of the key; None if it is none. Takes as long for every key of its length."""
         found: str | None = None
         for name, key in self._keys.items():
-            if hmac.compare_digest(given.encode(), key):
+            if hmac.compare_digest(given, key):
                 found = name
         return found
 
-    def is_admin(self, given: str) -> bool:
+    def is_admin(self, given: bytes) -> bool:
         """Whether it may give orders to workers."""
         if self._admin is None:
             return self._open_admin
-        return hmac.compare_digest(given.encode(), self._admin)
+        return hmac.compare_digest(given, self._admin)
 
 
 def read_api_keys(api_key: str | None, file: str | None, admin_key: str | None, *, open_admin: bool = False) -> ApiKeys:
     """From the settings. Raises ConfigError that names what is wrong with the file, never a key."""
-    keys: dict[str, bytes] = {} if api_key is None else {DEFAULT: api_key.encode()}
+    keys: dict[str, bytes] = {} if api_key is None else {DEFAULT: key_bytes("--api-key", api_key)}
     terms: dict[str, KeyTerms] = {}
     for one in _read(file) if file is not None else ():
-        if one.name in keys or not one.name or not one.key or one.key.encode() in keys.values():
+        key = _bytes_of(file, one)
+        if one.name in keys or not one.name or key in keys.values():
             raise ConfigError(f"--api-keys={file}: names and keys must not be empty and must differ; see {one.name!r}")
         limits = (one.max_inflight, one.requests_per_minute, one.tokens_per_minute)
         if any(limit is not None and limit < 1 for limit in limits):
             raise ConfigError(f"--api-keys={file}: limits must be 1 or more; see {one.name!r}")
-        keys[one.name] = one.key.encode()
+        keys[one.name] = key
         terms[one.name] = KeyTerms(
             name=one.name,
             max_inflight=one.max_inflight,
@@ -87,7 +89,14 @@ def read_api_keys(api_key: str | None, file: str | None, admin_key: str | None, 
             priority=one.priority,
         )
     admin = admin_key or api_key
-    return ApiKeys(keys, terms, None if admin is None else admin.encode(), open_admin=open_admin)
+    return ApiKeys(keys, terms, None if admin is None else key_bytes("--admin-key", admin), open_admin=open_admin)
+
+
+def _bytes_of(file: str | None, one: _Key) -> bytes:
+    try:
+        return key_bytes(f"--api-keys={file}: the key of {one.name!r}", one.key)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _read(file: str) -> list[_Key]:
@@ -95,7 +104,7 @@ def _read(file: str) -> list[_Key]:
         keys = msgspec.json.decode(Path(file).read_bytes(), type=_File).keys
     except OSError as error:
         raise ConfigError(f"--api-keys={file}: cannot be read: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"--api-keys={file}: {error}; see gateway/api_keys.py for an example") from error
     if not keys:
         raise ConfigError(f"--api-keys={file}: holds no key; leave the setting out to ask for none")

@@ -126,16 +126,16 @@ class Border:
         if scope["path"] in OPEN_PATHS:
             return
         kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        given = given.strip() if kind.lower() == "bearer" else ""
+        given_key = given.encode("latin-1").strip(b" \t") if kind.lower() == "bearer" else b""  # its bytes, as sent
         if scope["path"].startswith(f"{ADMIN}/"):
-            if not self._keys.is_admin(given):
+            if not self._keys.is_admin(given_key):
                 raise Forbidden("this needs the operators' key (--admin-key): send it as 'Authorization: Bearer <key>'")
             return
         if not self._keys.needed:
             return
-        if scope["path"] in _OPERATORS_TOO and self._keys.is_admin(given):
+        if scope["path"] in _OPERATORS_TOO and self._keys.is_admin(given_key):
             return
-        name = self._keys.name_of(given)
+        name = self._keys.name_of(given_key)
         if name is None:
             raise Unauthorized("a valid API key is required: send it as 'Authorization: Bearer <key>'")
         scope["state"]["key_name"] = name

@@ -1,6 +1,5 @@
 """What the gateway needs of a model: tokenizer, chat template and limits, read without torch and without weights."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from common.errors import ConfigError
+from common.model_config import decoder_part, read_json_object, require_possible
 
 _WANTED = ("config.json", "generation_config.json", "tokenizer*", "*.jinja", "special_tokens_map.json")
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -36,15 +36,16 @@ class ModelFiles:
 def read_model_files(model: str) -> ModelFiles:
     """Read a folder, or a hub id's files. Raises ConfigError that says what is missing where."""
     folder = _folder(model)
-    config = _read_json(folder / "config.json")
-    config = {**config, **config.get("text_config", {})}  # multi-modal checkpoints keep the decoder's part there
+    found = _read_json(folder / "config.json")
+    require_possible(found, folder / "config.json")
+    config = decoder_part(found)
     tokenizer_file = folder / "tokenizer.json"
     if not tokenizer_file.is_file():
         raise ConfigError(
             f"model={model!r}: {folder} has no tokenizer.json; save the tokenizer in its fast format there"
         )
     for key in ("vocab_size", "max_position_embeddings"):
-        if not isinstance(config.get(key), int):
+        if config.get(key) is None:
             raise ConfigError(f"model={model!r}: {folder / 'config.json'} must give {key} as a whole number")
     tokenizer_config = _read_json(folder / "tokenizer_config.json", optional=True)
     return ModelFiles(
@@ -52,7 +53,7 @@ def read_model_files(model: str) -> ModelFiles:
         tokenizer_file=tokenizer_file,
         vocab_tokens=config["vocab_size"],
         context_tokens=config["max_position_embeddings"],
-        end_tokens=_end_tokens(config, _read_json(folder / "generation_config.json", optional=True)),
+        end_tokens=_end_tokens(folder, config, _read_json(folder / "generation_config.json", optional=True)),
         special_tokens=_special_tokens(tokenizer_config),
         chat_template=_chat_template(folder, tokenizer_config),
     )
@@ -70,24 +71,21 @@ def _folder(model: str) -> Path:
 
 
 def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        if optional:
-            return {}
-        raise ConfigError(f"{path} is missing; the model's folder must hold it") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} must hold a JSON object")
-    return found
+    if path.exists():
+        return read_json_object(path)
+    if optional:
+        return {}
+    raise ConfigError(f"{path} is missing; the model's folder must hold it")
 
 
-def _end_tokens(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
+def _end_tokens(folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
     found = generation.get("eos_token_id", config.get("eos_token_id"))
     if found is None:
         return ()
-    return tuple(found) if isinstance(found, list) else (found,)
+    tokens = tuple(found) if isinstance(found, list) else (found,)
+    if any(type(token) is not int or token < 0 for token in tokens):
+        raise ConfigError(f"{folder}: eos_token_id must be a token id, or a list of them; it is {str(found)[:60]}")
+    return tokens
 
 
 def _special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
@@ -105,8 +103,12 @@ def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | N
     """The template file wins over the older place in tokenizer_config.json; of several named ones, `default`."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text("utf-8")
+        try:
+            return path.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: cannot be read ({error})") from error
     found = tokenizer_config.get("chat_template")
     if isinstance(found, list):
-        found = next((one.get("template") for one in found if one.get("name") == "default"), None)
+        named = [one for one in found if isinstance(one, Mapping)]
+        found = next((one.get("template") for one in named if one.get("name") == "default"), None)
     return found if isinstance(found, str) else None

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from common.header_key import require_keys
 from common.policy.routing_rules import RULES
 from common.process_settings import ProcessSettings, require_process_settings
 from common.settings import bytes_setting, setting
@@ -78,8 +79,7 @@ class GatewaySettings(ProcessSettings):
             raise ValueError(f"--port={self.port}: must be 0 to 65535")
         if self.id is not None and _ID.fullmatch(self.id) is None:
             raise ValueError(f"--id={self.id!r}: must be 1 to 64 letters, digits, dots, dashes or underscores")
-        if "" in (self.api_key, self.admin_key):
-            raise ValueError("--api-key, --admin-key: must not be empty; leave them out to ask for none")
+        require_keys(api_key=self.api_key, admin_key=self.admin_key)
         for flag, value in (
             ("max-body", self.max_body_bytes),
             ("max-inflight", self.max_inflight),

@@ -8,11 +8,13 @@ A file gets its name only when it is complete. Nothing is forced to the platter:
 torn all the same, which its checksum shows, and a block that is lost is computed again.
 """
 
+import errno
 import fcntl
 import heapq
 import io
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +39,9 @@ Parts = Sequence[bytes | memoryview]
 
 
 def write_file(path: Path, parts: Parts) -> None:
-    """A new file with these contents. Raises OSError, and may leave a part of it behind."""
-    with open(path, "wb") as file:
+    """A new file with these contents, in place of whatever had its name. Raises OSError, and may leave a part of it behind."""
+    path.unlink(missing_ok=True)  # never through a link to elsewhere, never into a pipe that nobody reads
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb") as file:
         for part in parts:
             file.write(part)
 
@@ -59,7 +62,8 @@ class _Found:
 class DiskFolder:
     """Owns the files of one folder, which nobody else writes to; other files in it are left alone.
 
-    One thread uses it. Paths, but not contents, are trusted to be ours: what does not check is deleted.
+    One thread uses it. A name of ours is ours, whatever lies there: what is no plain file or does not check is deleted. Links
+    are not followed, and what is no plain file is not waited for.
     """
 
     def __init__(self, folder: Path, cap_bytes: int, *, write: Callable[[Path, Parts], None] = write_file) -> None:
@@ -68,11 +72,13 @@ class DiskFolder:
         self._held: set[bytes] = set()  # names of complete files
         self.used_bytes = 0
         """Of all files, in whole units of the file system; right after `scan`."""
+        self.discarded_files = 0
+        """By the last scan: torn, of another layout, or too many."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with os.scandir(folder):
                 pass
-            self._lock: BinaryIO = open(folder / "lock", "ab")  # noqa: SIM115 (stays open as long as the folder is ours)
+            self._lock: BinaryIO = open(_lock_fd(folder / "lock"), "ab")  # noqa: SIM115 (open as long as the folder is ours)
         except OSError as error:
             raise ConfigError(f"--disk={folder}: cannot be used: {error.strerror}") from error
         try:
@@ -91,7 +97,7 @@ class DiskFolder:
         Reads headers only. Takes memory for `limit_blocks` names. What cannot be read counts as not there.
         """
         kept: list[_Found] = []
-        self.used_bytes = 0
+        self.used_bytes = self.discarded_files = 0
         for path in self._files():
             found = None if path.suffix == ".tmp" else _look(path, layout)
             if found is not None and len(kept) < limit_blocks:
@@ -99,6 +105,7 @@ class DiskFolder:
                 continue
             if found is not None:
                 path = self._path(heapq.heappushpop(kept, found).block.name)
+            self.discarded_files += 1
             if not _unlink(path):
                 self.used_bytes += _size_bytes(path)  # it takes its room whatever we want
         self._held = {found.block.name for found in kept}
@@ -113,7 +120,7 @@ class DiskFolder:
             return f"{self.used_bytes} of {self._cap_bytes} bytes are used"
         header, new = file_header(block, layout), path.with_suffix(".tmp")
         try:
-            path.parent.mkdir(exist_ok=True)
+            _own_folder(path.parent)
             self._write(new, [header, *parts, checksum(header, list(parts))])
             os.replace(new, path)
         except OSError as error:
@@ -127,7 +134,7 @@ class DiskFolder:
         """Read a block into `parts`. False if it is not there or not as it was written; its file is deleted then."""
         path, header = self._path(block.name), file_header(block, layout)
         try:
-            with open(path, "rb", buffering=0) as file:
+            with _opened(path) as file:
                 whole = os.fstat(file.fileno()).st_size == file_bytes(layout) and _fill(file, header, parts)
                 if whole:
                     os.utime(path)  # the order of use outlives a restart
@@ -148,13 +155,33 @@ class DiskFolder:
         return self._folder / text[:2] / f"{text}.kv"
 
     def _files(self) -> Iterator[Path]:
-        """Files of ours, in no order. A folder that cannot be read has none."""
+        """Whatever has a name of ours but folders, in no order. A folder that cannot be read has none."""
         for folder in _entries(self._folder):
             if _FOLDER.fullmatch(folder.name) and folder.is_dir(follow_symlinks=False):
                 for entry in _entries(Path(folder.path)):
                     ours = _NAME.fullmatch(entry.name) and entry.name[:2] == folder.name
-                    if ours and entry.is_file(follow_symlinks=False):
+                    if ours and not entry.is_dir(follow_symlinks=False):
                         yield Path(entry.path)
+
+
+def _lock_fd(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def _own_folder(path: Path) -> None:
+    """Make it, if it is missing. Raises OSError for anything else of that name, a link to a folder elsewhere among them."""
+    path.mkdir(exist_ok=True)
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def _opened(path: Path) -> io.FileIO:
+    """To read. Raises OSError, also for what is no plain file."""
+    file = io.FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC))
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "is no plain file", str(path))
 
 
 def _entries(folder: Path) -> Iterator["os.DirEntry[str]"]:
@@ -168,7 +195,7 @@ def _entries(folder: Path) -> Iterator["os.DirEntry[str]"]:
 def _look(path: Path, layout: KvLayout) -> _Found | None:
     """The block of a file, by its header; None if that is not one of this layout, or not of this name and length."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with _opened(path) as file:
             state = os.fstat(file.fileno())
             block = read_header(file.read(header_bytes(layout)), layout)
     except OSError:

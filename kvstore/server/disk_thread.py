@@ -72,7 +72,7 @@ class DiskThread:
     def _perform(self, job: DiskJob) -> None:
         if isinstance(job, ScanDisk):
             self._layout = job.layout
-            self._on_done(DiskScanned(self._folder.scan(job.layout, job.limit_blocks)))
+            self._on_done(DiskScanned(self._folder.scan(job.layout, job.limit_blocks), self._folder.discarded_files))
             return
         layout = self._layout
         assert layout is not None, "the first job is a scan"

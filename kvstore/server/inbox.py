@@ -26,6 +26,7 @@ class DiskScanned:
     """The end of a ScanDisk."""
 
     blocks: list[BlockName]
+    discarded_files: int = 0
 
 
 @dataclass(frozen=True, slots=True)

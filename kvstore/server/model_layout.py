@@ -1,27 +1,24 @@
 """KV layout of a model from its config.json alone, so that a KV store needs no torch."""
 
 from pathlib import Path
-from typing import Any  # Any: JSON of a model's config
 
 import httpx
-import msgspec
 from huggingface_hub import hf_hub_download
 
 from common.errors import ConfigError
 from common.kv_layout import DTYPE_BYTES, KvLayout
+from common.model_config import decoder_part, read_json_object, require_possible
 
 
 def model_layout(model: str, dtype: str) -> KvLayout:
     """Layout of the KV of `model` (a folder or a hub id); `dtype` auto takes the checkpoint's. Raises ConfigError."""
     path = _config_path(model)
-    try:
-        config = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.MsgspecError) as error:
-        raise ConfigError(f"--model={model}: cannot read {path}: {error}") from error
-    text = config.get("text_config") or config  # models with a vision part keep the decoder's shape there
+    config = read_json_object(path)
+    require_possible(config, path)
+    text = decoder_part(config)
     if dtype == "auto":
-        dtype = text.get("dtype") or text.get("torch_dtype") or config.get("dtype") or config.get("torch_dtype") or ""
-    if dtype not in DTYPE_BYTES:
+        dtype = text.get("dtype") or text.get("torch_dtype") or ""
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise ConfigError(f"--model={model}: its dtype is {dtype!r}; give --dtype {', '.join(DTYPE_BYTES)}")
     try:
         heads = int(text["num_attention_heads"])

@@ -161,9 +161,9 @@ class KvStoreService:
                 self._core.on_peer_joined(peer, now_ms)
             case GuestGone(peer):
                 self._core.on_peer_dead(peer)
-            case DiskScanned(blocks):
+            case DiskScanned(blocks, discarded_files):
                 self._core.on_disk_scanned(blocks)
-                self._log.event("disk_scanned", blocks=len(blocks))
+                self._log.event("disk_scanned", blocks=len(blocks), discarded_files=discarded_files)
             case DiskWritten(name, error_text):
                 return self._core.on_disk_written(name, error_text, now_ms)
             case DiskRead(name, ok):

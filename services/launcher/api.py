@@ -6,6 +6,8 @@ from typing import Any  # Any: JSON
 import httpx
 import msgspec
 
+from common.header_key import key_bytes
+
 _TIMEOUT_S = 5.0
 
 
@@ -13,7 +15,7 @@ class GatewayApi:
     """A gateway's address. Every call raises httpx.HTTPError if it does not answer."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
-        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        headers = {} if api_key is None else {b"authorization": b"Bearer " + key_bytes("--api-key", api_key)}
         # trust_env=False: a proxy set for the outside world must not stand between processes of one machine
         self._client = httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S, trust_env=False)
         self.url = url

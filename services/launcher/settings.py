@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from common.header_key import require_keys
 from common.memory_modes import (
     ADMISSION_RULES,
     ELASTIC_MODES,
@@ -183,6 +184,7 @@ class UpSettings:
             raise ValueError(
                 f"--port={self.port}: must be 1 to {_HIGHEST_PORT - self.gateways + 1} with --gateways={self.gateways}"
             )
+        require_keys(api_key=self.api_key, admin_key=self.admin_key)
         if self.api_keys is not None and self.api_key is None:
             raise ValueError(f"--api-keys={self.api_keys}: give --api-key too; `up` looks at its own system with it")
         if self.threads is not None and self.threads < 1:
@@ -223,6 +225,10 @@ class StatusSettings:
     url: str = setting("http://127.0.0.1:8000", help="A gateway of the system.")
     api_key: str | None = setting(None, help="Key of the gateway, if it asks for one.")
 
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work. Raises ValueError."""
+        require_keys(api_key=self.api_key)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorSettings:
@@ -244,3 +250,7 @@ class DoctorSettings:
     disk_size_bytes: int = bytes_setting(10 * GIB, flag="disk-size", help="Budget that the disk tier would get.")
     cluster: str = setting("default", help="Name of the cluster in that Redis.")
     json: bool = setting(False, help="Print findings as one JSON document.")
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work. Raises ValueError."""
+        require_keys(api_key=self.api_key)

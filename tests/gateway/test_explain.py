@@ -40,9 +40,9 @@ def test_a_key_that_is_only_called_like_the_operators_gives_no_orders(tmp_path: 
     file = tmp_path / "keys.json"
     file.write_text(json.dumps({"keys": [{"key": "tenant", "name": "default"}]}))
     named = read_api_keys(None, str(file), None)
-    assert (named.name_of("tenant"), named.is_admin("tenant"), named.is_admin("")) == ("default", False, False)
-    assert [read_api_keys("own", None, None).is_admin(given) for given in ("own", "other")] == [True, False]
-    assert [read_api_keys("own", None, "boss").is_admin(given) for given in ("own", "boss")] == [False, True]
-    assert not read_api_keys(None, None, None).is_admin(""), "on an address that others reach"
-    assert read_api_keys(None, None, None, open_admin=True).is_admin(""), "without any key, on a loopback address"
-    assert not read_api_keys("own", None, None, open_admin=True).is_admin("")
+    assert (named.name_of(b"tenant"), named.is_admin(b"tenant"), named.is_admin(b"")) == ("default", False, False)
+    assert [read_api_keys("own", None, None).is_admin(given) for given in (b"own", b"other")] == [True, False]
+    assert [read_api_keys("own", None, "boss").is_admin(given) for given in (b"own", b"boss")] == [False, True]
+    assert not read_api_keys(None, None, None).is_admin(b""), "on an address that others reach"
+    assert read_api_keys(None, None, None, open_admin=True).is_admin(b""), "without any key, on a loopback address"
+    assert not read_api_keys("own", None, None, open_admin=True).is_admin(b"")

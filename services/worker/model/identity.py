@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from common.errors import ConfigError
 from common.kv_layout import KvLayout
 from common.messages.liveness import ModelIdentity
+from common.model_config import read_json_object, require_possible
 from kvstore.memory.plan import HOST_LEAST_PAGE_BYTES, virtual_block_tokens
 from services.worker.model.checkpoint import StoredTensor, read_header, stored_tensors, weight_files
 from services.worker.model.families import require_exact, require_known
@@ -90,7 +91,7 @@ def fingerprint(folder: Path) -> str:
     few bytes only may share a fingerprint; a training step changes almost every byte and so never does.
     """
     digest = hashlib.blake2b(digest_size=16)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json_object(folder / "config.json")
     config.pop("transformers_version", None)
     config.pop("_name_or_path", None)
     digest.update(json.dumps(config, sort_keys=True).encode())
@@ -107,20 +108,29 @@ def fingerprint(folder: Path) -> str:
 
 
 def _read_config(folder: Path) -> PreTrainedConfig:
+    path = folder / "config.json"
+    raw = read_json_object(path)
+    require_known(str(raw.get("model_type")))
+    require_possible(raw, path)
     try:
-        raw = json.loads((folder / "config.json").read_text())
-        require_known(str(raw.get("model_type")))
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        require_exact(config)
+    except ConfigError:
+        raise
     except (
         OSError,
         ValueError,
         KeyError,
         TypeError,
         AttributeError,
+        ArithmeticError,
+        RecursionError,
+        ImportError,
         StrictDataclassError,
     ) as error:  # what a damaged or unknown config raises
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{folder / 'config.json'}: cannot be read ({reason})") from error
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ConfigError(f"{path}: cannot be read ({reason})") from error
+    return config
 
 
 def _choose_dtype(asked: str, config: PreTrainedConfig, stored: Mapping[str, StoredTensor]) -> str:

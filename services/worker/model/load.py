@@ -107,8 +107,21 @@ def require_device(device: str) -> torch.device:
 
 
 def _build_empty(inspected: InspectedModel, dtype: torch.dtype) -> PreTrainedModel:
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(inspected.config, dtype=dtype)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(inspected.config, dtype=dtype)
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:  # a config's lies
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise ConfigError(
+            f"{inspected.folder / 'config.json'}: no model can be made of it ({type(error).__name__}: {reason})"
+        ) from error
     return model.eval()
 
 
@@ -127,8 +140,16 @@ def _require_tensors(model: PreTrainedModel, stored: Mapping[str, StoredTensor],
         for name, shape in expected.items()
         if name in stored and stored[name].shape != shape
     ]
+    wrong += [
+        f"{name} is in {stored[name].dtype}" for name in expected if name in stored and not _is_float(stored[name])
+    ]
     if wrong:
-        raise ConfigError(f"{folder}: the weights do not fit config.json; shapes differ: {_shown(wrong)}")
+        raise ConfigError(f"{folder}: the weights do not fit config.json; shapes or dtypes differ: {_shown(wrong)}")
+
+
+def _is_float(tensor: StoredTensor) -> bool:
+    """Whether it holds weights as they are; 8 bits and whole numbers are quantised ones, which need their scales."""
+    return tensor.dtype in ("F64", "F32", "F16", "BF16")
 
 
 def _shown(names: list[str]) -> str:
