@@ -238,7 +238,7 @@ def test_without_prefill_workers_the_decode_worker_computes_and_it_is_counted(re
             assert 'local_prefills_total{reason="no-prefill-worker"} 1.0' in client.get("/metrics").text
 
 
-@pytest.mark.system  # a second of waiting each: too long for `make check`
+@pytest.mark.system  # seconds each: too long for `make check`
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_cold_requests_are_spread_evenly_on_every_endpoint(
@@ -261,10 +261,10 @@ def test_cold_requests_are_spread_evenly_on_every_endpoint(
         assert all(worker.pinged.wait(PATIENCE_S) for worker in up.workers[2:])
         body = {"model": NAME, "max_tokens": 2, "stream": stream}
         with up.http() as client:
-            for n in range(120):
+            for n in range(600):
                 text = f"{n:04d} is a prompt of its own"
                 prompt = (
                     {"prompt": text} if path == "/v1/completions" else {"messages": [{"role": "user", "content": text}]}
                 )
                 assert client.post(path, json={**body, **prompt}).status_code == 200
-        assert max(counts.values()) < 1.6 * 30, counts
+        assert max(counts.values()) < 1.3 * 150, counts
