@@ -105,7 +105,9 @@ class WorkerService:
         self._checksums = ports.checksums
         self._verifier: KvVerifier | None = None
         if ports.checksums is not None:
-            self._verifier = KvVerifier(ports.checksums.post, core.grant_of, ports.links.layout.layers, log)
+            self._verifier = KvVerifier(
+                ports.checksums.post, core.grant_of, ports.links.fill, ports.links.layout.layers, log
+            )
         self._feed = EngineFeed(core, ports.engine, ahead=plan_ahead)
         self._clock = ports.clock
         self._log, self._violations = log, Violations("protocol_violation", log)
@@ -273,8 +275,8 @@ class WorkerService:
                         self._hear_right(peer, message, payloads)
                     except ProtocolViolation as error:
                         self._log.event("protocol_violation", peer=peer, text=str(error))
-                case Tell(to, leaving, payloads):
-                    self._send(to, leaving, payloads)
+                case Tell(to, leaving):
+                    self._send(to, leaving, ())
                 case Corrupt(transfer, text):
                     self._act(self._core.on_corrupt(transfer, text, now_ms), ())
 
@@ -287,7 +289,7 @@ class WorkerService:
         """Send it, with checksums if they are wanted: now, or when they are made."""
         if self._verifier is not None:
             message = self._links.with_checksums(to, message)
-            if self._verifier.seals(to, message, payloads):
+            if self._verifier.seals(to, message):
                 return
         self._send(to, message, payloads)
 
@@ -299,7 +301,8 @@ class WorkerService:
                 case Copy():
                     self._links.copy(action)
                 case Fill(pages=pages, payload=index):
-                    self._links.fill(pages, payloads[index])
+                    if payloads:  # without: filled before it was checked
+                        self._links.fill(pages, payloads[index])
                 case FetchBlocks() | StoreBlocks():
                     self._links.move_blocks(action)
                 case BeginRing():
@@ -307,9 +310,11 @@ class WorkerService:
                 case OpenRing():
                     self._links.open_ring(action)
                 case FillBlocks(own_pages):
-                    self._links.fill_blocks(own_pages, payloads)
+                    self._links.fill_blocks(own_pages, payloads, verify=self._verifier is not None)
                 case SendBlocks(to, message, pages):
-                    self._tell(to, message, self._links.read_blocks(pages))
+                    frames = self._links.read_blocks(pages)
+                    sealed = message if self._verifier is None else self._links.sealed(message, pages)
+                    self._send(to, sealed, frames)
                 case Dial(peer, endpoint):
                     self._dial(peer, endpoint)
                 case OpenChannel(peer, member):
