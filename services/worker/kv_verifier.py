@@ -28,8 +28,10 @@ from common.messages.handover import Grant, HandOver, KvSent
 from common.net.sockets import Payload
 from kvstore.handover.coverage import Coverage
 from kvstore.handover.spans import granted_pages, n_pages
+from kvstore.transport.block_jobs import BlockJobDone, FetchJob
 from kvstore.transport.checksums import Checksums, in_rows, wrong_places
 from services.worker.checksum_thread import ChecksumsMade, Pages, Payloads
+from services.worker.core.host_buffer import HOST_BUFFER
 
 GrantOf = Callable[[TransferId, PeerId], Grant | None]
 Fill = Callable[[Sequence[int], Payload], None]
@@ -61,7 +63,16 @@ class Corrupt:
     text: str
 
 
-Verdict = Hear | Tell | Corrupt
+@dataclass(frozen=True, slots=True)
+class Accuse:
+    """Whoever answered our Find `call` should look at its blocks at these places."""
+
+    to: PeerId
+    call: int
+    blocks: tuple[int, ...]
+
+
+Verdict = Hear | Tell | Corrupt | Accuse
 
 
 @dataclass(slots=True, eq=False)
@@ -235,21 +246,24 @@ class KvVerifier:
                 sums = in_rows(made.checksums, self._layers)
                 return [Tell(to, msgspec.structs.replace(message, checksums=sums))]
             case _Answer() as answer:
-                return [self._answer(answer, made)]
+                return self._answer(answer, made)
             case _Sent() as sent:
                 return self._on_read(sent, made)
 
-    def _answer(self, answer: _Answer, made: ChecksumsMade) -> Hear:
+    def _answer(self, answer: _Answer, made: ChecksumsMade) -> list[Verdict]:
         """The leading run of right blocks is what was found."""
         message = answer.message
         expected = tuple(chain.from_iterable(message.checksums))
         wrong = list(range(len(expected))) if made.problem else wrong_places(expected, made.checksums)
         if not wrong:
-            return Hear(answer.peer, message, answer.payloads)
+            return [Hear(answer.peer, message, answer.payloads)]
         self._count("fetch", answer.peer, len(wrong), call=message.call, pages=wrong[:8])
         n_blocks = wrong[0] // self._layers
         shorter = msgspec.structs.replace(message, n_blocks=n_blocks, tiers=message.tiers[:n_blocks], more=False)
-        return Hear(answer.peer, shorter, answer.payloads[:n_blocks])
+        blocks = tuple(sorted({place // self._layers for place in wrong}))
+        # After the core, which may give back what pins them.
+        heard = Hear(answer.peer, shorter, answer.payloads[:n_blocks])
+        return [heard, Accuse(answer.peer, message.call, blocks)]
 
     def _on_read(self, sent: _Sent, made: ChecksumsMade) -> list[Verdict]:
         name = sent.message.transfer
@@ -290,13 +304,12 @@ class KvVerifier:
 
     # -- what was moved by others
 
-    def on_fetched(self, path: str, peer: PeerId, call: int, pages: tuple[int, int, int]) -> None:
-        """A fetch of the block mover has ended, with so many (checked, unchecked, wrong) pages; `path`: fetch or park."""
-        checked, unchecked, wrong = pages
-        self._checked_pages += checked
-        self._unchecked_pages += unchecked
-        if wrong:
-            self._count(path, peer, wrong, call=call)
+    def on_fetched(self, job: FetchJob, done: BlockJobDone) -> None:
+        """A fetch of the block mover has ended."""
+        self._checked_pages += done.checked_pages
+        self._unchecked_pages += done.unchecked_pages
+        if done.wrong_pages:
+            self._count("park" if job.peer == HOST_BUFFER else "fetch", job.peer, done.wrong_pages, call=job.call)
 
     def _count(self, path: str, peer: PeerId, n_wrong: int, **more: object) -> None:
         self._mismatches[path] += n_wrong

@@ -85,7 +85,8 @@ class Links:
         self._log = Log(process=mine.id)
         self._payloads: dict[tuple[TransferId, KvSpan], Payload] = {}
         self._checksums: dict[tuple[TransferId, KvSpan], Checksums] = {}
-        self._known = KnownChecksums()
+        self.known = KnownChecksums()
+        """Of pages that are not ours; told of what comes and goes by this class."""
         self._serials = itertools.count(1)  # in the order of the copies
         self._jobs: dict[int, BlockJob] = {}
         self._attempts: dict[PeerId, _Attempt] = {}
@@ -193,7 +194,7 @@ class Links:
         self._copier.detach(peer)
         self._mover.detach(peer)
         self._share.hang_up(peer)
-        self._known.forget(peer)
+        self.known.forget(peer)
 
     def copy(self, action: Copy) -> None:
         """Hand a copy to the copier; the inbox gets CopyEnded."""
@@ -212,7 +213,7 @@ class Links:
                 action.deadline_ms,
                 action.by_layer,
                 action.layers,
-                self._known.expected(action.peer, action.call, action.peer_pages),
+                self.known.expected(action.peer, action.call, action.peer_pages),
             )
         else:
             own, theirs = action.own_pages, action.peer_pages
@@ -224,12 +225,8 @@ class Links:
         """A job that the block mover was handed has ended: which. What it stored is known from now on."""
         job = self._jobs.pop(done.call)
         if done.ok and done.checksums and isinstance(job, StoreJob):
-            self._known.on_stored(job, done.checksums)
+            self.known.on_stored(job, done.checksums)
         return job
-
-    def note_found(self, peer: PeerId, message: Found) -> None:
-        """The core is about to hear of a run that others keep for us."""
-        self._known.on_found(peer, message)
 
     def begin_ring(self, action: BeginRing) -> None:
         """Hold the engine back before it writes what has not been copied."""
@@ -281,7 +278,7 @@ class Links:
             if len(found) < len(made):
                 return message
             return msgspec.structs.replace(message, checksums=found, serial=next(self._serials))
-        return self._known.told(to, message)
+        return self.known.told(to, message)
 
     def payloads_for(self, message: Message) -> list[Payload]:
         """The frames that follow a message."""

@@ -11,7 +11,7 @@ from common.messages.blocks import Found
 from common.messages.handover import Grant, HandOver, KvSent, KvSpan, Renew
 from common.net.sockets import Payload
 from services.worker.checksum_thread import ChecksumsMade, Pages, Payloads
-from services.worker.kv_verifier import Corrupt, Hear, KvVerifier, Tell, Verdict
+from services.worker.kv_verifier import Accuse, Corrupt, Hear, KvVerifier, Tell, Verdict
 
 SENDER, OTHER, HOLDER = PeerId("prefill@1"), PeerId("prefill@2"), PeerId("kvstore@1")
 T, EPOCH = TransferId("prefill@1/1"), Incarnation(7)
@@ -176,7 +176,8 @@ def test_of_a_found_run_the_leading_right_blocks_are_found(at: Setting) -> None:
     found = Found(call=1, n_blocks=3, tiers=("host",) * 3, more=True, checksums=((1, 2), (3, 4), (5, 6)))
     frames = [b"a", b"b", b"c"]
     assert at.hear(found, frames, HOLDER)
-    (heard,) = at.read(1, 2, 3, 9, 5, 6)
+    heard, accused = at.read(1, 2, 3, 9, 5, 6)
+    assert accused == Accuse(HOLDER, 1, (1,))
     assert isinstance(heard, Hear) and isinstance(heard.message, Found)
     assert (heard.message.n_blocks, heard.message.tiers, heard.message.more) == (1, ("host",), False)
     assert heard.payloads == [b"a"] and at.mismatches() == 1
