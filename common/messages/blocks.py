@@ -113,6 +113,8 @@ class Release(Message, frozen=True, kw_only=True):
     """The asker is done with what was Found under `call`. Idempotent; needs no answer."""
 
     call: int
+    corrupt: tuple[bytes, ...] = ()
+    """Blocks of the call that came otherwise than their checksums say: the holder should look at its own copy."""
 
 
 class Offered(Message, frozen=True, kw_only=True):

@@ -87,6 +87,8 @@ class KvSent(Message, frozen=True, kw_only=True):
     spans: tuple[KvSpan, ...]
     checksums: tuple[tuple[int, ...], ...] = ()
     """[span][page in the span's order] crc32 of each page as the sender has it; empty: not made."""
+    serial: int = 0
+    """Rises from one to the next that carries checksums: of two that name a page the greater counts. 0: as they come."""
 
 
 class HandOver(Message, frozen=True, kw_only=True):

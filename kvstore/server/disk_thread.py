@@ -78,9 +78,9 @@ class DiskThread:
         assert layout is not None, "the first job is a scan"
         match job:
             case WriteDisk(block, pages):
-                text = "" if self._checks is None else self._checks.before_disk(pages)
-                text = text or self._folder.write(block, layout, self._memory.parts(pages))
-                self._on_done(DiskWritten(block.name, text))
+                wrong = "" if self._checks is None else self._checks.before_disk(pages)
+                text = wrong or self._folder.write(block, layout, self._memory.parts(pages))
+                self._on_done(DiskWritten(block.name, text, bool(wrong)))
             case ReadDisk(block, pages):
                 ok = self._folder.read(block, layout, self._memory.parts(pages))
                 if ok and self._checks is not None:

@@ -35,6 +35,8 @@ class DiskWritten:
 
     name: bytes
     error_text: str
+    corrupt: bool = False
+    """It was not written, because its pages are not what they were when they came."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ class PageChecks:
         self._page_bytes = self._layers = 0
         self._counting = threading.Lock()
         self._checked_pages = self._unchecked_pages = self._wrong_pages = 0
+        self._accused = {False: 0, True: 0}  # blocks, by whether they were right
 
     def shape(self, layout: KvLayout, n_pages: int) -> None:
         """The memory was numbered in pages."""
@@ -79,6 +80,13 @@ class PageChecks:
         """As they are kept: what lies in the pages may be something else by now, which whoever reads them finds out."""
         return tuple(tuple(self._sums[page] for page in pages) for pages in blocks)
 
+    def still_right(self, pages: Pages) -> bool:
+        """A reader says that these pages came wrong: whether they are what they were when they came here."""
+        right = self.of([pages]) == (self._of_memory(pages),)
+        with self._counting:
+            self._accused[right] += 1
+        return right
+
     def before_disk(self, pages: Pages) -> str:
         """Why these pages must not become a file; empty: they are what they were when they came."""
         return self._difference(self.of([pages]), [self._of_memory(pages)])
@@ -92,6 +100,8 @@ class PageChecks:
                 "kv_checked_pages_total": float(self._checked_pages),
                 "kv_unchecked_pages_total": float(self._unchecked_pages),
                 "kv_mismatches_total{path=spill}": float(self._wrong_pages),
+                "kv_accused_blocks_total{here=wrong}": float(self._accused[False]),
+                "kv_accused_blocks_total{here=right}": float(self._accused[True]),
             }
 
     def _difference(self, told: Sequence[Row], found: Sequence[Row]) -> str:

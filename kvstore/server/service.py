@@ -10,7 +10,7 @@ from common.ids import PeerId
 from common.log import Log
 from common.messages import AnyMessage
 from common.messages.base import Message
-from common.messages.blocks import Found, Publish, Put, Stored
+from common.messages.blocks import Found, Publish, Put, Release, Stored
 from common.messages.cache_events import CacheEvent
 from common.messages.liveness import Ping
 from common.net.sockets import Exchange, Payload
@@ -135,6 +135,8 @@ class KvStoreService:
                 if isinstance(message, Publish) and message.ok:
                     message = self._published(self._checks, peer, message)
             actions = self._core.on_message(peer, message, lengths, self._clock.now_ms())
+            if self._checks is not None and isinstance(message, Release) and message.corrupt:
+                self._judge(self._checks, peer, message)
         except ProtocolViolation as error:  # the peer's fault: say so, keep serving the others
             self._violations.note(peer, str(error))
             return
@@ -147,6 +149,14 @@ class KvStoreService:
             return message
         self._log.event("kv_mismatch", path="spill", peer=peer, call=message.call, n_pages=len(wrong), pages=wrong[:8])
         return Publish(call=message.call, ok=False)
+
+    def _judge(self, checks: PageChecks, peer: PeerId, message: Release) -> None:
+        """A reader got wrong pages: if ours are wrong, nobody gets them again; else they went wrong on their way."""
+        pages = self._core.cached_pages(message.corrupt)
+        wrong = [name for name, place in pages.items() if not checks.still_right(place)]
+        told = {"accused": len(pages), "wrong": [name.hex() for name in wrong][:8]}
+        self._log.event("kv_accused", peer=peer, call=message.call, **told)
+        self._core.condemn(wrong)
 
     def _sealed(self, answer: Message, blocks: Sequence[Pages]) -> Message:
         """The answer with the checksums of what it tells of."""
@@ -164,6 +174,9 @@ class KvStoreService:
             case DiskScanned(blocks, discarded_files):
                 self._core.on_disk_scanned(blocks)
                 self._log.event("disk_scanned", blocks=len(blocks), discarded_files=discarded_files)
+            case DiskWritten(name, error_text, True):
+                self._log.event("kv_mismatch", path="spill", block=name.hex(), text=error_text)
+                self._core.on_disk_refused(name)
             case DiskWritten(name, error_text):
                 return self._core.on_disk_written(name, error_text, now_ms)
             case DiskRead(name, ok):

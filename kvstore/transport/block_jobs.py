@@ -85,6 +85,8 @@ class BlockJobDone:
     checked_pages: int = 0
     """Of a FetchJob; as the next two."""
     wrong_pages: int = 0
+    wrong_peer_pages: tuple[int, ...] = ()
+    """The peer's pages that came wrong."""
     unchecked_pages: int = 0
     """Of which nobody knew a checksum."""
 

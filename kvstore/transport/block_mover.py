@@ -50,7 +50,7 @@ class _Work:
     checksums: list[Checksums] = field(default_factory=list)
     """Of the pieces of a store."""
     checked_pages: int = 0
-    wrong_pages: int = 0
+    wrong_peer_pages: tuple[int, ...] = ()
 
 
 class BlockMover:
@@ -209,9 +209,8 @@ class BlockMover:
             return
         wrong = wrong_places(piece.expected, checksums_of(self._own, piece.own_pages))
         work.checked_pages += int((piece.expected >= 0).sum())
-        work.wrong_pages += len(wrong)
         if wrong:
-            pages = [int(piece.peer_pages[place]) for place in wrong]
+            pages = work.wrong_peer_pages = tuple(int(piece.peer_pages[place]) for place in wrong)
             raise KvCorrupt(f"{len(pages)} pages of {work.job.peer} came otherwise than they were kept: {pages[:8]}")
 
     def _leave(self, work: _Work) -> None:
@@ -234,7 +233,8 @@ class BlockMover:
                 error_text,
                 checksums=tuple(chain.from_iterable(work.checksums)),
                 checked_pages=work.checked_pages,
-                wrong_pages=work.wrong_pages,
+                wrong_pages=len(work.wrong_peer_pages),
+                wrong_peer_pages=work.wrong_peer_pages,
                 unchecked_pages=moved_pages - work.checked_pages if fetched else 0,
             )
             self._on_event(done)

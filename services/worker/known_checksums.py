@@ -4,16 +4,23 @@ Owned by the loop's thread. A found run's leave with its Release or the holder; 
 store; the host buffer's stay until their page is written again.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 
 from common.ids import PeerId
+from common.messages.actions import Send
 from common.messages.base import Message
-from common.messages.blocks import Found, Publish, Release
+from common.messages.blocks import Find, Found, Publish, Release
 from kvstore.index.ledger import PageIds
-from kvstore.transport.block_jobs import StoreJob
+from kvstore.transport.block_jobs import BlockJob, BlockJobDone, StoreJob
 from kvstore.transport.checksums import UNKNOWN, Checksums, Expected, in_rows
+from services.worker.core.actions import Action
 from services.worker.core.host_buffer import HOST_BUFFER
+
+_MAX_ASKED = 256
+"""Finds whose names are remembered; older ones have been answered or given up."""
 
 
 class KnownChecksums:
@@ -23,6 +30,7 @@ class KnownChecksums:
         self._found: dict[tuple[PeerId, int], dict[int, int]] = {}
         self._stored: dict[tuple[PeerId, int], tuple[Checksums, ...]] = {}
         self._parked: dict[int, int] = {}
+        self._asked: dict[tuple[PeerId, int], tuple[bytes, ...]] = {}
 
     def on_found(self, peer: PeerId, message: Found) -> None:
         """A run was found, to be read by shared memory; its shape was checked."""
@@ -39,6 +47,20 @@ class KnownChecksums:
         sums = [known.get(page, UNKNOWN) for page in peer_pages.ravel().tolist()]
         return np.array(sums, np.int64).reshape(peer_pages.shape)
 
+    def accusation(self, peer: PeerId, call: int, blocks: Sequence[int]) -> Release:
+        """Tells who answered our Find `call` at which places of it blocks came wrong."""
+        names = self._asked.get((peer, call), ())
+        return Release(call=call, corrupt=tuple(names[block] for block in blocks if block < len(names)))
+
+    def accusations(self, job: BlockJob, done: BlockJobDone) -> list[Action]:
+        """The same for pages that were read. The host buffer is our own, and what it gave was for one reader."""
+        if not done.wrong_peer_pages or job.peer == HOST_BUFFER:
+            return []
+        layers = job.peer_pages.shape[1]
+        places = {page: place // layers for place, page in enumerate(self._found.get((job.peer, job.call), {}))}
+        blocks = sorted({places[page] for page in done.wrong_peer_pages if page in places})
+        return [Send(job.peer, self.accusation(job.peer, job.call, blocks))]
+
     def on_stored(self, job: StoreJob, checksums: Checksums) -> None:
         """Our pages lie with the peer now."""
         if job.peer == HOST_BUFFER:
@@ -48,7 +70,12 @@ class KnownChecksums:
 
     def told(self, to: PeerId, message: Message) -> Message:
         """The message as it shall be sent: Publish tells what was written. What nobody needs any more is forgotten."""
-        if isinstance(message, Release):
+        if isinstance(message, Find):
+            self._asked[to, message.call] = message.blocks
+            if len(self._asked) > _MAX_ASKED:
+                del self._asked[next(iter(self._asked))]
+        elif isinstance(message, Release):
+            self._asked.pop((to, message.call), None)
             self._found.pop((to, message.call), None)
         elif isinstance(message, Publish):
             stored = self._stored.pop((to, message.call), None)
@@ -58,7 +85,7 @@ class KnownChecksums:
 
     def forget(self, peer: PeerId) -> None:
         """The peer is gone, and what it kept with it."""
-        for known in (self._found, self._stored):
+        for known in (self._found, self._stored, self._asked):
             for key in [key for key in known if key[0] == peer]:
                 del known[key]
 

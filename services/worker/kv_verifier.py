@@ -1,10 +1,13 @@
 """What comes and leaves by message under `--verify-kv`: held back until its checksums are made, and compared. Shell side.
 
 KvSent, and Found with its bytes, are held until the bytes are known to be right; then, and only then, the core hears of them.
-Found and Put that leave are held until they carry checksums. The thread only reads; the loop compares.
+Found that names pages is held until it carries checksums. The thread only reads; the loop compares.
+
+Payloads of a KvSent are written into the granted pages as they come, and the pages are what is read: so one comparison covers
+the frame and the copy out of it, and a peer that sends payloads is treated as one that writes.
 
 Pages that a peer writes itself may be written again while they are read here: a prompt that was displaced in the middle is
-computed anew, and its spans are sent again. So a page that does not match is not condemned at once. The newest KvSent that
+computed anew, and its spans are sent again; and an older KvSent may be late. So a page that does not match is not condemned at once. The newest KvSent that
 covers it counts; and what still does not match when the HandOver has come, which is sent after all copies have ended, is
 read once more, when nobody writes any more. Only then the transfer ends as corrupt.
 """
@@ -20,21 +23,24 @@ from common.ids import PeerId, TransferId
 from common.log import Log
 from common.messages import AnyMessage
 from common.messages.base import Message
-from common.messages.blocks import Found, Put
+from common.messages.blocks import Found
 from common.messages.handover import Grant, HandOver, KvSent
 from common.net.sockets import Payload
 from kvstore.handover.coverage import Coverage
 from kvstore.handover.spans import granted_pages, n_pages
+from kvstore.transport.block_jobs import BlockJobDone, FetchJob
 from kvstore.transport.checksums import Checksums, in_rows, wrong_places
 from services.worker.checksum_thread import ChecksumsMade, Pages, Payloads
+from services.worker.core.host_buffer import HOST_BUFFER
 
 GrantOf = Callable[[TransferId, PeerId], Grant | None]
+Fill = Callable[[Sequence[int], Payload], None]
 Post = Callable[[int, Pages | Payloads], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Hear:
-    """The core may hear this now."""
+    """The core may hear this now. Of a KvSent that came with payloads there are none left: its pages are filled."""
 
     peer: PeerId
     message: AnyMessage
@@ -47,7 +53,6 @@ class Tell:
 
     to: PeerId
     message: Message
-    payloads: Sequence[Payload]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,16 @@ class Corrupt:
     text: str
 
 
-Verdict = Hear | Tell | Corrupt
+@dataclass(frozen=True, slots=True)
+class Accuse:
+    """Whoever answered our Find `call` should look at its blocks at these places."""
+
+    to: PeerId
+    call: int
+    blocks: tuple[int, ...]
+
+
+Verdict = Hear | Tell | Corrupt | Accuse
 
 
 @dataclass(slots=True, eq=False)
@@ -67,13 +81,12 @@ class _Sent:
 
     peer: PeerId
     message: KvSent
-    payloads: Sequence[Payload]
     number: int
-    """Rises; of two that cover one page the greater counts."""
+    """Its serial, else in the order of arrival: of two that cover one page the greater counts."""
     pages: tuple[int, ...]
     """Ours that it fills, span by span."""
-    again: bool = False
-    """It is being read for the second time, and nobody writes any more."""
+    final: bool
+    """Nobody but our loop writes these pages, or nobody any more: what is wrong now stays wrong."""
 
 
 @dataclass(slots=True)
@@ -99,19 +112,21 @@ class _Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Leaving:
-    """Found or Put that is to be sent."""
+    """Found that is to be sent, and names our pages."""
 
     to: PeerId
-    message: Found | Put
-    payloads: Sequence[Payload]
+    message: Found
 
 
 class KvVerifier:
     """Owns what is held back: by ticket what is being read, by transfer what waits for its HandOver. The loop's thread's."""
 
-    def __init__(self, post: Post, grant_of: GrantOf, layers: int, log: Log) -> None:
-        """`post`: to the thread. `grant_of`: what a sender may fill; None: nothing, so that nobody will use it."""
-        self._post, self._grant_of, self._layers, self._log = post, grant_of, layers, log
+    def __init__(self, post: Post, grant_of: GrantOf, fill: Fill, layers: int, log: Log) -> None:
+        """`post`: to the thread. `grant_of`: what a sender may fill; None: nothing, so that nobody will use it.
+
+        `fill`: writes a payload into our pages, now.
+        """
+        self._post, self._grant_of, self._fill, self._layers, self._log = post, grant_of, fill, layers, log
         self._reading: dict[int, _Sent | _Answer | _Leaving] = {}
         self._transfers: dict[TransferId, _Transfer] = {}
         self._numbers = 0
@@ -143,17 +158,34 @@ class KvVerifier:
         if [len(sums) for sums in message.checksums] != counts:
             raise ProtocolViolation(f"transfer {message.transfer}: checksums of another shape than its spans {counts}")
         self._numbers += 1
-        pages = tuple(chain.from_iterable(granted_pages(grant, span) for span in message.spans))
-        sent = _Sent(peer, message, payloads, self._numbers, pages)
+        number = message.serial or self._numbers
         transfer = self._transfers.setdefault(message.transfer, _Transfer(peer))
-        transfer.newest.update(dict.fromkeys(pages, sent.number))
+        rows = [granted_pages(grant, span) for span in message.spans]
+        for row, payload in zip(rows, payloads, strict=False):  # before it is checked: so the check sees this copy too
+            self._fill_newer(transfer, number, row, payload)
+        pages = tuple(chain.from_iterable(rows))
+        for page in pages:
+            transfer.newest[page] = max(number, transfer.newest.get(page, 0))
+        sent = _Sent(peer, message, number, pages, final=bool(payloads))
         self._checked_pages += len(pages)
         self._read_sent(transfer, sent)
         return True
 
+    def _fill_newer(self, transfer: _Transfer, number: int, pages: Sequence[int], payload: Payload) -> None:
+        """Write what is no older than what lies there."""
+        newer = [transfer.newest.get(page, 0) <= number for page in pages]
+        if all(newer):
+            self._fill(pages, payload)
+            return
+        whole = memoryview(payload).cast("B")
+        page_bytes = len(whole) // len(pages)
+        for place, page in enumerate(pages):
+            if newer[place]:
+                self._fill((page,), whole[place * page_bytes : (place + 1) * page_bytes])
+
     def _read_sent(self, transfer: _Transfer, sent: _Sent) -> None:
         transfer.n_reading += 1
-        self._read(sent, Payloads(tuple(sent.payloads)) if sent.payloads else Pages(sent.pages))
+        self._read(sent, Pages(sent.pages))
 
     def _on_handover(self, peer: PeerId, message: HandOver) -> bool:
         transfer = self._transfers.get(message.transfer)
@@ -172,7 +204,7 @@ class KvVerifier:
         """All copies have ended: what did not match is read once more."""
         suspects, transfer.suspects = transfer.suspects, []
         for sent in suspects:
-            sent.again = True
+            sent.final = True
             self._read_sent(transfer, sent)
 
     def _on_found(self, peer: PeerId, message: Found, payloads: Sequence[Payload]) -> bool:
@@ -191,14 +223,11 @@ class KvVerifier:
 
     # -- what leaves
 
-    def seals(self, to: PeerId, message: Message, payloads: Sequence[Payload]) -> bool:
+    def seals(self, to: PeerId, message: Message) -> bool:
         """Whether this is sent later, with its checksums."""
-        if isinstance(message, Found) and message.pages:
-            self._read(_Leaving(to, message, ()), Pages(tuple(chain.from_iterable(message.pages))))
-        elif isinstance(message, Found | Put) and payloads:
-            self._read(_Leaving(to, message, payloads), Payloads(tuple(payloads)))
-        else:
+        if not isinstance(message, Found) or not message.pages:
             return False
+        self._read(_Leaving(to, message), Pages(tuple(chain.from_iterable(message.pages))))
         return True
 
     def _read(self, what: _Sent | _Answer | _Leaving, work: Pages | Payloads) -> None:
@@ -213,25 +242,28 @@ class KvVerifier:
         if made.error is not None:
             raise made.error
         match self._reading.pop(made.ticket):
-            case _Leaving(to=to, message=message, payloads=payloads):
+            case _Leaving(to=to, message=message):
                 sums = in_rows(made.checksums, self._layers)
-                return [Tell(to, msgspec.structs.replace(message, checksums=sums), payloads)]
+                return [Tell(to, msgspec.structs.replace(message, checksums=sums))]
             case _Answer() as answer:
-                return [self._answer(answer, made)]
+                return self._answer(answer, made)
             case _Sent() as sent:
                 return self._on_read(sent, made)
 
-    def _answer(self, answer: _Answer, made: ChecksumsMade) -> Hear:
+    def _answer(self, answer: _Answer, made: ChecksumsMade) -> list[Verdict]:
         """The leading run of right blocks is what was found."""
         message = answer.message
         expected = tuple(chain.from_iterable(message.checksums))
         wrong = list(range(len(expected))) if made.problem else wrong_places(expected, made.checksums)
         if not wrong:
-            return Hear(answer.peer, message, answer.payloads)
+            return [Hear(answer.peer, message, answer.payloads)]
         self._count("fetch", answer.peer, len(wrong), call=message.call, pages=wrong[:8])
         n_blocks = wrong[0] // self._layers
         shorter = msgspec.structs.replace(message, n_blocks=n_blocks, tiers=message.tiers[:n_blocks], more=False)
-        return Hear(answer.peer, shorter, answer.payloads[:n_blocks])
+        blocks = tuple(sorted({place // self._layers for place in wrong}))
+        # After the core, which may give back what pins them.
+        heard = Hear(answer.peer, shorter, answer.payloads[:n_blocks])
+        return [heard, Accuse(answer.peer, message.call, blocks)]
 
     def _on_read(self, sent: _Sent, made: ChecksumsMade) -> list[Verdict]:
         name = sent.message.transfer
@@ -243,8 +275,8 @@ class KvVerifier:
         wrong = self._wrong(transfer, sent, made)
         verdicts: list[Verdict] = []
         if not wrong:
-            verdicts.append(Hear(sent.peer, sent.message, sent.payloads))
-        elif sent.payloads or sent.again:
+            verdicts.append(Hear(sent.peer, sent.message, ()))
+        elif sent.final:
             return [self._condemn(sent, wrong)]
         else:
             transfer.suspects.append(sent)
@@ -272,13 +304,12 @@ class KvVerifier:
 
     # -- what was moved by others
 
-    def on_fetched(self, path: str, peer: PeerId, call: int, pages: tuple[int, int, int]) -> None:
-        """A fetch of the block mover has ended, with so many (checked, unchecked, wrong) pages; `path`: fetch or park."""
-        checked, unchecked, wrong = pages
-        self._checked_pages += checked
-        self._unchecked_pages += unchecked
-        if wrong:
-            self._count(path, peer, wrong, call=call)
+    def on_fetched(self, job: FetchJob, done: BlockJobDone) -> None:
+        """A fetch of the block mover has ended."""
+        self._checked_pages += done.checked_pages
+        self._unchecked_pages += done.unchecked_pages
+        if done.wrong_pages:
+            self._count("park" if job.peer == HOST_BUFFER else "fetch", job.peer, done.wrong_pages, call=job.call)
 
     def _count(self, path: str, peer: PeerId, n_wrong: int, **more: object) -> None:
         self._mismatches[path] += n_wrong

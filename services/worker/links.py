@@ -3,6 +3,7 @@
 Owns the copier and the share. Used by the loop's thread; opening a channel takes milliseconds and runs beside it.
 """
 
+import itertools
 import secrets
 import threading
 from collections.abc import Callable, Sequence
@@ -11,12 +12,12 @@ from dataclasses import dataclass
 import msgspec
 
 from common.clock import Clock
-from common.errors import PeerFailed
+from common.errors import KvCorrupt, PeerFailed
 from common.ids import PeerId, TransferId
 from common.kv_layout import KvLayout
 from common.log import Log
 from common.messages.base import Message
-from common.messages.blocks import Found
+from common.messages.blocks import Found, Put
 from common.messages.handover import KvSent, KvSpan, Probed
 from common.messages.liveness import Member, TransportReport
 from common.net.fault_kit import FaultKit
@@ -24,7 +25,7 @@ from common.net.sockets import Exchange, Payload
 from kvstore.index.ledger import PageIds
 from kvstore.transport.block_jobs import BlockJob, BlockJobDone, FetchJob, StoreJob
 from kvstore.transport.block_mover import BlockMover
-from kvstore.transport.checksums import Checksums
+from kvstore.transport.checksums import Checksums, checksums_of, in_rows
 from kvstore.transport.copier import Copier, CopyDone, CopyJob
 from kvstore.transport.faulty import FaultyChannel
 from kvstore.transport.own_pages import OwnPages
@@ -84,7 +85,9 @@ class Links:
         self._log = Log(process=mine.id)
         self._payloads: dict[tuple[TransferId, KvSpan], Payload] = {}
         self._checksums: dict[tuple[TransferId, KvSpan], Checksums] = {}
-        self._known = KnownChecksums()
+        self.known = KnownChecksums()
+        """Of pages that are not ours; told of what comes and goes by this class."""
+        self._serials = itertools.count(1)  # in the order of the copies
         self._jobs: dict[int, BlockJob] = {}
         self._attempts: dict[PeerId, _Attempt] = {}
         self._unmeasured: set[PeerId] = set()
@@ -191,7 +194,7 @@ class Links:
         self._copier.detach(peer)
         self._mover.detach(peer)
         self._share.hang_up(peer)
-        self._known.forget(peer)
+        self.known.forget(peer)
 
     def copy(self, action: Copy) -> None:
         """Hand a copy to the copier; the inbox gets CopyEnded."""
@@ -210,7 +213,7 @@ class Links:
                 action.deadline_ms,
                 action.by_layer,
                 action.layers,
-                self._known.expected(action.peer, action.call, action.peer_pages),
+                self.known.expected(action.peer, action.call, action.peer_pages),
             )
         else:
             own, theirs = action.own_pages, action.peer_pages
@@ -222,12 +225,8 @@ class Links:
         """A job that the block mover was handed has ended: which. What it stored is known from now on."""
         job = self._jobs.pop(done.call)
         if done.ok and done.checksums and isinstance(job, StoreJob):
-            self._known.on_stored(job, done.checksums)
+            self.known.on_stored(job, done.checksums)
         return job
-
-    def note_found(self, peer: PeerId, message: Found) -> None:
-        """The core is about to hear of a run that others keep for us."""
-        self._known.on_found(peer, message)
 
     def begin_ring(self, action: BeginRing) -> None:
         """Hold the engine back before it writes what has not been copied."""
@@ -237,10 +236,23 @@ class Links:
         """Let it write more."""
         self._mover.open_ring(action.ring, action.free_layer)
 
-    def fill_blocks(self, own_pages: PageIds, payloads: Sequence[Payload]) -> None:
-        """Write one payload per block into our own pages [blocks, layers]."""
+    def fill_blocks(self, own_pages: PageIds, payloads: Sequence[Payload], *, verify: bool = False) -> None:
+        """Write one payload per block into our own pages [blocks, layers].
+
+        `verify`: read them back. Raises KvCorrupt: memory that does not keep what is written to it serves nobody.
+        """
         for pages, payload in zip(own_pages.tolist(), payloads, strict=False):
             self.fill(pages, payload)
+            if verify and memoryview(self._pages.read(pages)) != memoryview(payload).cast("B"):
+                raise KvCorrupt(f"our pages {pages[:4]}... do not hold what was written to them a moment ago")
+
+    def sealed(self, message: Found | Put, own_pages: PageIds) -> Found | Put:
+        """With the checksums of our own pages [blocks, layers], which follow as payloads.
+
+        Of the pages themselves and in the loop's thread: they may be somebody else's as soon as it goes on.
+        """
+        sums = checksums_of(self._pages, own_pages.reshape(-1))
+        return msgspec.structs.replace(message, checksums=in_rows(sums, own_pages.shape[1]))
 
     def read_blocks(self, own_pages: PageIds) -> list[Payload]:
         """One payload per block of our own pages [blocks, layers]."""
@@ -263,8 +275,10 @@ class Links:
         if isinstance(message, KvSent) and self._checksums:
             made = [self._checksums.get((message.transfer, span)) for span in message.spans]
             found = tuple(sums for sums in made if sums is not None)
-            return msgspec.structs.replace(message, checksums=found) if len(found) == len(made) else message
-        return self._known.told(to, message)
+            if len(found) < len(made):
+                return message
+            return msgspec.structs.replace(message, checksums=found, serial=next(self._serials))
+        return self.known.told(to, message)
 
     def payloads_for(self, message: Message) -> list[Payload]:
         """The frames that follow a message."""

@@ -39,7 +39,6 @@ from services.worker.core.actions import (
     StoreBlocks,
     TakeBackChunks,
 )
-from services.worker.core.host_buffer import HOST_BUFFER
 from services.worker.core.role import WorkerRole
 from services.worker.engine_thread import EngineThread
 from services.worker.feed import EngineFeed
@@ -63,7 +62,7 @@ from services.worker.inbox import (
     StepDone,
     joined,
 )
-from services.worker.kv_verifier import Corrupt, Hear, KvVerifier, Tell
+from services.worker.kv_verifier import Accuse, Corrupt, Hear, KvVerifier, Tell
 from services.worker.links import Links
 from services.worker.page_resizer import PageResizer
 
@@ -104,9 +103,7 @@ class WorkerService:
         self._links, self._memory, self._events = ports.links, ports.memory, ports.events
         self._lender, self._mapped, self._check_mapped = ports.lender, ports.mapped, ports.check_mapped
         self._checksums = ports.checksums
-        self._verifier: KvVerifier | None = None
-        if ports.checksums is not None:
-            self._verifier = KvVerifier(ports.checksums.post, core.grant_of, ports.links.layout.layers, log)
+        self._verifier = None if ports.checksums is None else _verifier(core, ports, ports.checksums, log)
         self._feed = EngineFeed(core, ports.engine, ahead=plan_ahead)
         self._clock = ports.clock
         self._log, self._violations = log, Violations("protocol_violation", log)
@@ -194,7 +191,7 @@ class WorkerService:
     def _hear_right(self, peer: PeerId, message: AnyMessage, payloads: Sequence[Payload]) -> None:
         """The core hears of it. Raises ProtocolViolation."""
         if self._verifier is not None and isinstance(message, Found):
-            self._links.note_found(peer, message)
+            self._links.known.on_found(peer, message)
         self._act(self._core.on_message(peer, message, self._clock.now_ms()), payloads)
 
     def _decide(self, event: Event) -> list[Action]:
@@ -252,13 +249,12 @@ class WorkerService:
             return self._core.on_layer_fetched(event.call, event.layer, ok=event.ok, now_ms=now_ms)
         job = self._links.moved_blocks(event)
         if self._verifier is not None and isinstance(job, FetchJob):
-            path = "park" if job.peer == HOST_BUFFER else "fetch"
-            pages = (event.checked_pages, event.unchecked_pages, event.wrong_pages)
-            self._verifier.on_fetched(path, job.peer, job.call, pages)
+            self._verifier.on_fetched(job, event)
+        accusations = self._links.known.accusations(job, event)
         if not event.ok:
             self._log.event("blocks_not_moved", call=event.call, text=event.error_text)
         moved = Moved(event.ok, event.elapsed_ms, event.n_copies, event.n_bytes)
-        return self._core.on_blocks_moved(event.call, moved, now_ms)
+        return self._core.on_blocks_moved(event.call, moved, now_ms) + accusations
 
     def _tick_verifier(self) -> dict[str, float]:
         if self._verifier is None:
@@ -276,8 +272,10 @@ class WorkerService:
                         self._hear_right(peer, message, payloads)
                     except ProtocolViolation as error:
                         self._log.event("protocol_violation", peer=peer, text=str(error))
-                case Tell(to, leaving, payloads):
-                    self._send(to, leaving, payloads)
+                case Tell(to, leaving):
+                    self._send(to, leaving, ())
+                case Accuse(to, call, blocks):
+                    self._tell(to, self._links.known.accusation(to, call, blocks), ())
                 case Corrupt(transfer, text):
                     self._act(self._core.on_corrupt(transfer, text, now_ms), ())
 
@@ -290,7 +288,7 @@ class WorkerService:
         """Send it, with checksums if they are wanted: now, or when they are made."""
         if self._verifier is not None:
             message = self._links.with_checksums(to, message)
-            if self._verifier.seals(to, message, payloads):
+            if self._verifier.seals(to, message):
                 return
         self._send(to, message, payloads)
 
@@ -302,7 +300,8 @@ class WorkerService:
                 case Copy():
                     self._links.copy(action)
                 case Fill(pages=pages, payload=index):
-                    self._links.fill(pages, payloads[index])
+                    if payloads:  # without: filled before it was checked
+                        self._links.fill(pages, payloads[index])
                 case FetchBlocks() | StoreBlocks():
                     self._links.move_blocks(action)
                 case BeginRing():
@@ -310,9 +309,11 @@ class WorkerService:
                 case OpenRing():
                     self._links.open_ring(action)
                 case FillBlocks(own_pages):
-                    self._links.fill_blocks(own_pages, payloads)
+                    self._links.fill_blocks(own_pages, payloads, verify=self._verifier is not None)
                 case SendBlocks(to, message, pages):
-                    self._tell(to, message, self._links.read_blocks(pages))
+                    frames = self._links.read_blocks(pages)
+                    sealed = message if self._verifier is None else self._links.sealed(message, pages)
+                    self._send(to, sealed, frames)
                 case Dial(peer, endpoint):
                     self._dial(peer, endpoint)
                 case OpenChannel(peer, member):
@@ -345,3 +346,7 @@ class WorkerService:
             self._core.check()
             self._check_mapped()
             self._checked_ms, self._unchecked = now_ms, False
+
+
+def _verifier(core: WorkerRole, ports: Ports, checksums: ChecksumThread, log: Log) -> KvVerifier:
+    return KvVerifier(checksums.post, core.grant_of, ports.links.fill, ports.links.layout.layers, log)

@@ -9,6 +9,7 @@ import pytest
 
 from common.messages.blocks import Found, Put
 from common.net.sockets import Exchange
+from kvstore.server.page_checks import PageChecks
 from kvstore.transport.own_pages import HostPages
 from kvstore.transport.shared_pages import SharedPages
 from kvstore.transport.shm import ShmChannel
@@ -87,6 +88,18 @@ def spill_shm(patch: pytest.MonkeyPatch, flip: Flip) -> None:
         return copied
 
     patch.setattr(HostPages, "copy_out", copy_out)
+
+
+def lying(patch: pytest.MonkeyPatch, flip: Flip) -> None:
+    """A page in the store's memory, when it is found: it stays wrong."""
+    real = PageChecks.of
+
+    def of(self: PageChecks, blocks: Any) -> Any:
+        if blocks:
+            flip.byte(self._memory.parts((blocks[0][0],))[0])
+        return real(self, blocks)
+
+    patch.setattr(PageChecks, "of", of)
 
 
 def _copied_in(wanted: Callable[[str], bool]) -> Way:

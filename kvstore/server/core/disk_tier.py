@@ -123,6 +123,10 @@ class DiskTier:
         self._state.paused_until_ms = now_ms + PAUSE_MS
         return [] if paused else [DiskPaused(error_text, PAUSE_MS)]
 
+    def on_refused(self, name: BlockHash) -> None:
+        """A WriteDisk was not begun, for a reason of the block's own: the disk is well."""
+        self._pool.release(self._state.writing.pop(name).owner)
+
     def begin_read(self, name: BlockHash) -> BlockName:
         """The block is about to be read: it stays until `end_read`."""
         self._cache.pin([name])

@@ -69,6 +69,8 @@ class Reads:
         self._leases: dict[Key, _Lease] = {}
         self._waiting: dict[Key, _Waiting] = {}
         self._loads: dict[BlockHash, _Load] = {}
+        self._condemned: dict[BlockHash, None] = {}
+        """Blocks whose pages are wrong: found by nobody, and dropped as soon as nobody has pinned them."""
 
     @property
     def oldest_ms(self) -> float | None:
@@ -107,7 +109,9 @@ class Reads:
     def _wanted(self, find: Find) -> list[BlockHash]:
         """What one answer may hold."""
         limit = self._reply_blocks if find.payloads else len(find.blocks)
-        return [BlockHash(name) for name in find.blocks[:limit]]
+        wanted = [BlockHash(name) for name in find.blocks[:limit]]
+        wrong = [place for place, name in enumerate(wanted) if name in self._condemned] if self._condemned else []
+        return wanted[: wrong[0]] if wrong else wanted
 
     def _load(self, key: Key, find: Find, now_ms: float) -> list[Action] | None:
         """Begin to read the run's blocks that are on disk only; None if there is nothing to wait for, or no room."""
@@ -206,10 +210,21 @@ class Reads:
         for owner in self._dropped((peer, call)):
             self._pool.release(owner)
 
+    def condemn(self, names: Sequence[BlockHash]) -> None:
+        """The pages of these cached blocks are not what was stored. A good file of one on disk may be read again."""
+        self._condemned.update(dict.fromkeys(names))
+        self._tally.add("corrupt_blocks_total", len(names))
+        self._drop_condemned()
+
+    def _drop_condemned(self) -> None:
+        self._pool.forget(list(self._condemned))
+        self._condemned = {name: None for name in self._condemned if name in self._pool.cache}
+
     def on_tick(self, now_ms: float) -> list[Action]:
         """End leases and waits whose time is over."""
         for key in [key for key, lease in self._leases.items() if now_ms >= lease.until_ms]:
             self._pool.release(self._leases.pop(key).owner)
+        self._drop_condemned()
         late = [key for key, waiting in self._waiting.items() if now_ms - waiting.began_ms >= DISK_WITHIN_MS]
         return [self._end_wait(key, now_ms) for key in late]
 

@@ -188,6 +188,17 @@ class KvStoreCore:
         """What a Publish of this call would make visible: [block][layer]."""
         return () if self._shelves is None else self._shelves.writes.reserved_pages(peer, call)
 
+    def cached_pages(self, names: Sequence[bytes]) -> dict[BlockHash, Pages]:
+        """[layer] of those of these blocks that are in host memory."""
+        cache = None if self._shelves is None else self._shelves.pool.cache
+        found = {} if cache is None else {BlockHash(name): cache.get(BlockHash(name)) for name in names}
+        return {name: tuple(block.place.tolist()) for name, block in found.items() if block is not None}
+
+    def condemn(self, names: Sequence[BlockHash]) -> None:
+        """What lies in the pages of these cached blocks is not what was stored: nobody finds them any more."""
+        if names:
+            self._known().reads.condemn(names)
+
     # -- events
 
     def on_peer_joined(self, peer: PeerId, now_ms: float) -> None:
@@ -208,6 +219,11 @@ class KvStoreCore:
     def on_disk_written(self, name: bytes, error_text: str, now_ms: float) -> list[Action]:
         """The end of a WriteDisk; `error_text` is empty if the file is there."""
         return self._known().disk.on_written(BlockHash(name), error_text, now_ms)
+
+    def on_disk_refused(self, name: bytes) -> None:
+        """A WriteDisk was not begun: the block's pages are wrong. Others are written as before."""
+        self._known().disk.on_refused(BlockHash(name))
+        self.condemn([BlockHash(name)])
 
     def on_disk_read(self, name: bytes, *, ok: bool, now_ms: float) -> list[Action]:
         """The end of a ReadDisk. Not ok: the file was bad or gone, and is deleted."""

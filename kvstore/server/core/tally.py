@@ -8,6 +8,7 @@ _COUNTERS = (
     "refused_blocks_total",
     "disk_evicted_blocks_total",
     "load_failures_total",
+    "corrupt_blocks_total",
     "kv_received_bytes_total",
     "kv_sent_bytes_total",
     "kv_bytes_total{direction=host_to_disk}",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from common.ids import Owner, PeerId
 from common.messages.actions import Dial, HangUp, Send
-from common.messages.base import Message
+from common.messages.blocks import Found, Put
 from common.messages.liveness import Member
 from kvstore.handover.actions import Fill, PostCopy
 from kvstore.index.ledger import PageIds
@@ -88,7 +88,7 @@ class SendBlocks:
     """Send a message, followed by one payload per block of our pages [blocks, layers]."""
 
     to: PeerId
-    message: Message
+    message: Found | Put
     pages: PageIds
 
 

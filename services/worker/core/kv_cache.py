@@ -30,6 +30,7 @@ from services.worker.core.returns import Returns
 from services.worker.core.sequence import Sequence
 from services.worker.core.spill import Spiller
 from services.worker.core.waiting import WaitingPrompt
+from services.worker.core.wire import block_names
 
 _MINE = Found | Reserved | Stored | Find | Release | Offered | Declined
 
@@ -163,8 +164,9 @@ class KvCache:
         match message:
             case Find():
                 return self._lender.on_find(peer, message, now_ms)
-            case Release(call=call):
+            case Release(call=call, corrupt=corrupt):
                 self._lender.on_release(peer, call)
+                self._pool.forget(block_names(corrupt))  # what others hold stays: nobody says yet who is wrong
             case Found():
                 return self._on_found(peer, message, now_ms)
             case Reserved():

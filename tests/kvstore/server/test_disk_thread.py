@@ -23,6 +23,7 @@ from kvstore.server.core.store import Budget, KvStoreCore
 from kvstore.server.disk_folder import DiskFolder, Parts, write_file
 from kvstore.server.disk_thread import DiskThread
 from kvstore.server.inbox import DiskDied, DiskRead, DiskScanned, DiskWritten, Event
+from kvstore.server.page_checks import PageChecks
 from kvstore.server.service import KvStoreService
 from tests.kvstore.server.builders import BLOCK_BYTES, FILE_BYTES, LAYOUT, block, chain, identity, member, name
 
@@ -77,6 +78,25 @@ def test_bytes_go_to_disk_and_come_back(memory: BlockMemory, tmp_path: Path) -> 
                 assert events.get(timeout=WAIT_S) == event
         thread.stop(WAIT_S)
     assert bytes(memory.read((5, 4))) == content
+
+
+def test_a_page_that_went_wrong_before_its_write_is_told_and_does_not_become_a_file(
+    memory: BlockMemory, tmp_path: Path
+) -> None:
+    events, checks = Events(), PageChecks(memory)
+    checks.shape(LAYOUT, 16 * LAYOUT.layers)
+    for pages in ((0, 1), (2, 3)):
+        checks.make(pages)
+    memory.parts((1,))[0][0] ^= 1
+    with closing(DiskFolder(tmp_path, CAP_BYTES)) as folder:
+        thread = DiskThread(folder, memory, events.put, checks)
+        for job in (ScanDisk(LAYOUT, 10), WriteDisk(block(1), (0, 1)), WriteDisk(block(2), (2, 3))):
+            thread.post(job)
+        thread.stop(WAIT_S)
+    assert events.get(timeout=WAIT_S) == DiskScanned([])
+    refused = events.get(timeout=WAIT_S)
+    assert isinstance(refused, DiskWritten) and refused.corrupt and refused.error_text
+    assert events.get(timeout=WAIT_S) == DiskWritten(name(2), "")
 
 
 def test_stop_does_not_wait_for_a_long_queue(memory: BlockMemory, tmp_path: Path) -> None:

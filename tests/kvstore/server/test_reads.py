@@ -266,6 +266,37 @@ def test_a_write_that_fails_pauses_writing_once_and_for_a_while() -> None:
     kept.check()
 
 
+def test_a_block_that_is_wrong_is_not_written_and_the_next_one_is() -> None:
+    kept = core(capacity_blocks=8, disk_blocks=8)
+    put(kept, 1)
+    kept.on_disk_refused(name(1))
+    assert gauges(kept)["pinned_blocks"] == 0 and ask(kept, find(1), Found).n_blocks == 0
+    assert [write.block.name for write in put(kept, 2, now_ms=1.0)] == [name(2)]
+    kept.check()
+
+
+def test_a_condemned_block_is_found_by_nobody_and_goes_with_its_last_reader() -> None:
+    kept = core(capacity_blocks=8)
+    put(kept, 1, 2, 3)
+    assert ask(kept, find(1, 2, 3), Found).n_blocks == 3
+    wrong = kept.cached_pages([name(2), name(9)])
+    kept.condemn(list(wrong))
+    assert ask(kept, find(1, 2, 3, call=2), Found).n_blocks == 1
+    assert kept.cached_pages([name(2)]) == wrong  # it is being read
+    kept.on_message(PEER, Release(call=1), [], 0.0)
+    kept.on_tick(1.0)
+    assert kept.cached_pages([name(2)]) == {}
+    put(kept, 1, 2, 3)
+    assert ask(kept, find(1, 2, 3, call=3), Found).n_blocks == 3
+    kept.check()
+
+
+def test_a_condemned_block_is_read_from_its_file_again() -> None:
+    kept = on_disk(8, 1, host=(1,))
+    kept.condemn(list(kept.cached_pages([name(1)])))
+    assert reads_of(kept.on_message(PEER, find(1), [], 0.0)) == [1]
+
+
 def test_nothing_is_written_before_the_folder_was_read() -> None:
     kept = KvStoreCore(member(), Budget(8 * BLOCK_BYTES, 8 * FILE_BYTES), LAYOUT)
     kept.start()

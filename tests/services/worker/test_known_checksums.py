@@ -3,8 +3,9 @@
 import numpy as np
 
 from common.ids import PeerId
-from common.messages.blocks import Found, Publish, Release
-from kvstore.transport.block_jobs import StoreJob
+from common.messages.actions import Send
+from common.messages.blocks import Find, Found, Publish, Release
+from kvstore.transport.block_jobs import BlockJobDone, FetchJob, StoreJob
 from services.worker.core.host_buffer import HOST_BUFFER
 from services.worker.known_checksums import KnownChecksums
 
@@ -20,6 +21,18 @@ def test_a_found_run_is_known_until_its_release() -> None:
     assert known.expected(STORE, 2, PAGES) is None
     known.told(STORE, Release(call=1))
     assert known.expected(STORE, 1, PAGES) is None and len(known) == 0
+
+
+def test_who_keeps_wrong_pages_is_told_which_blocks_they_are_of() -> None:
+    known = KnownChecksums()
+    known.told(STORE, Find(call=1, blocks=(b"a", b"b"), lease_ms=1))
+    known.on_found(STORE, Found(call=1, n_blocks=2, pages=((5, 6), (7, 8)), checksums=((50, 60), (70, 80))))
+    job = FetchJob(1, STORE, PAGES, PAGES, 0.0, by_layer=True)
+    done = BlockJobDone(1, False, 0, 0, 0.0, "wrong", wrong_peer_pages=(8, 7, 99))
+    assert known.accusations(job, done) == [Send(STORE, Release(call=1, corrupt=(b"b",)))]
+    assert known.accusation(STORE, 1, (0, 5)).corrupt == (b"a",)
+    known.told(STORE, Release(call=1))
+    assert known.accusation(STORE, 1, (0,)).corrupt == ()
 
 
 def test_what_was_stored_is_published_with_its_checksums_once() -> None:

@@ -7,10 +7,11 @@ import pytest
 from common.errors import ProtocolViolation
 from common.ids import Incarnation, PeerId, TransferId
 from common.log import Log
-from common.messages.blocks import Found, Put
+from common.messages.blocks import Found
 from common.messages.handover import Grant, HandOver, KvSent, KvSpan, Renew
+from common.net.sockets import Payload
 from services.worker.checksum_thread import ChecksumsMade, Pages, Payloads
-from services.worker.kv_verifier import Corrupt, Hear, KvVerifier, Tell, Verdict
+from services.worker.kv_verifier import Accuse, Corrupt, Hear, KvVerifier, Tell, Verdict
 
 SENDER, OTHER, HOLDER = PeerId("prefill@1"), PeerId("prefill@2"), PeerId("kvstore@1")
 T, EPOCH = TransferId("prefill@1/1"), Incarnation(7)
@@ -25,10 +26,14 @@ class Setting:
         self.open = True
         self.there = {10: 1, 11: 2, 20: 3, 21: 4}
         self.posted: list[tuple[int, Pages | Payloads]] = []
-        self.verifier = KvVerifier(lambda *job: self.posted.append(job), self.grant_of, 2, Log())
+        self.verifier = KvVerifier(lambda *job: self.posted.append(job), self.grant_of, self.fill, 2, Log())
 
     def grant_of(self, transfer: TransferId, sender: PeerId) -> Grant | None:
         return GRANT if self.open and (transfer, sender) == (T, SENDER) else None
+
+    def fill(self, pages: Sequence[int], payload: Payload) -> None:
+        """A page has one byte, which is its own checksum."""
+        self.there.update(zip(pages, bytes(payload), strict=True))
 
     def hear(self, message: KvSent | HandOver | Found, payloads: Sequence[bytes] = (), peer: PeerId = SENDER) -> bool:
         return self.verifier.holds(peer, message, payloads)
@@ -50,9 +55,11 @@ def at() -> Setting:
     return Setting()
 
 
-def sent(*sums: int, layer: int = 0, n_blocks: int = 2, n_layers: int = 1, first_block: int = 2) -> KvSent:
+def sent(
+    *sums: int, layer: int = 0, n_blocks: int = 2, n_layers: int = 1, first_block: int = 2, serial: int = 0
+) -> KvSent:
     span = KvSpan(layer, first_block, n_blocks, n_layers)
-    return KvSent(transfer=T, epoch=EPOCH, spans=(span,), checksums=(sums,) if sums else ())
+    return KvSent(transfer=T, epoch=EPOCH, spans=(span,), checksums=(sums,) if sums else (), serial=serial)
 
 
 def test_what_is_right_is_heard_once_it_was_read(at: Setting) -> None:
@@ -114,9 +121,30 @@ def test_what_is_held_of_a_transfer_goes_with_it(at: Setting) -> None:
     assert at.verifier.n_held == 0 and not at.hear(HANDOVER)
 
 
-def test_a_wrong_payload_is_never_written(at: Setting) -> None:
-    assert at.hear(sent(1, 2), [b"payload"])
-    assert [type(one) for one in at.read(1, 3)] == [Corrupt]
+def test_a_payload_is_in_its_pages_when_they_are_checked(at: Setting) -> None:
+    message = sent(7, 8)
+    assert at.hear(message, [b"\x07\x08"]) and at.there == {10: 7, 11: 8, 20: 3, 21: 4}
+    assert at.read() == [Hear(SENDER, message, ())]
+
+
+def test_a_wrong_payload_and_a_wrong_copy_of_a_right_one_end_the_transfer_at_once(at: Setting) -> None:
+    assert at.hear(sent(1, 2), [b"\x01\x03"])
+    assert [type(one) for one in at.read()] == [Corrupt]
+    assert at.hear(sent(1, 2), [b"\x01\x02"])
+    at.there[11] = 3
+    assert [type(one) for one in at.read()] == [Corrupt]
+
+
+@pytest.mark.parametrize("payloads", [False, True])
+def test_an_older_one_that_comes_late_undoes_and_condemns_nothing(at: Setting, payloads: bool) -> None:
+    first, second = sent(1, 2, serial=1), sent(5, first_block=3, n_blocks=1, serial=2)
+    at.there[11] = 5  # as the writer of the second one left it
+    assert at.hear(second, [b"\x05"] if payloads else [])
+    assert at.hear(first, [b"\x01\x02"] if payloads else []) and at.there[11] == 5
+    assert at.hear(HANDOVER)
+    assert at.read() == [Hear(SENDER, second, ())]
+    assert at.read() == [Hear(SENDER, first, ()), Hear(SENDER, HANDOVER, ())]
+    assert at.mismatches() == 0
 
 
 def test_pages_that_cannot_be_read_are_not_right(at: Setting) -> None:
@@ -148,19 +176,18 @@ def test_of_a_found_run_the_leading_right_blocks_are_found(at: Setting) -> None:
     found = Found(call=1, n_blocks=3, tiers=("host",) * 3, more=True, checksums=((1, 2), (3, 4), (5, 6)))
     frames = [b"a", b"b", b"c"]
     assert at.hear(found, frames, HOLDER)
-    (heard,) = at.read(1, 2, 3, 9, 5, 6)
+    heard, accused = at.read(1, 2, 3, 9, 5, 6)
+    assert accused == Accuse(HOLDER, 1, (1,))
     assert isinstance(heard, Hear) and isinstance(heard.message, Found)
     assert (heard.message.n_blocks, heard.message.tiers, heard.message.more) == (1, ("host",), False)
     assert heard.payloads == [b"a"] and at.mismatches() == 1
 
 
-def test_what_leaves_carries_checksums(at: Setting) -> None:
-    by_pages, by_bytes = Found(call=1, n_blocks=1, pages=((10, 20),)), Put(call=2, blocks=())
-    assert at.verifier.seals(HOLDER, by_pages, ()) and at.verifier.seals(HOLDER, by_bytes, [b"x"])
-    (first,), (second,) = at.read(), at.read(7, 8)
+def test_what_names_our_pages_leaves_with_their_checksums(at: Setting) -> None:
+    assert at.verifier.seals(HOLDER, Found(call=1, n_blocks=1, pages=((10, 20),)))
+    (first,) = at.read()
     assert isinstance(first, Tell) and isinstance(first.message, Found) and first.message.checksums == ((1, 3),)
-    assert isinstance(second, Tell) and isinstance(second.message, Put) and second.message.checksums == ((7, 8),)
-    assert not at.verifier.seals(HOLDER, Found(call=3, n_blocks=0), ())
+    assert not at.verifier.seals(HOLDER, Found(call=3, n_blocks=0))
 
 
 def test_our_own_bug_is_raised(at: Setting) -> None:

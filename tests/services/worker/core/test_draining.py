@@ -190,6 +190,18 @@ def test_a_lease_that_nobody_gives_back_ends_by_itself() -> None:
     holder.core.on_message(PeerId("x@1"), Release(call=1), target.now_ms)
 
 
+def test_a_lent_block_that_its_reader_found_wrong_is_kept_no_longer() -> None:
+    target = world(caching=2)
+    target.send("theirs", PROMPT, 1, to="prefill-1")
+    target.settle()
+    holder, reader = target.processes["prefill-1"], PeerId("x@1")
+    name = next(block.name for block in holder.core.pool.cache)
+    holder.core.on_message(reader, Find(call=1, blocks=(name,), lease_ms=1000), target.now_ms)
+    holder.core.on_message(reader, Release(call=1, corrupt=(name,)), target.now_ms)
+    assert name not in holder.core.pool.cache
+    holder.core.check()
+
+
 @pytest.mark.parametrize("to", ["prefill", "decode"])
 def test_prompts_that_wait_go_by_priority_and_equals_by_arrival(to: str) -> None:
     target = world()
