@@ -73,8 +73,6 @@ class Inflight:
         """Requests that wait for a place."""
         return len(self._entrance)
 
-    # -- arrivals
-
     def submit(self, orders: Sequence[Order], now_ms: float) -> list[Action]:
         """Place the prompts of one HTTP request, or let them wait for places.
 
@@ -130,8 +128,6 @@ class Inflight:
         """Where a request is."""
         one = self._open.get(request)
         return "queue" if one is None else one.phase
-
-    # -- news of workers
 
     def on_message(self, sender: PeerId, message: Tokens | Failed, now_ms: float) -> list[Action]:
         """News of requests. What is said about requests of others, or by others, changes nothing."""
@@ -217,8 +213,6 @@ class Inflight:
         error = PeerFailed(f"{one.attempt.name_of(peer)} cannot be reached {one.progress}")
         return self._retry(one, error, frozenset({one.attempt.worker_of(peer)}), now_ms, but=peer)
 
-    # -- trying again
-
     def _retry(
         self,
         one: OpenRequest,
@@ -257,8 +251,6 @@ class Inflight:
             return []
         except ServingError as refusal:
             return self._fail(one, refusal, now_ms)
-
-    # -- ends
 
     def cancel(self, request: RequestId, now_ms: float) -> list[Action]:
         """The client does not want it any more, or has all it wants."""

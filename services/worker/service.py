@@ -131,8 +131,9 @@ class WorkerService:
             if now_ms - ticked_ms >= _TICK_MS:
                 ticked_ms = now_ms
                 self._links.on_tick(now_ms)
-                mapped = {**self._mapped(), **self._tick_verifier()}
-                self._core.note({**self._events.counters(), **mapped, **self._heard_wrong()}, self._gauges())
+                if self._verifier is not None:
+                    self._verifier.on_tick()
+                self._core.note(self._counters(), self._gauges())
                 self._act(self._core.on_tick(now_ms), ())
                 self._oversee(now_ms, dump_asked=dump_asked())
                 self._check_when_idle(now_ms)
@@ -185,8 +186,10 @@ class WorkerService:
         except ProtocolViolation as error:  # the peer's fault: say so, keep serving the others
             self._violations.note(peer, str(error))
 
-    def _heard_wrong(self) -> dict[str, float]:
-        return {**self._exchange.counters(), "protocol_violations_total": float(self._violations.total)}
+    def _counters(self) -> dict[str, float]:
+        verified = {} if self._verifier is None else self._verifier.counters()
+        wrong = {"protocol_violations_total": float(self._violations.total)}
+        return {**self._events.counters(), **self._mapped(), **self._exchange.counters(), **wrong, **verified}
 
     def _hear_right(self, peer: PeerId, message: AnyMessage, payloads: Sequence[Payload]) -> None:
         """The core hears of it. Raises ProtocolViolation."""
@@ -256,12 +259,6 @@ class WorkerService:
         moved = Moved(event.ok, event.elapsed_ms, event.n_copies, event.n_bytes)
         return self._core.on_blocks_moved(event.call, moved, now_ms) + accusations
 
-    def _tick_verifier(self) -> dict[str, float]:
-        if self._verifier is None:
-            return {}
-        self._verifier.on_tick()
-        return self._verifier.counters()
-
     def _on_checksums(self, made: ChecksumsMade, now_ms: float) -> None:
         """What was held back for its checksums goes on."""
         assert self._verifier is not None, "checksums that nobody asked for"
@@ -271,7 +268,7 @@ class WorkerService:
                     try:
                         self._hear_right(peer, message, payloads)
                     except ProtocolViolation as error:
-                        self._log.event("protocol_violation", peer=peer, text=str(error))
+                        self._violations.note(peer, str(error))
                 case Tell(to, leaving):
                     self._send(to, leaving, ())
                 case Accuse(to, call, blocks):
