@@ -25,6 +25,8 @@ from kvstore.transport.host import Guest, Host
 _INTRODUCE_WITHIN_MS = 5_000.0
 _ADAPT_WITHIN_MS = 5_000.0
 _LOOK_AGAIN_S = 0.02
+_MOST_STRANGERS = 64
+"""Connections that have not said whose they are: each takes a descriptor of a process that has perhaps a thousand."""
 
 
 @dataclass(eq=False, slots=True)
@@ -211,7 +213,9 @@ class Share:
 
     def _end_strangers(self) -> None:
         now_ms = self._clock.now_ms()
-        for guest in [guest for guest, until_ms in self._strangers.items() if now_ms >= until_ms]:
+        late = [guest for guest, until_ms in self._strangers.items() if now_ms >= until_ms]
+        surplus = list(self._strangers)[: max(0, len(self._strangers) - _MOST_STRANGERS)]  # the eldest
+        for guest in {**dict.fromkeys(late), **dict.fromkeys(surplus)}:
             self._guest_ended(guest)
 
     def _accept(self, host: Host) -> None:
