@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from common.ids import PeerId
+from common.ids import PeerId, RequestId
 from common.messages.handover import Grant, KvSent
-from common.messages.requests import FetchHint, Generate, TokenDelta, Tokens
+from common.messages.requests import Failed, FetchHint, Generate, Timings, Tokens
 from tests.support.fake_engine import answer
 from tests.support.world import LAYOUT, Process, World
 
@@ -28,6 +28,7 @@ class OneClock(World):
         self.began_ms: dict[str, float] = {}
         self.computed_ms: dict[str, float] = {}
         self.granted_ms: dict[str, float] = {}
+        self.failed_ms: dict[str, float] = {}
         self.told_ms: dict[str, list[float]] = {}
         self._requests: dict[str, str] = {}
         settings = {"prefill_pages": 200, "decode_pages": 200, "caching": 0, "more": ("mixed", "prefill-1"), **settings}
@@ -65,6 +66,8 @@ class OneClock(World):
     def hear(self, message: object) -> None:
         for delta in message.deltas if isinstance(message, Tokens) else ():
             self.told_ms.setdefault(delta.request, []).append(self.now_ms)
+        if isinstance(message, Failed):
+            self.failed_ms.setdefault(message.request, self.now_ms)
         super().hear(message)
 
     def perform(self, process: Process, *args: object) -> None:
@@ -86,8 +89,7 @@ class OneClock(World):
         return self.processes[worker].core.report(0, self.now_ms).counters[name]
 
 
-def parts_of(delta: TokenDelta) -> tuple[float, float, float, float]:
-    told = delta.timings
+def parts_of(told: Timings) -> tuple[float, float, float, float]:
     return told.prefill_queue_ms, told.compute_ms, told.grant_wait_ms, told.transfer_ms
 
 
@@ -98,7 +100,7 @@ def require_whole(world: OneClock) -> None:
         assert seen.finish is not None and seen.tokens == answer(seen.prompt, seen.max_tokens)
         first, *later = seen.deltas
         heard_ms, (first_ms, *later_ms) = world.heard_ms[request], world.told_ms[request]
-        parts = parts_of(first)
+        parts = parts_of(first.timings)
         assert min(parts) >= 0 and sum(parts) == first_ms - heard_ms, f"{request}: {parts} of {first_ms - heard_ms}"
         if not world.ahead:
             assert parts == expected(world, request), request
@@ -106,7 +108,11 @@ def require_whole(world: OneClock) -> None:
         assert [delta.timings is not None for delta in later] == [handed_over and n == 0 for n in range(len(later))]
         if handed_over and later:
             second = (later[0].timings.decode_queue_ms, later[0].timings.first_step_ms)
-            assert min(second) >= 0 and sum(second) == later_ms[0] - first_ms and parts_of(later[0]) == (0, 0, 0, 0)
+            assert (
+                min(second) >= 0
+                and sum(second) == later_ms[0] - first_ms
+                and parts_of(later[0].timings) == (0, 0, 0, 0)
+            )
 
 
 def expected(world: OneClock, request: str) -> tuple[float, float, float, float]:
@@ -231,5 +237,62 @@ def test_what_waits_for_pages_or_for_its_last_pages_is_told_as_that() -> None:
     """The kinds above do not pass for want of anything to tell."""
     world = handed_over(0, checked=True)
     world.settle()
-    told = [parts_of(seen.deltas[0]) for seen in world.answers.values()]
+    told = [parts_of(seen.deltas[0].timings) for seen in world.answers.values()]
     assert all(max(parts[of] for parts in told) > 1 for of in range(4))
+
+
+def failure(world: OneClock, name: str) -> tuple[str, tuple[float, float, float, float]]:
+    """Where it ended, and parts that are the whole time up to then."""
+    while (failed := world.answers[RequestId(name)].failed) is None:
+        if not world.turn():
+            world.pass_time(64.0)
+    assert failed.timings is not None
+    parts = parts_of(failed.timings)
+    assert min(parts) >= 0 and sum(parts) == world.failed_ms[name] - world.heard_ms[name]
+    return failed.phase, parts
+
+
+@pytest.mark.parametrize("to", ["prefill", "mixed"])
+def test_who_ends_in_its_first_step_waited_no_longer_than_until_that_began(to: str) -> None:
+    world = OneClock(0)
+    world.send("r", world.prompt(40), 2, to=to, timeout_ms=300)
+    while "r" not in world.began_ms:
+        assert world.turn()
+    world.pass_time(512.0)
+    phase, parts = failure(world, "r")
+    assert (phase, parts[0], parts[1] >= 512.0) == ("prefill", world.began_ms["r"] - world.heard_ms["r"], True)
+
+
+def handing_over(seed: int) -> OneClock:
+    """Everything was sent, and the decode worker's thread still looks at the last pages."""
+    world = OneClock(seed, checked=True)
+    world.send("r", world.prompt(40), 2, timeout_ms=10_000)
+    decode = world.processes["decode"].core
+    while not (one := next(iter(decode._incoming._transfers.values()), None)) or one.handed_ms is None:
+        assert world.turn(), seed
+    return world
+
+
+def test_a_hand_over_that_fails_at_the_decode_worker_says_what_the_prefill_worker_took() -> None:
+    world = handing_over(0)
+    world.now_ms += 2.0
+    decode = world.processes["decode"]
+    (transfer,) = decode.core._incoming._transfers
+    world.perform(decode, decode.core.on_corrupt(transfer, "wrong bytes", world.now_ms))
+    phase, parts = failure(world, "r")
+    assert phase == "transfer" and parts[1] > 0 and parts[3] >= 2.0
+
+
+@pytest.mark.parametrize("to", ["mixed", "prefill"])
+def test_who_loses_its_gateway_is_told_where_the_time_went(to: str) -> None:
+    """If that only paused, it wants to know."""
+    world = handing_over(0) if to == "prefill" else OneClock(0)
+    if to == "mixed":
+        world.send("r", world.prompt(40), 200, to=to)
+        while "r" not in world.began_ms:
+            assert world.turn()
+    worker = world.processes["mixed" if to == "mixed" else "decode"]
+    world.now_ms += 4_096.0
+    world.perform(worker, worker.core.on_tick(world.now_ms))
+    _, parts = failure(world, "r")
+    assert sum(parts) >= 4_096.0
