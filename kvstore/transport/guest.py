@@ -142,6 +142,7 @@ def _map(
     if not isinstance(frame, Offer):
         raise _unexpected(frame, host, "an offer")
     fds = mailbox.take_fds(1)
+    mailbox.close()  # there is one with an offer, and what else came is nobody's
     try:
         _require_host(frame.description, host)
         if not isinstance(frame.description, ChunksDescription):

@@ -1,8 +1,10 @@
 """The host's side of share connections: hand out the memory, confirm the probe, tell of changes, notice the end."""
 
+import errno
 import shutil
 import socket
 import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +37,12 @@ from kvstore.transport.share_wire import (
 from kvstore.transport.socket_path import short_name
 
 _SEND_TIMEOUT_S = 1.0
+_MOST_NAME = 256  # characters; ids have a quarter
+_MOST_GUESTS = 512
+_MOST_WAITING = 1024  # to be accepted: whoever comes to a full queue is refused at once
+_LAST_PIECES = 64  # of 64 KiB: who says goodbye has said it by then
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+_WAIT_FOR_DESCRIPTORS_S = 0.02
 
 
 class Guest:
@@ -103,7 +111,7 @@ class Host:
             folder.mkdir(mode=stat.S_IRWXU)
             with short_name(path) as name:
                 listener.bind(name)
-            listener.listen(64)
+            listener.listen(_MOST_WAITING)
         except OSError as error:
             listener.close()
             raise ConfigError(f"--run-dir={run_dir}: cannot listen on {path}: {error}") from error
@@ -114,8 +122,10 @@ class Host:
         """A new connection; None if it went away meanwhile."""
         try:
             connection, _ = self.listener.accept()
-        except OSError:
-            return None  # gone before it was accepted: it has nothing of ours
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTORS:  # it waits in the queue, and who asks at once again takes a whole core
+                time.sleep(_WAIT_FOR_DESCRIPTORS_S)
+            return None  # else gone before it was accepted: it has nothing of ours
         connection.settimeout(_SEND_TIMEOUT_S)
         self._accepted += 1
         return Guest(connection, self._accepted)
@@ -140,7 +150,7 @@ class Host:
     def _answer(self, guest: Guest, frame: ShareFrame) -> None:
         """Raises PeerFailed for what the guest did, and one of REFUSED for what we could not do."""
         match frame:
-            case Introduce(peer=peer) if guest.peer is None:
+            case Introduce(peer=peer) if guest.peer is None and 0 < len(peer) <= _MOST_NAME:
                 guest.peer = peer
                 self._offer(guest, frame)
             case Take(first=first) if guest in self._guests:
@@ -155,6 +165,9 @@ class Host:
                 raise PeerFailed(f"{guest.peer or 'a guest'} sent {type(frame).__name__} out of turn")
 
     def _offer(self, guest: Guest, introduced: Introduce) -> None:
+        if len(self._guests) >= _MOST_GUESTS:
+            self._send(guest, NoOffer(text=f"{self._self_id} has {_MOST_GUESTS} guests already"))
+            return
         description = self._memory.describe(self._self_id, guest.number, self._version)
         if description is None:
             self._send(
@@ -243,7 +256,10 @@ class Host:
         """Its connection ends on our side: read whether it said goodbye before."""
         guest.connection.setblocking(False)
         with suppress(OSError, PeerFailed):  # nothing more is there, or nothing that could be read
-            while piece := guest.connection.recv(65536):
+            for _ in range(_LAST_PIECES):
+                piece = guest.connection.recv(65536)
+                if not piece:
+                    return
                 if any(isinstance(frame, Left) for frame in guest.reader.feed(piece)):
                     guest.left = True
 

@@ -25,6 +25,8 @@ from kvstore.transport.host import Guest, Host
 _INTRODUCE_WITHIN_MS = 5_000.0
 _ADAPT_WITHIN_MS = 5_000.0
 _LOOK_AGAIN_S = 0.02
+_MOST_STRANGERS = 64
+"""Connections that have not said whose they are: each takes a descriptor of a process that has perhaps a thousand."""
 
 
 @dataclass(eq=False, slots=True)
@@ -85,7 +87,7 @@ class Share:
         with self._lock:
             self._host = host
             self._selector.register(host.listener, selectors.EVENT_READ, host)
-        self._wake()
+        os.eventfd_write(self._wake_fd, 1)
         return os.fspath(host.path)
 
     def resized(self, on_settled: Callable[[], None]) -> None:
@@ -98,7 +100,7 @@ class Share:
         """
         with self._lock:
             self._settled.append(on_settled)
-        self._wake()
+        os.eventfd_write(self._wake_fd, 1)
 
     def connect(self, peer: PeerId, path: str) -> MappedPages:
         """Map a peer's pages and prove that both see the same memory; takes milliseconds. Raises PeerFailed.
@@ -116,7 +118,7 @@ class Share:
             if not stopping:
                 self._visited[peer] = new
                 self._selector.register(visited.connection, selectors.EVENT_READ, new)
-                self._wake()
+                os.eventfd_write(self._wake_fd, 1)
         if replaced is not None:
             replaced.at.close()
         if stopping:
@@ -150,7 +152,7 @@ class Share:
             if self._stopping:
                 return
             self._stopping = True
-        self._wake()
+        os.eventfd_write(self._wake_fd, 1)
         self._thread.join()
         for peer in list(self._visited):
             self.hang_up(peer)
@@ -161,9 +163,6 @@ class Share:
             self._host.close()
         self._selector.close()
         os.close(self._wake_fd)
-
-    def _wake(self) -> None:
-        os.eventfd_write(self._wake_fd, 1)
 
     def _run(self) -> None:
         try:
@@ -202,17 +201,19 @@ class Share:
             settled, self._settled = self._settled, []
         now_ms = self._clock.now_ms()
         for on_settled in settled:
-            if self._host is None:
-                on_settled()  # nobody maps anything
-            else:
+            if self._host is not None:
                 self._host.changed(on_settled, now_ms + _ADAPT_WITHIN_MS)
+            else:
+                on_settled()  # nobody maps anything
         if self._host is not None:
             self._host.settle(now_ms)
 
     def _end_strangers(self) -> None:
         now_ms = self._clock.now_ms()
-        for guest in [guest for guest, until_ms in self._strangers.items() if now_ms >= until_ms]:
-            self._guest_ended(guest)
+        too_many = len(self._strangers) - _MOST_STRANGERS  # the eldest go
+        for place, (guest, until_ms) in enumerate(list(self._strangers.items())):
+            if place < too_many or now_ms >= until_ms:
+                self._guest_ended(guest)
 
     def _accept(self, host: Host) -> None:
         guest = host.accept()

@@ -167,6 +167,10 @@ class Mailbox:
         """Read what is there; False at the end of the connection. Raises OSError, BlockingIOError among them, PeerFailed."""
         piece, fds, flags, _ = socket.recv_fds(self._connection, 65536, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
         self._fds += fds
+        if len(self._fds) > MAX_FDS:  # more than one batch is on its way only if the host does not wait its turn
+            raise PeerFailed(
+                f"{len(self._fds)} descriptors came that nobody asked for; at most {MAX_FDS} are on their way"
+            )
         if flags & socket.MSG_CTRUNC:
             raise PeerFailed(
                 f"descriptors were lost on the way: more than {MAX_FDS}, or this process has too many open"
@@ -180,7 +184,7 @@ class Mailbox:
 
     def take_fds(self, n_fds: int) -> list[int]:
         """The next descriptors, which the caller closes. Raises PeerFailed if fewer came."""
-        if n_fds > len(self._fds):
+        if not 0 <= n_fds <= len(self._fds):
             raise PeerFailed(f"{n_fds} descriptors were announced and {len(self._fds)} came")
         taken, self._fds = self._fds[:n_fds], self._fds[n_fds:]
         return taken

@@ -1,5 +1,6 @@
 """A peer's page memory, mapped into this process."""
 
+import fcntl
 import mmap
 import os
 import secrets
@@ -14,12 +15,15 @@ from numpy.typing import NDArray
 
 from common.errors import PeerFailed
 from common.log import Log
+from kvstore.memory.shareable import PROBE_SLOT_BYTES
 from kvstore.transport.descriptions import Description, PoolDescription
 from kvstore.transport.pages import Ids, Rows, as_ids, as_range, copy_pages
 from kvstore.transport.refusals import refusals
 from kvstore.transport.uses import Uses
 
 _ROUNDS = 8
+_MOST_PAGES = 2**28
+"""What is kept for each here takes 2 GiB then."""
 
 
 class Pinning(Protocol):
@@ -44,6 +48,7 @@ class SharedPages:
 
     def __init__(self, description: PoolDescription, fd: int) -> None:
         """Maps the file and leaves `fd` to the caller. Raises PeerFailed if file and description disagree."""
+        _require_sealed(description, fd)
         file_bytes = os.fstat(fd).st_size
         _require_consistent(description, file_bytes)
         self._uses = Uses(f"the memory of {description.peer}")
@@ -215,11 +220,23 @@ class SharedPages:
         self._rows = self._bytes.reshape(0, self._description.page_bytes)
 
 
+def _require_sealed(description: PoolDescription, fd: int) -> None:
+    """Raise PeerFailed for a file that could be cut short under our mapping: whoever touched it then would be killed."""
+    try:
+        sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+    except OSError as error:  # no memory file at all
+        raise PeerFailed(f"{description.peer} handed out what is no memory: {error}") from error
+    if not sealed:
+        raise PeerFailed(f"{description.peer} handed out a file that could be cut short under whoever maps it")
+
+
 def _require_consistent(description: PoolDescription, file_bytes: int) -> None:
     ends = [*description.chunk_offsets, 0]
-    fits = description.page_bytes > 0 and description.chunk_bytes % description.page_bytes == 0
+    whole = description.page_bytes > 0 and description.chunk_bytes > 0
+    fits = whole and description.chunk_bytes % description.page_bytes == 0 and description.n_pages <= _MOST_PAGES
     inside = min(ends) >= 0 and max(ends) + description.chunk_bytes <= file_bytes
     probe_inside = 0 <= description.probe_offset_bytes <= file_bytes - description.probe_bytes
+    probe_inside = probe_inside and 0 <= description.probe_bytes <= PROBE_SLOT_BYTES
     if not (fits and inside and probe_inside) or any(start % description.page_bytes for start in ends):
         raise PeerFailed(
             f"{description.peer} describes {len(description.chunk_offsets)} chunks of {description.chunk_bytes} bytes and "

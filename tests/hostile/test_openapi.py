@@ -116,6 +116,7 @@ def test_any_value_in_any_field_is_taken_or_refused_by_the_name_of_the_field(sha
     shared.forget_script()
 
 
+@pytest.mark.system
 def test_fuzzed_requests_are_answered_as_described(shared: Cluster) -> None:
     """No 500, no hang, no leak; whoever sends rubbish hears which field it is in."""
     shared.forget_script()

@@ -45,6 +45,14 @@ SYSTEMS: dict[str, dict[str, object]] = {
         "more": ("decode-1",),
         "caching": 3,
     },
+    "pd2-shm-hints": {
+        "transport": "shm",
+        "prefill_pages": 28,
+        "decode_pages": 44,
+        "more": ("prefill-1",),
+        "caching": 3,
+        "hints": True,
+    },
     "pd-shm-returns": {"transport": "shm", "prefill_pages": 40, "decode_pages": 34, "caching": 3, "kvstore": "off"},
     "mixed-shm-store": {
         "transport": "shm",

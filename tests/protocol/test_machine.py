@@ -17,7 +17,7 @@ from common.faults.rules import Rule
 from tests.protocol.schedule import MESSAGE_KINDS, MESSAGE_POINTS, SYSTEMS, Schedule, random_schedule
 
 EXAMPLES = int(os.environ.get("PROTOCOL_EXAMPLES", "0"))
-FEW, SEEDS, STEPS = EXAMPLES or 5, EXAMPLES or 4, 30
+FEW, SEEDS, STEPS = EXAMPLES or 5, EXAMPLES or 6, 30
 _WHICH = st.integers(0, 7)
 _SHARES, _TIMES = st.sampled_from((0.3, 1.0)), st.sampled_from((1, 3, 30))
 _DELAYS_MS = st.sampled_from((20.0, 700.0, 4_000.0, 12_000.0))

@@ -1,13 +1,15 @@
 """Whatever the sizes and whatever memory lacks, all admitted work ends, and nobody who could go on waits.
 
-10,000 schedules: `python -m benchmarks.progress`.
+PROTOCOL_EXAMPLES=N runs N schedules; 10,000 of them: `python -m benchmarks.progress`.
 """
+
+import os
 
 import pytest
 
 from tests.support.world_progress import run
 
-SCHEDULES = 120
+SCHEDULES = int(os.environ.get("PROTOCOL_EXAMPLES", "0")) or 20
 
 
 @pytest.mark.parametrize("first", range(0, SCHEDULES, 20))

@@ -42,8 +42,11 @@ class Standing:
 class FaultyWorld(World):
     """`World` whose messages, copies and processes fail by rule; `gateway` is real."""
 
-    def __init__(self, rng: random.Random, *, timeout_ms: float = 30_000.0, **settings: object) -> None:
-        self.trace, self.timeout_ms = Trace(), timeout_ms
+    def __init__(
+        self, rng: random.Random, *, timeout_ms: float = 30_000.0, hints: bool = False, **settings: object
+    ) -> None:
+        """`hints`: the gateway names another worker as a holder, rightly or wrongly."""
+        self.trace, self.timeout_ms, self.hints = Trace(), timeout_ms, hints
         self.gateway: GatewayShell | None = None
         self.wires = Wires(self.trace, self.lives_on)
         self.mapped: dict[Link, None] = {}
@@ -53,6 +56,8 @@ class FaultyWorld(World):
         self._due: dict[int, float] = {}
         self._broken: set[int] = set()
         self._own: dict[int, list[int]] = {}
+        self._leaving: dict[int, list[Page]] = {}
+        """What a StoreBlocks began to copy."""
         self._states: dict[tuple[PeerId, str], str] = {}
         self._depth, self._ticked_ms, self._read_ms, self.n_events = 0, 0.0, 0.0, 0
         super().__init__(rng, **settings)  # type: ignore[arg-type]  # World's keywords
@@ -138,7 +143,9 @@ class FaultyWorld(World):
         self.say(peer, "", "is stopped")
 
     def go_on(self, peer: PeerId) -> None:
-        self.standing[peer].stopped = False
+        """Its other threads may be quicker than the one that hears the news."""
+        standing, late_ms = self.standing[peer], self.now_ms + self.rng.choice((0.0, 1.0, 30.0))
+        standing.stopped, standing.news = False, deque((max(due, late_ms), *rest) for due, *rest in standing.news)
         self.say(peer, "", "goes on")
 
     def die(self, peer: PeerId) -> None:
@@ -163,7 +170,7 @@ class FaultyWorld(World):
                 move.broken = move.broken or move.order.peer == peer
         for guest, host in [link for link in self.mapped if peer in link]:
             self.mapped.pop((guest, host), None)
-            self._news(host if guest == peer else guest, "gone", peer)
+            self._news(*((host, "gone") if guest == peer else (guest, "lost")), peer)
         for name in [name for who, name in self._states if who == peer]:
             del self._states[peer, name]
 
@@ -171,7 +178,7 @@ class FaultyWorld(World):
         """The kernel has news for a process; of an end not always at once."""
         if self.lives_on(peer):
             news = self.standing[peer].news
-            due_ms = self.now_ms + (self.rng.choice((0.0, 0.0, 1.0, 30.0)) if what == "gone" else 0.0)
+            due_ms = self.now_ms + (self.rng.choice((0.0, 0.0, 1.0, 30.0)) if what != "joined" else 0.0)
             if (due_ms, what, about) not in news:
                 news.append((due_ms, what, about))
 
@@ -180,11 +187,13 @@ class FaultyWorld(World):
         news = self.standing[peer].news
         while self.runs(peer) and news and (news[0][0] <= self.now_ms or any(one[2] == about for one in news)):
             _, what, whom = news.popleft()
-            if what == "gone":
-                self.say(peer, "", f"hears from its kernel that {whom} maps it, or is mapped, no more")
+            if what != "joined":
+                self.say(peer, "", f"hears that {whom} {'maps it' if what == 'gone' else 'is mapped'} no more")
             process = self.process(peer)
             if process is not None and what == "gone":
                 self.perform(process, process.core.on_peer_dead(whom, self.now_ms))
+            elif process is not None and what == "lost":
+                self.perform(process, process.core.on_peer_lost(whom, self.now_ms))
             elif process is not None:
                 self.perform(process, process.core.on_peer_joined(whom))
             elif self.store is not None and what == "gone":
@@ -208,8 +217,7 @@ class FaultyWorld(World):
             move.broken = move.broken or move.order.peer == peer
         if (mine, peer) in self.mapped:
             del self.mapped[mine, peer]
-            if (peer, mine) not in self.mapped:
-                self._news(peer, "gone", mine)
+            self._news(peer, "gone", mine)
 
     def send_from(
         self, source: PeerId, target: PeerId, message: Message, payloads: list[list[Page]] | None = None
@@ -251,6 +259,8 @@ class FaultyWorld(World):
                 self._begin(process, action, point, action.peer)
                 if fetches:
                     self._own[id(action)] = self._owners(process, action)
+                else:
+                    self._leaving[id(action)] = process.memory.read_all(action.own_pages.ravel().tolist())
             case _:
                 super().do(process, action, payloads)
 
@@ -356,6 +366,10 @@ class FaultyWorld(World):
     def require_permission(self, process: Process, order: FetchBlocks | StoreBlocks) -> None:
         """What is read is kept by its holder as long as the reader believes; what is written is the writer's."""
         peer = order.peer
+        if isinstance(order, StoreBlocks):
+            now = process.memory.read_all(order.own_pages.ravel().tolist())
+            if self._leaving.get(id(order)) != now:
+                raise self.violation(f"{process.peer} copies pages out to {peer} that hold something else by now", ())
         if peer == HOST_BUFFER:
             return
         if isinstance(order, FetchBlocks) and self._own.get(id(order)) != self._owners(process, order):
@@ -389,6 +403,7 @@ class FaultyWorld(World):
             self._broken.discard(order)
             self._due.pop(order, None)
             self._own.pop(order, None)
+            self._leaving.pop(order, None)
 
     # -- time
 

@@ -6,12 +6,14 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from common.errors import ServingError
 from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
 from common.messages import AnyMessage
 from common.messages.actions import Dial, HangUp, Send
 from common.messages.liveness import Member
-from common.messages.requests import Sampling
+from common.messages.requests import FetchHint, Generate, Sampling
 from common.policy.routing import Router
 from gateway.core.actions import Action, Deliver, End, Note
 from gateway.core.breaker import BreakerTerms
@@ -131,6 +133,8 @@ class GatewayShell:
                     client.error, client.ended_ms = error, self._world.now_ms
                     self._world.say(self.peer, "", f"{request} ends: {error.code}: {error}", (request,))
                 case Send(to, message):
+                    if isinstance(message, Generate) and self._world.hints:
+                        message = self._hinted(to, message)
                     if not self._world.send_from(self.peer, to, message):
                         waiting += self.core.on_unsent(to, message, self._world.now_ms)
                 case Dial(peer, _):
@@ -140,6 +144,15 @@ class GatewayShell:
                 case Note(event, worker, text):
                     self._world.say(self.peer, "", f"{event} {worker}: {text}")
         self.core.check()
+
+    def _hinted(self, to: PeerId, message: Generate) -> Generate:
+        """Another worker of that role may hold the prompt, or once did."""
+        role = to.partition("-")[0]
+        others = [peer for peer in self._world.everybody() if peer != to and peer.startswith(role)]
+        if not others:
+            return message
+        hint = FetchHint(holder=others[-1], n_blocks=len(message.prompt) // 4)
+        return msgspec.structs.replace(message, fetch=hint)
 
     def _deliver(self, action: Deliver) -> None:
         """Tokens are those of the truth, in order, without gaps or repeats."""

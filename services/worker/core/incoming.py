@@ -99,8 +99,6 @@ class Incoming:
         self._transfers: dict[TransferId, _Incoming] = {}
         scheduler.room.count_promised(lambda: self._n_promised)
 
-    # -- events
-
     def on_message(
         self, sender: PeerId, message: GrantRequest | KvSent | HandOver | Abort | Stopped | Renew, now_ms: float
     ) -> list[Action]:
@@ -151,8 +149,6 @@ class Incoming:
                 stopped = self._receiver.stop(transfer, "deadline_exceeded", now_ms, text=text, retryable=False)
                 actions += self._carry_out(stopped, now_ms)
         return actions + self._carry_out(self._receiver.on_tick(now_ms), now_ms) + self.pump(now_ms)
-
-    # -- granting
 
     def _on_asked(self, sender: PeerId, request: GrantRequest, now_ms: float) -> list[Action]:
         if refusal := refusal_of(request, self._terms.vocab_tokens, self._terms.context_tokens):
@@ -230,8 +226,6 @@ class Incoming:
         opened = self._receiver.open(incoming.sender, grant, request.transport != "tcp", now_ms)
         return self._carry_out(opened, now_ms)
 
-    # -- carrying out what the protocol decided
-
     def _carry_out(self, steps: list[ReceiverAction], now_ms: float) -> list[Action]:
         actions: list[Action] = []
         for step in steps:
@@ -289,8 +283,6 @@ class Incoming:
             timings=None if now_ms is None else incoming.timings_at(now_ms),
         )
         return [Send(incoming.arrival.gateway, failed)]
-
-    # -- state for others
 
     def wants_payloads(self, transfer: TransferId) -> bool:
         """Whether KvSent of this transfer must bring the bytes along."""

@@ -70,8 +70,6 @@ class PrefillCore(WorkerRole):
         self._asking, self._totals = Asking(mine, sender, self._neighbours, terms.layout, terms.transfer), CopyTotals()
         self.overseer.attend(prompts_subject(parts, self._prompts, self._totals, lambda: self.idle, self._end_all))
 
-    # -- events
-
     def _on_request(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
         match message:
             case Grant() | GrantRefused() | Stop() | Commit():
@@ -195,8 +193,6 @@ class PrefillCore(WorkerRole):
             actions += self._end_all(stuck[-1:], "busy", "there is no scratch for its one step", now_ms)
         return actions + self._after_cache(now_ms)
 
-    # -- the way of one prompt
-
     def _pump(self, now_ms: float) -> list[Action]:
         """Start prompts in order, while there are pages and not too many wait for their grant."""
         actions: list[Action] = []
@@ -290,8 +286,6 @@ class PrefillCore(WorkerRole):
             return forgotten
         self._scheduler.drop(prompt.message.request)
         return forgotten + self._carry_out(self._sender.cancel(prompt.transfer, code, now_ms), now_ms)
-
-    # -- state for others
 
     def report(self, sequence: int, now_ms: float) -> Report:
         """State for whoever pinged."""

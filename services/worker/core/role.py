@@ -99,9 +99,8 @@ class WorkerRole(ABC):
 
     def check(self) -> None:
         """Conservation laws. Raises RuntimeError with the numbers."""
-        self._cache.check()
-        self._resizing.check()
-        self._memory.scratch.check()
+        for part in (self._cache, self._resizing, self._memory.scratch):
+            part.check()
 
     @abstractmethod
     def abandon(self) -> list[Action]:

@@ -1,0 +1,115 @@
+"""Single stories of what goes wrong between real cores, each with the law that it would break."""
+
+from collections.abc import Callable
+
+import pytest
+
+from common.faults.rules import parse_rules
+from common.messages.handover import GrantRequest
+from services.worker.core.actions import FetchBlocks
+from tests.protocol.schedule import Schedule
+from tests.support.world import Process
+
+PROMPT, ANSWER = 21, 6
+
+
+def arm(schedule: Schedule, text: str) -> None:
+    schedule.faults(parse_rules(text))
+
+
+def until(schedule: Schedule, happened: Callable[[], bool]) -> None:
+    schedule.world.run(5_000.0, until=happened)
+    assert happened(), "the story does not begin"
+
+
+def ask_all(schedule: Schedule, n: int) -> None:
+    """Prompts with one beginning, one after the other: prefill workers take turns."""
+    for _ in range(n):
+        schedule.ask(PROMPT, ANSWER, shared=True)
+        schedule.world.run(5_000.0, until=lambda: not schedule.open_requests())
+        schedule.time(300.0)
+
+
+def moves(process: Process, kind: type) -> bool:
+    return any(isinstance(move.order, kind) for move in process.moves)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_reader_that_was_stopped_reads_on_within_its_lease(seed: int) -> None:
+    """Its holder has hung up meanwhile, and does not know whether it is dead."""
+    schedule = Schedule(seed, "pd2-shm-hints")
+    holder, reader = schedule.world.processes["prefill"], schedule.world.processes["prefill-1"]
+    ask_all(schedule, 1)
+    if not len(holder.core.pool.cache):
+        holder, reader = reader, holder
+    arm(schedule, "prefill/fetch: delay ms=4500")
+    schedule.ask(PROMPT, ANSWER, shared=True)
+    until(schedule, lambda: moves(reader, FetchBlocks))
+    schedule.world.stop(reader.peer)
+    schedule.time(4_000.0)
+    assert holder.core.pool.cache.n_pinned, "the lease has 10 s"
+    schedule.end()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_reservation_ends_although_its_publish_is_lost_again_and_again(seed: int) -> None:
+    schedule = Schedule(seed, "pd2-shm-store")
+    arm(schedule, "prefill/spill: drop side=sent after=1 times=4")
+    ask_all(schedule, 1)
+    schedule.end()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_found_that_comes_twice_does_not_end_the_lease_that_is_in_use(seed: int) -> None:
+    schedule = Schedule(seed, "pd-shm-returns")
+    arm(schedule, "lookup: duplicate; fetch: delay ms=300")
+    for _ in range(2):
+        schedule.ask(PROMPT, 12)
+        schedule.time(1_500.0)
+    schedule.end()
+
+
+@pytest.mark.parametrize("system", ["pd2-shm-store", "pd2-shm-hints"])
+def test_what_could_not_be_fetched_is_computed(system: str) -> None:
+    schedule = Schedule(1, system)
+    arm(schedule, "fetch: fail")
+    ask_all(schedule, 4)
+    assert schedule.world.wires.injected["fetch:fail"]
+    schedule.end()
+
+
+def test_what_was_not_copied_to_a_store_is_not_read_from_there() -> None:
+    schedule = Schedule(1, "pd2-shm-store")
+    arm(schedule, "spill: fail times=1 side=work")
+    ask_all(schedule, 4)
+    assert schedule.world.wires.injected["spill:fail"]
+    schedule.end()
+
+
+def test_pages_on_their_way_to_a_store_stay_what_they_are() -> None:
+    schedule = Schedule(1, "pd2-shm-store")
+    arm(schedule, "prefill/spill: delay ms=1500 side=work")
+    for _ in range(2):
+        schedule.ask(30, 2)
+        schedule.time(400.0)
+    schedule.end()
+
+
+def test_nothing_is_granted_to_a_writer_that_died_before_it_was_heard() -> None:
+    schedule = Schedule(1, "pd-shm")
+    world = schedule.world
+    prefill, decode = world.processes["prefill"].peer, world.processes["decode"].peer
+
+    def asks() -> bool:
+        parcels = world.links.get((prefill, decode), ())
+        return any(isinstance(parcel.message, GrantRequest) for parcel in parcels)
+
+    schedule.ask(PROMPT, ANSWER)
+    until(schedule, asks)
+    assert world.gateway is not None
+    world.die(world.gateway.peer)  # or it would say Cancel
+    world.die(prefill)
+    world.start_gateway()
+    world.start("prefill")
+    schedule.time(1_000.0)
+    schedule.end()
