@@ -61,6 +61,8 @@ class GatewayMetrics:
         self.clients_left_total = 0
         self.broken_streams_total = 0
         """Streams that ended with an error after their 200 was sent."""
+        self.dropped: dict[str, Callable[[], int]] = {}
+        """What was to be told of requests and was not: name -> total so far, asked of its owner."""
 
     def observe_parts(self, parts_ms: Mapping[str, float]) -> None:
         """Where a request's time went."""
@@ -97,6 +99,8 @@ class GatewayMetrics:
             ("broken_streams", "Streams that ended with an error.", self.broken_streams_total),
         ):
             yield CounterMetricFamily(_PREFIX + name, text, value=value)
+        for name, total in self.dropped.items():
+            yield CounterMetricFamily(_PREFIX + name, "Dropped: its reader is too slow or gone.", value=total())
 
 
 class MetricsPage(Collector):

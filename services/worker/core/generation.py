@@ -187,21 +187,21 @@ class Generation:
             self.watch.forget(request)
             self._scheduler.drop(request)
 
-    def end_too_large(self, layout: KvLayout, total_pages: int) -> list[Action]:
+    def end_too_large(self, layout: KvLayout, total_pages: int, now_ms: float) -> list[Action]:
         """Ends requests that have no pages and would need more than there are."""
         actions: list[Action] = []
         for sequence in self._scheduler.prompts:
             if sequence.table.n_blocks or sequence.request not in self._answers:
                 continue
             if text := too_large(layout.pages_for(sequence.limit_tokens - 1), total_pages):
-                actions += self.fail(sequence.request, "out_of_pages", text, retryable=False)
+                actions += self.fail(sequence.request, "out_of_pages", text, retryable=False, now_ms=now_ms)
         return actions
 
-    def forget_gateway(self, gateway: PeerId) -> list[Action]:
+    def forget_gateway(self, gateway: PeerId, now_ms: float) -> list[Action]:
         """The gateway fell silent. It is told all the same: if it only paused, it must not wait for ever."""
         mine = [request for request, answer in self._answers.items() if answer.gateway == gateway]
         text = f"gateway {gateway} was silent for too long"
-        return [action for request in mine for action in self.fail(request, "peer_failed", text, retryable=True)]
+        return [a for request in mine for a in self.fail(request, "peer_failed", text, retryable=True, now_ms=now_ms)]
 
     def abandon(self) -> list[Action]:
         """This worker ends: tell every gateway that still waits."""
