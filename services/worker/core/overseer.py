@@ -85,7 +85,7 @@ class Overseer:
         return ""
 
     def oldest_held_ms(self, now_ms: float) -> float:
-        """Age of what is granted, quarantined or lent for longest."""
+        """Age of what is quarantined or lent for longest; what is granted ends by its own lease."""
         lent_ms = self._parts.cache.gauges(now_ms)["oldest_pin_ms"]
         return max(lent_ms, self._known.oldest_held_ms(now_ms))
 

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from common.ids import RequestId
+from common.leases import HELD_GRACE_MS, LEASE_MS
 
 _MOST_TURN_MS = 1_000.0
 """A turn of the loop that took longer (the process was stopped, or the machine was) counts for no more than that."""
@@ -23,7 +24,7 @@ class WatchTerms:
     """Without progress. Longer than what is asked of others may take: lookups, loads by message, spills, commits. 0: no watch."""
     step_ms: float = 120_000.0
     """For one step of the engine."""
-    held_ms: float = 45_000.0
+    held_ms: float = LEASE_MS + HELD_GRACE_MS
     """For KV that waits for somebody else: the longest lease and some grace."""
     recent_ms: float = 60_000.0
     """How long after it fired a worker counts as degraded."""
