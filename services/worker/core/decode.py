@@ -140,8 +140,9 @@ class DecodeCore(WorkerRole):
         return forgotten + self._after_cache(now_ms)
 
     def _end_stuck(self, request: RequestId, text: str, now_ms: float) -> list[Action]:
-        ended = self._generation.fail(request, Stuck.code, text) if request in self._generation else []
-        return ended + self._after_cache(now_ms)
+        if request in self._generation:
+            return self._generation.fail(request, Stuck.code, text) + self._after_cache(now_ms)
+        return self._incoming.give_up(request, Stuck.code, text, now_ms) + self._after_cache(now_ms)
 
     def abandon(self) -> list[Action]:
         """The drain time is over: tell every gateway that still waits."""
