@@ -62,6 +62,12 @@ class Sender:
         outgoing = self._open.get(transfer)
         return None if outgoing is None else outgoing.state
 
+    def commit_by_ms_of(self, transfer: TransferId) -> float | None:
+        """Until when Commit is waited for; None before HandOver, and once the transfer has ended."""
+        outgoing = self._open.get(transfer)
+        handed = outgoing is not None and outgoing.state is SenderState.HANDING_OVER
+        return outgoing.commit_by_ms if outgoing is not None and handed else None
+
     def ask(
         self,
         to: PeerId,

@@ -49,7 +49,12 @@ class PageChecks:
         return self._difference(message.checksums, found)
 
     def on_publish(self, message: Publish, pages: Sequence[Pages]) -> list[int]:
-        """Pages that are not what their writer says it wrote; none: they are right, and their checksums are known from now on."""
+        """Pages that are not what their writer says it wrote; none: they are right, and their checksums are known from now on.
+
+        Of a reservation that is gone there are no pages, and nothing to say.
+        """
+        if not pages:
+            return []
         found = [self.make(row) for row in pages]
         if not message.checksums:
             self._count(unchecked=sum(len(row) for row in pages))

@@ -7,6 +7,7 @@ from common.cost.step_cost import UNKNOWN_COST
 from common.cost.step_fit import StepFit
 from common.errors import ConfigError
 from common.kv_layout import KvLayout
+from common.leases import HELD_GRACE_MS
 from common.messages.liveness import Member
 from common.policy.batching import DecodeFirst
 from common.policy.elastic import ArenaTerms
@@ -47,8 +48,6 @@ from services.worker.settings import WorkerSettings
 
 _SPARE_PORTION_BYTES = {"cpu": 8 * 2**20, "cuda": 128 * 2**20}
 """In one turn of the loop, by kind of device: a processor clears memory as it comes."""
-_HELD_GRACE_MS = 15_000.0
-"""Behind a lease, until KV that is still held for somebody makes a worker degraded."""
 _LEAD_TOKENS = 8
 """Of a sequence that is read through a view, before its next block is needed: mapping takes less than so many steps."""
 
@@ -135,7 +134,7 @@ def build_parts(mine: Member, settings: WorkerSettings, machine: Machine) -> Par
             buffered=lambda: Buffered(parking.buffer.used_pages, parking.buffer.capacity_pages),
         ),
         pool_memory=pool_memory,
-        watch=WatchTerms(stall_ms=settings.watchdog_ms, held_ms=settings.lease_ms + _HELD_GRACE_MS),
+        watch=WatchTerms(stall_ms=settings.watchdog_ms, held_ms=settings.lease_ms + HELD_GRACE_MS),
     )
 
 

@@ -4,10 +4,12 @@ KvSent, and Found with its bytes, are held until the bytes are known to be right
 Found that names pages is held until it carries checksums. The thread only reads; the loop compares.
 
 Payloads of a KvSent are written into the granted pages as they come, and the pages are what is read: so one comparison covers
-the frame and the copy out of it, and a peer that sends payloads is treated as one that writes.
+the frame and the copy out of it, and a peer that sends payloads is treated as one that writes. Where the peer writes the
+pages itself, frames that come along are nobody's.
 
-Pages that a peer writes itself may be written again while they are read here: a prompt that was displaced in the middle is
-computed anew, and its spans are sent again; and an older KvSent may be late. So a page that does not match is not condemned at once. The newest KvSent that
+A prompt that was displaced in the middle is computed anew, and its spans are sent again: pages that a peer writes itself may
+be written while they are read here, a payload may be older than the checksums that were made behind it; and an older KvSent
+may be late. So a page that does not match is not condemned at once. The newest KvSent that
 covers it counts; and what still does not match when the HandOver has come, which is sent after all copies have ended, is
 read once more, when nobody writes any more. Only then the transfer ends as corrupt.
 """
@@ -15,9 +17,11 @@ read once more, when nobody writes any more. Only then the transfer ends as corr
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Protocol
 
 import msgspec
 
+from common.clock import Clock
 from common.errors import ProtocolViolation
 from common.ids import PeerId, TransferId
 from common.log import Log
@@ -33,9 +37,20 @@ from kvstore.transport.checksums import Checksums, in_rows, wrong_places
 from services.worker.checksum_thread import ChecksumsMade, Pages, Payloads
 from services.worker.core.host_buffer import HOST_BUFFER
 
-GrantOf = Callable[[TransferId, PeerId], Grant | None]
 Fill = Callable[[Sequence[int], Payload], None]
 Post = Callable[[int, Pages | Payloads], None]
+
+
+class Grants(Protocol):
+    """Who knows what was granted: a worker's core."""
+
+    def grant_of(self, transfer: TransferId, sender: PeerId) -> Grant | None:
+        """What a sender may fill; None: nothing, so that nobody will use it."""
+        ...
+
+    def wants_payloads(self, transfer: TransferId) -> bool:
+        """Whether KvSent brings the bytes along; else the sender writes them itself."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +100,8 @@ class _Sent:
     """Its serial, else in the order of arrival: of two that cover one page the greater counts."""
     pages: tuple[int, ...]
     """Ours that it fills, span by span."""
-    final: bool
-    """Nobody but our loop writes these pages, or nobody any more: what is wrong now stays wrong."""
+    final: bool = False
+    """All copies have ended and all that came is written: what is wrong now stays wrong."""
 
 
 @dataclass(slots=True)
@@ -99,6 +114,8 @@ class _Transfer:
     n_reading: int = 0
     suspects: list[_Sent] = field(default_factory=list)
     handover: HandOver | None = None
+    handed_ms: float = 0.0
+    """When that came, for the first time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +138,10 @@ class _Leaving:
 class KvVerifier:
     """Owns what is held back: by ticket what is being read, by transfer what waits for its HandOver. The loop's thread's."""
 
-    def __init__(self, post: Post, grant_of: GrantOf, fill: Fill, layers: int, log: Log) -> None:
-        """`post`: to the thread. `grant_of`: what a sender may fill; None: nothing, so that nobody will use it.
-
-        `fill`: writes a payload into our pages, now.
-        """
-        self._post, self._grant_of, self._fill, self._layers, self._log = post, grant_of, fill, layers, log
+    def __init__(self, post: Post, grants: Grants, fill: Fill, layers: int, log: Log, clock: Clock) -> None:
+        """`post`: to the thread. `fill`: writes a payload into our pages, now."""
+        self._post, self._grants, self._fill, self._layers, self._log = post, grants, fill, layers, log
+        self._clock = clock
         self._reading: dict[int, _Sent | _Answer | _Leaving] = {}
         self._transfers: dict[TransferId, _Transfer] = {}
         self._numbers = 0
@@ -148,7 +163,7 @@ class KvVerifier:
                 return False
 
     def _on_sent(self, peer: PeerId, message: KvSent, payloads: Sequence[Payload]) -> bool:
-        grant = self._grant_of(message.transfer, peer)
+        grant = self._grants.grant_of(message.transfer, peer)
         if grant is None or grant.epoch != message.epoch or not _fits(grant, message):
             return False  # the core says what is wrong with it
         counts = [n_pages(span) for span in message.spans]
@@ -161,12 +176,13 @@ class KvVerifier:
         number = message.serial or self._numbers
         transfer = self._transfers.setdefault(message.transfer, _Transfer(peer))
         rows = [granted_pages(grant, span) for span in message.spans]
-        for row, payload in zip(rows, payloads, strict=False):  # before it is checked: so the check sees this copy too
+        filled = payloads if self._grants.wants_payloads(message.transfer) else ()
+        for row, payload in zip(rows, filled, strict=False):  # before it is checked: so the check sees this copy too
             self._fill_newer(transfer, number, row, payload)
         pages = tuple(chain.from_iterable(rows))
         for page in pages:
             transfer.newest[page] = max(number, transfer.newest.get(page, 0))
-        sent = _Sent(peer, message, number, pages, final=bool(payloads))
+        sent = _Sent(peer, message, number, pages)
         self._checked_pages += len(pages)
         self._read_sent(transfer, sent)
         return True
@@ -191,7 +207,8 @@ class KvVerifier:
         transfer = self._transfers.get(message.transfer)
         if transfer is None or transfer.peer != peer:
             return False
-        transfer.handover = message
+        if transfer.handover is None:
+            transfer.handover, transfer.handed_ms = message, self._clock.now_ms()
         if transfer.n_reading:
             return True
         if transfer.suspects:
@@ -268,7 +285,7 @@ class KvVerifier:
     def _on_read(self, sent: _Sent, made: ChecksumsMade) -> list[Verdict]:
         name = sent.message.transfer
         transfer = self._transfers.get(name)
-        if transfer is None or self._grant_of(name, sent.peer) is None:
+        if transfer is None or self._grants.grant_of(name, sent.peer) is None:
             self._transfers.pop(name, None)  # whatever ended it, nobody will use these pages
             return [Hear(sent.peer, sent.message, ())]
         transfer.n_reading -= 1
@@ -286,7 +303,13 @@ class KvVerifier:
             self._read_again(transfer)
             return verdicts
         del self._transfers[name]
-        return [*verdicts, Hear(sent.peer, transfer.handover, ())]
+        return [*verdicts, Hear(sent.peer, self._with_our_time(transfer.handover, transfer.handed_ms), ())]
+
+    def _with_our_time(self, handover: HandOver, handed_ms: float) -> HandOver:
+        """For as long as it was held here, its KV was on its way."""
+        held_ms = max(0.0, self._clock.now_ms() - handed_ms)
+        timings = msgspec.structs.replace(handover.timings, transfer_ms=handover.timings.transfer_ms + held_ms)
+        return msgspec.structs.replace(handover, timings=timings)
 
     def _wrong(self, transfer: _Transfer, sent: _Sent, made: ChecksumsMade) -> list[int]:
         """Places of pages that do not match and that no later KvSent covers."""
@@ -320,7 +343,7 @@ class KvVerifier:
     def on_tick(self) -> None:
         """Forget what is held of transfers that the core has ended."""
         for name, transfer in list(self._transfers.items()):
-            if self._grant_of(name, transfer.peer) is None:
+            if self._grants.grant_of(name, transfer.peer) is None:
                 del self._transfers[name]
 
     def counters(self) -> dict[str, float]:

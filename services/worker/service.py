@@ -346,4 +346,4 @@ class WorkerService:
 
 
 def _verifier(core: WorkerRole, ports: Ports, checksums: ChecksumThread, log: Log) -> KvVerifier:
-    return KvVerifier(checksums.post, core.grant_of, ports.links.fill, ports.links.layout.layers, log)
+    return KvVerifier(checksums.post, core, ports.links.fill, ports.links.layout.layers, log, ports.clock)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from common.leases import LEASE_MS
 from common.memory_modes import (
     ADMISSION_RULES,
     ELASTIC_MODES,
@@ -159,7 +160,7 @@ class WorkerSettings(ProcessSettings):
         help="How KV travels; auto takes memory that both sides map where the probe succeeds, and tcp elsewhere. "
         "cuda_ipc (between devices) and shm (in host memory): the connection is refused where that does not work.",
     )
-    lease_ms: int = setting(30_000, help="How long a prefill worker may fill granted pages without renewing.")
+    lease_ms: int = setting(LEASE_MS, help="How long a prefill worker may fill granted pages without renewing.")
     drain_s: float = setting(
         20.0, help="Time that requests and leases have to finish when the process is told to stop."
     )

@@ -1,6 +1,7 @@
 """Everything of a KV store that depends on the layout of its blocks: the pool, the disk's index, reads and writes."""
 
 from common.kv_layout import KvLayout
+from common.leases import HELD_GRACE_MS, LEASE_MS
 from common.messages.cache_events import CacheEvent
 from common.messages.liveness import MemoryPart
 from common.policy.eviction import EvictionPolicy
@@ -13,7 +14,7 @@ from kvstore.server.core.reads import Reads
 from kvstore.server.core.tally import Tally
 from kvstore.server.core.writes import Writes
 
-_HELD_MS = 45_000.0
+_HELD_MS = LEASE_MS + HELD_GRACE_MS
 """The longest lease, and grace."""
 
 

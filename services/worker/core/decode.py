@@ -142,8 +142,10 @@ class DecodeCore(WorkerRole):
 
     def _end_stuck(self, request: RequestId, text: str, now_ms: float) -> list[Action]:
         self._note_began(now_ms)
-        known = request in self._generation
-        ended = self._generation.fail(request, Stuck.code, text, now_ms=now_ms) if known else []
+        if request in self._generation:
+            ended = self._generation.fail(request, Stuck.code, text, now_ms=now_ms)
+        else:
+            ended = self._incoming.give_up(request, Stuck.code, text, now_ms)
         return ended + self._after_cache(now_ms)
 
     def _note_began(self, now_ms: float) -> float:

@@ -86,12 +86,7 @@ class Incoming:
     """Grants pages to prefill workers, first come first served, and takes their finished prompts over."""
 
     def __init__(
-        self,
-        receiver: Receiver,
-        pool: BlockPool,
-        scheduler: Scheduler,
-        generation: Generation,
-        terms: GrantTerms,
+        self, receiver: Receiver, pool: BlockPool, scheduler: Scheduler, generation: Generation, terms: GrantTerms
     ) -> None:
         self._receiver, self._pool = receiver, pool
         self._scheduler, self._generation, self._terms = scheduler, generation, terms
@@ -110,6 +105,11 @@ class Incoming:
     def on_corrupt(self, transfer: TransferId, text: str, now_ms: float) -> list[Action]:
         """What came of a transfer is not what was sent: it is stopped, and the request may be tried again."""
         return self._carry_out(self._receiver.stop(transfer, KvCorrupt.code, now_ms, text=text), now_ms)
+
+    def give_up(self, request: RequestId, code: str, text: str, now_ms: float) -> list[Action]:
+        """End what comes for a request; its gateway may try it elsewhere."""
+        mine = [transfer for transfer, incoming in self._transfers.items() if incoming.arrival.request == request]
+        return [a for t in mine for a in self._carry_out(self._receiver.stop(t, code, now_ms, text=text), now_ms)]
 
     def on_sender_joined(self, sender: PeerId) -> None:
         """The sender maps our pages (again)."""
@@ -158,7 +158,6 @@ class Incoming:
             refused = self._receiver.refuse(request.transfer, "out_of_pages", text, False, now_ms)
             return self._carry_out(refused, now_ms)
         actions = self.cancel(request.request, "superseded", now_ms)
-        deadline_ms = now_ms + request.timeout_ms
         root = self._terms.root(request.cache_salt)
         names, tokens = list[BlockHash](), request.prompt + request.emitted
         if self._terms.keeps_blocks:
@@ -169,7 +168,7 @@ class Incoming:
             tokens=tokens,
             emitted_tokens=len(request.emitted),
             sampling=request.sampling,
-            deadline_ms=deadline_ms,
+            deadline_ms=now_ms + request.timeout_ms,
             root=root,
             names=tuple(names),
             origin=sender,
@@ -261,10 +260,9 @@ class Incoming:
         incoming = self._transfers.get(gave_up.transfer)
         if incoming is None:
             return []
+        told = self._tell(gave_up, now_ms)
         if incoming.table is None:  # it held nothing, so no Release will come
             self._queue.remove(gave_up.transfer)
-        told = self._tell(gave_up, now_ms)
-        if incoming.table is None:
             del self._transfers[gave_up.transfer]
         return told
 
@@ -306,10 +304,13 @@ class Incoming:
         steps = [GaveUp(transfer, "transfer", "peer_failed", text, True) for transfer in self._transfers]
         return [action for step in steps for action in self._tell(step)]
 
-    def waits(self, now_ms: float) -> list[Wait]:
-        """What every transfer that is here waits for."""
-        ends_ms = self._receiver.deadline_ms_of
-        return [_wait(one, self._pool, ends_ms(transfer), now_ms) for transfer, one in self._transfers.items()]
+    def waits(self, now_ms: float, held_ms: float) -> list[Wait]:
+        """What every transfer that is here waits for. `held_ms`: for how long it is right to wait for a writer's word."""
+        waits = list[Wait]()
+        for transfer, one in self._transfers.items():
+            ends_ms = one.since_ms + held_ms if one.quarantined else self._receiver.deadline_ms_of(transfer)
+            waits.append(_wait(one, self._pool, ends_ms, now_ms))
+        return waits
 
     def oldest_quarantined_ms(self, now_ms: float) -> float:
         """How long the pages of a transfer that has ended wait for their writer; 0 if none do."""
@@ -340,9 +341,11 @@ def _wait(incoming: _Incoming, pool: BlockPool, until_ms: float | None, now_ms: 
         age_ms=now_ms - incoming.since_ms,
         pages=int(pool.ledger.page_ids(_owner(request.transfer)).size),
         waits_for=held_by if granted else "pages",
-        until_ms=until_ms if granted and not incoming.quarantined else None,
+        until_ms=until_ms if granted else None,
         queued=not granted,
         over=incoming.told,
+        theirs=incoming.quarantined,
+        progress=until_ms,  # a lease that is renewed
     )
 
 

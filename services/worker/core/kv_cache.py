@@ -239,6 +239,11 @@ class KvCache:
         """When a load will have ended at the latest, by its own rule; None if it has none."""
         return self._prefetch.until_ms(call)
 
+    @property
+    def lent_until_ms(self) -> float | None:
+        """When the last of what is lent comes back at the latest; None: nothing is lent."""
+        return self._lender.until_ms
+
     def open_exchanges(self, now_ms: float) -> dict[str, object]:
         """What has begun with other processes and not ended, for people."""
         return {

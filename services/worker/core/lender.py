@@ -84,6 +84,11 @@ class Lender:
         """Age of the oldest lease; 0 without any."""
         return max((now_ms - lease.since_ms for lease in self._leases.values()), default=0.0)
 
+    @property
+    def until_ms(self) -> float | None:
+        """When the last lease ends; None without any."""
+        return max((lease.until_ms for lease in self._leases.values()), default=None)
+
     def open_leases(self, now_ms: float) -> list[str]:
         """Leases that stand, for people."""
         return [

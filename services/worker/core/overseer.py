@@ -11,10 +11,12 @@ import msgspec
 from common.ids import RequestId
 from kvstore.index.ledger import PageState
 from services.worker.core.actions import Action
+from services.worker.core.laggards import Laggards
 from services.worker.core.parts import Parts
 from services.worker.core.watchdog import Fired, Wait, Watchdog
 
 _MOST_REQUESTS, _MOST_OWNERS = 64, 64  # of one dump; the log line must stay readable, and the loop goes on soon
+_LAG_LOOK_MS = 1_000.0
 _LISTED = (PageState.RESERVED, PageState.GRANTED, PageState.ACTIVE, PageState.QUARANTINED)
 
 
@@ -39,6 +41,7 @@ class Overseer:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._watchdog = Watchdog(parts.watch)
+        self._laggards, self._looked_ms = Laggards(parts.watch.lag_ms), 0.0
         self._subject: Subject | None = None
 
     def attend(self, subject: Subject) -> None:
@@ -49,15 +52,27 @@ class Overseer:
         """Time passed. If it fires, `state` is to be written down, and then comes `carry_out`."""
         subject = self._known
         if not self._watchdog.on_tick(self._mark(), now_ms, works=not subject.idle()):
+            return self._look_for_laggards(now_ms)
+        computing, lent_until_ms = len(self._parts.scheduler.flight) > 0, self._parts.cache.lent_until_ms
+        return self._watchdog.look(subject.waits(now_ms), now_ms, computing=computing, lent_until_ms=lent_until_ms)
+
+    def _look_for_laggards(self, now_ms: float) -> Fired | None:
+        """Only while the worker as a whole goes on."""
+        elapsed_ms = now_ms - self._looked_ms
+        if elapsed_ms < _LAG_LOOK_MS or not self._parts.watch.stall_ms:
             return None
-        computing = len(self._parts.scheduler.flight) > 0
-        return self._watchdog.look(subject.waits(now_ms), now_ms, computing=computing)
+        self._looked_ms = now_ms
+        if self._watchdog.stalled_ms >= _LAG_LOOK_MS:
+            return None
+        found = self._laggards.look(self._known.waits(now_ms), min(elapsed_ms, 2 * _LAG_LOOK_MS), now_ms)
+        return None if found is None else self._watchdog.tell_alone(*found, now_ms)
 
     def carry_out(self, fired: Fired, now_ms: float) -> list[Action]:
         """End whom the watchdog chose."""
         if fired.end is None:
             return []
-        text = f"nothing moved for {fired.stalled_ms / 1000:.1f} s and it was the youngest that could give way"
+        why = "it did not move and others did" if fired.alone else "it was the youngest that could give way"
+        text = f"nothing moved for {fired.stalled_ms / 1000:.1f} s and {why}"
         return self._known.end(fired.end, text, now_ms)
 
     def _mark(self) -> Hashable:
@@ -85,7 +100,7 @@ class Overseer:
         return ""
 
     def oldest_held_ms(self, now_ms: float) -> float:
-        """Age of what is granted, quarantined or lent for longest."""
+        """Age of what is quarantined or lent for longest; what is granted ends by its own lease."""
         lent_ms = self._parts.cache.gauges(now_ms)["oldest_pin_ms"]
         return max(lent_ms, self._known.oldest_held_ms(now_ms))
 
@@ -126,6 +141,7 @@ class Overseer:
 
 def _fields(wait: Wait, now_ms: float) -> dict[str, object]:
     fields = {name: value for name, value in asdict(wait).items() if value not in ("", None, False)}
+    fields.pop("progress", None)
     fields["age_ms"] = round(wait.age_ms)
     if wait.until_ms is not None:
         fields["until_ms"] = round(wait.until_ms - now_ms)

@@ -68,7 +68,9 @@ class PrefillCore(WorkerRole):
         self._prompts: dict[RequestId, Prompt] = {}
         self._requests: dict[TransferId, RequestId] = {}
         self._asking, self._totals = Asking(mine, sender, self._neighbours, terms.layout, terms.transfer), CopyTotals()
-        self.overseer.attend(prompts_subject(parts, self._prompts, self._totals, lambda: self.idle, self._end_all))
+        self.overseer.attend(
+            prompts_subject(parts, self._prompts, self._totals, sender, lambda: self.idle, self._end_all)
+        )
 
     def _on_request(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
         match message:
@@ -142,6 +144,7 @@ class PrefillCore(WorkerRole):
         """A copy ended, well or not."""
         prompt = self._prompts[self._requests[transfer]]
         self._totals.add(prompt.mode, moved)
+        prompt.copied += 1
         opened = self._streams.copied(prompt.sequence, span) if moved.ok else []
         return opened + self._carry_out(self._sender.copied(transfer, span, now_ms, ok=moved.ok), now_ms)
 

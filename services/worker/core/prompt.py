@@ -46,6 +46,8 @@ class Prompt:
     """It began without pages for all of its layers."""
     granted_ms: float | None = None
     computed_ms: float | None = None
+    copied: int = 0
+    """Copies of its pages that have ended."""
     told: bool = False
     """The gateway knows the outcome, or has cancelled."""
 

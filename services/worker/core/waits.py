@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable, Mapping
 
 from common.errors import Stuck
 from common.ids import RequestId
+from kvstore.handover.sender import Sender
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.actions import Action
 from services.worker.core.generation import Generation
@@ -30,6 +31,8 @@ def sequence_wait(sequence: Sequence, pool: BlockPool, phase: str, age_ms: float
         queued=not sequence.has_pages,
         loads=loads,
         over=sequence.dropped,
+        in_step=sequence.in_steps > 0,
+        progress=(sequence.computed_tokens, len(sequence.tokens), sequence.loading, sequence.ring),
     )
 
 
@@ -50,16 +53,18 @@ def _barrier(sequence: Sequence) -> str:
     return "a grant, before its layers can leave" if sequence.is_barred else ""
 
 
-def prompt_wait(prompt: Prompt, pool: BlockPool, load_until_ms: Callable[[int], float | None], now_ms: float) -> Wait:
+def prompt_wait(prompt: Prompt, parts: Parts, sender: Sender, now_ms: float) -> Wait:
     """Of one on its way through a prefill worker."""
+    pool = parts.pool
     request, age_ms = prompt.message.request, now_ms - prompt.arrived_ms
     sequence, decode = prompt.sequence, prompt.decode
     if sequence is None or decode is None:
         for_whom = f"room, or for {prompt.decode_worker} to be connected and to have granted others"
         return Wait(request=request, phase=prompt.phase, age_ms=age_ms, waits_for=for_whom, queued=True)
     if sequence.loading is not None or (prompt.computed_ms is None and not sequence.is_barred):
-        until_ms = None if sequence.loading is None else load_until_ms(sequence.loading)
+        until_ms = None if sequence.loading is None else parts.cache.load_until_ms(sequence.loading)
         return sequence_wait(sequence, pool, prompt.phase, age_ms, until_ms)
+    assert prompt.transfer is not None, "a prompt that was started has a transfer"
     return Wait(
         request=request,
         phase=prompt.phase,
@@ -67,8 +72,9 @@ def prompt_wait(prompt: Prompt, pool: BlockPool, load_until_ms: Callable[[int], 
         pages=int(pool.ledger.page_ids(sequence.owner).size),
         waits_for=f"{decode} to {'grant pages' if prompt.granted_ms is None else 'commit, or copies to it to end'}",
         # a decode worker that lives may be full for as long as the request has time; its death or Stop ends the wait
-        until_ms=prompt.deadline_ms if prompt.granted_ms is None else None,
+        until_ms=prompt.deadline_ms if prompt.granted_ms is None else sender.commit_by_ms_of(prompt.transfer),
         over=prompt.told,
+        progress=(sequence.computed_tokens, prompt.computed_ms, prompt.granted_ms, prompt.copied),
     )
 
 
@@ -76,6 +82,7 @@ def prompts_subject(
     parts: Parts,
     prompts: Mapping[RequestId, Prompt],
     totals: CopyTotals,
+    sender: Sender,
     idle: Callable[[], bool],
     end_all: Callable[[list[Prompt], str, str, float], list[Action]],
 ) -> Subject:
@@ -85,7 +92,7 @@ def prompts_subject(
         return end_all([prompts[request]], Stuck.code, text, now_ms) if request in prompts else []
 
     def waits(now_ms: float) -> list[Wait]:
-        return [prompt_wait(one, parts.pool, parts.cache.load_until_ms, now_ms) for one in prompts.values()]
+        return [prompt_wait(one, parts, sender, now_ms) for one in prompts.values()]
 
     def mark() -> Hashable:
         granted = sum(1 for one in prompts.values() if one.granted_ms is not None)
@@ -105,7 +112,7 @@ def answers_subject(
     """A decode or mixed worker, as its watchdog sees it."""
 
     def waits(now_ms: float) -> list[Wait]:
-        found = [*local.waits(now_ms), *incoming.waits(now_ms)]
+        found = [*local.waits(now_ms), *incoming.waits(now_ms, parts.watch.held_ms)]
         for one in parts.scheduler.sequences:
             until_ms = None if one.loading is None else parts.cache.load_until_ms(one.loading)
             phase, age_ms = generation.standing(one.request, now_ms)

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from common.ids import RequestId
+from common.leases import HELD_GRACE_MS, LEASE_MS
 
 _MOST_TURN_MS = 1_000.0
 """A turn of the loop that took longer (the process was stopped, or the machine was) counts for no more than that."""
@@ -23,8 +24,10 @@ class WatchTerms:
     """Without progress. Longer than what is asked of others may take: lookups, loads by message, spills, commits. 0: no watch."""
     step_ms: float = 120_000.0
     """For one step of the engine."""
-    held_ms: float = 45_000.0
+    held_ms: float = LEASE_MS + HELD_GRACE_MS
     """For KV that waits for somebody else: the longest lease and some grace."""
+    lag_ms: float = 120_000.0
+    """For one request that does not move while others do."""
     recent_ms: float = 60_000.0
     """How long after it fired a worker counts as degraded."""
 
@@ -52,6 +55,16 @@ class Wait:
     """KV is being fetched into its pages."""
     over: bool = False
     """It has ended already; its pages stay until nobody uses them."""
+    theirs: bool = False
+    """Another process alone can end this wait; the age of what is held tells when that takes too long."""
+    in_step: bool = False
+    """A step in flight computes it."""
+    progress: Hashable = None
+    """Changes whenever this request moves on."""
+
+    def has_time(self, now_ms: float) -> bool:
+        """Whether its deadline is ahead."""
+        return self.until_ms is not None and self.until_ms > now_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +74,8 @@ class Fired:
     text: str
     stalled_ms: float
     end: RequestId | None
+    alone: bool = False
+    """One request does, and others go on."""
 
 
 class Watchdog:
@@ -89,21 +104,36 @@ class Watchdog:
         self._turns += 1
         return bool(self._terms.stall_ms) and self._turns >= _LEAST_TURNS and self.stalled_ms >= self._due_ms
 
-    def look(self, waits: Sequence[Wait], now_ms: float, *, computing: bool) -> Fired | None:
-        """What to do about it; None: it is right to wait. `computing`: a step is in flight."""
+    def look(
+        self, waits: Sequence[Wait], now_ms: float, *, computing: bool, lent_until_ms: float | None = None
+    ) -> Fired | None:
+        """What to do about it; None: it is right to wait.
+
+        `computing`: a step is in flight. `lent_until_ms`: when the last lease of what is lent ends; None: nothing is.
+        """
         if computing:
             if self.stalled_ms < self._terms.step_ms:
                 return None
             return self._fire("a step does not end, and the engine cannot be interrupted", None, now_ms)
-        patient = [one for one in waits if one.until_ms is not None and one.until_ms > now_ms]
+        patient = [one for one in waits if one.has_time(now_ms)]
         blocked = [one for one in waits if not one.queued and not one.over and one not in patient]
-        if patient and not blocked:
+        lends = lent_until_ms is not None and lent_until_ms > now_ms
+        others = bool(waits) and all(one.theirs for one in waits)
+        if not blocked and (patient or lends or others):
             return None
         victim = self._youngest(one for one in blocked if one.loads) or self._youngest(o for o in blocked if o.pages)
         return self._fire(_text(blocked, waits), None if victim is None else victim.request, now_ms)
 
     def _youngest(self, waits: Iterable[Wait]) -> Wait | None:
         return min((one for one in waits if one.request not in self._ended), key=lambda one: one.age_ms, default=None)
+
+    def tell_alone(self, one: Wait, idle_ms: float, now_ms: float) -> Fired:
+        """One stands still beside others. It is ended if something holds it; a step, or its turn, still comes."""
+        self.fired_total += 1
+        self._fired_ms = now_ms
+        what = one.waits_for or "its turn in a step"
+        text = f"{one.request} in phase {one.phase} stands still while others go on; it waits for {what}"
+        return Fired(text, idle_ms, one.request if one.waits_for and not one.in_step else None, alone=True)
 
     def _fire(self, text: str, end: RequestId | None, now_ms: float) -> Fired:
         self.fired_total += 1

@@ -26,7 +26,15 @@ class Setting:
         self.open = True
         self.there = {10: 1, 11: 2, 20: 3, 21: 4}
         self.posted: list[tuple[int, Pages | Payloads]] = []
-        self.verifier = KvVerifier(lambda *job: self.posted.append(job), self.grant_of, self.fill, 2, Log())
+        self.payloads = False
+        self.ms = 0.0
+        self.verifier = KvVerifier(lambda *job: self.posted.append(job), self, self.fill, 2, Log(), self)
+
+    def now_ms(self) -> float:
+        return self.ms
+
+    def wants_payloads(self, transfer: TransferId) -> bool:
+        return self.payloads
 
     def grant_of(self, transfer: TransferId, sender: PeerId) -> Grant | None:
         return GRANT if self.open and (transfer, sender) == (T, SENDER) else None
@@ -122,22 +130,51 @@ def test_what_is_held_of_a_transfer_goes_with_it(at: Setting) -> None:
 
 
 def test_a_payload_is_in_its_pages_when_they_are_checked(at: Setting) -> None:
-    message = sent(7, 8)
+    message, at.payloads = sent(7, 8), True
     assert at.hear(message, [b"\x07\x08"]) and at.there == {10: 7, 11: 8, 20: 3, 21: 4}
     assert at.read() == [Hear(SENDER, message, ())]
 
 
-def test_a_wrong_payload_and_a_wrong_copy_of_a_right_one_end_the_transfer_at_once(at: Setting) -> None:
-    assert at.hear(sent(1, 2), [b"\x01\x03"])
+@pytest.mark.parametrize(("came", "lies"), [(b"\x01\x03", 3), (b"\x01\x02", 3)], ids=["payload", "copy of it"])
+def test_a_wrong_payload_and_a_wrong_copy_of_a_right_one_end_the_transfer(at: Setting, came: bytes, lies: int) -> None:
+    at.payloads = True
+    assert at.hear(sent(1, 2), [came])
+    at.there[11] = lies
+    assert at.read() == [] and at.hear(HANDOVER)
+    assert [type(one) for one in at.read()] == [Corrupt] and at.mismatches() == 1
+
+
+def test_a_payload_that_was_gathered_before_its_pages_were_computed_anew_is_condemned_by_nobody(at: Setting) -> None:
+    """Its checksums were made behind that; the payload that belongs to them follows."""
+    at.payloads = True
+    old, new = sent(1, 5), sent(5, first_block=3, n_blocks=1)
+    assert at.hear(old, [b"\x01\x02"]) and at.read() == []
+    assert at.hear(new, [b"\x05"]) and at.read() == [Hear(SENDER, new, ())]
+    assert at.hear(HANDOVER)
+    assert at.read() == [Hear(SENDER, old, ()), Hear(SENDER, HANDOVER, ())] and at.mismatches() == 0
+
+
+def test_frames_that_come_along_with_pages_which_their_sender_writes_are_not_used(at: Setting) -> None:
+    assert at.hear(sent(7, 8), [b"\x07\x08"]) and at.there[10] == 1
+    assert at.read() == [] and at.hear(HANDOVER)
     assert [type(one) for one in at.read()] == [Corrupt]
-    assert at.hear(sent(1, 2), [b"\x01\x02"])
-    at.there[11] = 3
-    assert [type(one) for one in at.read()] == [Corrupt]
+
+
+def test_the_time_for_which_a_hand_over_is_held_belongs_to_its_transfer(at: Setting) -> None:
+    message = sent(1, 2)
+    assert at.hear(message) and at.hear(HANDOVER)
+    at.ms = 30.0
+    assert at.hear(HANDOVER)  # said again
+    at.ms = 70.0
+    _, heard = at.read()
+    assert isinstance(heard, Hear) and isinstance(heard.message, HandOver)
+    assert heard.message.timings.transfer_ms == HANDOVER.timings.transfer_ms + 70.0
 
 
 @pytest.mark.parametrize("payloads", [False, True])
 def test_an_older_one_that_comes_late_undoes_and_condemns_nothing(at: Setting, payloads: bool) -> None:
     first, second = sent(1, 2, serial=1), sent(5, first_block=3, n_blocks=1, serial=2)
+    at.payloads = payloads
     at.there[11] = 5  # as the writer of the second one left it
     assert at.hear(second, [b"\x05"] if payloads else [])
     assert at.hear(first, [b"\x01\x02"] if payloads else []) and at.there[11] == 5

@@ -3,13 +3,20 @@
 import random
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
+from common.block_hash import hash_blocks, root_hash
 from common.ids import Owner, RequestId
-from common.messages.handover import Stopped
+from common.messages.actions import Send
+from common.messages.blocks import Find, Release
+from common.messages.handover import HandOver, Stopped
+from common.messages.requests import Failed
 from kvstore.index.ledger import PageState
+from services.worker.core.actions import Copy
+from services.worker.core.laggards import Laggards
 from services.worker.core.watchdog import Fired, Wait, Watchdog, WatchTerms
 from tests.services.worker.core.test_endings import prompt, run_until
-from tests.support.world import World
+from tests.support.world import MODEL, World
 
 TERMS = WatchTerms(stall_ms=1_000.0, step_ms=5_000.0)
 TICK_MS = 50.0
@@ -174,3 +181,146 @@ def test_quarantined_kv_makes_its_holder_degraded_until_its_writer_speaks() -> N
     (transfer,) = decode.core._incoming._transfers
     target.perform(decode, decode.core.on_message(sender, Stopped(transfer=transfer), target.now_ms))
     assert decode.core.report(1, target.now_ms).degraded == ""
+
+
+def silence_the_writer(target: World) -> None:
+    hang_a_copy(target)
+    decode, sender = target.processes["decode"], target.processes["prefill"].peer
+    target.perform(decode, decode.core._incoming.on_sender_silent(sender, target.now_ms))
+
+
+def test_kv_whose_writer_is_paused_is_no_standstill_of_who_holds_it() -> None:
+    target = world(lease_ms=30_000)
+    silence_the_writer(target)
+    overseer = target.processes["decode"].core.overseer
+    began_ms = target.now_ms
+    while target.now_ms < began_ms + 90_000.0:
+        target.now_ms += TICK_MS
+        assert overseer.on_tick(target.now_ms) is None
+        assert bool(overseer.degraded(target.now_ms)) == (target.now_ms > began_ms + 45_000.0)
+
+
+def test_who_queues_behind_such_kv_is_told_once_lease_and_grace_are_over() -> None:
+    held = wait("held", pages=4, until_ms=3_000.0, over=True, theirs=True)
+    fired = watch(Watchdog(TERMS), [held, wait("asks", waits_for="pages", queued=True)], 3_500.0)
+    assert [(at, one.end) for at, one in fired] == [(3_000.0, None)]
+
+
+def test_a_lease_that_is_out_is_a_wait_with_a_deadline() -> None:
+    target = world(caching=2)
+    target.send("r", prompt(9), 4)
+    target.settle()
+    decode, reader = target.processes["decode"], target.processes["prefill"].peer
+    names = hash_blocks(tuple(prompt(9)), root_hash(MODEL, ""), 4)
+    find = Find(call=1, blocks=tuple(names[:1]), lease_ms=8_000)
+    target.perform(decode, decode.core.on_message(reader, find, target.now_ms))
+    assert not decode.core.idle
+    for _ in range(140):
+        target.now_ms += TICK_MS
+        assert decode.core.overseer.on_tick(target.now_ms) is None
+    target.perform(decode, decode.core.on_message(reader, Release(call=1), target.now_ms))
+    assert decode.core.idle
+
+
+def test_a_prompt_that_was_handed_over_has_the_time_in_which_commit_must_come() -> None:
+    target = world()
+    process = target.processes["prefill"]
+    link = process.peer, target.processes["decode"].peer
+    target.send("r", prompt(9), 4)
+    run_until(target, lambda: any(isinstance(one, HandOver) for one, _ in target.links.get(link, ())))
+    (told,) = process.core.overseer.state(target.now_ms)["requests"]
+    assert told["phase"] == "transfer" and 7_900 <= told["until_ms"] <= 8_000
+
+
+def give_up(target: World, name: str, request: str) -> list[Failed]:
+    """The watchdog of one has chosen it: what its worker tells of that."""
+    process = target.processes[name]
+    actions = process.core.overseer.carry_out(Fired("", 15_000.0, RequestId(request)), target.now_ms)
+    target.perform(process, actions)
+    return [one.message for one in actions if isinstance(one, Send) and isinstance(one.message, Failed)]
+
+
+def test_a_transfer_that_is_given_up_ends_for_its_gateway_and_waits_for_its_writer() -> None:
+    target = world()
+    hang_a_copy(target)
+    (failed,) = give_up(target, "decode", "stuck")
+    assert (failed.code, failed.phase, failed.retryable) == ("stuck", "transfer", True)
+    assert target.processes["decode"].core.pool.ledger.counts().quarantined > 0
+
+
+def test_an_answer_that_is_given_up_ends_for_its_gateway_and_its_pages_are_free() -> None:
+    target = world()
+    target.send("stuck", prompt(9), 300, to="decode")
+    run_until(target, lambda: len(target.answers[RequestId("stuck")].tokens) > 3)
+    (failed,) = give_up(target, "decode", "stuck")
+    target.settle()
+    core = target.processes["decode"].core
+    assert (failed.code, failed.phase, failed.retryable) == ("stuck", "decode", True)
+    assert core.idle and core.pool.available_pages == 200
+
+
+def test_who_is_not_here_is_given_up_by_nobody() -> None:
+    assert give_up(world(), "decode", "unknown") == [] == give_up(world(), "prefill", "unknown")
+
+
+# -- one beside others
+
+
+def lag(laggards: Laggards, waits: Sequence[Wait], n_looks: int) -> list[tuple[str, float]]:
+    found = [laggards.look(waits, 1_000.0, 0.0) for _ in range(n_looks)]
+    return [(one[0].request, one[1]) for one in found if one is not None]
+
+
+def test_who_does_not_move_while_others_do_is_told_once() -> None:
+    laggards, still = Laggards(3_000.0), wait("still", progress=1)
+    assert lag(laggards, [still], 10) == [("still", 3_000.0)]
+    moved = replace(still, progress=2)
+    assert lag(laggards, [moved], 3) == [] and lag(laggards, [moved], 2) == [("still", 3_000.0)]
+
+
+def test_who_queues_has_time_is_over_or_waits_for_another_process_lags_behind_nobody() -> None:
+    waits = [
+        wait("queues", queued=True),
+        wait("has time", until_ms=1.0),
+        wait("is over", over=True),
+        wait("theirs", theirs=True),
+    ]
+    assert lag(Laggards(3_000.0), waits, 10) == []
+
+
+def test_only_what_something_holds_is_ended() -> None:
+    dog = Watchdog(TERMS)
+    assert dog.tell_alone(wait("r", waits_for="load 1"), 5_000.0, 0.0).end == "r"
+    assert dog.tell_alone(wait("r"), 5_000.0, 0.0).end is None
+    assert dog.tell_alone(wait("r", waits_for="load 1", in_step=True), 5_000.0, 0.0).end is None
+    assert dog.fired_total == 3 and dog.fired_lately(0.0)
+
+
+class Swallows(deque):
+    """Does all copies but those of the first transfer that comes."""
+
+    transfer = None
+
+    def append(self, copy: Copy) -> None:
+        self.transfer = self.transfer or copy.order.transfer
+        if copy.order.transfer != self.transfer:
+            super().append(copy)
+
+
+def test_one_prompt_whose_copies_never_end_is_given_up_while_others_are_answered() -> None:
+    target = world()
+    process = target.processes["prefill"]
+    process.copies = Swallows()
+    process.core.overseer._laggards = Laggards(3_000.0)
+    target.send("stuck", prompt(9), 4)
+    fired, number = None, 0
+    while fired is None and number < 200:
+        number += 1
+        target.send(f"r{number}", prompt(5), 2)
+        fired = tick(target, "prefill")
+    while target.turn():
+        pass
+    assert fired is not None and (fired.end, fired.alone) == ("stuck", True)
+    failed = target.answers[RequestId("stuck")].failed
+    assert failed is not None and failed.code == "stuck" and "others did" in failed.text
+    assert target.answers[RequestId("r1")].finish == "length"
