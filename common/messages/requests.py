@@ -60,6 +60,8 @@ class Generate(Message, frozen=True, kw_only=True):
     """Where a longer prefix lies than the receiver's own, worth fetching by what the gateway knows."""
     priority: int = 0
     """Lower goes first among prompts that wait; equals in order of arrival."""
+    decode_peer: PeerId | None = None
+    """The life of `decode` that the gateway speaks with: no other one's tokens would be heard. None: any."""
 
 
 class Cancel(Message, frozen=True, kw_only=True):

@@ -91,4 +91,5 @@ def _generate(one: OpenRequest, wire: RequestId, placed: Placed, now_ms: float) 
         emitted=tuple(one.emitted),
         fetch=placed.fetch,
         priority=one.priority,
+        decode_peer=placed.decode if placed.route.decode is not None else None,
     )

@@ -119,7 +119,7 @@ class WorkerService:
         ticked_ms = 0.0
         while True:
             now_ms = self._clock.now_ms()
-            if stopping() and self._may_end(now_ms, drain_ms):
+            if (stopping() or self._is_succeeded()) and self._may_end(now_ms, drain_ms):
                 return
             received = self._exchange.receive(0.0 if self._memory.busy else _TICK_MS)
             # First: news of a death must not undo what the same peer asked after it.
@@ -139,6 +139,14 @@ class WorkerService:
                 self._check_when_idle(now_ms)
             self._unchecked |= self._feed.feed(self._before_step)
             self._memory.turn()  # while the engine has something to do
+
+    def _is_succeeded(self) -> bool:
+        """Whether a newer life has this worker's name: then this one drains and ends."""
+        successor = self._core.succession.successor
+        if successor is not None and self._drain_from_ms is None:
+            text = f"{successor} has taken this worker's name: it finishes what it has and ends"
+            self._log.event("succeeded", by=successor, text=text)
+        return successor is not None
 
     def _oversee(self, now_ms: float, *, dump_asked: bool) -> None:
         overseer = self._core.overseer

@@ -21,6 +21,7 @@ from services.worker.core.parts import Parts
 from services.worker.core.plan import StepPlan, StepResult
 from services.worker.core.reporting import Reporter
 from services.worker.core.step_times import StepTimes
+from services.worker.core.succession import Succession
 from services.worker.core.wire import refusal_of, requests_of
 
 DRAINED = "the worker was told to stop, and its time to drain is over"
@@ -36,7 +37,7 @@ class WorkerRole(ABC):
         self._resizing, self._memory = parts.resizing, parts.pool_memory
         self.overseer = Overseer(parts)
         self._reporter = Reporter(mine, parts, self.overseer)
-        self._ending = False
+        self._ending, self.succession = False, Succession(mine)
         self._times = StepTimes()
         self._owed: dict[PeerId, list[Failed]] = {}  # until their gateway pings, or falls silent
 
@@ -152,6 +153,8 @@ class WorkerRole(ABC):
 
     def on_members(self, members: list[Member], now_ms: float) -> list[Action]:
         """The membership as Redis has it."""
+        if self.succession.on_members(members, now_ms):
+            self.drain()
         actions, replaced = self._neighbours.on_members(members, now_ms)
         return actions + [action for peer in replaced for action in self.on_peer_lost(peer, now_ms)]
 
