@@ -103,6 +103,10 @@ class PrefillCore(WorkerRole):
         insort(self._queue, prompt, key=lambda queued: rank_ms(queued.arrived_ms, queued.message.priority))
         return self._pump(now_ms)
 
+    def _has(self, request: RequestId) -> bool:
+        prompt = self._prompts.get(request)
+        return prompt is not None and not prompt.told
+
     def _end_too_large(self, now_ms: float) -> list[Action]:
         waiting = [p for p in self._prompts.values() if p.waits and not p.told]
         refused = [(p, text) for p in waiting if (text := _too_large(p, self._layout, self._streams, self._mine))]

@@ -11,7 +11,7 @@ from common.messages.base import Message
 from common.messages.cache_events import CacheEvent
 from common.messages.handover import Grant, KvSpan
 from common.messages.liveness import Drain, Hello, Member, Ping, Refused, Report, TransportReport, Welcome
-from common.messages.requests import Failed, Generate
+from common.messages.requests import AskAbout, Failed, Generate, NotHere
 from common.messages.resizing import Resize
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.actions import Action, LendChunks, Moved, TakeBackChunks
@@ -55,6 +55,9 @@ class WorkerRole(ABC):
                 return self._on_drain(peer, on=on)
             case Resize():
                 return self._on_resize(peer, message, now_ms)
+            case AskAbout(requests=requests):
+                gone = tuple(request for request in requests if not self._has(request))
+                return [Send(peer, NotHere(requests=gone))] if gone else []
         if self._cache.concerns(message):
             return self._cache.on_message(peer, message, self._wanted_pages(), now_ms) + self._after_cache(now_ms)
         return self._on_request(peer, message, now_ms)
@@ -62,6 +65,10 @@ class WorkerRole(ABC):
     @abstractmethod
     def _on_request(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
         """A message of this role's own work. Raises ProtocolViolation for any other."""
+
+    @abstractmethod
+    def _has(self, request: RequestId) -> bool:
+        """Whether the request is here, and its gateway will hear of it."""
 
     @abstractmethod
     def _after_cache(self, now_ms: float) -> list[Action]:

@@ -35,3 +35,8 @@ class Succession:
             return False
         self.successor = peer_id(newer[0].id, newer[0].incarnation)
         return True
+
+    @property
+    def over(self) -> bool:
+        """Whether somebody has."""
+        return self.successor is not None
