@@ -72,6 +72,10 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     policies: dict[str, str] = {}
     """Settings that change how it behaves, such as caching or routing rules, as they are set. For people to read."""
 
+    def is_newer_than(self, other: "Member") -> bool:
+        """Of two lives under one name the newer one counts; also of two whose clocks do not agree it is always the same."""
+        return (self.joined_unix_ms, self.incarnation) > (other.joined_unix_ms, other.incarnation)
+
     @property
     def takes_tokens(self) -> int:
         """Prompt plus output may not exceed this here; 0 for who serves no model."""

@@ -4,6 +4,8 @@ gateway -> prefill | mixed          Generate   compute this prompt (and, on a mi
 gateway -> every worker it named    Cancel     stop, free everything; unknown ids are remembered for a while
 decode | mixed -> gateway           Tokens     new tokens of many requests, one message per engine step
 any worker -> gateway               Failed     this request ends here, and why
+gateway -> any worker               AskAbout   there was no news of these for a while: are they there?
+any worker -> gateway               NotHere    the answer: which of them are not; all others are
 """
 
 import msgspec
@@ -60,6 +62,8 @@ class Generate(Message, frozen=True, kw_only=True):
     """Where a longer prefix lies than the receiver's own, worth fetching by what the gateway knows."""
     priority: int = 0
     """Lower goes first among prompts that wait; equals in order of arrival."""
+    decode_peer: PeerId | None = None
+    """The life of `decode` that the gateway speaks with: no other one's tokens would be heard. None: any."""
 
 
 class Cancel(Message, frozen=True, kw_only=True):
@@ -138,3 +142,15 @@ class Failed(Message, frozen=True, kw_only=True):
     transfer: TransferId | None = None
     timings: Timings | None = None
     """The sender's parts up to the end; None where it knows none."""
+
+
+class AskAbout(Message, frozen=True, kw_only=True):
+    """No news came of these requests for a while. Asked again as long as none comes."""
+
+    requests: tuple[RequestId, ...]
+
+
+class NotHere(Message, frozen=True, kw_only=True):
+    """Of the requests that were asked about, these are unknown, or over, here: no word of them will follow this one."""
+
+    requests: tuple[RequestId, ...]

@@ -34,7 +34,14 @@ class Registry:
         self._prefix = f"penstock:{cluster}"
 
     def announce(self, member: Member) -> None:
-        """Write or renew this process's record."""
+        """Write or renew this process's record, unless a newer life of that name has written its own.
+
+        One that was stopped for long would write over its successor's at every turn, and the cluster would see both come
+        and go.
+        """
+        there = self._there(member)
+        if there is not None and there.is_newer_than(member):
+            return
         pipe = self._redis.pipeline(transaction=True)
         pipe.set(self._key(member.id), _encode(member), px=LEASE_MS)
         pipe.sadd(f"{self._prefix}:members", member.id)
@@ -69,10 +76,19 @@ class Registry:
 
     def withdraw(self, member: Member) -> None:
         """Remove this process's record, unless a newer incarnation wrote it."""
-        record = self._redis.get(self._key(member.id))
-        there = None if record is None else _member(undecoded(record))
+        there = self._there(member)
         if there is not None and there.incarnation == member.incarnation:
             self._redis.delete(self._key(member.id))
+
+    def _there(self, member: Member) -> Member | None:
+        """The record under the member's name, if it can be read."""
+        try:
+            record = self._redis.get(self._key(member.id))
+        except redis.ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            return None
+        return None if record is None else _member(undecoded(record))
 
     def close(self) -> None:
         """Close the connection."""

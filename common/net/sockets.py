@@ -32,6 +32,7 @@ MAX_FRAME_BYTES = 2**30
 """One layer's KV of a prompt of 128 Ki tokens, at 8 KiB for a token."""
 MAX_FRAMES = 65_536
 """A KvSent has a payload for each of its spans, a Found one for each block."""
+_NAMELESS = b"\0"  # how names begin that ZeroMQ gives by itself
 _MAX_PER_SOCKET = 256  # messages taken from one socket per round, so that one peer cannot starve the rest
 
 
@@ -39,7 +40,9 @@ class Exchange:
     """All ZeroMQ traffic of one process. One thread uses it; only `wake` may be called from others.
 
     Overflow: past `queue_limit` messages per peer, `send` returns False and the caller decides; nothing is dropped
-    in silence. A frame that does not parse is counted in `bad_frames` and skipped.
+    in silence. A frame that does not parse is counted in `bad_frames` and skipped. So is, in `stale_messages`, what is left
+    of a connection that its peer has replaced by a new one: a process that was stopped finds it when it goes on, ZeroMQ has
+    taken the peer's name from it, nobody can be answered, and whoever said it has given it up.
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class Exchange:
         self._poller.register(self._wake_fd, zmq.POLLIN)
         self._router: zmq.Socket[bytes] | None = None
         self.endpoint = ""
+        self.stale_messages = 0
+        """Messages of connections that a newer one of the same peer has replaced."""
         if bind is not None:
             self._listen(bind)
 
@@ -164,6 +169,9 @@ class Exchange:
     def _parse(self, socket: object, frames: list[bytes], received: list[Received]) -> None:
         if socket is self._router:
             sender, *frames = frames
+            if sender.startswith(_NAMELESS):
+                self.stale_messages += 1
+                return
             peer = PeerId(sender.decode(errors="replace"))
         else:
             peer = self._peer_of[socket]
@@ -193,6 +201,7 @@ class Exchange:
         return {
             "bad_frames_total": float(self.bad_frames),
             "refused_connections_total": float(self.refused_connections),
+            "stale_messages_total": float(self.stale_messages),
         }
 
     def gauges(self) -> dict[str, float]:

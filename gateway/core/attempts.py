@@ -7,12 +7,16 @@ from collections.abc import Iterator
 
 from common.ids import PeerId, RequestId
 from common.messages.actions import Send
-from common.messages.requests import Cancel, Generate
+from common.messages.requests import AskAbout, Cancel, Generate
 from gateway.core.actions import Action, Begun, Routed
 from gateway.core.open_request import Attempt, OpenRequest
 from gateway.core.placed import Placed
 from gateway.core.placement import Placement
 from gateway.core.roster import Roster
+
+ASK_AFTER_MS = 2_000.0
+"""Without news. A message that was lost with a connection costs its request no more than this, twice."""
+_MOST_ASKED = 256  # in one message; the rest has its turn at the next tick
 
 
 class Attempts:
@@ -55,6 +59,33 @@ class Attempts:
         routed = [Routed(order.request, placed, one.attempts_total)] if order.explain else []
         return [Send(placed.entry, _generate(one, wire, placed, now_ms)), *routed]
 
+    def questions(self, now_ms: float) -> list[Action]:
+        """Ask about those without news for a while, so many of each worker's at a time."""
+        about: dict[PeerId, list[RequestId]] = {}
+        for wire, one in self._attempts.items():
+            attempt = one.attempt
+            if attempt is not None and now_ms - attempt.news_ms >= ASK_AFTER_MS:
+                asked = about.setdefault(attempt.knower, [])
+                if len(asked) < _MOST_ASKED:
+                    asked.append(wire)
+                    attempt.news_ms = now_ms
+        return [Send(peer, AskAbout(requests=tuple(wires))) for peer, wires in about.items()]
+
+    def not_here(self, sender: PeerId, wire: RequestId, now_ms: float) -> tuple[OpenRequest | None, list[Action]]:
+        """A worker does not know an attempt. First: whose it is, if it is lost; else whom to ask next.
+
+        An entry worker knows a prompt until its decode worker has taken it over; so who is asked after that answer, and does
+        not know it either, never got it, or has said its last word of it.
+        """
+        one = self._attempts.get(wire)
+        if one is None or one.attempt is None or one.attempt.knower != sender:
+            return None, []
+        attempt = one.attempt
+        if sender == attempt.decode:
+            return one, []
+        attempt.left_entry, attempt.news_ms = True, now_ms
+        return None, [Send(attempt.decode, AskAbout(requests=(wire,)))]
+
     def end(self, one: OpenRequest, *, but: PeerId | None) -> list[Action]:
         """Take it from its workers: a Cancel to each, except `but`, which gave it up, finished it or is dead."""
         attempt, one.attempt = one.attempt, None
@@ -91,4 +122,5 @@ def _generate(one: OpenRequest, wire: RequestId, placed: Placed, now_ms: float) 
         emitted=tuple(one.emitted),
         fetch=placed.fetch,
         priority=one.priority,
+        decode_peer=placed.decode if placed.route.decode is not None else None,
     )

@@ -17,7 +17,7 @@ from common.errors import DeadlineExceeded, NoWorker, PeerFailed, ServingError
 from common.ids import PeerId, RequestId, WorkerId
 from common.messages.actions import Send
 from common.messages.base import Message
-from common.messages.requests import Cancel, Failed, Generate, TokenDelta, Tokens
+from common.messages.requests import Cancel, Failed, Generate, NotHere, TokenDelta, Tokens
 from gateway.core.actions import Action, Begun, Deliver, End
 from gateway.core.attempts import Attempts
 from gateway.core.entrance import Entrance
@@ -129,10 +129,12 @@ class Inflight:
         one = self._open.get(request)
         return "queue" if one is None else one.phase
 
-    def on_message(self, sender: PeerId, message: Tokens | Failed, now_ms: float) -> list[Action]:
+    def on_message(self, sender: PeerId, message: Tokens | Failed | NotHere, now_ms: float) -> list[Action]:
         """News of requests. What is said about requests of others, or by others, changes nothing."""
         if isinstance(message, Failed):
             return self._on_failed(sender, message, now_ms)
+        if isinstance(message, NotHere):
+            return [a for wire in message.requests for a in self._on_not_here(sender, wire, now_ms)]
         actions: list[Action] = []
         for delta in message.deltas:
             one = self._attempts.get(delta.request)
@@ -143,6 +145,14 @@ class Inflight:
             elif one.attempt.decode == sender:
                 actions += self._on_delta(one, one.attempt, delta, now_ms)
         return actions
+
+    def _on_not_here(self, sender: PeerId, wire: RequestId, now_ms: float) -> list[Action]:
+        lost, asked = self._attempts.not_here(sender, wire, now_ms)
+        if lost is None:
+            return asked
+        self._totals.add("lost_attempts_total")
+        error = PeerFailed(f"a message of it was lost: {sender} does not know it {lost.progress}")
+        return self._retry(lost, error, frozenset(), now_ms, but=sender)
 
     def _on_delta(self, one: OpenRequest, attempt: Attempt, delta: TokenDelta, now_ms: float) -> list[Action]:
         missing = delta.position - len(one.emitted)
@@ -157,6 +167,7 @@ class Inflight:
         if delta.tokens and attempt.prefilling:
             self._end_prefill(one, attempt, delta, now_ms)
         if delta.tokens:
+            attempt.news_ms = now_ms
             one.emitted += delta.tokens
             one.tries, one.avoid = 1, frozenset()
         deliver = Deliver(one.request, delta)
@@ -180,17 +191,12 @@ class Inflight:
         if one is None or one.attempt is None or sender not in one.attempt.needed:
             return []
         attempt = one.attempt
-        tokens = f"after {len(one.emitted)} tokens" if one.emitted else "before the first token"
-        text = f"{attempt.name_of(sender)} gave up in phase {failed.phase} {tokens}: {failed.text}"
-        error = WorkerFailed(failed, text=text)
+        error = _gave_up(one, attempt, sender, failed)
         if is_workers_fault(failed.code):
             self._roster.on_failure(_to_blame(attempt, sender, failed.phase), now_ms)
         if not failed.retryable:
             return self._fail(one, error, now_ms, but=sender)
-        avoid = {attempt.worker_of(sender)}
-        if sender == attempt.entry and failed.code in ("no_worker", "peer_failed"):
-            avoid.add(attempt.placed.decode_worker)  # what it could not reach
-        return self._retry(one, error, frozenset(avoid), now_ms, but=sender)
+        return self._retry(one, error, _to_avoid(attempt, sender, failed.code), now_ms, but=sender)
 
     def on_lost(self, lost: Lost, now_ms: float) -> list[Action]:
         """A worker died: everything that needs it goes elsewhere."""
@@ -269,12 +275,10 @@ class Inflight:
             elif one.retry_at_ms is not None and now_ms >= one.retry_at_ms and places:
                 places -= 1
                 actions += self._again(one, now_ms)
-        return actions + self._fill(now_ms)
+        return actions + self._attempts.questions(now_ms) + self._fill(now_ms)
 
     def _out_of_time(self, one: OpenRequest, now_ms: float) -> list[Action]:
-        where = f" ({one.attempt.placed.decode_name})" if one.attempt is not None else f"; last error: {one.error}"
-        text = f"the request's {self._terms.timeout_ms / 1000:g} s were over {one.progress}{where}"
-        return self._fail(one, DeadlineExceeded(text).in_phase(one.phase), now_ms)
+        return self._fail(one, _too_late(one, self._terms.timeout_ms).in_phase(one.phase), now_ms)
 
     def _fail(self, one: OpenRequest, error: ServingError, now_ms: float, *, but: PeerId | None = None) -> list[Action]:
         if error.http_status == 503:
@@ -294,6 +298,25 @@ class Inflight:
         assert len(self._attempts) + len(pausing) == len(self._open) <= self._terms.max_open
         self._entrance.check(self._open.values())
         self._attempts.check()
+
+
+def _gave_up(one: OpenRequest, attempt: Attempt, sender: PeerId, failed: Failed) -> WorkerFailed:
+    tokens = f"after {len(one.emitted)} tokens" if one.emitted else "before the first token"
+    text = f"{attempt.name_of(sender)} gave up in phase {failed.phase} {tokens}: {failed.text}"
+    return WorkerFailed(failed, text=text)
+
+
+def _too_late(one: OpenRequest, timeout_ms: float) -> DeadlineExceeded:
+    where = f" ({one.attempt.placed.decode_name})" if one.attempt is not None else f"; last error: {one.error}"
+    return DeadlineExceeded(f"the request's {timeout_ms / 1000:g} s were over {one.progress}{where}")
+
+
+def _to_avoid(attempt: Attempt, sender: PeerId, code: str) -> frozenset[WorkerId]:
+    """Who should not try it again: who failed it, and whom an entry worker could not reach."""
+    avoid = {attempt.worker_of(sender)}
+    if sender == attempt.entry and code in ("no_worker", "peer_failed"):
+        avoid.add(attempt.placed.decode_worker)
+    return frozenset(avoid)
 
 
 def _to_blame(attempt: Attempt, sender: PeerId, phase: str) -> PeerId:

@@ -18,6 +18,19 @@ class Attempt:
     sent_ms: float
     prefilling: bool = True
     """Until its first token the entry worker is needed and charged."""
+    left_entry: bool = False
+    """The entry worker has said that it is not there any more."""
+    news_ms: float = 0.0
+    """When it was sent, its last token came, or it was last asked about."""
+
+    def __post_init__(self) -> None:
+        """Sent just now."""
+        self.news_ms = self.sent_ms
+
+    @property
+    def knower(self) -> PeerId:
+        """Who must know of it now, if no message was lost."""
+        return self.entry if self.prefilling and not self.left_entry else self.decode
 
     @property
     def entry(self) -> PeerId:

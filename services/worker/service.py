@@ -119,7 +119,7 @@ class WorkerService:
         ticked_ms = 0.0
         while True:
             now_ms = self._clock.now_ms()
-            if stopping() and self._may_end(now_ms, drain_ms):
+            if (stopping() or self._core.succession.over) and self._may_end(now_ms, drain_ms):
                 return
             received = self._exchange.receive(0.0 if self._memory.busy else _TICK_MS)
             # First: news of a death must not undo what the same peer asked after it.
@@ -158,6 +158,7 @@ class WorkerService:
         if self._drain_from_ms is None:
             self._core.drain()
             self._drain_from_ms = now_ms
+            _tell_succession(self._core.succession.successor, self._log)
         elapsed_ms = now_ms - self._drain_from_ms
         if elapsed_ms < min(_NOTICE_MS, drain_ms) and self._core.has_callers:
             return False
@@ -343,6 +344,12 @@ class WorkerService:
             self._core.check()
             self._check_mapped()
             self._checked_ms, self._unchecked = now_ms, False
+
+
+def _tell_succession(successor: PeerId | None, log: Log) -> None:
+    if successor is not None:
+        text = f"{successor} has taken this worker's name: it finishes what it has and ends"
+        log.event("succeeded", by=successor, text=text)
 
 
 def _verifier(core: WorkerRole, ports: Ports, checksums: ChecksumThread, log: Log) -> KvVerifier:

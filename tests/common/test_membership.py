@@ -105,6 +105,14 @@ def test_withdrawing_never_removes_a_newer_life(registry: Registry) -> None:
     assert registry.members() == []
 
 
+def test_a_life_that_returns_does_not_write_over_its_successor(registry: Registry) -> None:
+    old, new = member("a", 9, joined=1), member("a", 2, joined=2)
+    registry.announce(old)
+    registry.announce(new)
+    registry.announce(old)
+    assert registry.members() == [new]
+
+
 def test_an_unreadable_record_hides_nobody_else(registry: Registry, url: str, request: pytest.FixtureRequest) -> None:
     registry.announce(member("a"))
     registry.announce(member("b"))

@@ -108,6 +108,23 @@ def test_a_peer_that_hung_up_is_a_stranger_again(server: Exchange, client: Excha
     assert not client.send(SERVER, Ping(sequence=1))
 
 
+def test_what_is_left_of_a_connection_that_was_replaced_is_not_heard(server: Exchange, client: Exchange) -> None:
+    """A process that was stopped finds the messages of both."""
+    client.send(SERVER, Ping(sequence=1))
+    assert len(first(server)) == 1  # connected
+    for number in (2, 3):
+        client.send(SERVER, Ping(sequence=number))
+    assert server._router is not None and server._router.poll(_LIMIT_S * 1e3), "they have arrived"
+    client.hang_up(SERVER)
+    client.dial(SERVER, server.endpoint)
+    client.send(SERVER, Ping(sequence=4))
+    heard: list[Received] = []
+    while not any(message == Ping(sequence=4) for _, message, _ in heard):
+        heard += server.receive(50)
+    heard += server.receive(0)
+    assert {peer for peer, _, _ in heard} == {CLIENT}
+
+
 def test_a_second_dial_changes_nothing(server: Exchange, client: Exchange) -> None:
     client.dial(SERVER, server.endpoint)
     client.send(SERVER, Ping(sequence=1))

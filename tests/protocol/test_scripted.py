@@ -7,7 +7,7 @@ import pytest
 from common.faults.rules import parse_rules
 from common.messages.handover import GrantRequest
 from services.worker.core.actions import FetchBlocks
-from tests.protocol.schedule import Schedule
+from tests.protocol.schedule import Schedule, random_schedule
 from tests.support.world import Process
 
 PROMPT, ANSWER = 21, 6
@@ -113,3 +113,55 @@ def test_nothing_is_granted_to_a_writer_that_died_before_it_was_heard() -> None:
     world.start("prefill")
     schedule.time(1_000.0)
     schedule.end()
+
+
+def test_a_life_whose_name_was_taken_gets_no_new_work_and_ends_empty() -> None:
+    """A prefill worker that has not read the membership since hears of a decode worker that it does not know yet."""
+    schedule = Schedule(1, "pd-shm")
+    world = schedule.world
+    old, prefill = world.processes["decode"], world.processes["prefill"].peer
+    world.stop(old.peer)
+    world.stop(prefill)
+    world.start("decode")
+    world.go_on(old.peer)
+    until(schedule, lambda: world.gateway.core.not_ready_reason(world.now_ms) is None)
+    schedule.ask(PROMPT, ANSWER)
+    world.go_on(prefill)
+    schedule.time(6_000.0)
+    assert old.core.succession.successor == world.processes["decode"].peer
+    assert world.gateway.clients["r0"].finish and not old.core._generation.generated_tokens_total
+    schedule.end()
+
+
+def test_random_schedule_1054() -> None:
+    """An old life of the decode worker took requests over whose gateway had hung up on it."""
+    random_schedule(1054)
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "route: drop times=1 side=sent",
+        "decode/answer: drop times=1 side=sent",
+        "decode/answer: drop after=5 times=1 side=sent",
+        "answer: drop times=2; grant: drop times=1",
+    ],
+    ids=["Generate", "first Tokens", "last Tokens", "questions too"],
+)
+def test_what_a_gateway_and_its_workers_say_of_a_request_may_be_lost_and_costs_seconds(lost: str) -> None:
+    """Its deadline is 30 s away."""
+    schedule = Schedule(1, "pd-shm")
+    arm(schedule, lost)
+    schedule.ask(PROMPT, ANSWER)
+    schedule.world.run(20_000.0, until=lambda: not schedule.open_requests())
+    assert schedule.world.gateway.clients["r0"].finish, "no answer yet"
+    schedule.end()
+
+
+def test_a_request_that_only_takes_its_time_is_asked_about_and_not_tried_again() -> None:
+    schedule = Schedule(1, "pd-shm")
+    arm(schedule, "prefill/transfer: delay ms=7000 side=work")
+    schedule.ask(PROMPT, ANSWER)
+    schedule.end()
+    assert schedule.world.gateway.core.counters().get("lost_attempts_total", 0) == 0
+    assert schedule.world.gateway.clients["r0"].finish

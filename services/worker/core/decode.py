@@ -101,6 +101,9 @@ class DecodeCore(WorkerRole):
         self._local.add(message, gateway, root, now_ms)
         return self._after_cache(now_ms)
 
+    def _has(self, request: RequestId) -> bool:
+        return request in self._generation or request in self._local or self._incoming.expects(request)
+
     def _end_too_large(self, now_ms: float) -> list[Action]:
         total = self._pool.usable_pages
         ended = self._local.end_too_large(self._layout, total, now_ms)

@@ -294,6 +294,10 @@ class Incoming:
         """Whether this transfer was asked for and has not ended."""
         return transfer in self._transfers
 
+    def expects(self, request: RequestId) -> bool:
+        """Whether a transfer of this request goes on."""
+        return any(one.arrival.request == request and not one.told for one in self._transfers.values())
+
     @property
     def _n_promised(self) -> int:
         return sum(1 for one in self._transfers.values() if one.table is not None and not one.quarantined)

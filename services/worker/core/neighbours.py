@@ -132,11 +132,11 @@ class Neighbours:
             actions.append(Send(peer, Ping(sequence=self._pings)))
         return actions, silent
 
-    def ready(self, worker: WorkerId) -> PeerId | None:
-        """The living incarnation of a decode worker that KV can be sent to."""
+    def ready(self, worker: WorkerId, life: PeerId | None = None) -> PeerId | None:
+        """The living incarnation of a decode worker that KV can be sent to; with `life`, that one or none."""
         for peer, neighbour in self._by_peer.items():
             decodes = neighbour.member.id == worker and neighbour.member.role == "decode"
-            if decodes and neighbour.link is Link.READY:
+            if decodes and neighbour.link is Link.READY and life in (None, peer):
                 return peer
         return None
 
@@ -157,12 +157,14 @@ class Neighbours:
         best = min(ready, key=lambda n: (self.transport(n.peer) not in SHARED_KINDS, n.member.id))
         return self.link(best.peer)
 
-    def why_not(self, worker: WorkerId) -> str:
+    def why_not(self, worker: WorkerId, life: PeerId | None = None) -> str:
         """Why `ready` gives None."""
-        for neighbour in self._by_peer.values():
+        for peer, neighbour in self._by_peer.items():
             if neighbour.member.id == worker:
                 if neighbour.member.role != "decode":
                     return f"it is a {neighbour.member.role} worker"
+                if life not in (None, peer):
+                    return f"{peer} is known here, and {life} was asked for"
                 return neighbour.refusal or f"its connection is only {neighbour.link.name.lower()}"
         return "it is not in the membership or has stopped answering"
 

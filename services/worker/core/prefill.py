@@ -103,6 +103,10 @@ class PrefillCore(WorkerRole):
         insort(self._queue, prompt, key=lambda queued: rank_ms(queued.arrived_ms, queued.message.priority))
         return self._pump(now_ms)
 
+    def _has(self, request: RequestId) -> bool:
+        prompt = self._prompts.get(request)
+        return prompt is not None and not prompt.told
+
     def _end_too_large(self, now_ms: float) -> list[Action]:
         waiting = [p for p in self._prompts.values() if p.waits and not p.told]
         refused = [(p, text) for p in waiting if (text := _too_large(p, self._layout, self._streams, self._mine))]
@@ -203,7 +207,7 @@ class PrefillCore(WorkerRole):
             actions += self._end_all([prompt], "no_worker", text, now_ms)
         asking = Counter(p.decode for p in self._prompts.values() if p.transfer is not None and p.granted_ms is None)
         for prompt in list(self._queue):
-            decode = self._neighbours.ready(prompt.decode_worker)
+            decode = self._neighbours.ready(*prompt.decode_life)
             if decode is None or asking[decode] >= _ASK_AHEAD or self._preparation.holds(prompt):
                 continue  # the decode worker is being connected, or full, or a sibling computes its blocks; others may pass
             asking[decode] += 1
@@ -324,9 +328,9 @@ def _too_large(prompt: Prompt, layout: KvLayout, streams: LayerStreams, mine: Me
 def _unreachable(queue: Iterable[Prompt], neighbours: Neighbours, now_ms: float) -> list[tuple[Prompt, str]]:
     """Prompts whose decode worker is not connected let others pass for a moment, then fail, wherever they stand."""
     late = [p for p in queue if now_ms - p.arrived_ms >= _CONNECT_GRACE_MS]
-    lost = [p for p in late if neighbours.ready(p.decode_worker) is None]
+    lost = [p for p in late if neighbours.ready(*p.decode_life) is None]
     return [
-        (p, f"decode worker {p.decode_worker} cannot be reached: {neighbours.why_not(p.decode_worker)}") for p in lost
+        (p, f"decode worker {p.decode_worker} cannot be reached: {neighbours.why_not(*p.decode_life)}") for p in lost
     ]
 
 

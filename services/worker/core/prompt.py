@@ -62,6 +62,11 @@ class Prompt:
         return self.message.decode
 
     @property
+    def decode_life(self) -> tuple[WorkerId, PeerId | None]:
+        """The same, with the one life of it that its gateway hears."""
+        return self.decode_worker, self.message.decode_peer
+
+    @property
     def waits(self) -> bool:
         """Whether it has no pages."""
         return self.sequence is None or not self.sequence.table.n_blocks

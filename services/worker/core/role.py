@@ -11,7 +11,7 @@ from common.messages.base import Message
 from common.messages.cache_events import CacheEvent
 from common.messages.handover import Grant, KvSpan
 from common.messages.liveness import Drain, Hello, Member, Ping, Refused, Report, TransportReport, Welcome
-from common.messages.requests import Failed, Generate
+from common.messages.requests import AskAbout, Failed, Generate, NotHere
 from common.messages.resizing import Resize
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.actions import Action, LendChunks, Moved, TakeBackChunks
@@ -21,6 +21,7 @@ from services.worker.core.parts import Parts
 from services.worker.core.plan import StepPlan, StepResult
 from services.worker.core.reporting import Reporter
 from services.worker.core.step_times import StepTimes
+from services.worker.core.succession import Succession
 from services.worker.core.wire import refusal_of, requests_of
 
 DRAINED = "the worker was told to stop, and its time to drain is over"
@@ -36,7 +37,7 @@ class WorkerRole(ABC):
         self._resizing, self._memory = parts.resizing, parts.pool_memory
         self.overseer = Overseer(parts)
         self._reporter = Reporter(mine, parts, self.overseer)
-        self._ending = False
+        self._ending, self.succession = False, Succession(mine)
         self._times = StepTimes()
         self._owed: dict[PeerId, list[Failed]] = {}  # until their gateway pings, or falls silent
 
@@ -54,6 +55,9 @@ class WorkerRole(ABC):
                 return self._on_drain(peer, on=on)
             case Resize():
                 return self._on_resize(peer, message, now_ms)
+            case AskAbout(requests=requests):
+                gone = tuple(request for request in requests if not self._has(request))
+                return [Send(peer, NotHere(requests=gone))] if gone else []
         if self._cache.concerns(message):
             return self._cache.on_message(peer, message, self._wanted_pages(), now_ms) + self._after_cache(now_ms)
         return self._on_request(peer, message, now_ms)
@@ -61,6 +65,10 @@ class WorkerRole(ABC):
     @abstractmethod
     def _on_request(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
         """A message of this role's own work. Raises ProtocolViolation for any other."""
+
+    @abstractmethod
+    def _has(self, request: RequestId) -> bool:
+        """Whether the request is here, and its gateway will hear of it."""
 
     @abstractmethod
     def _after_cache(self, now_ms: float) -> list[Action]:
@@ -151,6 +159,8 @@ class WorkerRole(ABC):
 
     def on_members(self, members: list[Member], now_ms: float) -> list[Action]:
         """The membership as Redis has it."""
+        if self.succession.on_members(members, now_ms):
+            self.drain()
         actions, replaced = self._neighbours.on_members(members, now_ms)
         return actions + [action for peer in replaced for action in self.on_peer_lost(peer, now_ms)]
 
