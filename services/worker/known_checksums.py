@@ -1,7 +1,7 @@
 """Checksums that a worker knows of pages that are not its own: found at others, stored with others, kept in the host buffer.
 
-Owned by the loop's thread. A found run's leave with its Release or the holder; a stored batch's with its Publish or the
-store; the host buffer's stay until their page is written again.
+Owned by the loop's thread. A found run's leave with its Release or the holder; a stored batch's with the Stored
+that answers its Publish, or with the store; the host buffer's stay until their page is written again.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from common.ids import PeerId
 from common.messages.actions import Send
 from common.messages.base import Message
-from common.messages.blocks import Find, Found, Publish, Release
+from common.messages.blocks import Find, Found, Publish, Release, Stored
 from kvstore.index.ledger import PageIds
 from kvstore.transport.block_jobs import BlockJob, BlockJobDone, StoreJob
 from kvstore.transport.checksums import UNKNOWN, Checksums, Expected, in_rows
@@ -31,6 +31,13 @@ class KnownChecksums:
         self._stored: dict[tuple[PeerId, int], tuple[Checksums, ...]] = {}
         self._parked: dict[int, int] = {}
         self._asked: dict[tuple[PeerId, int], tuple[bytes, ...]] = {}
+
+    def on_answer(self, peer: PeerId, message: Found | Stored) -> None:
+        """A peer found what we asked for, or has heard our Publish, which will not be said again."""
+        if isinstance(message, Stored):
+            self._stored.pop((peer, message.call), None)
+        else:
+            self.on_found(peer, message)
 
     def on_found(self, peer: PeerId, message: Found) -> None:
         """A run was found, to be read by shared memory; its shape was checked."""
@@ -78,7 +85,7 @@ class KnownChecksums:
             self._asked.pop((to, message.call), None)
             self._found.pop((to, message.call), None)
         elif isinstance(message, Publish):
-            stored = self._stored.pop((to, message.call), None)
+            stored = self._stored.get((to, message.call))
             if stored is not None and message.ok:
                 return msgspec.structs.replace(message, checksums=stored)
         return message

@@ -17,7 +17,7 @@ from common.ids import PeerId, TransferId
 from common.kv_layout import KvLayout
 from common.log import Log
 from common.messages.base import Message
-from common.messages.blocks import Found, Put
+from common.messages.blocks import Found, Put, Stored
 from common.messages.handover import KvSent, KvSpan, Probed
 from common.messages.liveness import Member, TransportReport
 from common.net.fault_kit import FaultKit
@@ -25,7 +25,7 @@ from common.net.sockets import Exchange, Payload
 from kvstore.index.ledger import PageIds
 from kvstore.transport.block_jobs import BlockJob, BlockJobDone, FetchJob, StoreJob
 from kvstore.transport.block_mover import BlockMover
-from kvstore.transport.checksums import Checksums, checksums_of, in_rows
+from kvstore.transport.checksums import checksums_of, in_rows
 from kvstore.transport.copier import Copier, CopyDone, CopyJob
 from kvstore.transport.faulty import FaultyChannel
 from kvstore.transport.own_pages import OwnPages
@@ -34,6 +34,7 @@ from kvstore.transport.share import Share
 from services.worker.core.actions import BeginRing, Copy, FetchBlocks, OpenRing, StoreBlocks
 from services.worker.inbox import ChannelFailed, ChannelOpened, ChannelTried, Events
 from services.worker.known_checksums import KnownChecksums
+from services.worker.sent_checksums import SentChecksums
 
 _MEASURE_WITHIN_MS = 5_000.0
 
@@ -84,7 +85,8 @@ class Links:
         self._share, self._copier, self._mover = movers.share, movers.copier, movers.blocks
         self._log = Log(process=mine.id)
         self._payloads: dict[tuple[TransferId, KvSpan], Payload] = {}
-        self._checksums: dict[tuple[TransferId, KvSpan], Checksums] = {}
+        self.sent = SentChecksums()
+        """Of our pages, as they were copied to decode workers."""
         self.known = KnownChecksums()
         """Of pages that are not ours; told of what comes and goes by this class."""
         self._serials = itertools.count(1)  # in the order of the copies
@@ -195,6 +197,7 @@ class Links:
         self._mover.detach(peer)
         self._share.hang_up(peer)
         self.known.forget(peer)
+        self.sent.forget(peer)
 
     def copy(self, action: Copy) -> None:
         """Hand a copy to the copier; the inbox gets CopyEnded."""
@@ -263,21 +266,24 @@ class Links:
         if done.payload is not None:
             self._payloads[done.job.transfer, done.job.span] = done.payload
         if done.checksums:
-            self._checksums[done.job.transfer, done.job.span] = done.checksums
+            self.sent.on_copied(done.job.to, done.job.transfer, done.job.span, done.checksums)
 
     def forget_payload(self, done: CopyDone) -> None:
         """The core has reacted to the copy: if it sent nothing, nobody wants the payload."""
         self._payloads.pop((done.job.transfer, done.job.span), None)
-        self._checksums.pop((done.job.transfer, done.job.span), None)
+
+    def note_heard(self, peer: PeerId, message: Message) -> None:
+        """What peers say begins and ends the use of checksums."""
+        self.sent.note(message)
+        if isinstance(message, Found | Stored):
+            self.known.on_answer(peer, message)
 
     def with_checksums(self, to: PeerId, message: Message) -> Message:
         """The message as it shall be sent: KvSent and Publish say what was copied."""
-        if isinstance(message, KvSent) and self._checksums:
-            made = [self._checksums.get((message.transfer, span)) for span in message.spans]
-            found = tuple(sums for sums in made if sums is not None)
-            if len(found) < len(made):
-                return message
-            return msgspec.structs.replace(message, checksums=found, serial=next(self._serials))
+        if isinstance(message, KvSent):
+            found = self.sent.of(message)
+            return msgspec.structs.replace(message, checksums=found, serial=next(self._serials)) if found else message
+        self.sent.note(message)
         return self.known.told(to, message)
 
     def payloads_for(self, message: Message) -> list[Payload]:

@@ -194,8 +194,8 @@ class WorkerService:
 
     def _hear_right(self, peer: PeerId, message: AnyMessage, payloads: Sequence[Payload]) -> None:
         """The core hears of it. Raises ProtocolViolation."""
-        if self._verifier is not None and isinstance(message, Found):
-            self._links.known.on_found(peer, message)
+        if self._verifier is not None:
+            self._links.note_heard(peer, message)
         self._act(self._core.on_message(peer, message, self._clock.now_ms()), payloads)
 
     def _decide(self, event: Event) -> list[Action]:

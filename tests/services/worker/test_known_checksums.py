@@ -4,7 +4,7 @@ import numpy as np
 
 from common.ids import PeerId
 from common.messages.actions import Send
-from common.messages.blocks import Find, Found, Publish, Release
+from common.messages.blocks import Find, Found, Publish, Release, Stored
 from kvstore.transport.block_jobs import BlockJobDone, FetchJob, StoreJob
 from services.worker.core.host_buffer import HOST_BUFFER
 from services.worker.known_checksums import KnownChecksums
@@ -35,10 +35,12 @@ def test_who_keeps_wrong_pages_is_told_which_blocks_they_are_of() -> None:
     assert known.accusation(STORE, 1, (0,)).corrupt == ()
 
 
-def test_what_was_stored_is_published_with_its_checksums_once() -> None:
+def test_what_was_stored_is_published_with_its_checksums_until_that_is_answered() -> None:
     known, publish = KnownChecksums(), Publish(call=3, ok=True)
     known.on_stored(StoreJob(3, STORE, PAGES, PAGES), (1, 2, 3, 4))
-    assert known.told(STORE, publish) == Publish(call=3, ok=True, checksums=((1, 2), (3, 4)))
+    for _ in range(2):
+        assert known.told(STORE, publish) == Publish(call=3, ok=True, checksums=((1, 2), (3, 4)))
+    known.on_answer(STORE, Stored(call=3, n_blocks=2))
     assert known.told(STORE, publish) == publish and len(known) == 0
 
 
