@@ -150,7 +150,7 @@ class Worker:
         events = CacheEventPublisher(settings.redis, settings.cluster, mine)
         self._cleanup.callback(events.close)
         lender = ChunkLender(mapped.lending, inbox, use_scratch=engine.use_scratch)
-        checksums = self._open_checksums(read_pages, inbox)
+        checksums = self._open_checksums(read_pages, inbox, machine.size.chunk_pages)
         counts = mapped.counters, mapped.check, self._clock, checksums, clock_gauges
         ports = Ports(exchange, inbox, engine, links, resizer, events, lender, *counts)
         self._service = WorkerService(core, ports, self._log, plan_ahead=self._plans_ahead)
@@ -163,10 +163,10 @@ class Worker:
         wanted = self._settings.plan_ahead
         return wanted == "on" or (wanted == "auto" and self._settings.device != "cpu")
 
-    def _open_checksums(self, pages: OwnPages, inbox: Events) -> ChecksumThread | None:
+    def _open_checksums(self, pages: OwnPages, inbox: Events, chunk_pages: int) -> ChecksumThread | None:
         if not self._settings.verify_kv:
             return None
-        checksums = ChecksumThread(pages, inbox.put)
+        checksums = ChecksumThread(pages, inbox.put, chunk_pages)
         self._cleanup.callback(checksums.stop)
         return checksums
 

@@ -1,14 +1,15 @@
 """The thread that reads pages and payloads for their checksums, so that the loop need not. It decides nothing."""
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.errors import PeerFailed
 from common.net.sockets import Payload
 from kvstore.transport.checksums import Checksums, checksums_of, payload_checksums
 from kvstore.transport.own_pages import OwnPages
+from services.worker.core.actions import LendChunks, ResizeMemory, TakeBackChunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,20 @@ class ChecksumsMade:
     """Our own bug, which ended the thread."""
 
 
-_Item = tuple[int, Pages | Payloads] | threading.Event | None
+_PORTION_PAGES = 16
+"""Read in one go: so long the loop may have to wait."""
+_STOPPED = "the thread has stopped"
+_GONE = "its pages have no memory any more"
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    ticket: int
+    work: Pages | Payloads
+    problem: str = ""
+    """Why it must not be read, or not any further."""
+    left: threading.Event = field(default_factory=threading.Event)
+    """Its pages are not read any more."""
 
 
 class ChecksumThread:
@@ -46,54 +60,90 @@ class ChecksumThread:
     `on_made` runs in this thread, or in that of the caller of `post`; it must only pass the news on.
     """
 
-    def __init__(self, own: OwnPages, on_made: Callable[[ChecksumsMade], None]) -> None:
-        """`own`: our pages, for this thread alone."""
-        self._own, self._on_made = own, on_made
-        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+    def __init__(self, own: OwnPages, on_made: Callable[[ChecksumsMade], None], chunk_pages: int) -> None:
+        """`own`: our pages, for this thread alone. `chunk_pages`: in one chunk of their memory."""
+        self._own, self._on_made, self._chunk_pages = own, on_made, chunk_pages
+        self._lock = threading.Condition()
+        self._jobs: deque[_Job] = deque()  # this and the next under the lock
+        self._current: _Job | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="checksums", daemon=True)
         self._thread.start()
 
     def post(self, ticket: int, work: Pages | Payloads) -> None:
         """Queue a job. After `stop` it ends without checksums at once."""
-        if self._stopping:
-            self._on_made(ChecksumsMade(ticket, (), "the thread has stopped"))
-        else:
-            self._queue.put((ticket, work))
+        with self._lock:
+            if not self._stopping:
+                self._jobs.append(_Job(ticket, work))
+                self._lock.notify()
+                return
+        self._on_made(ChecksumsMade(ticket, (), _STOPPED))
 
-    def drain(self, within_s: float = 10.0) -> None:
-        """Wait until what was posted so far is read: the memory of its pages may go."""
-        reached = threading.Event()
-        self._queue.put(reached)
-        while not reached.wait(0.05) and self._thread.is_alive() and within_s > 0:
-            within_s -= 0.05
+    def leave(self, order: ResizeMemory | LendChunks | TakeBackChunks) -> None:
+        """The order takes memory of pages: once this returns nothing reads those. Their jobs end without checksums.
+
+        Nobody holds a page whose memory may go, so nobody wants to know its checksum any more. Waits for the rest of one
+        portion, and only if that is of such a page: never for the queue.
+        """
+        with self._lock:
+            doomed = [job for job in self._jobs if self._is_taken(job, order)]
+            current = self._current
+            if current is not None and self._is_taken(current, order):
+                doomed.append(current)
+            for job in doomed:
+                job.problem = _GONE
+        if current is not None and current.problem:
+            current.left.wait()
+
+    def _is_taken(self, job: _Job, order: ResizeMemory | LendChunks | TakeBackChunks) -> bool:
+        pages = job.work.pages if isinstance(job.work, Pages) else ()
+        match order:
+            case ResizeMemory(n_pages=n_pages):
+                return any(page >= n_pages for page in pages)
+            case LendChunks(chunks=chunks):
+                return not {page // self._chunk_pages for page in pages}.isdisjoint(chunks)
+            case TakeBackChunks():
+                return False  # these were left when they were lent
 
     def stop(self) -> None:
-        """End after the job in progress; those that are left end without checksums."""
-        self._stopping = True
-        self._queue.put(None)
+        """End after the portion in progress; jobs that are left end without checksums."""
+        with self._lock:
+            self._stopping = True
+            self._lock.notify()
         self._thread.join()
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if isinstance(item, threading.Event):
-                item.set()
-                continue
-            ticket, work = item
-            if self._stopping:
-                self._on_made(ChecksumsMade(ticket, (), "the thread has stopped"))
-                continue
+        while (job := self._next()) is not None:
             try:
-                made = ChecksumsMade(ticket, self._read(work))
+                made = ChecksumsMade(job.ticket, self._read(job))
             except PeerFailed as error:
-                made = ChecksumsMade(ticket, (), str(error))
+                made = ChecksumsMade(job.ticket, (), str(error))
             except BaseException as error:
-                self._on_made(ChecksumsMade(ticket, (), str(error), error))
+                self._on_made(ChecksumsMade(job.ticket, (), str(error), error))
                 raise
+            finally:
+                job.left.set()
             self._on_made(made)
 
-    def _read(self, work: Pages | Payloads) -> Checksums:
-        if isinstance(work, Pages):
-            return checksums_of(self._own, work.pages)
-        page_bytes = self._own.layout.page_bytes
-        return tuple(one for payload in work.payloads for one in payload_checksums(payload, page_bytes))
+    def _next(self) -> _Job | None:
+        """None once there is nothing left to do or to refuse."""
+        with self._lock:
+            self._current = None
+            while not self._jobs and not self._stopping:
+                self._lock.wait()
+            self._current = self._jobs.popleft() if self._jobs else None
+            return self._current
+
+    def _read(self, job: _Job) -> Checksums:
+        """Raises PeerFailed for pages that are not there, or not any more."""
+        if self._stopping:
+            raise PeerFailed(_STOPPED)
+        if isinstance(job.work, Payloads):
+            page_bytes = self._own.layout.page_bytes
+            return tuple(one for payload in job.work.payloads for one in payload_checksums(payload, page_bytes))
+        sums, pages = list[int](), job.work.pages
+        for low in range(0, len(pages), _PORTION_PAGES):
+            if job.problem or self._stopping:
+                raise PeerFailed(job.problem or _STOPPED)
+            sums += checksums_of(self._own, pages[low : low + _PORTION_PAGES])
+        return tuple(sums)

@@ -317,19 +317,19 @@ class WorkerService:
                 case OpenChannel(peer, member):
                     self._links.open(peer, member)
                 case ResizeMemory(n_pages):
-                    self._await_readers()
+                    self._leave(action)
                     self._memory.order(n_pages)
                 case LendChunks() | TakeBackChunks():
-                    self._await_readers()
+                    self._leave(action)
                     self._lender.carry_out(action)
                 case HangUp(peer):
                     self._exchange.hang_up(peer)
                     self._links.close_channel(peer)
 
-    def _await_readers(self) -> None:
+    def _leave(self, order: ResizeMemory | LendChunks | TakeBackChunks) -> None:
         """Pages that nobody holds any more may be read for their checksums still, and lose their memory now."""
         if self._checksums is not None:
-            self._checksums.drain()
+            self._checksums.leave(order)
 
     def _dial(self, peer: PeerId, endpoint: str) -> None:
         try:

@@ -24,14 +24,13 @@ def memory() -> Iterator[PageMemory]:
 
 def test_pages_and_payloads_are_read_in_order_and_the_rest_ends_with_the_thread(memory: PageMemory) -> None:
     made: queue.SimpleQueue[ChecksumsMade] = queue.SimpleQueue()
-    thread = ChecksumThread(HostPages(memory.pages), made.put)
+    thread = ChecksumThread(HostPages(memory.pages), made.put, 1)
     page = memory.pages.rows[3].tobytes()
     thread.post(1, Pages((3, 0)))
     thread.post(2, Payloads((page, page + bytes(LAYOUT.page_bytes))))
     thread.post(3, Pages((10**6,)))
-    thread.drain()
     full, empty = zlib.crc32(page), zlib.crc32(bytes(LAYOUT.page_bytes))
-    ends = [made.get_nowait() for _ in range(3)]
+    ends = [made.get(timeout=30) for _ in range(3)]
     assert [(end.ticket, end.checksums) for end in ends] == [(1, (full, empty)), (2, (full, full, empty)), (3, ())]
     assert "1000000" in ends[2].problem
     thread.stop()

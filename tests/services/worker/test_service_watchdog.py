@@ -35,7 +35,7 @@ def test_a_copy_that_hangs_is_in_the_log_and_its_gateway_hears_of_it(capsys: pyt
     service = WorkerService(target.processes["prefill"].core, ports, Log(), plan_ahead=False)
     service.serve(lambda: clock.ms > began_ms + 2_500.0, lambda: False, drain_ms=0.0)
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    (stuck,) = [one for one in events if one["event"] == "stuck"]
+    stuck, *_ = [one for one in events if one["event"] == "stuck"]
     assert stuck["ends"] == "stuck" and stuck["requests"][0]["request"] == "stuck" and stuck["stalled_ms"] >= 1_000
     failed = [call.args[1] for call in exchange.send.call_args_list if isinstance(call.args[1], Failed)]
     assert [(one.request, one.code, one.retryable) for one in failed] == [("stuck", "stuck", True)]
