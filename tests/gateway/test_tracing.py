@@ -32,7 +32,7 @@ def account(*, failed: bool = False) -> Account:
     made.model, made.status, made.ended_ms = "m", 502 if failed else 200, 150.0
     made.timeline.sent(52.0, 53.0)
     if failed:
-        made.error = PeerFailed("gone").in_phase("transfer")
+        made.failed(PeerFailed("gone").in_phase("transfer"))
         made.timeline.ended(150.0, Timings(compute_ms=20.0))
     else:
         made.timeline.first(Timings(compute_ms=30.0), 90.0)
