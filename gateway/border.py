@@ -102,13 +102,14 @@ class Border:
         """Of a request for an answer."""
         if scope["path"] not in ROUTES or scope["method"] != "POST":
             return None
-        headers = Headers(scope=scope)
+        parent, state = trace_context(Headers(scope=scope))
         return Account(
             request=request_id,
             path=scope["path"],
             arrived_ms=self._watch.clock.now_ms(),
             arrived_unix_ns=time.time_ns(),
-            **trace_context(headers),
+            traceparent=parent,
+            tracestate=state,
         )
 
     def _close(self, account: Account, status: int, key: str) -> None:

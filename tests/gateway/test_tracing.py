@@ -119,7 +119,7 @@ def test_a_sink_that_hangs_holds_nobody_up_and_what_does_not_fit_is_counted() ->
         entered.set()
         release.wait(20)
 
-    log = RequestLog([stuck])
+    log = RequestLog([stuck], Log())
     log.start()
     log.ended(account())
     assert entered.wait(20)
@@ -199,3 +199,19 @@ def test_without_the_sdk_one_line_says_what_to_install_and_nothing_else_happens(
         assert fresh["tracing_from"]({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, Log(), "gateway-0") is None
     (line,) = told.getvalue().splitlines()
     assert all(word in line for word in ("tracing_off", "opentelemetry", "install penstock[otel]"))
+
+
+def test_a_sink_that_fails_ends_neither_itself_nor_the_others_and_says_so_once() -> None:
+    got: list[str] = []
+
+    def broken(account: Account) -> None:
+        raise RuntimeError("exporter")
+
+    with redirect_stderr(io.StringIO()) as told:
+        log = RequestLog([broken, lambda account: got.append(account.request)], Log())
+        for _ in range(3):
+            log.ended(account())
+        log.start()
+        log.stop()
+    assert got == ["req-1"] * 3
+    assert told.getvalue().count('"event": "bug"') == 1 and "exporter" in told.getvalue()
