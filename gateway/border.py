@@ -87,7 +87,7 @@ class Border:
             self._log.event("bug", request=request_id, path=scope["path"], traceback=traceback.format_exc())
             bug = Internal(f"the gateway failed; its log has the details under request {request_id}")
             if account is not None:
-                account.failed(bug)
+                account.failed(bug.in_phase("gateway"))
             if status is None:
                 await error_response(bug)(scope, receive, send_with_id)
         finally:

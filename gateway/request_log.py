@@ -72,6 +72,6 @@ def log_line(log: Log) -> Callable[[Account], None]:
 
     def write(account: Account) -> None:
         ended_unix_s = account.arrived_unix_ns / 1e9 + (account.ended_ms - account.arrived_ms) / 1e3
-        log.event("request", at=round(ended_unix_s, 3), **account.fields())
+        log.frequent("request", ended_unix_s, account.fields())
 
     return write

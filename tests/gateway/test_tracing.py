@@ -1,6 +1,7 @@
 """Spans of requests: what they say, where they go, and that nobody waits for them."""
 
 import io
+import json
 import runpy
 import socket
 import sys
@@ -134,8 +135,9 @@ def test_a_sink_that_hangs_holds_nobody_up_and_what_does_not_fit_is_counted() ->
 def test_the_log_line_of_a_failed_request_has_its_phase_and_where_its_time_went() -> None:
     with redirect_stderr(io.StringIO()) as told:
         log_line(Log())(account(failed=True))
-    line = told.getvalue()
-    assert all(word in line for word in ('"phase": "transfer"', '"retryable": true', '"compute": 20.0', '"wire": 77.0'))
+    line = json.loads(told.getvalue())
+    assert (line["event"], line["phase"], line["retryable"]) == ("request", "transfer", True)
+    assert (line["phases_ms"]["compute"], line["phases_ms"]["wire"]) == (20.0, 77.0)
 
 
 def test_a_collector_that_never_answers_does_not_hold_the_end_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,3 +217,12 @@ def test_a_sink_that_fails_ends_neither_itself_nor_the_others_and_says_so_once()
         log.stop()
     assert got == ["req-1"] * 3
     assert told.getvalue().count('"event": "bug"') == 1 and "exporter" in told.getvalue()
+
+
+@pytest.mark.parametrize("odd", ["\ud800", 2**70, object()])
+def test_odd_values_do_not_end_the_thread_that_writes_log_lines(odd: object) -> None:
+    one = account()
+    one.workers = {"prefill": odd}  # type: ignore[dict-item]  # as odd as can be
+    with redirect_stderr(io.StringIO()) as told:
+        log_line(Log())(one)
+    assert json.loads(told.getvalue())["request"] == "req-1"
