@@ -2,12 +2,19 @@
 
 import pytest
 
+from common.clock import MonotonicClock
 from common.errors import InvalidRequest
 from common.ids import RequestId
+from common.log import Log
 from common.messages.requests import Failed, Timings
 from gateway.account import Account, trace_context
+from gateway.api_keys import read_api_keys
+from gateway.border import Border, Watch
 from gateway.core.failure import WorkerFailed
 from gateway.errors import error_body
+from gateway.metrics import GatewayMetrics
+from gateway.request_log import RequestLog
+from tests.gateway.cluster import Cluster
 
 PARENT = f"00-{'a' * 32}-{'b' * 16}-01"
 
@@ -44,3 +51,19 @@ def test_only_the_first_choices_worker_tells_where_the_first_choices_time_went(c
     one = account()
     one.failed(WorkerFailed(failed, text="no"), choice)
     assert one.failed_timings == (told if kept else None)
+
+
+def test_the_border_keeps_no_more_of_a_header_than_that() -> None:
+    watch = Watch(GatewayMetrics(), Log(), RequestLog([], Log()), MonotonicClock())
+    border = Border(lambda *_: None, watch, read_api_keys(None, None, None, open_admin=True))  # type: ignore[arg-type, return-value]
+    headers = [(b"traceparent", b"00-" + b"a" * 60_000), (b"tracestate", b"a" * 60_000)]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
+    kept = border._account(scope, "r")
+    assert kept is not None and (kept.traceparent, kept.tracestate) == (None, None)
+
+
+def test_the_name_of_an_unknown_model_comes_back_short(up: Cluster) -> None:
+    with up.http() as client:
+        answer = client.post("/v1/completions", json={"model": "m" * 4_000_000, "prompt": "a"})
+    assert answer.status_code == 404 and len(answer.content) < 1_000
+    assert "mmm..." in answer.json()["error"]["message"]
