@@ -27,7 +27,7 @@ class RequestLog:
         self._waiting: deque[Account] = deque()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self.dropped_total = 0
+        self._refused_total = self._failed_total = 0  # counted by the loop; by the thread
 
     def start(self) -> None:
         """Begin to pass on."""
@@ -40,9 +40,14 @@ class RequestLog:
         if not self._sinks:
             return
         if len(self._waiting) >= _MOST_WAITING:
-            self.dropped_total += 1
+            self._refused_total += 1
             return
         self._waiting.append(account)
+
+    @property
+    def dropped_total(self) -> int:
+        """What did not fit, or failed."""
+        return self._refused_total + self._failed_total
 
     def stop(self) -> None:
         """Pass on what is left, for a moment."""
@@ -62,6 +67,7 @@ class RequestLog:
                 try:
                     sink(account)
                 except Exception:  # noqa: BLE001  one request's bug must not end what is told of the others
+                    self._failed_total += 1
                     if number not in self._broken:
                         self._broken.add(number)
                         self._log.event("bug", request=account.request, traceback=traceback.format_exc())

@@ -55,7 +55,7 @@ def test_only_the_first_choices_worker_tells_where_the_first_choices_time_went(c
 
 def test_the_border_keeps_no_more_of_a_header_than_that() -> None:
     watch = Watch(GatewayMetrics(), Log(), RequestLog([], Log()), MonotonicClock())
-    border = Border(lambda *_: None, watch, read_api_keys(None, None, None, open_admin=True))  # type: ignore[arg-type, return-value]
+    border = Border(lambda *_: None, watch, read_api_keys(None, None, None, open_admin=True))  # type: ignore[arg-type]
     headers = [(b"traceparent", b"00-" + b"a" * 60_000), (b"tracestate", b"a" * 60_000)]
     scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
     kept = border._account(scope, "r")

@@ -215,7 +215,7 @@ def test_a_sink_that_fails_ends_neither_itself_nor_the_others_and_says_so_once()
             log.ended(account())
         log.start()
         log.stop()
-    assert got == ["req-1"] * 3
+    assert got == ["req-1"] * 3 and log.dropped_total == 3
     assert told.getvalue().count('"event": "bug"') == 1 and "exporter" in told.getvalue()
 
 
