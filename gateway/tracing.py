@@ -84,7 +84,7 @@ class Tracing:
             start_time=start_ns,
         )
         if account.error is not None:
-            span.set_status(Status(StatusCode.ERROR, str(account.error)))
+            span.set_status(Status(StatusCode.ERROR, account.error.text))
         within, at_ns = set_span_in_context(span), start_ns
         self._made_total += n_spans if span.is_recording() else 0
         for part, took_ms in parts_ms.items():

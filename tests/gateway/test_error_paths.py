@@ -54,7 +54,7 @@ def asked(raised: Exception, *, path: str = "/v1/completions", key: str = "") ->
     async def send(message: Message) -> None:
         sent.append(message)
 
-    requests = RequestLog([ended.append])
+    requests = RequestLog([ended.append], Log())
     keys = read_api_keys("sesame" if key else None, None, None, open_admin=True)
     border = Border(app, Watch(GatewayMetrics(), Log(), requests, MonotonicClock()), keys)
     scope = {"type": "http", "method": "POST", "path": path, "headers": []}

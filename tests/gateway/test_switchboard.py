@@ -1,10 +1,11 @@
 """Laws of the gateway's shell: whatever cannot be sent, everybody is answered, and nothing is nested or lost."""
 
+import asyncio
 from dataclasses import dataclass, field
 
 import pytest
 
-from common.errors import ServingError
+from common.errors import ServingError, Stuck
 from common.ids import PeerId, RequestId
 from common.log import Log
 from common.messages.base import Message
@@ -31,6 +32,10 @@ class Wires:
             return False
         self.sent.append((to, message))
         return True
+
+    def receive(self, timeout_ms: float) -> list[tuple[PeerId, Message, object]]:
+        """Nobody answers by himself."""
+        return []
 
 
 @dataclass
@@ -117,3 +122,35 @@ def test_news_of_requests_that_are_gone_reach_nobody_and_break_nothing() -> None
     assert news(inbox) == []
     assert [type(message) for _, message in up.wires.sent] == [Generate, Cancel]
     up.board.check()
+
+
+def test_a_prompt_counts_as_sent_before_its_worker_can_have_it() -> None:
+    """The loop may lose its processor in `send`, while the worker computes already."""
+    up = Gateway(dispatch(*NAMES))
+    up.watch.ms = 7.0
+    send = up.wires.send
+
+    def slow(to: PeerId, message: Message) -> bool:
+        up.watch.ms += 50.0
+        return send(to, message)
+
+    up.wires.send = slow  # type: ignore[method-assign]
+    inbox = up.board.submit([order("r")])
+    assert [one.sent_ms for _, one in inbox._news if isinstance(one, Sent)] == [7.0]
+
+
+def test_who_would_wait_for_ever_is_answered_by_the_second_look() -> None:
+    """The table knows a client, and the core knows of no request."""
+    up, inbox = Gateway(dispatch(*NAMES)), Inbox()
+
+    async def play() -> None:
+        up.board._inboxes[RequestId("lost")] = (inbox, 0)
+        for up.watch.ms in (1_000.0, 1_500.0, 2_000.0):
+            up.board._loop = asyncio.get_running_loop()
+            up.board._tick()
+            assert up.board._tick_timer is not None
+            up.board._tick_timer.cancel()
+
+    asyncio.run(play())
+    ((_, error),) = inbox._news
+    assert isinstance(error, Stuck) and not up.board._inboxes

@@ -33,7 +33,7 @@ def account(*, failed: bool = False) -> Account:
     made.model, made.status, made.ended_ms = "m", 502 if failed else 200, 150.0
     made.timeline.sent(52.0, 53.0)
     if failed:
-        made.error = PeerFailed("gone").in_phase("transfer")
+        made.failed(PeerFailed("gone").in_phase("transfer"))
         made.timeline.ended(150.0, Timings(compute_ms=20.0))
     else:
         made.timeline.first(Timings(compute_ms=30.0), 90.0)
@@ -120,7 +120,7 @@ def test_a_sink_that_hangs_holds_nobody_up_and_what_does_not_fit_is_counted() ->
         entered.set()
         release.wait(20)
 
-    log = RequestLog([stuck])
+    log = RequestLog([stuck], Log())
     log.start()
     log.ended(account())
     assert entered.wait(20)
@@ -201,6 +201,22 @@ def test_without_the_sdk_one_line_says_what_to_install_and_nothing_else_happens(
         assert fresh["tracing_from"]({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, Log(), "gateway-0") is None
     (line,) = told.getvalue().splitlines()
     assert all(word in line for word in ("tracing_off", "opentelemetry", "install penstock[otel]"))
+
+
+def test_a_sink_that_fails_ends_neither_itself_nor_the_others_and_says_so_once() -> None:
+    got: list[str] = []
+
+    def broken(account: Account) -> None:
+        raise RuntimeError("exporter")
+
+    with redirect_stderr(io.StringIO()) as told:
+        log = RequestLog([broken, lambda account: got.append(account.request)], Log())
+        for _ in range(3):
+            log.ended(account())
+        log.start()
+        log.stop()
+    assert got == ["req-1"] * 3 and log.dropped_total == 3
+    assert told.getvalue().count('"event": "bug"') == 1 and "exporter" in told.getvalue()
 
 
 @pytest.mark.parametrize("odd", ["\ud800", 2**70, object()])

@@ -125,12 +125,10 @@ class Generation:
         return [*self._outbox.flush()]
 
     def note_began(self, step: StepPlan | None, began_ms: float) -> None:
-        """A step has ended: prompts that it was the first for began with it. Rows that decode come first in it."""
-        for segment in reversed(step.segments) if step is not None else ():
-            if segment.sample and segment.count == 1:
-                break
+        """A step has ended: prompts that it was the first for began with it. A row of its own may be a prompt's last."""
+        for segment in step.segments if step is not None else ():
             answer = self._answers.get(segment.request)
-            if answer is not None and answer.began_ms is None:
+            if answer is not None and answer.began_ms is None and not answer.started:
                 answer.began_ms = began_ms
 
     def on_tokens(self, new_tokens: list[NewToken], now_ms: float, began_ms: float) -> list[Action]:
