@@ -4,6 +4,8 @@ With a cluster key every connection is encrypted, and only who proves that it ha
 one, nothing is checked. Either way a handshake that fails is told on both sides, instead of a silence that nobody can read.
 """
 
+import errno
+import itertools
 import struct
 import time
 
@@ -16,6 +18,8 @@ from common.net.violations import Violations
 _FAILURES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _ZAP = "inproc://zeromq.zap.01"
 _LOOK_EVERY_S = 0.2
+_MOST_PER_LOOK = 1000  # events told in one turn, so that a flood of connections cannot hold the loop
+_numbers = itertools.count(1)
 _EVENT = struct.Struct("=Hi")
 _HANDSHAKE_MS = 5_000
 Socket = zmq.Socket[bytes]
@@ -54,7 +58,15 @@ class Handshakes:
             socket.setsockopt(zmq.CURVE_SECRETKEY, self._key.secret)
 
     def _watch(self, socket: Socket, peer: str) -> None:
-        self._monitors[socket] = socket.get_monitor_socket(_FAILURES), peer
+        address = f"inproc://handshakes.{next(_numbers)}"
+        socket.monitor(address, _FAILURES)
+        monitor = self._context.socket(zmq.PAIR)
+        # No limit: libzmq's I/O thread waits for room in this queue, and with it all traffic and the socket's end. Nobody
+        # reads while a worker loads its model.
+        monitor.setsockopt(zmq.RCVHWM, 0)
+        monitor.setsockopt(zmq.LINGER, 0)
+        monitor.connect(address)
+        self._monitors[socket] = monitor, peer
 
     def forget(self, socket: Socket) -> None:
         """Before `socket` closes."""
@@ -85,21 +97,28 @@ class Handshakes:
         now_s = time.monotonic()
         if now_s - self._looked_s < _LOOK_EVERY_S:
             return
-        self._looked_s = now_s
+        left = _MOST_PER_LOOK
         for monitor, peer in self._monitors.values():
-            while monitor.poll(0):
+            while left and monitor.poll(0):
                 frames: list[bytes] = monitor.recv_multipart()
                 event, detail = _EVENT.unpack(frames[0])
-                self._refused.note(peer, self._reason(event, detail, frames[1].decode(errors="replace")))
+                text = f"no connection over {frames[1].decode(errors='replace')}: {self._reason(event, detail)}"
+                self._refused.note(peer, text)
+                left -= 1
+        if left:  # else there may be more: the next turn goes on
+            self._looked_s = now_s
 
-    def _reason(self, event: int, detail: int, endpoint: str) -> str:
+    def _reason(self, event: int, detail: int) -> str:
         mine = "this process has none" if self._key is None else "this process has one"
+        rule = f"--cluster-key must name the same secret everywhere, and {mine}"
         if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-            why = "it hung up before both had introduced themselves"
-        elif detail == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
-            why = "one of the two has a cluster key and the other has not"
-        elif detail == zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC:
-            why = "it has another cluster key"
-        else:
-            why = f"it broke the protocol of ZeroMQ (event {event:#x}, {detail:#x})"
-        return f"no connection over {endpoint}: {why}; --cluster-key must name the same secret everywhere, and {mine}"
+            if detail == errno.EPIPE:
+                return f"it hung up during the handshake; its log says why, such as that it has another --cluster-key ({mine})"
+            return "it closed before it said anything of ZeroMQ, as a probe or a program of another kind does"
+        if detail == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+            return f"one of the two has a cluster key and the other has not; {rule}"
+        if detail == zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC:
+            return f"it has another cluster key; {rule}"
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            return "it did not prove that it has this cluster's key, or was not let in by the other side"
+        return f"it broke the protocol of ZeroMQ (event {event:#x}, {detail:#x})"
