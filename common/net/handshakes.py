@@ -4,7 +4,6 @@ With a cluster key every connection is encrypted, and only who proves that it ha
 one, nothing is checked. Either way a handshake that fails is told on both sides, instead of a silence that nobody can read.
 """
 
-import errno
 import itertools
 import struct
 import time
@@ -19,7 +18,7 @@ _FAILURES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PR
 _ZAP = "inproc://zeromq.zap.01"
 _LOOK_EVERY_S = 0.2
 _MOST_PER_LOOK = 1000  # events told in one turn, so that a flood of connections cannot hold the loop
-_numbers = itertools.count(1)
+_WHO_DIALLED = "who dialled this process"
 _EVENT = struct.Struct("=Hi")
 _HANDSHAKE_MS = 5_000
 Socket = zmq.Socket[bytes]
@@ -31,14 +30,14 @@ class Handshakes:
     def __init__(self, context: "zmq.Context[Socket]", key: ClusterKey | None, refused: Violations) -> None:
         self._context, self._key, self._refused = context, key, refused
         self._monitors: dict[Socket, tuple[Socket, str]] = {}
-        self._looked_s = 0.0
+        self._looked_s, self._numbers = 0.0, itertools.count(1)
         self.asked: Socket | None = None
         """Where ZAP requests come in, to be polled; None: nobody is asked."""
 
     def prepare_to_listen(self, socket: Socket) -> None:
         """Before `socket` binds."""
         socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
-        self._watch(socket, "who dialled this process")
+        self._watch(socket, _WHO_DIALLED)
         if self._key is None:
             return
         self.asked = self._context.socket(zmq.REP)
@@ -58,7 +57,7 @@ class Handshakes:
             socket.setsockopt(zmq.CURVE_SECRETKEY, self._key.secret)
 
     def _watch(self, socket: Socket, peer: str) -> None:
-        address = f"inproc://handshakes.{next(_numbers)}"
+        address = f"inproc://handshakes.{next(self._numbers)}"
         socket.monitor(address, _FAILURES)
         monitor = self._context.socket(zmq.PAIR)
         # No limit: libzmq's I/O thread waits for room in this queue, and with it all traffic and the socket's end. Nobody
@@ -102,19 +101,21 @@ class Handshakes:
             while left and monitor.poll(0):
                 frames: list[bytes] = monitor.recv_multipart()
                 event, detail = _EVENT.unpack(frames[0])
-                text = f"no connection over {frames[1].decode(errors='replace')}: {self._reason(event, detail)}"
-                self._refused.note(peer, text)
+                why = self._reason(event, detail, dialled_us=peer == _WHO_DIALLED)
+                self._refused.note(peer, f"no connection over {frames[1].decode(errors='replace')}: {why}")
                 left -= 1
         if left:  # else there may be more: the next turn goes on
             self._looked_s = now_s
 
-    def _reason(self, event: int, detail: int) -> str:
+    def _reason(self, event: int, detail: int, *, dialled_us: bool) -> str:
         mine = "this process has none" if self._key is None else "this process has one"
         rule = f"--cluster-key must name the same secret everywhere, and {mine}"
         if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-            if detail == errno.EPIPE:
-                return f"it hung up during the handshake; its log says why, such as that it has another --cluster-key ({mine})"
-            return "it closed before it said anything of ZeroMQ, as a probe or a program of another kind does"
+            if dialled_us:  # which of the two it was cannot be told: a probe's end comes as a reset or as a close
+                return "it closed before it had said who it is, as a probe does; a process of Penstock logs why"
+            return (
+                f"it hung up during the handshake; its log says why, such as that it has another --cluster-key ({mine})"
+            )
         if detail == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
             return f"one of the two has a cluster key and the other has not; {rule}"
         if detail == zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC:

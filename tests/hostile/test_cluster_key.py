@@ -79,7 +79,9 @@ def test_who_has_no_or_another_key_is_not_heard_and_both_logs_say_why(
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert {line["side"] for line in lines} == {"server", "client"}
     for line in lines:
-        assert line["event"] == "connection_refused" and "--cluster-key" in line["text"]
+        assert line["event"] == "connection_refused"
+        assert "--cluster-key" in line["text"] or "logs why" in line["text"]
+    assert any("--cluster-key must name the same secret" in line["text"] for line in lines)
     assert server.counters()["refused_connections_total"] >= 1
 
 
