@@ -1,12 +1,41 @@
-"""What one HTTP request for an answer was, and what became of it: for the log, and for spans."""
+"""What one HTTP request for an answer was, and what became of it: for the log, and for spans.
 
+Small, whatever a client sends: many wait for a log that nobody reads, so no text of unbounded length stays in one, and no
+exception, which would keep its frames and a body with them.
+"""
+
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from common.errors import ServingError
+from common.messages.requests import Timings
+from gateway.core.failure import WorkerFailed
+from gateway.errors import cut
 from gateway.timeline import Timeline
 
 ROUTES = {"/v1/completions": "text_completion", "/v1/chat/completions": "chat"}
 """Paths that ask for answers, and OpenTelemetry's names of what they do."""
+_MOST_TRACESTATE = 512  # characters that everybody must pass on, says W3C Trace Context
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def trace_context(headers: Mapping[str, str]) -> dict[str, str | None]:
+    """The client's `traceparent` and `tracestate` (W3C Trace Context), None for what is none or too long."""
+    parent, state = headers.get("traceparent", ""), headers.get("tracestate", "")
+    if _TRACEPARENT.fullmatch(parent) is None:
+        return {"traceparent": None, "tracestate": None}
+    return {"traceparent": parent, "tracestate": state if 0 < len(state) <= _MOST_TRACESTATE else None}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What is told of an error."""
+
+    code: str
+    phase: str | None
+    retryable: bool
+    text: str
 
 
 @dataclass(slots=True)
@@ -33,7 +62,9 @@ class Account:
     """Of the first choice."""
     finish: str | None = None
     """Of the first choice that ended; None with `error` or where the client left."""
-    error: ServingError | None = None
+    error: Failure | None = None
+    failed_timings: Timings | None = None
+    """Of the worker that failed the first choice."""
     workers: dict[str, str] = field(default_factory=dict)
     """Of the first choice: who computed the prompt, who drew the answer."""
     status: int = 0
@@ -42,6 +73,12 @@ class Account:
     def __post_init__(self) -> None:
         """Begin to take the time."""
         self.timeline = Timeline(self.arrived_ms)
+
+    def failed(self, error: ServingError, choice: int | None = None) -> None:
+        """It ends with `error`, by what became of one choice, if that is known."""
+        self.error = Failure(error.code, error.phase, error.retryable, cut(str(error)))
+        if choice == 0 and isinstance(error, WorkerFailed):
+            self.failed_timings = error.timings
 
     def fields(self) -> dict[str, object]:
         """For the log."""
@@ -66,10 +103,12 @@ class Account:
         }
         if second_ms := timeline.second_token_ms():
             found["second_token_ms"] = rounded(second_ms)
+        if excess_ms := timeline.excess_ms:
+            found["excess_ms"] = round(excess_ms, 3)
         if self.key:
             found["key"] = self.key
         if error is not None:
-            found |= {"error": error.code, "phase": error.phase, "retryable": error.retryable, "text": str(error)}
+            found |= {"error": error.code, "phase": error.phase, "retryable": error.retryable, "text": error.text}
         if self.traceparent is not None:
             found["traceparent"] = self.traceparent
         return found

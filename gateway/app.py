@@ -10,7 +10,7 @@ from common.errors import ServingError
 from gateway.account import Account
 from gateway.api_keys import ApiKeys
 from gateway.border import CLIENT_LEFT_STATUS, Border, Watch
-from gateway.errors import MethodNotAllowed, NotFound, error_response
+from gateway.errors import MethodNotAllowed, NotFound, cut, error_response
 from gateway.openapi import OpenApiRoute
 from gateway.routes_admin import AdminRoutes
 from gateway.routes_openai import OpenAiRoutes
@@ -34,7 +34,7 @@ async def _serving_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServingError)
     account: Account | None = getattr(request.state, "account", None)
     if account is not None:
-        account.error = error.in_phase("queue")  # what ends later says so itself
+        account.failed(error.in_phase("queue"))  # what ends later says so itself
     return error_response(error)
 
 
@@ -42,7 +42,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """The framework's own: unknown paths and wrong methods."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        return error_response(NotFound(f"{request.url.path} does not exist here"))
+        return error_response(NotFound(f"{cut(request.url.path)} does not exist here"))
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         response = error_response(MethodNotAllowed(f"{request.method} is not allowed here; {allowed} is"))

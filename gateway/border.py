@@ -19,9 +19,8 @@ from common.clock import Clock
 from common.errors import BodyTooLarge, InvalidRequest, ServingError
 from common.log import Log
 from common.units import format_bytes
-from gateway.account import ROUTES, Account
+from gateway.account import ROUTES, Account, trace_context
 from gateway.api_keys import ApiKeys
-from gateway.core.failure import WorkerFailed
 from gateway.errors import BodyTooSlow, Forbidden, Internal, Unauthorized, error_response
 from gateway.metrics import GatewayMetrics
 from gateway.request_log import RequestLog
@@ -82,13 +81,13 @@ class Border:
             await self._app(scope, receive, send_with_id)
         except ServingError as error:
             if account is not None:
-                account.error = error.in_phase("queue")  # what ends later says so itself
+                account.failed(error.in_phase("queue"))  # what ends later says so itself
             await error_response(error)(scope, receive, send_with_id)
         except Exception:  # noqa: BLE001  the request boundary: one request's bug must not end the others
             self._log.event("bug", request=request_id, path=scope["path"], traceback=traceback.format_exc())
             bug = Internal(f"the gateway failed; its log has the details under request {request_id}")
             if account is not None:
-                account.error = bug
+                account.failed(bug)
             if status is None:
                 await error_response(bug)(scope, receive, send_with_id)
         finally:
@@ -109,14 +108,13 @@ class Border:
             path=scope["path"],
             arrived_ms=self._watch.clock.now_ms(),
             arrived_unix_ns=time.time_ns(),
-            traceparent=headers.get("traceparent"),
-            tracestate=headers.get("tracestate"),
+            **trace_context(headers),
         )
 
     def _close(self, account: Account, status: int, key: str) -> None:
         account.status, account.key, account.ended_ms = status, key, self._watch.clock.now_ms()
-        error = account.error
-        account.timeline.ended(account.ended_ms, error.timings if isinstance(error, WorkerFailed) else None)
+        account.timeline.ended(account.ended_ms, account.failed_timings)
+        self._metrics.timing_violations_total += account.timeline.violations
         if account.timeline.first_ms is None:
             self._metrics.observe_parts(account.timeline.parts_ms())
         self._watch.requests.ended(account)

@@ -8,6 +8,8 @@ from starlette.responses import Response
 from common.errors import Busy, InvalidRequest, ServingError
 
 RETRY_AFTER_S = 1  # where nobody knows better
+_MOST_TEXT = 200  # characters
+_MOST_MESSAGE = 1_000
 
 
 class Unauthorized(ServingError):
@@ -56,11 +58,21 @@ class Internal(ServingError):
     """A bug of ours, without its details."""
 
 
+def cut(text: str, most: int = _MOST_TEXT) -> str:
+    """A text that may be a client's, with so many characters at most: not it decides how long a log line is."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def error_body(error: ServingError) -> bytes:
     """The JSON object of one error."""
     kind = "invalid_request_error" if error.http_status < 500 else "server_error"
     param = error.param if isinstance(error, InvalidRequest) else None
-    fields: dict[str, object] = {"message": str(error), "type": kind, "param": param, "code": error.code}
+    fields: dict[str, object] = {
+        "message": cut(str(error), _MOST_MESSAGE),
+        "type": kind,
+        "param": param,
+        "code": error.code,
+    }
     if error.phase is not None:  # of a request for an answer
         fields |= {"phase": error.phase, "retryable": error.retryable}
     return msgspec.json.encode({"error": fields})

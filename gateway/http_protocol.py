@@ -22,6 +22,8 @@ class BoundedHttp(HttpToolsProtocol):
     _head_bytes = 0
     """Received since the last head or piece of a body was complete."""
     _head_timer: asyncio.TimerHandle | None = None
+    _idle_timer: asyncio.TimerHandle | None = None
+    """While bytes are read: runs since the last answer, until the next request begins. A rest of a body is no request."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As in the base; the first head has its time from now on."""
@@ -36,13 +38,19 @@ class BoundedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """As in the base, unless a head becomes too long."""
         self._head_bytes += len(data)
+        idle, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None  # the base would stop it for any byte
+        self._idle_timer = idle
         super().data_received(data)
+        self.timeout_keep_alive_task, self._idle_timer = self._idle_timer, None
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(HeadTooLarge(f"what comes before a body may have {MAX_HEAD_BYTES} bytes at most"))
 
     def on_message_begin(self) -> None:
         """As in the base; this head has its time from now on."""
         super().on_message_begin()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
         if self._head_timer is None:
             self._expect_head()
 

@@ -59,8 +59,12 @@ class GatewayMetrics:
         self.cached_tokens_total = 0
         self.generated_tokens_total = 0
         self.clients_left_total = 0
+        self.timing_violations_total = 0
+        """Durations told by workers that cannot be; see gateway.timeline."""
         self.broken_streams_total = 0
         """Streams that ended with an error after their 200 was sent."""
+        self.dropped: dict[str, Callable[[], int]] = {}
+        """What was to be told of requests and was not: name -> total so far, asked of its owner."""
 
     def observe_parts(self, parts_ms: Mapping[str, float]) -> None:
         """Where a request's time went."""
@@ -95,8 +99,11 @@ class GatewayMetrics:
             ("generated_tokens", "Tokens in answers.", self.generated_tokens_total),
             ("clients_left", "Clients that closed their connection before the end.", self.clients_left_total),
             ("broken_streams", "Streams that ended with an error.", self.broken_streams_total),
+            ("timing_violations", "Durations told by workers that cannot be.", self.timing_violations_total),
         ):
             yield CounterMetricFamily(_PREFIX + name, text, value=value)
+        for name, total in self.dropped.items():
+            yield CounterMetricFamily(_PREFIX + name, "Dropped: its reader is too slow or gone.", value=total())
 
 
 class MetricsPage(Collector):

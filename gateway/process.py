@@ -71,6 +71,9 @@ class Gateway:
         self._tracing = tracing_from(os.environ, self._log, self.member.id)
         sinks = [log_line(self._log)] if settings.log_requests else []
         self._requests = RequestLog([*sinks, *([] if self._tracing is None else [self._tracing.ended])])
+        metrics.dropped["request_log_dropped"] = lambda: self._requests.dropped_total
+        if (tracing := self._tracing) is not None:
+            metrics.dropped["spans_dropped"] = lambda: tracing.dropped_total
         self._tree = PromptTree()
         reader = CacheReader(settings.redis, settings.cluster, self._model_name)
         self._clock = clock_of(self._kit)

@@ -85,6 +85,7 @@ class Reply(Response):
                 self._switchboard.cancel(order.request)
             self._metrics.e2e.observe((self._clock.now_ms() - self._arrived_ms) / 1000)
             self._note_written()  # nothing is left, unless the client has
+            self._metrics.timing_violations_total += sum(one.violations for one in self._timelines[1:])
             self._account.cached_tokens, self._account.generated_tokens = self._cached_tokens, self._generated_tokens
             self._metrics.generated_tokens_total += self._generated_tokens
 
@@ -165,7 +166,8 @@ class Reply(Response):
         now_ms = self._clock.now_ms()
         for index, one in news:
             if isinstance(one, ServingError):
-                self._error = self._account.error = one
+                self._error = one
+                self._account.failed(one, choice=index)
                 break
             if isinstance(one, Sent):
                 self._note_sent(index, one)
@@ -189,8 +191,9 @@ class Reply(Response):
         self._last_ms[index] = now_ms
         timeline = self._timelines[index]
         if self._begun[index]:
-            if delta.timings is not None and timeline.second is None and delta.position == 1:
-                timeline.second = delta.timings
+            replayed = delta.cached_tokens is not None  # the first delta of another attempt
+            if delta.timings is not None and timeline.second is None and delta.position == 1 and not replayed:
+                timeline.second_token(delta.timings)
                 self._metrics.observe_parts(timeline.second_token_ms())
             if delta.tokens:
                 self._metrics.itl.observe(seconds / len(delta.tokens), len(delta.tokens))

@@ -20,6 +20,7 @@ from gateway.answer import Choice
 from gateway.border import read_body
 from gateway.chunks import ChatWriter, CompletionWriter, Heading
 from gateway.core.order import Order
+from gateway.errors import cut
 from gateway.metrics import GatewayMetrics
 from gateway.openai_schema import ChatRequest, CompletionRequest, read_chat, read_completion
 from gateway.reply import Plan, Reply
@@ -88,7 +89,7 @@ class OpenAiRoutes:
 
     def _check_model(self, name: str) -> None:
         if name != self._served.name:
-            raise UnknownModel(f"the model {name!r} does not exist here; {self._served.name!r} does")
+            raise UnknownModel(f"the model {cut(name)!r} does not exist here; {self._served.name!r} does")
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""

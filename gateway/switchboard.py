@@ -163,10 +163,11 @@ class Switchboard:
                 case Deliver(request, delta):
                     self._tell(request, delta, last=delta.finish is not None)
                 case Send(peer, message):
+                    sent_ms = self._clock.now_ms()  # before: whoever gets it may begin while this loop has no processor
                     if self._exchange.send(peer, message):
                         self._drain_soon()  # sending may swallow the socket's signal that something arrived
                         if isinstance(message, Generate):
-                            self._tell_sent(message.request)
+                            self._tell_sent(message.request, sent_ms)
                     else:
                         if isinstance(message, Resize):
                             self._resizes.lost(peer)
@@ -187,9 +188,9 @@ class Switchboard:
                 case Note(event, worker, text):
                     self._log.event(event, worker=worker, text=text)
 
-    def _tell_sent(self, wire: RequestId) -> None:
+    def _tell_sent(self, wire: RequestId, sent_ms: float) -> None:
         if (begun := self._dispatch.begun(wire)) is not None:
-            self._tell(begun.request, Sent(begun, self._clock.now_ms()), last=False)
+            self._tell(begun.request, Sent(begun, sent_ms), last=False)
 
     def _tell(self, request: RequestId, news: News, *, last: bool) -> None:
         """Nobody may be there any more: the request can have ended between a decision and its turn here."""

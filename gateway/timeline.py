@@ -6,12 +6,17 @@ the workers' parts, is `wire`.
 
     queue           arrival, body, parsing, tokenising, waiting room, up to the first decision
     retries         attempts that failed and the pauses after them, up to the last decision
-    route           that decision, the tree's lookup, the message's way into its socket
+    route           that decision and the tree's lookup, up to the moment before the prompt goes into a socket
     prefill_queue, compute, grant_wait, transfer    as in Timings
     wire            networks between processes, sockets, and the loops' delay in reading them
     reply           the first token's way from this gateway's loop to the client's socket
     lost            before a failure: time with workers that did not live, or wait, to say where it went
+
+A worker may tell what cannot be: then the parts are more than the whole, by `excess_ms`, or a value is none. Both are
+counted as violations, and never hidden.
 """
+
+import msgspec
 
 from common.messages.requests import Timings
 
@@ -19,6 +24,9 @@ WORKER_PARTS = ("prefill_queue", "compute", "grant_wait", "transfer")
 FIRST_TOKEN_PARTS = ("queue", "retries", "route", *WORKER_PARTS, "wire", "reply")
 SECOND_TOKEN_PARTS = ("decode_queue", "first_step")
 PARTS = (*FIRST_TOKEN_PARTS, "lost", *SECOND_TOKEN_PARTS)
+_MOST_MS = 1e9
+_RATES_MS = 1.0
+"""Clocks of two machines do not run at quite the same rate."""
 
 
 class Timeline:
@@ -27,6 +35,7 @@ class Timeline:
     __slots__ = (
         "_first_begun_ms",
         "_told",
+        "_unusable",
         "arrived_ms",
         "attempts",
         "begun_ms",
@@ -42,6 +51,7 @@ class Timeline:
         self.attempts = 0
         self._first_begun_ms = self.begun_ms = self.sent_ms = arrived_ms
         self._told: Timings | None = None
+        self._unusable = 0
         self.first_ms: float | None = None
         """When its first token was here."""
         self.written_ms: float | None = None
@@ -60,7 +70,11 @@ class Timeline:
 
     def first(self, timings: Timings | None, now_ms: float) -> None:
         """Its first token is here."""
-        self._told, self.first_ms = timings, now_ms
+        self._told, self.first_ms = self._usable(timings), now_ms
+
+    def second_token(self, timings: Timings) -> None:
+        """The second token of a handed-over request is here."""
+        self.second = self._usable(timings)
 
     def written(self, now_ms: float) -> None:
         """Its first token is on its way to the client."""
@@ -70,7 +84,33 @@ class Timeline:
         """It is over. `timings`: of the worker that failed it."""
         self.ended_ms = now_ms
         if self.first_ms is None:
-            self._told = timings
+            self._told = self._usable(timings)
+
+    def _usable(self, timings: Timings | None) -> Timings | None:
+        """What a worker told, with 0 for all that is no duration."""
+        if timings is None:
+            return None
+        told = {name: getattr(timings, name) for name in timings.__struct_fields__}
+        wrong = dict.fromkeys((name for name, value in told.items() if not 0 <= value <= _MOST_MS), 0.0)
+        self._unusable += len(wrong)
+        return msgspec.structs.replace(timings, **wrong) if wrong else timings
+
+    @property
+    def excess_ms(self) -> float:
+        """By how much the workers' parts are more than there was time for."""
+        return max(0.0, -self._left_ms())
+
+    @property
+    def violations(self) -> int:
+        """How often workers told what cannot be."""
+        return self._unusable + (self.excess_ms > _RATES_MS)
+
+    def _left_ms(self) -> float:
+        """From sending to the first token or the end, what no worker has told of."""
+        until_ms = self.ended_ms if self.first_ms is None else self.first_ms
+        if until_ms is None or self._told is None:
+            return 0.0 if until_ms is None else until_ms - self.sent_ms
+        return until_ms - self.sent_ms - sum(getattr(self._told, f"{part}_ms") for part in WORKER_PARTS)
 
     @property
     def ttft_ms(self) -> float | None:
@@ -93,8 +133,7 @@ class Timeline:
             "route": self.sent_ms - self.begun_ms,
             **{part: 0.0 if told is None else getattr(told, f"{part}_ms") for part in WORKER_PARTS},
         }
-        left_ms = until_ms - self.sent_ms - sum(parts[part] for part in WORKER_PARTS)
-        left_ms = max(0.0, left_ms)  # clocks of two machines do not run at quite the same rate
+        left_ms = max(0.0, self._left_ms())  # less than nothing is `excess_ms`
         if self.first_ms is None:
             return parts | {"wire" if told is not None else "lost": left_ms}
         return parts | {"wire": left_ms, "reply": (self.ttft_ms or 0.0) + self.arrived_ms - self.first_ms}

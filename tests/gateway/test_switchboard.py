@@ -117,3 +117,18 @@ def test_news_of_requests_that_are_gone_reach_nobody_and_break_nothing() -> None
     assert news(inbox) == []
     assert [type(message) for _, message in up.wires.sent] == [Generate, Cancel]
     up.board.check()
+
+
+def test_a_prompt_counts_as_sent_before_its_worker_can_have_it() -> None:
+    """The loop may lose its processor in `send`, while the worker computes already."""
+    up = Gateway(dispatch(*NAMES))
+    up.watch.ms = 7.0
+    send = up.wires.send
+
+    def slow(to: PeerId, message: Message) -> bool:
+        up.watch.ms += 50.0
+        return send(to, message)
+
+    up.wires.send = slow  # type: ignore[method-assign]
+    inbox = up.board.submit([order("r")])
+    assert [one.sent_ms for _, one in inbox._news if isinstance(one, Sent)] == [7.0]

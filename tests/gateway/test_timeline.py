@@ -1,5 +1,7 @@
 """Where a request's time went: parts follow one another, and are the whole."""
 
+import math
+
 import pytest
 
 from common.messages.requests import Timings
@@ -43,3 +45,23 @@ def test_who_was_never_sent_anywhere_spent_its_time_in_the_queue() -> None:
     timeline = Timeline(2.0)
     timeline.ended(9.0)
     assert timeline.parts_ms() == {"queue": 7.0}
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -5.0, 1e300])
+def test_what_is_no_duration_is_none_and_counted(wrong: float) -> None:
+    timeline = Timeline(0.0)
+    timeline.sent(1.0, 2.0)
+    timeline.first(Timings(compute_ms=wrong, transfer_ms=3.0), 9.0)
+    parts_ms = timeline.parts_ms()
+    assert (parts_ms["compute"], parts_ms["transfer"], parts_ms["wire"]) == (0.0, 3.0, 4.0)
+    assert timeline.violations == 1
+    timeline.second_token(Timings(first_step_ms=wrong))
+    assert timeline.second_token_ms() == {"decode_queue": 0.0, "first_step": 0.0} and timeline.violations == 2
+
+
+def test_parts_that_are_more_than_the_whole_are_said_to_be() -> None:
+    timeline = Timeline(0.0)
+    timeline.sent(1.0, 2.0)
+    timeline.first(Timings(compute_ms=12.0), 9.0)
+    assert sum(timeline.parts_ms().values()) - timeline.excess_ms == timeline.ttft_ms == 9.0
+    assert timeline.excess_ms == 5.0 and timeline.violations == 1

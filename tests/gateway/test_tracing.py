@@ -1,18 +1,25 @@
 """Spans of requests: what they say, where they go, and that nobody waits for them."""
 
 import io
+import runpy
+import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import redirect_stderr
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from common.errors import PeerFailed
 from common.log import Log
 from common.messages.requests import Timings
+from gateway import tracing as tracing_module
 from gateway.account import Account
+from gateway.metrics import GatewayMetrics, MetricsPage
 from gateway.request_log import RequestLog, log_line
 from gateway.tracing import tracing_from, tracing_to
 
@@ -25,7 +32,7 @@ def account(*, failed: bool = False) -> Account:
     made.model, made.status, made.ended_ms = "m", 502 if failed else 200, 150.0
     made.timeline.sent(52.0, 53.0)
     if failed:
-        made.error = PeerFailed("gone").in_phase("transfer")
+        made.failed(PeerFailed("gone").in_phase("transfer"))
         made.timeline.ended(150.0, Timings(compute_ms=20.0))
     else:
         made.timeline.first(Timings(compute_ms=30.0), 90.0)
@@ -129,3 +136,66 @@ def test_the_log_line_of_a_failed_request_has_its_phase_and_where_its_time_went(
         log_line(Log())(account(failed=True))
     line = told.getvalue()
     assert all(word in line for word in ('"phase": "transfer"', '"retryable": true', '"compute": 20.0', '"wire": 77.0'))
+
+
+def test_a_collector_that_never_answers_does_not_hold_the_end_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK itself waits ten seconds for an answer, and tries again."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{deaf.getsockname()[1]}"}
+        monkeypatch.setenv(*next(iter(variables.items())))
+        monkeypatch.setattr(tracing_module, "_LAST_WORDS_S", 0.1)
+        tracing = tracing_from(variables, Log(), "gateway-0")
+        assert tracing is not None
+        tracing.ended(account())
+        tracing.stop()
+        assert any(thread.name == "last-spans" for thread in threading.enumerate()), "it was waited for"
+        connection, _ = deaf.accept()
+        connection.close()
+
+
+def test_the_last_words_of_log_and_spans_take_two_seconds_each_at_most() -> None:
+    assert 0 < tracing_module._LAST_WORDS_S <= 2
+
+
+class Refusing(InMemorySpanExporter):
+    """A collector that takes nothing, and only when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let = threading.Event()
+
+    def export(self, spans: object) -> SpanExportResult:
+        self.let.wait(20)
+        return SpanExportResult.FAILURE
+
+
+def test_spans_that_nobody_got_are_counted_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six of each request: 85 requests fit into a queue of 512; what waits there is then refused."""
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "60000")  # nothing leaves before it is full
+    exporter = Refusing()
+    tracing = tracing_to(exporter, "gateway-0", 512)
+    metrics = GatewayMetrics()
+    metrics.dropped["spans_dropped"] = lambda: tracing.dropped_total
+    for _ in range(100):
+        tracing.ended(account())
+    unqueued = tracing.dropped_total
+    assert unqueued == 15 * 6
+    exporter.let.set()
+    tracing.stop()
+    assert tracing.dropped_total == 100 * 6
+    page = MetricsPage(metrics, dict, dict, list).text()
+    assert b"penstock_gateway_spans_dropped_total 600.0" in page
+
+
+def test_without_the_sdk_one_line_says_what_to_install_and_nothing_else_happens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The module is loaded anew: nothing of it may need the SDK."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "opentelemetry"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    fresh = runpy.run_path(str(Path(tracing_module.__file__)))
+    with redirect_stderr(io.StringIO()) as told:
+        assert fresh["tracing_from"]({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, Log(), "gateway-0") is None
+    (line,) = told.getvalue().splitlines()
+    assert all(word in line for word in ("tracing_off", "opentelemetry", "install penstock[otel]"))

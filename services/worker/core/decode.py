@@ -103,8 +103,10 @@ class DecodeCore(WorkerRole):
 
     def _end_too_large(self, now_ms: float) -> list[Action]:
         total = self._pool.usable_pages
-        ended = self._local.end_too_large(self._layout, total)
-        return ended + self._generation.end_too_large(self._layout, total) + self._incoming.end_too_large(now_ms)
+        ended = self._local.end_too_large(self._layout, total, now_ms)
+        return (
+            ended + self._generation.end_too_large(self._layout, total, now_ms) + self._incoming.end_too_large(now_ms)
+        )
 
     def _after_cache(self, now_ms: float) -> list[Action]:
         """Requests may start or go on."""
@@ -112,9 +114,8 @@ class DecodeCore(WorkerRole):
         self._cache.prefetch.take_filled()  # nobody else waits for them
         for request in self._cache.prefetch.take_failed():
             if self._fail_lost_loads and request in self._generation:
-                actions += self._generation.fail(
-                    request, LoadFailed.code, "KV that was to be reused could not be fetched"
-                )
+                text = "KV that was to be reused could not be fetched"
+                actions += self._generation.fail(request, LoadFailed.code, text, now_ms=now_ms)
         return actions + self._local.pump(now_ms) + self._incoming.pump(now_ms)
 
     def _on_grant_request(self, sender: PeerId, message: GrantRequest, now_ms: float) -> list[Action]:
@@ -140,8 +141,16 @@ class DecodeCore(WorkerRole):
         return forgotten + self._after_cache(now_ms)
 
     def _end_stuck(self, request: RequestId, text: str, now_ms: float) -> list[Action]:
-        ended = self._generation.fail(request, Stuck.code, text) if request in self._generation else []
+        self._note_began(now_ms)
+        known = request in self._generation
+        ended = self._generation.fail(request, Stuck.code, text, now_ms=now_ms) if known else []
         return ended + self._after_cache(now_ms)
+
+    def _note_began(self, now_ms: float) -> float:
+        """When the step began that runs, or has just ended; prompts whose first one it is began with it."""
+        began_ms = self._times.began_ms(self._scheduler.step, now_ms)
+        self._generation.note_began(self._scheduler.step, began_ms)
+        return began_ms
 
     def abandon(self) -> list[Action]:
         """The drain time is over: tell every gateway that still waits."""
@@ -156,8 +165,7 @@ class DecodeCore(WorkerRole):
     def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
         """The engine finished a step."""
         self._costing.learn(self._scheduler.step, result)
-        began_ms = self._times.began_ms(self._scheduler.step, now_ms)
-        self._generation.note_began(self._scheduler.step, began_ms)
+        began_ms = self._note_began(now_ms)
         tokens = self._generation.on_tokens(self._scheduler.complete(result), now_ms, began_ms)
         self._times.note(self._scheduler.step, now_ms)
         self._scale_buffer(now_ms)
@@ -207,10 +215,11 @@ class DecodeCore(WorkerRole):
         """Deadlines, leases, silence."""
         for request in [r for r, until in self._cancelled.items() if now_ms >= until]:
             del self._cancelled[request]
+        self._note_began(now_ms)  # for those whose time is up
         actions = self._tick_neighbours(now_ms)
         for peer in self._gone_silent(now_ms):
-            actions += self._local.forget_gateway(peer)
-            actions += self._generation.forget_gateway(peer)
+            actions += self._local.forget_gateway(peer, now_ms)
+            actions += self._generation.forget_gateway(peer, now_ms)
             actions += self._incoming.forget_gateway(peer, now_ms)
             actions += self._incoming.on_sender_silent(peer, now_ms)
         actions += self._local.on_tick(now_ms) + self._generation.on_tick(now_ms) + self._incoming.on_tick(now_ms)

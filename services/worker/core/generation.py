@@ -125,12 +125,10 @@ class Generation:
         return [*self._outbox.flush()]
 
     def note_began(self, step: StepPlan | None, began_ms: float) -> None:
-        """A step has ended: prompts that it was the first for began with it. Rows that decode come first in it."""
-        for segment in reversed(step.segments) if step is not None else ():
-            if segment.sample and segment.count == 1:
-                break
+        """A step has ended: prompts that it was the first for began with it. A row of its own may be a prompt's last."""
+        for segment in step.segments if step is not None else ():
             answer = self._answers.get(segment.request)
-            if answer is not None and answer.began_ms is None:
+            if answer is not None and answer.began_ms is None and not answer.started:
                 answer.began_ms = began_ms
 
     def on_tokens(self, new_tokens: list[NewToken], now_ms: float, began_ms: float) -> list[Action]:
@@ -187,21 +185,21 @@ class Generation:
             self.watch.forget(request)
             self._scheduler.drop(request)
 
-    def end_too_large(self, layout: KvLayout, total_pages: int) -> list[Action]:
+    def end_too_large(self, layout: KvLayout, total_pages: int, now_ms: float) -> list[Action]:
         """Ends requests that have no pages and would need more than there are."""
         actions: list[Action] = []
         for sequence in self._scheduler.prompts:
             if sequence.table.n_blocks or sequence.request not in self._answers:
                 continue
             if text := too_large(layout.pages_for(sequence.limit_tokens - 1), total_pages):
-                actions += self.fail(sequence.request, "out_of_pages", text, retryable=False)
+                actions += self.fail(sequence.request, "out_of_pages", text, retryable=False, now_ms=now_ms)
         return actions
 
-    def forget_gateway(self, gateway: PeerId) -> list[Action]:
+    def forget_gateway(self, gateway: PeerId, now_ms: float) -> list[Action]:
         """The gateway fell silent. It is told all the same: if it only paused, it must not wait for ever."""
         mine = [request for request, answer in self._answers.items() if answer.gateway == gateway]
         text = f"gateway {gateway} was silent for too long"
-        return [action for request in mine for action in self.fail(request, "peer_failed", text, retryable=True)]
+        return [a for request in mine for a in self.fail(request, "peer_failed", text, retryable=True, now_ms=now_ms)]
 
     def abandon(self) -> list[Action]:
         """This worker ends: tell every gateway that still waits."""

@@ -7,7 +7,7 @@ leaves by Deliver (the pages become the request's) or Release (the pages are fre
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -17,7 +17,7 @@ from common.ids import Incarnation, Owner, PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
 from common.messages.actions import Send
 from common.messages.handover import Abort, Grant, GrantRequest, HandOver, KvSent, Renew, Stopped
-from common.messages.requests import Failed
+from common.messages.requests import Failed, Timings
 from kvstore.handover.actions import Asked, Deliver, Fill, GaveUp, Quarantine, ReceiverAction, Release
 from kvstore.handover.receiver import Receiver
 from kvstore.index.block_pool import BlockPool
@@ -42,6 +42,8 @@ class _Incoming:
     """None while it waits for pages."""
     handed_ms: float | None = None
     """When its HandOver was heard."""
+    timings: Timings = field(default_factory=Timings)
+    """As that said; without it nobody here knows where the time went."""
     cached_blocks: int = 0
     """Leading blocks of the table that were cached here: the sender need not send them."""
     told: bool = False
@@ -50,6 +52,18 @@ class _Incoming:
     """It will never be delivered; its sender may still write to its pages."""
     since_ms: float = 0.0
     """When it came, was granted pages, or was quarantined: the last of these."""
+
+    def note_handed(self, handover: HandOver, now_ms: float) -> None:
+        """Its HandOver is here, maybe again, and maybe before its last pages."""
+        if self.handed_ms is None:
+            self.handed_ms, self.timings = now_ms, handover.timings
+
+    def timings_at(self, now_ms: float) -> Timings | None:
+        """Where its time has gone; None before its HandOver."""
+        if self.handed_ms is None:
+            return None
+        transfer_ms = self.timings.transfer_ms + now_ms - self.handed_ms
+        return msgspec.structs.replace(self.timings, transfer_ms=transfer_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +103,8 @@ class Incoming:
         self, sender: PeerId, message: GrantRequest | KvSent | HandOver | Abort | Stopped | Renew, now_ms: float
     ) -> list[Action]:
         """A protocol message of a prefill worker."""
-        incoming = self._transfers.get(message.transfer) if isinstance(message, HandOver) else None
-        if incoming is not None and incoming.handed_ms is None:
-            incoming.handed_ms = now_ms
+        if isinstance(message, HandOver) and (incoming := self._transfers.get(message.transfer)) is not None:
+            incoming.note_handed(message, now_ms)
         return self._carry_out(self._receiver.on_message(sender, message, now_ms), now_ms)
 
     def on_corrupt(self, transfer: TransferId, text: str, now_ms: float) -> list[Action]:
@@ -123,7 +136,7 @@ class Incoming:
         """The gateway fell silent. It is told all the same: if it only paused, it must not wait for ever."""
         text = f"gateway {gateway} was silent for too long"
         mine = [transfer for transfer, i in self._transfers.items() if i.arrival.gateway == gateway]
-        told = [a for t in mine for a in self._tell(GaveUp(t, "transfer", "peer_failed", text, True))]
+        told = [a for t in mine for a in self._tell(GaveUp(t, "transfer", "peer_failed", text, True), now_ms)]
         requests = {i.arrival.request: None for i in self._transfers.values() if i.arrival.gateway == gateway}
         return told + [action for request in requests for action in self.cancel(request, "gateway_gone", now_ms)]
 
@@ -231,7 +244,7 @@ class Incoming:
                     self._transfers.pop(transfer)
                     actions += self.pump(now_ms)
                 case GaveUp():
-                    actions += self._on_gave_up(step)
+                    actions += self._on_gave_up(step, now_ms)
         return actions
 
     def _deliver(self, transfer: TransferId, handover: HandOver, now_ms: float) -> list[Action]:
@@ -240,24 +253,22 @@ class Incoming:
         owner = request_owner(incoming.arrival.request)
         self._pool.rename(_owner(transfer), owner)
         self._pool.move(owner, PageState.ACTIVE)
-        if incoming.handed_ms is not None and now_ms > incoming.handed_ms:  # its last pages came after it
-            transfer_ms = handover.timings.transfer_ms + now_ms - incoming.handed_ms
-            timings = msgspec.structs.replace(handover.timings, transfer_ms=transfer_ms)
+        if (timings := incoming.timings_at(now_ms)) is not None:  # its last pages may have come after it
             handover = msgspec.structs.replace(handover, timings=timings)
         return self._generation.take_over(incoming.arrival, incoming.table, incoming.cached_blocks, handover, now_ms)
 
-    def _on_gave_up(self, gave_up: GaveUp) -> list[Action]:
+    def _on_gave_up(self, gave_up: GaveUp, now_ms: float) -> list[Action]:
         incoming = self._transfers.get(gave_up.transfer)
         if incoming is None:
             return []
         if incoming.table is None:  # it held nothing, so no Release will come
             self._queue.remove(gave_up.transfer)
-        told = self._tell(gave_up)
+        told = self._tell(gave_up, now_ms)
         if incoming.table is None:
             del self._transfers[gave_up.transfer]
         return told
 
-    def _tell(self, gave_up: GaveUp) -> list[Action]:
+    def _tell(self, gave_up: GaveUp, now_ms: float | None = None) -> list[Action]:
         incoming = self._transfers[gave_up.transfer]
         if incoming.told:
             return []
@@ -269,6 +280,7 @@ class Incoming:
             text=gave_up.text,
             retryable=gave_up.retryable,
             transfer=gave_up.transfer,
+            timings=None if now_ms is None else incoming.timings_at(now_ms),
         )
         return [Send(incoming.arrival.gateway, failed)]
 

@@ -156,19 +156,20 @@ class LocalPrompts:
         late = [request for request, one in self._waiting.items() if now_ms >= one.deadline_ms]
         return self._fail(late, "deadline_exceeded", "the request's time ran out", retryable=False, now_ms=now_ms)
 
-    def end_too_large(self, layout: KvLayout, total_pages: int) -> list[Action]:
+    def end_too_large(self, layout: KvLayout, total_pages: int, now_ms: float) -> list[Action]:
         """Ends requests that need more pages than there are."""
         actions: list[Action] = []
         for request, one in list(self._waiting.items()):
             pages = layout.pages_at_most(len(one.message.prompt), one.message.sampling.max_tokens)
             if text := too_large(pages, total_pages):
-                actions += self._fail([request], "out_of_pages", text, retryable=False)
+                actions += self._fail([request], "out_of_pages", text, retryable=False, now_ms=now_ms)
         return actions
 
-    def forget_gateway(self, gateway: PeerId) -> list[Action]:
+    def forget_gateway(self, gateway: PeerId, now_ms: float) -> list[Action]:
         """The gateway fell silent. It is told all the same: if it only paused, it must not wait for ever."""
         mine = [request for request, one in self._waiting.items() if one.gateway == gateway]
-        return self._fail(mine, "peer_failed", f"gateway {gateway} was silent for too long", retryable=True)
+        text = f"gateway {gateway} was silent for too long"
+        return self._fail(mine, "peer_failed", text, retryable=True, now_ms=now_ms)
 
     def abandon(self, text: str) -> list[Action]:
         """This worker ends: tell every gateway that still waits."""

@@ -179,6 +179,8 @@ class PrefillCore(WorkerRole):
 
     def on_tick(self, now_ms: float) -> list[Action]:
         """Pings, deadlines, renewals, silence."""
+        step = self._scheduler.step
+        _note_began(step, self._prompts, self._times.began_ms(step, now_ms))  # for those whose time is up
         actions = self._tick_neighbours(now_ms)
         for gateway in self._gone_silent(now_ms):
             unheard = [p for p in self._prompts.values() if p.gateway == gateway]
