@@ -23,7 +23,7 @@ def check_workers(status: Status) -> Iterator[Finding]:
     """Each is ready, moves, and holds nothing for too long."""
     for worker in status["workers"]:
         name, gauges = worker["id"], worker.get("gauges", {})
-        stalled_ms, fired = gauges.get("stalled_ms", 0.0), worker.get("counters", {}).get("watchdog_fired_total", 0)
+        stalled_ms = gauges.get("stalled_ms", 0.0)
         if worker["state"] != "ready":
             text = f"{name} is {worker['state']}" + (f": {worker['reason']}" if worker["reason"] else "")
             yield Finding(Level.WARN, "worker", text, _advice_for(worker["state"]))
@@ -41,8 +41,7 @@ def check_workers(status: Status) -> Iterator[Finding]:
                 Level.WARN, "worker", f"{name}: this gateway passes it over (breaker {worker['breaker']})", advice
             )
         else:
-            past = f"; its watchdog fired {fired:.0f} times since its start" if fired else ""
-            yield Finding(Level.OK, "worker", f"{name} is ready{past}")
+            yield Finding(Level.OK, "worker", f"{name} is ready")
 
 
 def _advice_for(state: str) -> str:
