@@ -4,6 +4,12 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Mapping
+
+import msgspec
+
+_ENCODER = json.JSONEncoder(default=str)  # `dumps` would make one for each line
+_COMPACT = msgspec.json.Encoder(enc_hook=str)
 
 
 class Log:
@@ -15,6 +21,19 @@ class Log:
     def event(self, name: str, **fields: object) -> None:
         """One line: wall time (UTC, seconds), event name, fields."""
         record = {"at": round(time.time(), 3), "event": name, **self._fields, **fields}
+        self._write(_ENCODER.encode(record))
+
+    def frequent(self, name: str, at_unix_s: float, fields: Mapping[str, object]) -> None:
+        """A line of which there are many, for an eighth of the time: the same JSON without spaces."""
+        record = {"at": round(at_unix_s, 3), "event": name, **self._fields, **fields}
+        try:
+            line = _COMPACT.encode(record).decode()
+        except (UnicodeError, OverflowError):  # half a surrogate pair, a very large number: the other one takes all
+            line = _ENCODER.encode(record)
+        self._write(line)
+
+    @staticmethod
+    def _write(line: str) -> None:
         with contextlib.suppress(OSError):  # a full disk or a closed pipe must not end who only wants to tell
-            sys.stderr.write(json.dumps(record, default=str) + "\n")
+            sys.stderr.write(line + "\n")
             sys.stderr.flush()

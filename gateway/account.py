@@ -20,12 +20,12 @@ _MOST_TRACESTATE = 512  # characters that everybody must pass on, says W3C Trace
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-def trace_context(headers: Mapping[str, str]) -> dict[str, str | None]:
+def trace_context(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
     """The client's `traceparent` and `tracestate` (W3C Trace Context), None for what is none or too long."""
     parent, state = headers.get("traceparent", ""), headers.get("tracestate", "")
     if _TRACEPARENT.fullmatch(parent) is None:
-        return {"traceparent": None, "tracestate": None}
-    return {"traceparent": parent, "tracestate": state if 0 < len(state) <= _MOST_TRACESTATE else None}
+        return None, None
+    return parent, state if 0 < len(state) <= _MOST_TRACESTATE else None
 
 
 @dataclass(frozen=True, slots=True)

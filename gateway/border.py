@@ -21,7 +21,7 @@ from common.log import Log
 from common.units import format_bytes
 from gateway.account import ROUTES, Account, trace_context
 from gateway.api_keys import ApiKeys
-from gateway.errors import BodyTooSlow, Forbidden, Internal, Unauthorized, error_response
+from gateway.errors import BodyTooSlow, Forbidden, Internal, Unauthorized, cut, error_response
 from gateway.metrics import GatewayMetrics
 from gateway.request_log import RequestLog
 
@@ -84,10 +84,10 @@ class Border:
                 account.failed(error.in_phase("queue"))  # what ends later says so itself
             await error_response(error)(scope, receive, send_with_id)
         except Exception:  # noqa: BLE001  the request boundary: one request's bug must not end the others
-            self._log.event("bug", request=request_id, path=scope["path"], traceback=traceback.format_exc())
+            self._log.event("bug", request=request_id, path=cut(scope["path"]), traceback=traceback.format_exc())
             bug = Internal(f"the gateway failed; its log has the details under request {request_id}")
             if account is not None:
-                account.failed(bug)
+                account.failed(bug.in_phase("gateway"))
             if status is None:
                 await error_response(bug)(scope, receive, send_with_id)
         finally:
@@ -102,13 +102,14 @@ class Border:
         """Of a request for an answer."""
         if scope["path"] not in ROUTES or scope["method"] != "POST":
             return None
-        headers = Headers(scope=scope)
+        parent, state = trace_context(Headers(scope=scope))
         return Account(
             request=request_id,
             path=scope["path"],
             arrived_ms=self._watch.clock.now_ms(),
             arrived_unix_ns=time.time_ns(),
-            **trace_context(headers),
+            traceparent=parent,
+            tracestate=state,
         )
 
     def _close(self, account: Account, status: int, key: str) -> None:

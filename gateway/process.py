@@ -70,7 +70,7 @@ class Gateway:
         metrics = GatewayMetrics()
         self._tracing = tracing_from(os.environ, self._log, self.member.id)
         sinks = [log_line(self._log)] if settings.log_requests else []
-        self._requests = RequestLog([*sinks, *([] if self._tracing is None else [self._tracing.ended])])
+        self._requests = RequestLog([*sinks, *([] if self._tracing is None else [self._tracing.ended])], self._log)
         metrics.dropped["request_log_dropped"] = lambda: self._requests.dropped_total
         if (tracing := self._tracing) is not None:
             metrics.dropped["spans_dropped"] = lambda: tracing.dropped_total

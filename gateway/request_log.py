@@ -1,10 +1,11 @@
 """One log line per request, and whatever else is told of requests that are over: in a thread of its own.
 
 Neither a pipe that nobody reads nor a slow collector can hold the gateway's loop up: the thread waits, and what does not
-fit into its queue is dropped and counted.
+fit into its queue is dropped and counted. Accounts are small, so that their number bounds its bytes.
 """
 
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -19,13 +20,14 @@ _LAST_WORDS_S = 2.0
 class RequestLog:
     """Told of every request's end on the event loop; passes them on in batches. Owns its thread and its queue."""
 
-    def __init__(self, sinks: Sequence[Callable[[Account], None]]) -> None:
-        """`sinks`: called with every account, in the thread; without any there is none."""
-        self._sinks = sinks
+    def __init__(self, sinks: Sequence[Callable[[Account], None]], log: Log) -> None:
+        """`sinks`: called with every account, in the thread; without any there is none. `log`: hears of a sink's first bug."""
+        self._sinks, self._log = sinks, log
+        self._broken: set[int] = set()
         self._waiting: deque[Account] = deque()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self.dropped_total = 0
+        self._refused_total = self._failed_total = 0  # counted by the loop; by the thread
 
     def start(self) -> None:
         """Begin to pass on."""
@@ -38,9 +40,14 @@ class RequestLog:
         if not self._sinks:
             return
         if len(self._waiting) >= _MOST_WAITING:
-            self.dropped_total += 1
+            self._refused_total += 1
             return
         self._waiting.append(account)
+
+    @property
+    def dropped_total(self) -> int:
+        """What did not fit, or failed."""
+        return self._refused_total + self._failed_total
 
     def stop(self) -> None:
         """Pass on what is left, for a moment."""
@@ -56,8 +63,14 @@ class RequestLog:
     def _pass_on(self) -> None:
         while self._waiting:
             account = self._waiting.popleft()
-            for sink in self._sinks:
-                sink(account)
+            for number, sink in enumerate(self._sinks):
+                try:
+                    sink(account)
+                except Exception:  # noqa: BLE001  one request's bug must not end what is told of the others
+                    self._failed_total += 1
+                    if number not in self._broken:
+                        self._broken.add(number)
+                        self._log.event("bug", request=account.request, traceback=traceback.format_exc())
 
 
 def log_line(log: Log) -> Callable[[Account], None]:
@@ -65,6 +78,6 @@ def log_line(log: Log) -> Callable[[Account], None]:
 
     def write(account: Account) -> None:
         ended_unix_s = account.arrived_unix_ns / 1e9 + (account.ended_ms - account.arrived_ms) / 1e3
-        log.event("request", at=round(ended_unix_s, 3), **account.fields())
+        log.frequent("request", ended_unix_s, account.fields())
 
     return write

@@ -108,9 +108,11 @@ class Timeline:
     def _left_ms(self) -> float:
         """From sending to the first token or the end, what no worker has told of."""
         until_ms = self.ended_ms if self.first_ms is None else self.first_ms
-        if until_ms is None or self._told is None:
-            return 0.0 if until_ms is None else until_ms - self.sent_ms
-        return until_ms - self.sent_ms - sum(getattr(self._told, f"{part}_ms") for part in WORKER_PARTS)
+        if until_ms is None:
+            return 0.0
+        told = Timings() if self._told is None else self._told
+        told_ms = told.prefill_queue_ms + told.compute_ms + told.grant_wait_ms + told.transfer_ms
+        return until_ms - self.sent_ms - told_ms
 
     @property
     def ttft_ms(self) -> float | None:

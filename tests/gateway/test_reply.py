@@ -8,10 +8,11 @@ from starlette.types import Message
 
 from common.clock import MonotonicClock
 from common.ids import RequestId
-from common.messages.requests import Sampling
+from common.messages.requests import Failed, Sampling, Timings, TokenDelta
 from gateway.account import Account
 from gateway.answer import Choice
 from gateway.chunks import CompletionWriter, Heading
+from gateway.core.failure import WorkerFailed
 from gateway.core.order import Order
 from gateway.metrics import GatewayMetrics
 from gateway.model_files import read_model_files
@@ -91,3 +92,38 @@ def test_a_client_that_reads_gets_what_comes_after_the_deadline(up: Cluster, mod
     running.result(PATIENCE_S)
     assert client.took[-1]["more_body"] is False
     assert metrics.clients_left_total == 0
+
+
+FIRST = TokenDelta(RequestId("r"), 0, ids("a"), cached_tokens=0, timings=Timings(compute_ms=2.0))
+
+
+@pytest.mark.parametrize(
+    ("delta", "told"),
+    [
+        (
+            TokenDelta(RequestId("r"), 1, ids("b"), timings=Timings(decode_queue_ms=3.0, first_step_ms=4.0)),
+            {"decode_queue": 3.0, "first_step": 4.0},
+        ),
+        (TokenDelta(RequestId("r"), 1, ids("b"), cached_tokens=0, timings=Timings(compute_ms=900.0)), {}),  # a replay
+    ],
+)
+def test_only_the_second_token_after_a_hand_over_says_how_long_that_took(
+    up: Cluster, model: Path, delta: TokenDelta, told: dict[str, float]
+) -> None:
+    plan, metrics = plan_of(model, stream=True, timeout_ms=300), GatewayMetrics()
+    reply = Reply(plan, up.gateway.switchboard, metrics, MonotonicClock())
+    reply._pieces([(0, FIRST), (0, delta)])
+    assert plan.account.timeline.second_token_ms() == told
+    assert sum(metrics.phases["decode_queue"]._counts) == len(told) // 2
+
+
+@pytest.mark.parametrize(("index", "kept"), [(0, True), (1, False)])
+def test_only_the_first_choices_failure_is_the_first_choices_time(
+    up: Cluster, model: Path, index: int, kept: bool
+) -> None:
+    timings = Timings(compute_ms=5.0)
+    failed = Failed(request=RequestId("r"), code="stuck", phase="prefill", text="", retryable=True, timings=timings)
+    plan = plan_of(model, stream=True, timeout_ms=300)
+    reply = Reply(plan, up.gateway.switchboard, GatewayMetrics(), MonotonicClock())
+    reply._pieces([(index, WorkerFailed(failed, text="no"))])
+    assert plan.account.failed_timings == (timings if kept else None)

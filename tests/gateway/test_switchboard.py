@@ -1,10 +1,11 @@
 """Laws of the gateway's shell: whatever cannot be sent, everybody is answered, and nothing is nested or lost."""
 
+import asyncio
 from dataclasses import dataclass, field
 
 import pytest
 
-from common.errors import ServingError
+from common.errors import ServingError, Stuck
 from common.ids import PeerId, RequestId
 from common.log import Log
 from common.messages.base import Message
@@ -31,6 +32,10 @@ class Wires:
             return False
         self.sent.append((to, message))
         return True
+
+    def receive(self, timeout_ms: float) -> list[tuple[PeerId, Message, object]]:
+        """Nobody answers by himself."""
+        return []
 
 
 @dataclass
@@ -132,3 +137,20 @@ def test_a_prompt_counts_as_sent_before_its_worker_can_have_it() -> None:
     up.wires.send = slow  # type: ignore[method-assign]
     inbox = up.board.submit([order("r")])
     assert [one.sent_ms for _, one in inbox._news if isinstance(one, Sent)] == [7.0]
+
+
+def test_who_would_wait_for_ever_is_answered_by_the_second_look() -> None:
+    """The table knows a client, and the core knows of no request."""
+    up, inbox = Gateway(dispatch(*NAMES)), Inbox()
+
+    async def play() -> None:
+        up.board._inboxes[RequestId("lost")] = (inbox, 0)
+        for up.watch.ms in (1_000.0, 1_500.0, 2_000.0):
+            up.board._loop = asyncio.get_running_loop()
+            up.board._tick()
+            assert up.board._tick_timer is not None
+            up.board._tick_timer.cancel()
+
+    asyncio.run(play())
+    ((_, error),) = inbox._news
+    assert isinstance(error, Stuck) and not up.board._inboxes

@@ -1,6 +1,7 @@
 """Spans of requests: what they say, where they go, and that nobody waits for them."""
 
 import io
+import json
 import runpy
 import socket
 import sys
@@ -119,7 +120,7 @@ def test_a_sink_that_hangs_holds_nobody_up_and_what_does_not_fit_is_counted() ->
         entered.set()
         release.wait(20)
 
-    log = RequestLog([stuck])
+    log = RequestLog([stuck], Log())
     log.start()
     log.ended(account())
     assert entered.wait(20)
@@ -134,8 +135,9 @@ def test_a_sink_that_hangs_holds_nobody_up_and_what_does_not_fit_is_counted() ->
 def test_the_log_line_of_a_failed_request_has_its_phase_and_where_its_time_went() -> None:
     with redirect_stderr(io.StringIO()) as told:
         log_line(Log())(account(failed=True))
-    line = told.getvalue()
-    assert all(word in line for word in ('"phase": "transfer"', '"retryable": true', '"compute": 20.0', '"wire": 77.0'))
+    line = json.loads(told.getvalue())
+    assert (line["event"], line["phase"], line["retryable"]) == ("request", "transfer", True)
+    assert (line["phases_ms"]["compute"], line["phases_ms"]["wire"]) == (20.0, 77.0)
 
 
 def test_a_collector_that_never_answers_does_not_hold_the_end_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,3 +201,28 @@ def test_without_the_sdk_one_line_says_what_to_install_and_nothing_else_happens(
         assert fresh["tracing_from"]({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, Log(), "gateway-0") is None
     (line,) = told.getvalue().splitlines()
     assert all(word in line for word in ("tracing_off", "opentelemetry", "install penstock[otel]"))
+
+
+def test_a_sink_that_fails_ends_neither_itself_nor_the_others_and_says_so_once() -> None:
+    got: list[str] = []
+
+    def broken(account: Account) -> None:
+        raise RuntimeError("exporter")
+
+    with redirect_stderr(io.StringIO()) as told:
+        log = RequestLog([broken, lambda account: got.append(account.request)], Log())
+        for _ in range(3):
+            log.ended(account())
+        log.start()
+        log.stop()
+    assert got == ["req-1"] * 3 and log.dropped_total == 3
+    assert told.getvalue().count('"event": "bug"') == 1 and "exporter" in told.getvalue()
+
+
+@pytest.mark.parametrize("odd", ["\ud800", 2**70, object()])
+def test_odd_values_do_not_end_the_thread_that_writes_log_lines(odd: object) -> None:
+    one = account()
+    one.workers = {"prefill": odd}  # type: ignore[dict-item]  # as odd as can be
+    with redirect_stderr(io.StringIO()) as told:
+        log_line(Log())(one)
+    assert json.loads(told.getvalue())["request"] == "req-1"
