@@ -5,14 +5,17 @@ Owns one entry per attempt, by its name on the wire, from `begin` to `end`. What
 
 from collections.abc import Iterator
 
+from common.errors import ServingError
 from common.ids import PeerId, RequestId
 from common.messages.actions import Send
 from common.messages.requests import Cancel, Generate
 from gateway.core.actions import Action, Begun, Routed
-from gateway.core.open_request import Attempt, OpenRequest
+from gateway.core.open_request import Attempt, FailedAttempt, OpenRequest
 from gateway.core.placed import Placed
 from gateway.core.placement import Placement
 from gateway.core.roster import Roster
+
+_MOST_FAILED = 8  # of one request that are remembered
 
 
 class Attempts:
@@ -37,7 +40,7 @@ class Attempts:
         one = self._attempts.get(wire)
         if one is None or one.attempt is None:
             return None
-        return Begun(one.request, one.attempt.placed, one.attempt.sent_ms)
+        return Begun(one.request, one.attempt.placed, one.attempt.sent_ms, one.failed)
 
     def begin(self, one: OpenRequest, now_ms: float) -> list[Action]:
         """Send it to workers. Raises NoWorker, and then changes nothing."""
@@ -54,6 +57,15 @@ class Attempts:
             self._roster.promise(placed.decode, wire, tokens=tokens, now_ms=now_ms)
         routed = [Routed(order.request, placed, one.attempts_total)] if order.explain else []
         return [Send(placed.entry, _generate(one, wire, placed, now_ms)), *routed]
+
+    def note_failure(self, one: OpenRequest, error: ServingError, by: PeerId | None, now_ms: float) -> None:
+        """Keep why an attempt ends that another one follows. `by`: who failed it; None: who draws the answer."""
+        attempt = one.attempt
+        if attempt is not None:
+            worker = attempt.placed.decode_worker if by is None else attempt.worker_of(by)
+            phase = error.phase or attempt.phase
+            failed = FailedAttempt(error.code, phase, worker, now_ms - attempt.sent_ms)
+            one.failed = (*one.failed, failed)[-_MOST_FAILED:]
 
     def end(self, one: OpenRequest, *, but: PeerId | None) -> list[Action]:
         """Take it from its workers: a Cancel to each, except `but`, which gave it up, finished it or is dead."""
