@@ -35,6 +35,8 @@ class ServingError(Exception):
     retryable = False
     phase: str | None = None
     """Of a request: where it ended. Set on instances, by who knows it."""
+    attempts: int | None = None
+    """Of a request: how often it was sent to workers. Set as `phase` is."""
 
     def in_phase(self, phase: str) -> Self:
         """This error, with the phase of the request that it ended; one that is known already stays."""

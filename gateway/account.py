@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from common.errors import ServingError
 from common.messages.requests import Timings
 from gateway.core.failure import WorkerFailed
+from gateway.core.open_request import FailedAttempt
 from gateway.errors import cut
 from gateway.timeline import Timeline
 
@@ -67,6 +68,8 @@ class Account:
     """Of the worker that failed the first choice."""
     workers: dict[str, str] = field(default_factory=dict)
     """Of the first choice: who computed the prompt, who drew the answer."""
+    failed_attempts: tuple[FailedAttempt, ...] = ()
+    """Of the first choice, before the one that it ended with."""
     status: int = 0
     ended_ms: float = 0.0
 
@@ -79,6 +82,13 @@ class Account:
         self.error = Failure(error.code, error.phase, error.retryable, cut(str(error)))
         if choice == 0 and isinstance(error, WorkerFailed):
             self.failed_timings = error.timings
+
+    def failed_fields(self) -> list[dict[str, object]]:
+        """Why the first choice was tried again, for people."""
+        return [
+            {"code": one.code, "phase": one.phase, "worker": one.worker, "ms": round(one.ms, 3)}
+            for one in self.failed_attempts
+        ]
 
     def fields(self) -> dict[str, object]:
         """For the log."""
@@ -105,6 +115,8 @@ class Account:
             found["second_token_ms"] = rounded(second_ms)
         if excess_ms := timeline.excess_ms:
             found["excess_ms"] = round(excess_ms, 3)
+        if self.failed_attempts:
+            found["failed"] = self.failed_fields()
         if self.key:
             found["key"] = self.key
         if error is not None:

@@ -75,6 +75,8 @@ def error_body(error: ServingError) -> bytes:
     }
     if error.phase is not None:  # of a request for an answer
         fields |= {"phase": error.phase, "retryable": error.retryable}
+    if error.attempts is not None:
+        fields["attempts"] = error.attempts
     return msgspec.json.encode({"error": fields})
 
 

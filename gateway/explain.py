@@ -51,6 +51,8 @@ def served_fields(account: Account) -> dict[str, Any]:
     """Parts of the time to the first token, in milliseconds, and the workers that served it in the end."""
     timeline = account.timeline
     told: dict[str, Any] = {"phases_ms": rounded(timeline.parts_ms()), "workers": account.workers}
+    if account.failed_attempts:
+        told["failed"] = account.failed_fields()
     if timeline.ttft_ms is not None:
         told["ttft_ms"] = _ms(timeline.ttft_ms)
     if second_ms := timeline.second_token_ms():

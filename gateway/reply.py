@@ -211,6 +211,7 @@ class Reply(Response):
         self._timelines[index].sent(one.begun.begun_ms, one.sent_ms)
         if index == 0:
             placed = one.begun.placed
+            self._account.failed_attempts = one.begun.failed
             self._account.workers = {"prefill": placed.entry_worker, "decode": placed.decode_worker}
 
     def _note_written(self) -> None:

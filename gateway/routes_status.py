@@ -13,6 +13,7 @@ from starlette.responses import Response
 from common.errors import NoWorker
 from common.messages.liveness import Member, PageCounts, QueueCounts
 from gateway.cache_fields import cache_fields
+from gateway.core.lost_workers import LostWorker
 from gateway.core.roster import WorkerState
 from gateway.errors import error_response
 from gateway.memory_history import MemoryHistory, memory_fields
@@ -91,7 +92,8 @@ class StatusRoutes:
             "ready": self._switchboard.not_ready_reason() is None,
         }
         workers = [_worker_fields(state) for state in self._switchboard.workers()]
-        return _json({"gateway": gateway, "workers": workers})
+        lost = [_lost_fields(one, ago_ms) for one, ago_ms in self._switchboard.lost()]
+        return _json({"gateway": gateway, "workers": workers, "lost": lost})
 
     async def memory(self, request: Request) -> Response:
         """Who had which memory over the last 10 minutes."""
@@ -132,6 +134,18 @@ def _worker_fields(state: WorkerState) -> dict[str, Any]:
         "cost": None if report is None or report.cost is None else msgspec.structs.asdict(report.cost),
         "alive_ms": round(state.alive_ms),
         "reported": report is not None,
+    }
+
+
+def _lost_fields(one: LostWorker, ago_ms: float) -> dict[str, Any]:
+    member = one.member
+    return {
+        "id": member.id,
+        "role": member.role,
+        "reason": one.text,
+        "ago_ms": round(ago_ms),
+        "host": member.host,
+        "pid": member.pid,
     }
 
 

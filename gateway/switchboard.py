@@ -19,6 +19,7 @@ from common.messages.resizing import Resize, ResizeAnswer
 from common.net.sockets import Exchange
 from gateway.core.actions import Action, Deliver, End, Note, Resized, Routed
 from gateway.core.dispatch import Dispatch
+from gateway.core.lost_workers import LostWorker
 from gateway.core.order import Order
 from gateway.core.roster import WorkerState
 from gateway.inbox import Inbox, News, Sent
@@ -251,6 +252,11 @@ class Switchboard:
     def workers(self) -> list[WorkerState]:
         """Everybody known, by id."""
         return self._dispatch.workers(self._clock.now_ms())
+
+    def lost(self) -> list[tuple[LostWorker, float]]:
+        """Who was lost lately and is not back, each with the milliseconds since then."""
+        now_ms = self._clock.now_ms()
+        return [(one, now_ms - one.lost_ms) for one in self._dispatch.lost(now_ms)]
 
     def check(self) -> None:
         """Conservation laws. Raises AssertionError."""

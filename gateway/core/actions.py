@@ -7,6 +7,7 @@ from common.ids import PeerId, RequestId
 from common.messages.actions import Dial, HangUp, Send
 from common.messages.requests import TokenDelta
 from common.messages.resizing import ResizeAnswer
+from gateway.core.open_request import FailedAttempt
 from gateway.core.placed import Placed
 
 
@@ -43,6 +44,8 @@ class Begun:
     placed: Placed
     begun_ms: float
     """When its workers were about to be chosen."""
+    failed: tuple[FailedAttempt, ...] = ()
+    """The latest attempts before it."""
 
 
 @dataclass(frozen=True, slots=True)

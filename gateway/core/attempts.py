@@ -5,11 +5,12 @@ Owns one entry per attempt, by its name on the wire, from `begin` to `end`. What
 
 from collections.abc import Iterator
 
+from common.errors import ServingError
 from common.ids import PeerId, RequestId
 from common.messages.actions import Send
 from common.messages.requests import AskAbout, Cancel, Generate
 from gateway.core.actions import Action, Begun, Routed
-from gateway.core.open_request import Attempt, OpenRequest
+from gateway.core.open_request import Attempt, FailedAttempt, OpenRequest
 from gateway.core.placed import Placed
 from gateway.core.placement import Placement
 from gateway.core.roster import Roster
@@ -17,6 +18,7 @@ from gateway.core.roster import Roster
 ASK_AFTER_MS = 2_000.0
 """Without news. A message that was lost with a connection costs its request no more than this, twice."""
 _MOST_ASKED = 256  # in one message; the rest has its turn at the next tick
+_MOST_FAILED = 8  # of one request that are remembered
 
 
 class Attempts:
@@ -41,7 +43,7 @@ class Attempts:
         one = self._attempts.get(wire)
         if one is None or one.attempt is None:
             return None
-        return Begun(one.request, one.attempt.placed, one.attempt.sent_ms)
+        return Begun(one.request, one.attempt.placed, one.attempt.sent_ms, one.failed)
 
     def begin(self, one: OpenRequest, now_ms: float) -> list[Action]:
         """Send it to workers. Raises NoWorker, and then changes nothing."""
@@ -85,6 +87,15 @@ class Attempts:
             return one, []
         attempt.left_entry, attempt.news_ms = True, now_ms
         return None, [Send(attempt.decode, AskAbout(requests=(wire,)))]
+
+    def note_failure(self, one: OpenRequest, error: ServingError, by: PeerId | None, now_ms: float) -> None:
+        """Keep why an attempt ends that another one follows. `by`: who failed it; None: who draws the answer."""
+        attempt = one.attempt
+        if attempt is not None:
+            worker = attempt.placed.decode_worker if by is None else attempt.worker_of(by)
+            phase = error.phase or attempt.phase
+            failed = FailedAttempt(error.code, phase, worker, now_ms - attempt.sent_ms)
+            one.failed = (*one.failed, failed)[-_MOST_FAILED:]
 
     def end(self, one: OpenRequest, *, but: PeerId | None) -> list[Action]:
         """Take it from its workers: a Cancel to each, except `but`, which gave it up, finished it or is dead."""

@@ -12,6 +12,7 @@ from common.messages.resizing import ResizeAnswer
 from common.policy.routing import reason_not_ready
 from gateway.core.actions import Action, Begun, Resized
 from gateway.core.inflight import Inflight, Parts
+from gateway.core.lost_workers import LostWorker, LostWorkers
 from gateway.core.order import Order
 from gateway.core.roster import RosterStep, WorkerState
 from gateway.core.terms import Terms
@@ -29,6 +30,7 @@ class Dispatch:
         self._placement = parts.placement
         self._inflight = Inflight(parts, terms)
         self._watch = RequestWatch()
+        self._lost = LostWorkers()
 
     @property
     def open_requests(self) -> int:
@@ -105,6 +107,9 @@ class Dispatch:
                 self._placement.forget(action.peer)
         for lost in step.lost:
             actions += self._inflight.on_lost(lost, now_ms)
+            if not lost.drained:
+                self._totals.add(f"workers_lost_total{{role={lost.member.role}}}")
+                self._lost.add(lost.member, lost.text, now_ms)
         return actions
 
     def stuck(self, waiting: Collection[RequestId], now_ms: float) -> list[StuckRequest]:
@@ -139,6 +144,11 @@ class Dispatch:
     def workers(self, now_ms: float) -> list[WorkerState]:
         """Everybody known, by id."""
         return self._roster.states(now_ms)
+
+    def lost(self, now_ms: float) -> list[LostWorker]:
+        """Who was lost lately without having been drained, and is not back."""
+        states = self._roster.states(now_ms)
+        return self._lost.missing({one.member.id for one in states if one.condition != "connecting"}, now_ms)
 
     def check(self) -> None:
         """Workers and keys are charged with just what is in flight, always. Raises AssertionError with the tables."""

@@ -238,6 +238,7 @@ class Inflight:
         error.in_phase(one.phase)
         if tired or terms.attempts <= 1:
             return self._fail(one, error, now_ms, but=but)
+        self._attempts.note_failure(one, error, but, now_ms)
         cancels = self._attempts.end(one, but=but)
         one.error, one.failed_ms, one.avoid = error, now_ms, one.avoid | avoid
         one.retry_at_ms = now_ms + backoff_ms(terms, one.tries + 1, self._draw())
@@ -283,6 +284,7 @@ class Inflight:
     def _fail(self, one: OpenRequest, error: ServingError, now_ms: float, *, but: PeerId | None = None) -> list[Action]:
         if error.http_status == 503:
             self._totals.add("shed_total{reason=workers-busy}")
+        error.attempts = one.attempts_total
         return [*self._forget(one, but=but), End(one.request, error), *self._fill(now_ms)]
 
     def _forget(self, one: OpenRequest, *, but: PeerId | None) -> list[Action]:

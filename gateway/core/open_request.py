@@ -61,6 +61,18 @@ class Attempt:
         return self.placed.entry_name if peer == self.entry else self.placed.decode_name
 
 
+@dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """What became of an attempt that was not the last one."""
+
+    code: str
+    phase: str
+    worker: WorkerId
+    """Who failed it, or said that it failed."""
+    ms: float
+    """From its sending to its end."""
+
+
 @dataclass(slots=True)
 class OpenRequest:
     """Mutable record, owned by Inflight."""
@@ -86,6 +98,8 @@ class OpenRequest:
     """When it lost its last attempt."""
     error: ServingError | None = None
     """Of its last attempt."""
+    failed: tuple[FailedAttempt, ...] = ()
+    """The latest of its attempts that failed and were followed by another."""
 
     @property
     def request(self) -> RequestId:

@@ -53,6 +53,9 @@ class Lost:
 
     peer: PeerId
     text: str
+    member: Member
+    drained: bool
+    """It took nothing new any more: it was told to end."""
 
 
 @dataclass(slots=True)
@@ -125,7 +128,7 @@ class Roster:
         if len(worker.charges) or (lost is not None and worker.welcomed):
             text = lost or "refuses this gateway and has left"
             step.actions.append(Note("worker_lost", worker.member.id, text))
-            step.lost.append(Lost(worker.peer, text))
+            step.lost.append(Lost(worker.peer, text, worker.member, worker.draining))
 
     def on_message(self, sender: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
         """Every message of a known worker is a sign of life; the roster's own ones are understood."""

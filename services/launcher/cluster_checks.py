@@ -22,7 +22,7 @@ def check_workers(status: Status) -> Iterator[Finding]:
     """Each is ready, moves, and holds nothing for too long."""
     for worker in status["workers"]:
         name, gauges = worker["id"], worker.get("gauges", {})
-        stalled_ms, fired = _number(gauges, "stalled_ms"), _number(worker.get("counters", {}), "watchdog_fired_total")
+        stalled_ms = _number(gauges, "stalled_ms")
         if worker["state"] != "ready":
             text = f"{name} is {worker['state']}" + (f": {worker['reason']}" if worker["reason"] else "")
             yield Finding(Level.WARN, "worker", text, _advice_for(name, worker["state"]))
@@ -40,8 +40,7 @@ def check_workers(status: Status) -> Iterator[Finding]:
                 Level.WARN, "worker", f"{name}: this gateway passes it over (breaker {worker['breaker']})", advice
             )
         else:
-            past = f"; its watchdog fired {fired:.0f} times since its start" if fired else ""
-            yield Finding(Level.OK, "worker", f"{name} is ready{past}")
+            yield Finding(Level.OK, "worker", f"{name} is ready")
 
 
 def _number(told: Mapping[str, Any], name: str) -> float:

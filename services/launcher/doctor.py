@@ -10,7 +10,7 @@ import msgspec
 
 from common.net.host import kernel_identity, pid_space
 from common.settings import load
-from services.launcher import checks, cluster_checks, process_checks
+from services.launcher import checks, cluster_checks, counter_checks, lost_checks, process_checks
 from services.launcher.api import GatewayApi, NoGateway, refusal
 from services.launcher.findings import Finding, Level, worst
 from services.launcher.redis_checks import RedisFound, look_at_redis
@@ -103,6 +103,9 @@ def judge(status: Mapping[str, Any], stored: RedisFound) -> list[Finding]:
     clocks = {"redis": stored.skew_ms} if stored.skew_ms is not None and on_gateways_host else {}
     return [
         *cluster_checks.check_workers(status),
+        *lost_checks.check_lost(status, here),
+        *lost_checks.check_prompts(status),
+        *counter_checks.check_counters(status),
         *cluster_checks.check_links(status),
         *cluster_checks.check_versions(status),
         *cluster_checks.check_clocks(status, clocks),

@@ -5,6 +5,7 @@ from typing import Any  # Any: JSON
 
 from common.kv_layout import DTYPE_BYTES, KvLayout
 from common.units import format_bytes
+from services.launcher.lost_checks import lost_text
 from services.launcher.readiness import peer_name
 
 _SPARE = frozenset({"kv_free", "released", "parked_free", "free"})
@@ -126,6 +127,7 @@ def status_text(status: Mapping[str, Any]) -> str:
     parts.append(routing_text(gateway["routing"], gateway["prompt_tree"]))
     parts.append(policies_text(status))
     reasons = [f"{w['id']}: {text}" for w in status["workers"] if (text := w["reason"] or w.get("degraded", ""))]
+    reasons += [lost_text(one) for one in status.get("lost", ())]  # a gateway of another version does not remember
     return "\n\n".join(part for part in [*parts, "\n".join(reasons)] if part)
 
 

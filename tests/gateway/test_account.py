@@ -4,14 +4,16 @@ import pytest
 
 from common.clock import MonotonicClock
 from common.errors import InvalidRequest
-from common.ids import RequestId
+from common.ids import RequestId, WorkerId
 from common.log import Log
 from common.messages.requests import Failed, Timings
 from gateway.account import Account, trace_context
 from gateway.api_keys import read_api_keys
 from gateway.border import Border, Watch
 from gateway.core.failure import WorkerFailed
+from gateway.core.open_request import FailedAttempt
 from gateway.errors import error_body
+from gateway.explain import served_fields
 from gateway.metrics import GatewayMetrics
 from gateway.request_log import RequestLog
 from tests.gateway.cluster import Cluster
@@ -51,6 +53,14 @@ def test_only_the_first_choices_worker_tells_where_the_first_choices_time_went(c
     one = account()
     one.failed(WorkerFailed(failed, text="no"), choice)
     assert one.failed_timings == (told if kept else None)
+
+
+def test_attempts_that_failed_are_told_in_the_log_and_to_clients_that_ask() -> None:
+    one = account()
+    assert "failed" not in one.fields() and "failed" not in served_fields(one)
+    one.failed_attempts = (FailedAttempt("peer_failed", "decode", WorkerId("decode-0"), 12.3456),)
+    told = [{"code": "peer_failed", "phase": "decode", "worker": "decode-0", "ms": 12.346}]
+    assert one.fields()["failed"] == served_fields(one)["failed"] == told
 
 
 def test_the_border_keeps_no_more_of_a_header_than_that() -> None:

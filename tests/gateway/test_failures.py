@@ -7,7 +7,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from common.messages.requests import Cancel, Failed
+from common.messages.requests import Cancel, Failed, Generate
 from tests.gateway.cluster import Cluster, cluster
 from tests.gateway.fake_worker import PATIENCE_S, tokens
 from tests.gateway.model import NAME, ids
@@ -193,3 +193,25 @@ def test_what_cannot_finish_in_time_is_told_so_before_the_gateway_ends(redis_url
         with pytest.raises(openai.APIError, match=r"0\.2 s to drain are over"):
             list(stream)
         assert up.stopped.wait(PATIENCE_S)
+
+
+def test_a_request_that_was_tried_again_tells_why_and_one_that_fails_how_often(redis_url: str, model: Path) -> None:
+    with cluster(redis_url, model, attempts=2) as up, up.http() as client:
+        body, headers = {"model": NAME, "prompt": "x"}, {"x-penstock-explain": "1"}
+        answer = up.in_background(lambda: client.post("/v1/completions", json=body, headers=headers).json())
+        gateway, first = up.accept()
+        up.decode.say(gateway, refusal(first))
+        gateway, second = up.accept()
+        up.decode.say(gateway, tokens(second.request, 0, ids("ab"), "length"))
+        (told,) = answer.result(PATIENCE_S)["penstock"]["failed"]
+        assert (told["code"], told["phase"], told["worker"]) == ("busy", "decode", "decode-0")
+        answer = up.in_background(lambda: client.post("/v1/completions", json=body).json())
+        for _ in range(2):
+            gateway, generate = up.accept()
+            up.decode.say(gateway, refusal(generate))
+        error = answer.result(PATIENCE_S)["error"]
+        assert (error["code"], error["attempts"]) == ("busy", 2)
+
+
+def refusal(generate: Generate) -> Failed:
+    return Failed(request=generate.request, code="busy", phase="decode", text="no", retryable=True)

@@ -251,3 +251,23 @@ def test_a_worker_asked_for_by_name_is_not_waited_for_once_it_failed() -> None:
     core.on_members([member(name) for name in NAMES if name != "decode-1"] + [member("decode-1", incarnation=2)], 2.0)
     ((_, replay),) = generates(core.on_tick(SOON_MS))
     assert (replay.decode, replay.emitted) == ("decode-0", (5,))
+
+
+def test_failed_attempts_are_remembered_for_the_next_one_and_only_the_latest_eight() -> None:
+    core = dispatch(*NAMES, retry=RetryTerms(attempts=11, wait_ms=1e9))
+    ((_, generate),) = generates(core.submit([order()], 0.0))
+    now_ms = 0.0
+    for attempt in range(2, 12):
+        worker = str(generate.decode)
+        assert core.on_message(peer(worker), failed(str(generate.request)), now_ms + 5.0)
+        now_ms += 2000.0
+        for name in NAMES:
+            core.on_message(peer(name), report(name), now_ms)
+        ((_, generate),) = generates(core.on_tick(now_ms))
+        begun = core.begun(generate.request)
+        assert begun is not None
+        latest = begun.failed[-1]
+        assert (latest.code, latest.phase, latest.worker, latest.ms) == ("busy", "grant", worker.partition("@")[0], 5.0)
+        assert len(begun.failed) == min(8, attempt - 1)
+    (end,) = ends(core.on_message(peer(str(generate.decode)), failed(str(generate.request)), now_ms))
+    assert end.error.attempts == 11

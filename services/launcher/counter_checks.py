@@ -1,0 +1,77 @@
+"""What `penstock doctor` reads out of counters: what went wrong since the start of a process, though all is well now."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any  # Any: JSON
+
+from services.launcher.findings import Finding, Level
+
+Counters = Mapping[str, float]
+
+
+def check_counters(status: Mapping[str, Any]) -> Iterator[Finding]:
+    """Wrong pages, strangers at the door, faults on purpose, the watchdog."""
+    gateway = status["gateway"]
+    yield from _of_one(gateway["id"], gateway.get("routing", {}), gateway.get("policies", {}), "gateway")
+    for worker in status["workers"]:
+        yield from _of_one(worker["id"], worker.get("counters", {}), worker.get("policies", {}), worker["role"])
+    yield from _closed_doors(status)
+
+
+def _of_one(name: str, counters: Counters, policies: Mapping[str, str], role: str) -> Iterator[Finding]:
+    for series, n_pages in sorted(_series(counters, "kv_mismatches_total").items()):
+        path = _label(series, "path")
+        text = f"{name} got {n_pages:.0f} wrong pages on the path {path or 'of KV'} since its start; none was used"
+        advice = "`kv_mismatch` in its log names who sent them: faulty memory, network or disk, unless faults are on"
+        yield Finding(Level.FAIL, "kv", text, advice)
+    injected = _series(counters, "faults_injected_total")
+    if n_faults := sum(injected.values()):
+        points = ", ".join(sorted({f"{_label(series, 'point')}:{_label(series, 'kind')}" for series in injected}))
+        text = f"{name} has done {n_faults:.0f} faults on purpose: {points}"
+        yield Finding(Level.WARN, "faults", text, "expected while somebody tests with --faults")
+    if n_fired := _total(counters, "watchdog_fired_total"):
+        yield Finding(Level.WARN, "watchdog", *_watchdog(name, n_fired, role))
+
+
+def _watchdog(name: str, n_fired: float, role: str) -> tuple[str, str]:
+    if role == "gateway":
+        text = f"{name} lost track of {n_fired:.0f} requests since its start (its own bug), and answered with an error"
+        return text, "report it with the `stuck` lines of its log"
+    return f"the watchdog of {name} fired {n_fired:.0f} times since its start", "read the `stuck` lines of its log"
+
+
+def _closed_doors(status: Mapping[str, Any]) -> Iterator[Finding]:
+    """Handshakes that failed. With somebody who cannot be connected they tell why; alone they may be long over."""
+    refused = {
+        one["id"]: _total(counters, "refused_connections_total")
+        for one, counters in (
+            (status["gateway"], status["gateway"].get("routing", {})),
+            *((worker, worker.get("counters", {})) for worker in status["workers"]),
+        )
+    }
+    told = ", ".join(f"{name} {n:.0f}" for name, n in refused.items() if n)
+    if not told:
+        return
+    outside = [worker["id"] for worker in status["workers"] if worker["state"] == "connecting"]
+    if outside:
+        text = f"{', '.join(outside)} cannot be connected, and handshakes are refused ({told}): it has no cluster key, or another one"
+        yield Finding(Level.WARN, "key", text, "give all processes the same --cluster-key")
+    else:
+        text = f"handshakes refused since the start: {told}"
+        advice = "`connection_refused` in these logs says who: a process without the cluster key or with another one, or a stranger"
+        yield Finding(Level.WARN, "key", text, advice)
+
+
+def _series(counters: Counters, name: str) -> dict[str, float]:
+    return {series: n for series, n in counters.items() if series.partition("{")[0] == name and n > 0}
+
+
+def _total(counters: Counters, name: str) -> float:
+    return sum(_series(counters, name).values())
+
+
+def _label(series: str, label: str) -> str:
+    for pair in series.partition("{")[2].rstrip("}").split(","):
+        name, _, value = pair.partition("=")
+        if name == label:
+            return value
+    return ""
