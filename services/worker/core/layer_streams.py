@@ -7,7 +7,8 @@ Source: LayerKV (arXiv 2410.00428), layer-wise blocks; eLLM (arXiv 2506.15155), 
 
 The copies are those of any hand-over; what differs is that the engine waits for their ends before it writes into a column of
 pages again (layer_rings), and that it does not begin before there is a grant. A prompt takes its pages before it asks for the
-grant, as every other does, so that nobody who holds a grant waits for pages that are held by somebody who waits for one.
+grant, as every other does, so that nobody who holds a grant waits for pages that are held by somebody who waits for one. For
+the same reason whoever begins later leaves the scratch that its step will need: that is taken only when the step is planned.
 Whoever is over, for whatever reason, holds the engine back no longer: it computes on, for nobody.
 """
 
@@ -33,6 +34,8 @@ class _Stream:
     leaving: tuple[int, ...]
     pages: PageIds
     """Its own, [pages]."""
+    scratch_blocks: int
+    """Blocks' worth of the pool that its step needs as scratch at the most."""
     left: list[int] = field(default_factory=list)
     """Layer -> blocks that have not been copied; none before its step."""
     first_copied: int = 0
@@ -51,6 +54,7 @@ class LayerStreams:
         self._layers = self._pool.pages_per_block
         self._open: dict[int, _Stream] = {}
         self._starved: set[int] = set()
+        self._room.keep(self._kept_blocks)
         self.prompts_total = self.layers_total = 0
 
     # -- beginning
@@ -87,9 +91,15 @@ class LayerStreams:
         """`more_blocks`: to take beside new ones."""
         if self._starved or not self._may(tokens, hits):
             return False
-        computed = tokens - hits * self._reuse.block_tokens
-        scratch_blocks = -(-self._rule.scratch_pages(computed) // self._layers)
+        scratch_blocks = max(0, self._scratch_blocks(tokens, hits) - self._kept_blocks())  # theirs serves its step, too
         return self._room.fits(more_blocks + self._blocks(tokens, hits) + scratch_blocks, len(self._lineup.running))
+
+    def _scratch_blocks(self, tokens: int, hits: int) -> int:
+        return -(-self._rule.scratch_pages(tokens - hits * self._reuse.block_tokens) // self._layers)
+
+    def _kept_blocks(self) -> int:
+        """What the largest step of those needs as scratch that have begun and were not in their step yet: one at a time is."""
+        return max((one.scratch_blocks for one in self._open.values() if not one.left), default=0)
 
     def _may(self, tokens: int, hits: int) -> bool:
         computed = tokens - hits * self._reuse.block_tokens
@@ -111,11 +121,12 @@ class LayerStreams:
         leaving = self._leaving(tokens - hits * self._reuse.block_tokens)
         staying = tuple(layer for layer in range(self._layers) if layer not in leaving)
         n_taken, width = self._blocks(tokens, hits), RING_LAYERS + len(staying)
+        scratch_blocks = self._scratch_blocks(tokens, hits)
         call = self._orders.next_call()
 
         def new_pages(n_blocks: int) -> PageIds:
             pages = self._pool.alloc(sequence.owner, n_taken, PageState.RESERVED).reshape(-1)
-            self._open[call] = _Stream(sequence, leaving, pages)
+            self._open[call] = _Stream(sequence, leaving, pages, scratch_blocks)
             rows = pages[: n_blocks * width].reshape(n_blocks, width)
             return laid_out(leaving, staying, rows[:, :RING_LAYERS], rows[:, RING_LAYERS:])
 

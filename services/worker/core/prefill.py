@@ -40,6 +40,8 @@ _ASK_AHEAD = 2
 _RETRYABLE = ("peer_failed", "no_worker", "busy", Stuck.code)
 _CONNECT_GRACE_MS = 2_000.0
 """How long a prompt waits for a decode worker that is only just being connected."""
+_SCRATCH_GRACE_MS = 1_000.0
+"""How long a prompt that has its grant waits for scratch while all others wait for grants that may come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,9 +197,9 @@ class PrefillCore(WorkerRole):
         late = [p for p in self._prompts.values() if now_ms >= p.deadline_ms and not p.told]
         actions += self._end_all(late, "deadline_exceeded", "the request's time ran out", now_ms)
         actions += self._carry_out(self._sender.on_tick(now_ms), now_ms)
-        stuck = [p for p in self._prompts.values() if self._streams.is_starved(p.sequence)]
-        if stuck and len(stuck) == len(self._requests):  # nobody is left whose room could become theirs
-            actions += self._end_all(stuck[-1:], "busy", "there is no scratch for its one step", now_ms)
+        started = [self._prompts[request] for request in self._requests.values()]
+        stuck = _stuck([p for p in started if self._streams.is_starved(p.sequence)], started, now_ms)
+        actions += self._end_all(stuck[-1:], "busy", "there is no scratch for its one step", now_ms)
         return actions + self._after_cache(now_ms)
 
     def _pump(self, now_ms: float) -> list[Action]:
@@ -315,6 +317,24 @@ def _note_began(step: StepPlan | None, prompts: Mapping[RequestId, Prompt], bega
         prompt = prompts.get(segment.request)
         if prompt is not None and prompt.began_ms is None:
             prompt.began_ms = began_ms
+
+
+def _stuck(starved: list[Prompt], started: Collection[Prompt], now_ms: float) -> list[Prompt]:
+    """Those that lack scratch, if nobody is left whose room could become theirs.
+
+    That is nobody's either who waits for a grant of a decode worker which keeps pages for them: it may wait for just those.
+    """
+    others = [p for p in started if p not in starved]
+    keepers = {p.decode for p in starved}
+    if any(p.granted_ms is not None or p.decode not in keepers or _computes(p) for p in others):
+        return []
+    waited = all(p.granted_ms is not None and now_ms - p.granted_ms >= _SCRATCH_GRACE_MS for p in starved)
+    return starved if waited or not others else []
+
+
+def _computes(prompt: Prompt) -> bool:
+    """Whether it goes on without a grant."""
+    return prompt.computed_ms is None and (prompt.sequence is None or not prompt.sequence.is_barred)
 
 
 def _too_large(prompt: Prompt, layout: KvLayout, streams: LayerStreams, mine: Member) -> str:

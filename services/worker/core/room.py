@@ -22,13 +22,18 @@ class Room:
         self.max_running = max_running
         """To read."""
         self._promised: Callable[[], int] = lambda: 0
+        self._kept_blocks: Callable[[], int] = lambda: 0
 
     def count_promised(self, promised: Callable[[], int]) -> None:
         """From now on `promised()` sequences count that have their pages already and will run, but have not arrived."""
         self._promised = promised
 
+    def keep(self, kept_blocks: Callable[[], int]) -> None:
+        """From now on `kept_blocks()` are nobody's to take: somebody who has begun cannot be computed without them."""
+        self._kept_blocks = kept_blocks
+
     def fits(self, n_blocks: int, n_running: int) -> bool:
         """Pages for that many blocks, and one more block for each sequence that runs already or will."""
         others = n_running + self._promised()
-        short = (n_blocks + others) * self._layers - self._pool.available_pages
+        short = (n_blocks + others + self._kept_blocks()) * self._layers - self._pool.available_pages
         return others < self.max_running and (short <= 0 or self._inflate(short))

@@ -358,25 +358,46 @@ def deliver(world: World, grant: Grant) -> None:
     world.post(world.processes["decode"].peer, world.processes["prefill"].peer, grant)
 
 
-def short_of_scratch() -> World:
+def short_of_scratch(decode_blocks: int = 300) -> World:
     terms = arena_terms(max_rows=16, step=Linear(row_bytes=64), max_keys=200)
-    return tight(prefill_pages=30 * LAYERS, decode_pages=300 * LAYERS, arena=terms, elastic="kv")
+    return tight(prefill_pages=30 * LAYERS, decode_pages=decode_blocks * LAYERS, arena=terms, elastic="kv")
 
 
-def test_nobody_new_takes_the_room_that_its_step_lacks() -> None:
-    world = short_of_scratch()
-    prefill = world.processes["prefill"]
+def rest(world: World) -> None:
+    """Let things happen until only time could move anything."""
+    while world.turn():
+        pass
+
+
+@pytest.mark.parametrize("tokens", [40, 116])
+def test_whoever_begins_later_leaves_the_scratch_that_its_step_needs(tokens: int) -> None:
+    world = short_of_scratch(decode_blocks=50)
     world.send("r", prompt(world.rng, 150), 2)  # 13 blocks for its ring, 32 pages for its step
     grant = withhold(world, "r")
-    world.send("other", prompt(world.rng, 40), 2)  # 10 blocks: fewer than 32 pages are left
-    others = withhold(world, "other")
+    # with all of its layers (40) or without (116), it would leave fewer than 32 pages, and wait for a grant behind that of `r`
+    world.send("other", prompt(world.rng, tokens), 2)
+    rest(world)
     deliver(world, grant)
-    while world.turn():
-        pass
-    assert streams(world).starved == 1 and prefill.step is None
-    world.send("new", prompt(world.rng, 4), 2)
-    while world.turn():
-        pass
+    rest(world)
+    assert all(seen.finish == "length" for seen in world.answers.values()), "each had what the other waited for"
+    world.settle()
+    assert_settled(world)
+
+
+def test_nobody_new_takes_the_room_that_its_step_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = short_of_scratch()
+    prefill = world.processes["prefill"]
+    world.send("r", prompt(world.rng, 150), 2)
+    grant = withhold(world, "r")
+    world.send("other", prompt(world.rng, 12), 2)
+    others = withhold(world, "other")
+    with monkeypatch.context() as scattered:  # pages enough, but no whole chunk of them
+        scattered.setattr(prefill.core.pool.lent, "lendable", lambda _: 0)
+        deliver(world, grant)
+        rest(world)
+        assert streams(world).starved == 1 and prefill.step is None
+        world.send("new", prompt(world.rng, 4), 2)
+        rest(world)
     assert not world.answers[RequestId("new")].tokens
     deliver(world, others)
     world.settle()
@@ -394,6 +415,27 @@ def test_one_that_will_never_have_scratch_fails_and_may_be_tried_elsewhere(monke
     world.settle()
     failed = world.answers[RequestId("r")].failed
     assert failed is not None and (failed.code, failed.retryable) == ("busy", True)
+    assert_settled(world)
+
+
+def test_one_that_lacks_scratch_fails_if_all_others_wait_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = short_of_scratch(decode_blocks=43)
+    monkeypatch.setattr(world.processes["prefill"].core.pool.lent, "lendable", lambda _: 0)
+    world.send("r", prompt(world.rng, 150), 2)
+    grant = withhold(world, "r")
+    world.send("other", prompt(world.rng, 12), 2)  # the decode worker keeps its pages for `r`
+    rest(world)
+    deliver(world, grant)
+    rest(world)
+    assert streams(world).starved == 1 and not world.answers[RequestId("other")].tokens
+    world.pass_time(999.0)
+    rest(world)
+    assert not world.answers[RequestId("r")].done, "a grant for the other may be on its way"
+    world.pass_time(1.0)
+    world.settle()
+    failed = world.answers[RequestId("r")].failed
+    assert failed is not None and (failed.code, failed.retryable) == ("busy", True)
+    assert world.answers[RequestId("other")].finish == "length"
     assert_settled(world)
 
 
