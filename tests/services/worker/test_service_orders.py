@@ -5,8 +5,10 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from common.ids import PeerId, RequestId
 from common.kv_layout import KvLayout
 from common.log import Log
+from common.messages.requests import Cancel
 from kvstore.memory.page_memory import open_page_memory
 from kvstore.transport.own_pages import HostPages
 from services.worker.checksum_thread import ChecksumsMade, ChecksumThread, Pages
@@ -52,3 +54,14 @@ def test_memory_goes_only_after_what_was_posted_is_read(order: ResizeMemory | Le
     checksums.turn.set()
     checksums.stop()
     memory.close()
+
+
+def test_a_peer_that_cannot_be_sent_anything_fills_no_log(capsys: pytest.CaptureFixture[str]) -> None:
+    core, ports = MagicMock(), MagicMock()
+    ports.exchange.send.return_value = False
+    service = WorkerService(core, ports, Log(), plan_ahead=False)
+    for number in range(50):
+        service._send(PeerId("decode-0@1"), Cancel(request=RequestId(f"r{number}")), ())
+    assert "".join(capsys.readouterr()).count('"send_refused"') == 1
+    assert core.on_unsent.call_count == 50
+    assert service._unsent.total == 50
