@@ -19,7 +19,7 @@ from common.net.cluster_key import read_cluster_key
 from common.net.fault_kit import FaultKit, clock_of
 from common.net.faulty import open_exchange
 from common.net.faulty_redis import opens_registry
-from common.net.host import kernel_identity
+from common.net.host import kernel_identity, pid_space
 from common.net.redis import Membership
 from common.process_facts import policies_of, software_versions
 from gateway.api_keys import ApiKeys, read_api_keys
@@ -200,6 +200,7 @@ def _member(settings: GatewaySettings, port: int) -> Member:
         endpoint=f"http://{settings.advertise_host or settings.host}:{port}",
         host=kernel_identity(),
         pid=os.getpid(),
+        pid_space=pid_space(),
         joined_unix_ms=_unix_ms(),
         versions=software_versions("penstock", "pyzmq", "torch"),
         policies=policies_of(settings, _POLICIES),

@@ -81,6 +81,7 @@ class StatusRoutes:
             "endpoint": self._this.endpoint,
             "host": self._this.host,
             "pid": self._this.pid,
+            "pid_space": self._this.pid_space,
             "unix_ms": time.time_ns() // 1_000_000,
             "versions": self._this.versions,
             "policies": self._this.policies,
@@ -110,6 +111,7 @@ def _worker_fields(state: WorkerState) -> dict[str, Any]:
         "model": None if state.member.model is None else msgspec.to_builtins(state.member.model),
         "endpoint": state.member.endpoint,
         "pid": state.member.pid,
+        "pid_space": state.member.pid_space,
         "host": state.member.host,
         "share_kind": state.member.share_kind if state.member.share_path is not None else "",
         "device_uuid": state.member.device_uuid,
@@ -144,6 +146,7 @@ def _lost_fields(one: LostWorker, ago_ms: float) -> dict[str, Any]:
         "ago_ms": round(ago_ms),
         "host": member.host,
         "pid": member.pid,
+        "pid_space": member.pid_space,
     }
 
 

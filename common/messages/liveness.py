@@ -71,6 +71,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     """Of the software that the process runs, by package: penstock, python, pyzmq, torch and the like."""
     policies: dict[str, str] = {}
     """Settings that change how it behaves, such as caching or routing rules, as they are set. For people to read."""
+    pid_space: str = ""
+    """Equal for processes of one PID namespace, where `pid` means the same; empty: not told."""
 
     @property
     def takes_tokens(self) -> int:

@@ -19,6 +19,7 @@ LEAST_SECRET_BYTES = 32
 _MOST_SECRET_BYTES = 4096
 _LEAST_DISTINCT = 12  # bytes of 64 random hexadecimal digits, all but surely; zeros and words repeated have fewer
 _PURPOSE = b"penstock curve 1"
+_CONTAINER_SECRETS = "/run/secrets/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,9 @@ def _read(path: str) -> bytes:
         state = os.fstat(fd)
         if not stat.S_ISREG(state.st_mode):
             raise ConfigError(f"--cluster-key={path}: is no plain file; `penstock key make FILE` writes one")
-        if state.st_mode & 0o077:
+        # Container engines mount secrets there, mostly with mode 0444; who else is in the container is of the cluster.
+        mounted = os.readlink(f"/proc/self/fd/{fd}").startswith(_CONTAINER_SECRETS)
+        if state.st_mode & (0o022 if mounted else 0o077):
             mode = stat.S_IMODE(state.st_mode)
             raise ConfigError(f"--cluster-key={path}: others may read or write it (mode {mode:04o}); chmod 600 {path}")
         return os.read(fd, _MOST_SECRET_BYTES + 3)

@@ -22,7 +22,7 @@ from common.net.cluster_key import read_cluster_key
 from common.net.fault_kit import FaultKit, clock_of
 from common.net.faulty import open_exchange
 from common.net.faulty_redis import opens_registry
-from common.net.host import kernel_identity
+from common.net.host import kernel_identity, pid_space
 from common.net.redis import Membership
 from common.process_facts import policies_of, software_versions
 from common.settings import load, usage
@@ -90,6 +90,7 @@ def run(
             endpoint=_advertised(exchange.endpoint, settings.advertise_host),
             host=kernel_identity(),
             pid=os.getpid(),
+            pid_space=pid_space(),
             share_path=share.serve(memory, _run_dir(settings, stack)),
             model_path=settings.model,
             joined_unix_ms=time.time_ns() // 1_000_000,

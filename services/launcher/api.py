@@ -11,6 +11,17 @@ from common.header_key import key_bytes
 _TIMEOUT_S = 5.0
 
 
+class NoGateway(httpx.HTTPError):
+    """Something answers there, and it is no gateway of Penstock."""
+
+
+def refusal(response: httpx.Response) -> str:
+    """What a gateway's answer other than 200 means, for people."""
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        return "asks for a key: give it with --api-key"
+    return f"answered {response.status_code}: {response.text[:200]}"
+
+
 class GatewayApi:
     """A gateway's address. Every call raises httpx.HTTPError if it does not answer."""
 
@@ -36,15 +47,23 @@ class GatewayApi:
         return f"{answer.status_code} {answer.text[:300]}"
 
     def status(self) -> Mapping[str, Any]:
-        """The document behind `/status`."""
-        answer = self._client.get("/status").raise_for_status()
-        document: Mapping[str, Any] = msgspec.json.decode(answer.content)
+        """The document behind `/status`. Raises NoGateway."""
+        document = self._document("/status")
+        if not isinstance(document.get("gateway"), dict) or not isinstance(document.get("workers"), list):
+            raise NoGateway(f"{self.url} is no gateway: its /status names neither a gateway nor workers")
         return document
+
+    def _document(self, path: str) -> Mapping[str, Any]:
+        answer = self._client.get(path).raise_for_status()
+        try:
+            return msgspec.json.decode(answer.content, type=dict[str, Any])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            kind = answer.headers.get("content-type", "nothing it names")
+            raise NoGateway(f"{self.url} is no gateway: its {path} is {kind[:100]} and no JSON object") from None
 
     def models(self) -> list[str]:
         """Names of the models that clients may ask for."""
-        answer = self._client.get("/v1/models").raise_for_status()
-        return [str(entry["id"]) for entry in msgspec.json.decode(answer.content)["data"]]
+        return [str(entry["id"]) for entry in self._document("/v1/models").get("data", ())]
 
     def chat(self, model: str, text: str, max_tokens: int, timeout_s: float) -> Iterator[str]:
         """Stream one greedy chat answer, piece by piece."""

@@ -5,7 +5,6 @@ from itertools import product
 from typing import Any  # Any: JSON
 from urllib.parse import urlsplit
 
-from common.units import format_bytes
 from services.launcher.findings import Finding, Level
 from services.launcher.readiness import peer_name
 
@@ -23,10 +22,10 @@ def check_workers(status: Status) -> Iterator[Finding]:
     """Each is ready, moves, and holds nothing for too long."""
     for worker in status["workers"]:
         name, gauges = worker["id"], worker.get("gauges", {})
-        stalled_ms = gauges.get("stalled_ms", 0.0)
+        stalled_ms = _number(gauges, "stalled_ms")
         if worker["state"] != "ready":
             text = f"{name} is {worker['state']}" + (f": {worker['reason']}" if worker["reason"] else "")
-            yield Finding(Level.WARN, "worker", text, _advice_for(worker["state"]))
+            yield Finding(Level.WARN, "worker", text, _advice_for(name, worker["state"]))
         elif worker.get("degraded"):
             advice = "others are preferred meanwhile; read `stuck` in its log, and restart it if it lasts"
             yield Finding(Level.WARN, "worker", f"{name} is degraded: {worker['degraded']}", advice)
@@ -44,11 +43,18 @@ def check_workers(status: Status) -> Iterator[Finding]:
             yield Finding(Level.OK, "worker", f"{name} is ready")
 
 
-def _advice_for(state: str) -> str:
+def _number(told: Mapping[str, Any], name: str) -> float:
+    """One of a worker's figures; 0 if it does not tell it: what is not a number in a report is null in JSON."""
+    found = told.get(name)
+    return float(found) if isinstance(found, int | float) else 0.0
+
+
+def _advice_for(name: str, state: str) -> str:
     return {
         "leaving": "it dropped out of Redis: is it alive, and does it reach the same --redis and --cluster?",
-        "connecting": "its ZeroMQ address does not answer: is it alive, does a firewall stand between, is --advertise-host right?",
-        "draining": "POST /admin/resume if that was not meant",
+        "connecting": "its ZeroMQ address does not answer: is it alive, does a firewall stand between, is --advertise-host right, "
+        "has it the gateway's --cluster-key (see `connection_refused` in both logs)?",
+        "draining": f"POST /admin/workers/{name}/resume if that was not meant",
         "misfit": "start it with the model of this gateway, or in another --cluster",
         "refused": "make the fields named here equal on both sides",
     }.get(state, "see its log")
@@ -80,7 +86,9 @@ def _of_role(status: Status, role: str) -> list[Worker]:
 
 
 def _link(here: Worker, there: Worker | None, link: Mapping[str, Any]) -> Finding:
-    text = f"{here['id']} -> {peer_name(link['peer'])}: {link['kind']}, {link['gib_per_s']:.1f} GiB/s when probed"
+    text = (
+        f"{here['id']} -> {peer_name(link['peer'])}: {link['kind']}, {_number(link, 'gib_per_s'):.1f} GiB/s when probed"
+    )
     one_host = there is not None and here.get("host") and here.get("host") == there.get("host")
     if link["kind"] not in _SHARED and one_host:
         why = f" ({link['reason']})" if link["reason"] else ""
@@ -121,9 +129,9 @@ def check_clocks(status: Status, others: Mapping[str, float]) -> Iterator[Findin
     now_ms = status["gateway"].get("unix_ms")
     skews = dict(others)
     for worker in status["workers"]:
-        there_ms = worker.get("gauges", {}).get("unix_ms")
+        there_ms = _number(worker.get("gauges", {}), "unix_ms")
         if now_ms is not None and there_ms:
-            skews[worker["id"]] = there_ms + worker["alive_ms"] - now_ms
+            skews[worker["id"]] = there_ms + _number(worker, "alive_ms") - now_ms
     wrong = {name: skew for name, skew in skews.items() if abs(skew) > _MOST_SKEW_MS}
     for name, skew in wrong.items():
         text = f"{name} is {abs(skew) / 1000:.1f} s {'ahead of' if skew > 0 else 'behind'} the gateway"
@@ -138,10 +146,16 @@ def check_openness(status: Status) -> Iterator[Finding]:
     """ZeroMQ addresses that other hosts reach are encrypted; nobody injects faults."""
     for worker in status["workers"]:
         policies = worker.get("policies", {})
-        reached = {urlsplit(at).hostname for at in (worker["endpoint"], policies.get("bind", ""))}
-        is_open = not reached <= _LOOPBACK
-        if is_open and policies.get("cluster-key") == "off":
-            text = f"{worker['id']} listens at {worker['endpoint']} for other hosts, without a key"
+        try:
+            reached = {urlsplit(at).hostname for at in (worker["endpoint"], policies.get("bind", ""))}
+        except ValueError:
+            text = f"{worker['id']} announces {worker['endpoint']!r}, which is no address"
+            yield Finding(Level.WARN, "network", text, "who writes into this Redis? Restart that process")
+            continue
+        is_open, key = not reached <= _LOOPBACK, policies.get("cluster-key", "untold")
+        if is_open and key != "set":
+            how = "without a key" if key == "off" else "and does not tell whether it has a key"
+            text = f"{worker['id']} listens at {worker['endpoint']} for other hosts, {how}"
             advice = "give all processes the same --cluster-key, or bind to 127.0.0.1"
             yield Finding(Level.WARN, "network", text, advice)
     for one in (status["gateway"], *status["workers"]):
@@ -151,23 +165,15 @@ def check_openness(status: Status) -> Iterator[Finding]:
             yield Finding(Level.WARN, "faults", text, "start it without PENSTOCK_FAULTS and --debug-faults")
 
 
-def check_plans(status: Status, host: str, total_bytes: int) -> Iterator[Finding]:
-    """The memory that processes of this host planned for fits into it."""
-    plans: dict[str, int] = {}
-    for worker in status["workers"]:
-        tiers = {"host"} if worker.get("policies", {}).get("device", "cpu") != "cpu" else {"host", "device"}
-        if worker.get("host") == host:
-            plans[worker["id"]] = sum(part["bytes"] for part in worker.get("memory", ()) if part["tier"] in tiers)
-    planned, text = sum(plans.values()), ", ".join(f"{name} {format_bytes(n)}" for name, n in sorted(plans.items()))
-    if not plans:
-        return
-    text = f"{format_bytes(planned)} planned of {format_bytes(total_bytes)} that this host or container has: {text}"
-    if planned > total_bytes:
-        yield Finding(Level.FAIL, "plans", text, "lower --device-memory, --host-buffer or --host-memory of some")
-    elif planned > 0.9 * total_bytes:
-        yield Finding(Level.WARN, "plans", text, "less than a tenth is left for everything else: lower one of them")
-    else:
-        yield Finding(Level.OK, "plans", text)
+def check_keys(status: Status) -> Iterator[Finding]:
+    """All have a cluster key, or nobody: who has one does not hear who has none."""
+    by_state: dict[str, list[str]] = {}
+    for one in (status["gateway"], *status["workers"]):
+        if told := one.get("policies", {}).get("cluster-key"):
+            by_state.setdefault(told, []).append(one["id"])
+    if len(by_state) > 1:
+        text = "; ".join(f"{told} on {', '.join(names)}" for told, names in sorted(by_state.items()))
+        yield Finding(Level.WARN, "network", f"cluster key: {text}", "give all processes the same --cluster-key")
 
 
 def check_gone(status: Status, listed: Sequence[str]) -> Iterator[Finding]:

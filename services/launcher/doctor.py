@@ -8,10 +8,10 @@ from typing import Any  # Any: JSON
 import httpx
 import msgspec
 
-from common.net.host import kernel_identity
+from common.net.host import kernel_identity, pid_space
 from common.settings import load
 from services.launcher import checks, cluster_checks, counter_checks, lost_checks, process_checks
-from services.launcher.api import GatewayApi
+from services.launcher.api import GatewayApi, NoGateway, refusal
 from services.launcher.findings import Finding, Level, worst
 from services.launcher.redis_checks import RedisFound, look_at_redis
 from services.launcher.settings import DoctorSettings
@@ -77,6 +77,11 @@ def running(url: str, api_key: str | None, stored: RedisFound) -> list[Finding]:
     try:
         status = api.status()
         why = None if api.is_ready() else api.why_not_ready()
+    except httpx.HTTPStatusError as error:
+        advice = "a key, or another --url" if error.response.status_code < 500 else "see the gateway's log"
+        return [Finding(Level.FAIL, "gateway", f"{url} {refusal(error.response)}", advice)]
+    except NoGateway as error:
+        return [Finding(Level.FAIL, "gateway", str(error), "correct --url: another program listens there")]
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return [Finding(Level.FAIL, "gateway", f"{url} does not answer: {error}", "start it, or correct --url")]
     finally:
@@ -91,8 +96,10 @@ def running(url: str, api_key: str | None, stored: RedisFound) -> list[Finding]:
 
 def judge(status: Mapping[str, Any], stored: RedisFound) -> list[Finding]:
     """Findings from a gateway's status document, and from what can be seen here of the processes that it names."""
-    here = kernel_identity()
-    on_gateways_host = status["gateway"].get("host") == here
+    here = process_checks.Here(
+        kernel_identity(), pid_space(), process_checks.machine_bytes(), process_checks.memory_limit_bytes()
+    )
+    on_gateways_host = status["gateway"].get("host") == here.host
     clocks = {"redis": stored.skew_ms} if stored.skew_ms is not None and on_gateways_host else {}
     return [
         *cluster_checks.check_workers(status),
@@ -103,7 +110,8 @@ def judge(status: Mapping[str, Any], stored: RedisFound) -> list[Finding]:
         *cluster_checks.check_versions(status),
         *cluster_checks.check_clocks(status, clocks),
         *cluster_checks.check_openness(status),
+        *cluster_checks.check_keys(status),
         *cluster_checks.check_gone(status, stored.members),
-        *cluster_checks.check_plans(status, here, process_checks.memory_limit_bytes()),
+        *process_checks.check_plans(status, here),
         *process_checks.check_processes(status, here),
     ]

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any  # Any: JSON
 
 import psutil
 
+from common.units import format_bytes
 from services.launcher.findings import Finding, Level
 
 _GOOD_FILES = 4096
@@ -14,15 +16,32 @@ _GOOD_PROCESSES = 1024
 _NO_LIMIT = 1 << 60
 
 
-def check_processes(status: Mapping[str, Any], host: str, root: Path = Path("/")) -> Iterator[Finding]:
-    """Limits and GPUs of the gateway, workers and stores that run here. `host`: this kernel's identity."""
+@dataclass(frozen=True, slots=True)
+class Here:
+    """Where the doctor looks from."""
+
+    host: str
+    """This kernel's identity; `pid_space`: that of the PID namespace, which containers have one each of."""
+    pid_space: str
+    machine_bytes: int
+    limit_bytes: int
+    """What the doctor's own control group allows, at most `machine_bytes`."""
+
+
+def beside(one: Mapping[str, Any], here: Here) -> bool:
+    """Whether a pid means there what it means here, and so limits do."""
+    return bool(one.get("host") == here.host and one.get("pid_space") == here.pid_space)
+
+
+def check_processes(status: Mapping[str, Any], here: Here, root: Path = Path("/")) -> Iterator[Finding]:
+    """Limits and GPUs of the gateway, workers and stores that run here, and not in another container of this host."""
     for one in (status["gateway"], *status["workers"]):
-        if one.get("host") != host:
+        if not beside(one, here):
             continue
         folder = root / "proc" / str(one["pid"])
         if not folder.exists():
-            text = f"{one['id']} (pid {one['pid']}) does not run here any more, or in a container that hides it"
-            yield Finding(Level.WARN, "process", text, "run the doctor beside it; if it died, its log says why")
+            text = f"{one['id']} (pid {one['pid']}) does not run here any more"
+            yield Finding(Level.WARN, "process", text, "its log says why")
             continue
         yield from _limits(one, folder)
         yield from _gpus(one, folder, root)
@@ -84,9 +103,41 @@ def _gpus(one: Mapping[str, Any], folder: Path, root: Path) -> Iterator[Finding]
         yield Finding(Level.WARN, "gpu", f"{text}; no driver is seen from here", advice)
 
 
+def check_plans(status: Mapping[str, Any], here: Here) -> Iterator[Finding]:
+    """The memory that processes of this host planned for fits into it, and what those of this container did into its limit."""
+    on_host = [worker for worker in status["workers"] if worker.get("host") == here.host]
+    yield from _fits(on_host, here.machine_bytes, "host")
+    if here.limit_bytes < here.machine_bytes:
+        yield from _fits([worker for worker in on_host if beside(worker, here)], here.limit_bytes, "container")
+
+
+def _fits(workers: list[Mapping[str, Any]], total_bytes: int, place: str) -> Iterator[Finding]:
+    if not workers:
+        return
+    plans = {worker["id"]: _planned_bytes(worker) for worker in workers}
+    planned, each = sum(plans.values()), ", ".join(f"{name} {format_bytes(n)}" for name, n in sorted(plans.items()))
+    text = f"{format_bytes(planned)} planned of {format_bytes(total_bytes)} that this {place} has: {each}"
+    if planned > total_bytes:
+        yield Finding(Level.FAIL, "plans", text, "lower --device-memory, --host-buffer or --host-memory of some")
+    elif planned > 0.9 * total_bytes:
+        yield Finding(Level.WARN, "plans", text, "less than a tenth is left for everything else: lower one of them")
+    else:
+        yield Finding(Level.OK, "plans", text)
+
+
+def _planned_bytes(worker: Mapping[str, Any]) -> int:
+    tiers = {"host", "device"} if _device(worker) == "cpu" else {"host"}
+    return sum(int(part["bytes"] or 0) for part in worker.get("memory") or () if part["tier"] in tiers)
+
+
+def machine_bytes() -> int:
+    """What the machine has, whatever this container may use of it."""
+    return int(psutil.virtual_memory().total)
+
+
 def memory_limit_bytes(root: Path = Path("/")) -> int:
     """What this machine has, or the control group of this process allows if that is less."""
-    total = int(psutil.virtual_memory().total)
+    total = machine_bytes()
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:

@@ -7,12 +7,12 @@ from typing import Any  # Any: what INFO says
 
 import redis
 
+from common.errors import ConfigError
 from common.net.redis import Registry
-from common.net.redis_address import shown
+from common.net.redis_address import connect_redis, shown
 from services.launcher.findings import Finding, Level
 
 _SLOW_MS = 20.0
-_TIMEOUT_S = 2.0
 _PINGS = 5
 _SERVING = frozenset({"prefill", "decode", "mixed", "kvstore"})
 
@@ -31,10 +31,9 @@ class RedisFound:
 def look_at_redis(url: str, cluster: str) -> RedisFound:
     """Changes nothing there. Does not raise: a Redis that does not answer is a finding."""
     try:
-        client = redis.Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
-        registry = Registry(url, cluster)
-    except ValueError as error:
-        return RedisFound([Finding(Level.FAIL, "redis", f"{shown(url)} is no address: {error}", "correct --redis")])
+        client, registry = connect_redis(url), Registry(url, cluster)
+    except ConfigError as error:
+        return RedisFound([Finding(Level.FAIL, "redis", str(error), "correct --redis")])
     try:
         latency_ms = min(_ping_ms(client) for _ in range(_PINGS))
         seconds, micros = client.time()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import httpx
 
 from common.settings import load
-from services.launcher.api import GatewayApi
+from services.launcher.api import GatewayApi, NoGateway, refusal
 from services.launcher.settings import StatusSettings
 from services.launcher.tables import status_text
 
@@ -19,7 +19,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         document = api.status()
     except httpx.HTTPStatusError as error:
-        print(f"penstock status: {settings.url}: {_refusal(error.response)}", file=sys.stderr)
+        print(f"penstock status: {settings.url}: {refusal(error.response)}", file=sys.stderr)
+        return 1
+    except NoGateway as error:
+        print(f"penstock status: {error}", file=sys.stderr)
         return 1
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         print(f"penstock status: {settings.url} does not answer: {error}", file=sys.stderr)
@@ -28,9 +31,3 @@ def main(argv: Sequence[str]) -> int:
         api.close()
     print(status_text(document))
     return 0 if document["gateway"]["ready"] else 1
-
-
-def _refusal(response: httpx.Response) -> str:
-    if response.status_code == 401:
-        return "asks for a key: give it with --api-key"
-    return f"answered {response.status_code}: {response.text[:200]}"

@@ -21,7 +21,7 @@ from common.net.cluster_key import read_cluster_key
 from common.net.fault_kit import FaultKit, clock_of
 from common.net.faulty import open_exchange
 from common.net.faulty_redis import opens_registry
-from common.net.host import kernel_identity
+from common.net.host import kernel_identity, pid_space
 from common.net.redis import Membership
 from common.process_facts import clock_gauges, policies_of, software_versions
 from kvstore.memory.cuda_driver import CudaDriver
@@ -278,6 +278,7 @@ class Worker:
             endpoint=endpoint,
             host=kernel_identity(),
             pid=os.getpid(),
+            pid_space=pid_space(),
             share_path=share_path,
             share_kind=memory.kind,
             device_uuid=memory.device_uuid,

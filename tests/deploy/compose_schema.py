@@ -103,6 +103,7 @@ SERVICE = {
         "volumes": {"type": "array", "items": {"type": "string", "pattern": r"^[a-z]+:/[a-z/]+(:ro)?$"}},
         "ports": {"type": "array", "items": {"type": "string"}},
         "networks": WORDS,
+        "secrets": {"type": "array", "items": {"type": "string"}},
         "profiles": WORDS,
         "depends_on": DEPENDS_ON,
         "healthcheck": HEALTHCHECK,
@@ -122,5 +123,14 @@ COMPOSE: dict[str, Any] = {
         "services": {"type": "object", "patternProperties": {NAME: SERVICE}, "additionalProperties": False},
         "networks": {"type": "object", "additionalProperties": {"type": ["object", "null"]}},
         "volumes": {"type": "object", "additionalProperties": {"type": ["object", "null"]}},
+        "secrets": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "required": ["file"],
+                "additionalProperties": False,
+                "properties": {"file": {"type": "string"}},
+            },
+        },
     },
 }

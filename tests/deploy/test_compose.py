@@ -1,6 +1,7 @@
 """compose.yaml is valid, and every process that it runs is one that our command line would start."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,18 @@ FILE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
 OURS = [name for name, service in SERVICES.items() if service["image"].startswith("penstock")]
 RUN_BY_US = [name for name in OURS if "entrypoint" not in SERVICES[name]]
-_REFERENCE = re.compile(r"\$\{([A-Z_]+):-([^}]*)\}")
+_REFERENCE = re.compile(r"\$\{([A-Z_]+):([-+])([^}]*)\}")
 
 
-def resolved(value: object) -> str:
-    """As compose would fill it in with an empty environment."""
-    return _REFERENCE.sub(lambda match: match[2], str(value))
+def resolved(value: object, environ: Mapping[str, str] | None = None) -> str:
+    """As compose would fill it in, with an empty environment if none is given."""
+    given = environ or {}
+
+    def filled(match: re.Match[str]) -> str:
+        name, sign, word = match.groups()
+        return (word if given.get(name) else "") if sign == "+" else given.get(name) or word
+
+    return _REFERENCE.sub(filled, str(value))
 
 
 def command_of(service: str) -> Command:
@@ -106,6 +113,18 @@ def test_the_disk_tier_is_off_and_its_folder_is_a_volume() -> None:
     mounts = [volume.split(":")[1] for volume in SERVICES["kvstore"]["volumes"] if volume.startswith("kv:")]
     (named_in_the_file,) = re.findall(r"PENSTOCK_DISK=(\S+)", (ROOT / "compose.yaml").read_text())
     assert mounts == [named_in_the_file]
+
+
+def test_one_variable_gives_every_process_the_cluster_key_as_a_secret() -> None:
+    ((name, secret),) = FILE["secrets"].items()
+    given = {"PENSTOCK_CLUSTER_KEY": "./cluster.key"}
+    assert (resolved(secret["file"]), resolved(secret["file"], given)) == ("/dev/null", "./cluster.key")
+    for service in RUN_BY_US:
+        variable = SERVICES[service]["environment"]["PENSTOCK_CLUSTER_KEY"]
+        assert (resolved(variable), resolved(variable, given)) == ("", f"/run/secrets/{name}"), service
+        assert SERVICES[service]["secrets"] == [name], service
+    strangers = set(SERVICES) - set(RUN_BY_US)
+    assert not any(SERVICES[service].get("secrets") for service in strangers), "these need no key"
 
 
 def test_the_gpu_services_ask_for_a_gpu_and_only_they() -> None:

@@ -13,6 +13,7 @@ from common.errors import ConfigError
 from common.ids import PeerId
 from common.log import Log
 from common.messages.liveness import Ping
+from common.net import cluster_key
 from common.net.cluster_key import ClusterKey, make_cluster_key, read_cluster_key
 from common.net.sockets import Exchange
 from services.launcher.key import main as key_command
@@ -79,7 +80,9 @@ def test_who_has_no_or_another_key_is_not_heard_and_both_logs_say_why(
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert {line["side"] for line in lines} == {"server", "client"}
     for line in lines:
-        assert line["event"] == "connection_refused" and "--cluster-key" in line["text"]
+        assert line["event"] == "connection_refused"
+        assert "--cluster-key" in line["text"] or "logs why" in line["text"]
+    assert any("--cluster-key must name the same secret" in line["text"] for line in lines)
     assert server.counters()["refused_connections_total"] >= 1
 
 
@@ -158,6 +161,29 @@ def test_a_key_that_is_none_is_refused_and_says_what_would_be_right(
     with pytest.raises(ConfigError, match=says) as refused:
         read_cluster_key(str(path))
     assert str(path) in str(refused.value)
+
+
+def test_a_key_among_a_containers_secrets_may_be_read_by_others_and_written_by_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secrets").mkdir()
+    monkeypatch.setattr(cluster_key, "_CONTAINER_SECRETS", f"{tmp_path}/secrets/")
+    made(tmp_path / "secrets")
+    (tmp_path / "outside").write_bytes((tmp_path / "secrets/key").read_bytes())
+    (tmp_path / "outside").chmod(0o444)
+    (tmp_path / "secrets/link").symlink_to(tmp_path / "outside")
+    for mode, name, right in (
+        (0o444, "key", True),
+        (0o464, "key", False),
+        (0o446, "key", False),
+        (0o444, "link", False),
+    ):
+        (tmp_path / "secrets/key").chmod(mode)
+        if right:
+            assert read_cluster_key(str(tmp_path / "secrets" / name)) is not None
+            continue
+        with pytest.raises(ConfigError, match="others may"):
+            read_cluster_key(str(tmp_path / "secrets" / name))
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:

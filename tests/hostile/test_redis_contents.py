@@ -246,10 +246,19 @@ def test_an_address_shows_neither_user_nor_password() -> None:
     assert shown("redis://:p%40ss@host/0?db=2") == "redis://***@host/0?db=2"
     assert shown("redis://host/0?password=secret&db=2") == "redis://host/0?password=***&db=2"
     assert shown("redis://127.0.0.1:6379/0") == "redis://127.0.0.1:6379/0"
+    for mark in "/#?@:":
+        assert shown(f"redis://:sec{mark}ret@127.0.0.1:6379/0") == "redis://***@127.0.0.1:6379/0"
+    assert shown("me:secret@host") == "***@host"
+    assert shown("redis://h/0?password=sec#ret") == "redis://h/0?password=***"
 
 
 @pytest.mark.parametrize(
-    "address", ["redis://:secret@127.0.0.1:1/0", "http://:secret@host", "redis://:secret@host:port"]
+    "address",
+    [
+        *("redis://:secret@127.0.0.1:1/0", "http://:secret@host", "redis://:secret@host:port", "me:secret@host"),
+        *(f"redis://{user}secret{mark}x@127.0.0.1:1/0" for user in ("", ":") for mark in "/#?"),
+        *("redis://:[secret@h/0", "redis://:secret@h/0?nosuch=1"),
+    ],
 )
 def test_errors_about_an_address_do_not_show_its_password(address: str) -> None:
     with pytest.raises(ConfigError) as refused:

@@ -1,5 +1,7 @@
 """What the doctor finds in a running system: each fault made once in a status document, and said with what to change."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,11 @@ import msgspec
 import pytest
 
 from services.launcher import cluster_checks as checks
-from services.launcher.doctor import as_json
+from services.launcher.doctor import as_json, running
 from services.launcher.findings import Finding, Level
-from services.launcher.process_checks import check_processes, limits_of
-from services.launcher.redis_checks import judge, look_at_redis
+from services.launcher.process_checks import Here, check_plans, check_processes, limits_of
+from services.launcher.redis_checks import RedisFound, judge, look_at_redis
+from services.launcher.status import main as show_status
 from services.launcher.tables import policies_text
 from tests.support.redis import redis_server
 
@@ -24,6 +27,7 @@ def link(to: str, kind: str = "shm", reason: str = "") -> dict[str, Any]:
 def worker(name: str, *links: dict[str, Any], **more: object) -> dict[str, Any]:
     role = name.partition("-")[0]
     fields = {"id": name, "role": role, "state": "ready", "reason": "", "pid": 7, "host": "h", "model": {"name": "m"}}
+    fields |= {"pid_space": "here"}
     fields |= {
         "endpoint": "tcp://127.0.0.1:5",
         "policies": {"cluster-key": "off", "caching": "3"},
@@ -41,12 +45,24 @@ def worker(name: str, *links: dict[str, Any], **more: object) -> dict[str, Any]:
 
 
 def status(*workers: dict[str, Any]) -> dict[str, Any]:
-    gateway = {"id": "gateway-0", "host": "h", "pid": 1, "unix_ms": 1_000_000, "versions": VERSIONS, "policies": {}}
+    gateway = {
+        "id": "gateway-0",
+        "host": "h",
+        "pid": 1,
+        "pid_space": "here",
+        "unix_ms": 1_000_000,
+        "versions": VERSIONS,
+        "policies": {},
+    }
     return {"gateway": gateway, "workers": list(workers)}
 
 
 GOOD = status(worker("prefill-0", link("decode-0")), worker("decode-0"))
 ALL = (checks.check_workers, checks.check_links, checks.check_versions, checks.check_openness)
+
+
+def here(total_bytes: int) -> Here:
+    return Here("h", "here", total_bytes, total_bytes)
 
 
 def warned(findings: object) -> list[Finding]:
@@ -74,6 +90,9 @@ def test_a_healthy_cluster_has_no_fault() -> None:
         ),
         (checks.check_openness, {"endpoint": "tcp://10.0.0.5:5"}, "network", "without a key"),
         (checks.check_openness, {"policies": {"faults": "set"}}, "faults", "on purpose"),
+        (checks.check_openness, {"endpoint": "tcp://10.0.0.5:5", "policies": {}}, "network", "does not tell"),
+        (checks.check_openness, {"endpoint": "tcp://[::1"}, "network", "no address"),
+        (checks.check_keys, {"policies": {"cluster-key": "set"}}, "network", "off on decode-0; set on prefill-0"),
     ],
 )
 def test_each_fault_is_found_and_told_with_what_to_change(check: Any, prefill: dict, subject: str, word: str) -> None:
@@ -81,6 +100,72 @@ def test_each_fault_is_found_and_told_with_what_to_change(check: Any, prefill: d
         check(status(worker("prefill-0", **{"transports": [link("decode-0")], **prefill}), worker("decode-0")))
     )
     assert found.subject == subject and word in found.text and found.advice
+
+
+@pytest.mark.parametrize(
+    ("state", "advised"),
+    [("connecting", "--cluster-key"), ("draining", "/admin/workers/prefill-0/resume"), ("leaving", "--redis")],
+)
+def test_each_state_has_its_own_advice(state: str, advised: str) -> None:
+    (found,) = warned(checks.check_workers(status(worker("prefill-0", state=state))))
+    assert advised in found.advice
+
+
+@pytest.mark.parametrize("name", ["stalled_ms", "unix_ms", "watchdog_fired_total"])
+def test_a_figure_that_is_no_number_is_one_that_was_not_told(name: str) -> None:
+    odd = status(worker("prefill-0", gauges={name: None}, counters={name: None}, alive_ms=None))
+    assert [warned(check(odd)) for check in (checks.check_workers, checks.check_openness)] == [[], []]
+    assert warned(checks.check_clocks(odd, {})) == []
+
+
+def answer(code: int, content: bytes, kind: str = "application/json") -> type[BaseHTTPRequestHandler]:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(code)
+            self.send_header("content-type", kind)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return Answer
+
+
+@pytest.mark.parametrize(
+    ("served", "says", "advised"),
+    [
+        (answer(401, b"{}"), "asks for a key: give it with --api-key", "key"),
+        (answer(500, b"no"), "answered 500: no", "log"),
+        (answer(200, b"<html>", "text/html"), "/status is text/html", "correct --url"),
+        (answer(200, b"[1]"), "no JSON object", "correct --url"),
+        (answer(200, b"\xff"), "no JSON object", "correct --url"),
+        (answer(200, b"{}"), "names neither", "correct --url"),
+        (answer(200, b'{"gateway": 1, "workers": []}'), "names neither", "correct --url"),
+    ],
+)
+def test_a_server_that_is_no_gateway_or_wants_a_key_is_told_as_such(
+    served: type[BaseHTTPRequestHandler], says: str, advised: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), served) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        (found,) = running(url, None, RedisFound([]))
+        assert show_status(["--url", url]) == 1
+        server.shutdown()
+    assert found.level is Level.FAIL and says in found.text and advised in found.advice
+    assert says in capsys.readouterr().err
+
+
+def test_nobody_at_the_address_is_told_as_such() -> None:
+    (found,) = running("http://127.0.0.1:9", None, RedisFound([]))
+    assert "does not answer" in found.text and "start it" in found.advice
+
+
+@pytest.mark.parametrize("url", ["redis://h/0?nosuch=1", "redis://h:port", "http://h", "redis://:own/secret@h/0"])
+def test_an_address_of_redis_that_is_none_is_a_finding(url: str) -> None:
+    (found,) = look_at_redis(url, "test").findings
+    assert found.level is Level.FAIL and "is no address" in found.text and "secret" not in found.text
 
 
 def test_a_pair_that_differs_by_direction_is_told_once() -> None:
@@ -104,13 +189,32 @@ def test_a_clock_that_is_off_is_named_with_its_direction() -> None:
 def test_plans_count_the_host_only_and_pages_on_a_gpu_do_not() -> None:
     memory = [{"tier": "device", "owner": "kv_free", "bytes": 60}, {"tier": "host", "owner": "parked", "bytes": 10}]
     cpu, gpu = worker("decode-0", memory=memory), worker("decode-1", memory=memory, policies={"device": "cuda:0"})
-    levels = [next(iter(checks.check_plans(status(cpu, gpu), "h", total))).level for total in (79, 80, 100)]
+    levels = [next(iter(check_plans(status(cpu, gpu), here(total)))).level for total in (79, 80, 100)]
     assert levels == [Level.FAIL, Level.WARN, Level.OK]
-    assert list(checks.check_plans(status(cpu), "another host", 1)) == []
+    assert list(check_plans(status(cpu), Here("another host", "here", 1, 1))) == []
+
+
+def test_plans_of_other_containers_count_for_the_host_and_not_for_the_doctors_own_limit() -> None:
+    memory = [{"tier": "host", "owner": "kv", "bytes": 60}]
+    own, other = (worker(f"decode-{n}", memory=memory, pid_space=space) for n, space in enumerate(("here", "there")))
+    found = list(check_plans(status(own, other), Here("h", "here", 200, 100)))
+    assert [(one.level, "host has" in one.text, "decode-1" in one.text) for one in found] == [
+        (Level.OK, True, True),
+        (Level.OK, False, False),
+    ]
+    assert [one.level for one in check_plans(status(own, other), Here("h", "here", 100, 100))] == [Level.FAIL]
+    assert [one.level for one in check_plans(status(own), Here("h", "here", 200, 50))] == [Level.OK, Level.FAIL]
 
 
 def test_who_is_listed_and_does_not_answer_is_named() -> None:
     assert [one.subject for one in checks.check_gone(GOOD, ["decode-0", "decode-9"])] == ["members"]
+
+
+def test_a_pid_of_another_container_is_not_taken_for_one_of_ours(tmp_path: Path) -> None:
+    for space in ("there", ""):
+        other = status(worker("decode-0", pid_space=space))
+        other["gateway"]["host"] = "elsewhere"
+        assert list(check_processes(other, here(1), tmp_path)) == []
 
 
 def test_limits_of_each_local_process_are_read_and_the_dead_are_told(tmp_path: Path) -> None:
@@ -121,7 +225,7 @@ def test_limits_of_each_local_process_are_read_and_the_dead_are_told(tmp_path: P
         "Limit                     Soft Limit           Hard Limit           Units     \n" + rows
     )
     assert limits_of((folder / "limits").read_text()) == {"Max open files": 256}
-    found = warned(check_processes(status(worker("decode-0"), worker("decode-1", host="other")), "h", tmp_path))
+    found = warned(check_processes(status(worker("decode-0"), worker("decode-1", host="other")), here(1), tmp_path))
     assert [(one.subject, one.text.partition(" ")[0]) for one in found] == [
         ("process", "gateway-0"),
         ("ulimits", "decode-0:"),
