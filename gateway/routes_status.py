@@ -146,6 +146,7 @@ def _lost_fields(one: LostWorker, ago_ms: float) -> dict[str, Any]:
         "ago_ms": round(ago_ms),
         "host": member.host,
         "pid": member.pid,
+        "pid_space": member.pid_space,
     }
 
 

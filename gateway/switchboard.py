@@ -17,6 +17,7 @@ from common.messages.liveness import Member
 from common.messages.requests import Generate
 from common.messages.resizing import Resize, ResizeAnswer
 from common.net.sockets import Exchange
+from common.net.violations import Violations
 from gateway.core.actions import Action, Deliver, End, Note, Resized, Routed
 from gateway.core.dispatch import Dispatch
 from gateway.core.lost_workers import LostWorker
@@ -43,7 +44,7 @@ class Switchboard:
     ) -> None:
         """`on_holders`: told whose caches count, whenever that may have changed."""
         self._dispatch, self._exchange, self._clock, self._log = dispatch, exchange, clock, log
-        self._on_holders = on_holders
+        self._on_holders, self._unsent = on_holders, Violations("send_refused", log)
         self._inboxes: dict[RequestId, tuple[Inbox, int]] = {}
         self._fds: dict[PeerId, int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -170,6 +171,7 @@ class Switchboard:
                         if isinstance(message, Generate):
                             self._tell_sent(message.request, sent_ms)
                     else:
+                        self._unsent.note(peer, type(message).__name__)
                         if isinstance(message, Resize):
                             self._resizes.lost(peer)
                         waiting.extend(self._dispatch.on_unsent(peer, message, self._clock.now_ms()))
@@ -230,7 +232,11 @@ class Switchboard:
 
     def counters(self) -> dict[str, float]:
         """What became of routing decisions."""
-        return {**self._dispatch.counters(), **self._exchange.counters()}
+        return {
+            **self._dispatch.counters(),
+            **self._exchange.counters(),
+            "send_refused_total": float(self._unsent.total),
+        }
 
     def gauges(self) -> dict[str, float]:
         """Present values of the exchange, by series."""

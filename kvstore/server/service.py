@@ -67,6 +67,7 @@ class KvStoreService:
         self._inbox, self._log, self._disk = inbox, log, disk
         self._clock: Clock = MonotonicClock()
         self._violations = Violations("protocol_violation", log)
+        self._unsent = Violations("send_refused", log)
         self._active_ms, self._unchecked, self._was_degraded = 0.0, False, False
 
     def verify_with(self, checks: PageChecks | None) -> None:
@@ -113,7 +114,8 @@ class KvStoreService:
 
     def _counters(self) -> dict[str, float]:
         checked = {} if self._checks is None else self._checks.counters()
-        violations = {"protocol_violations_total": float(self._violations.total)}
+        told = {"protocol_violations_total": self._violations, "send_refused_total": self._unsent}
+        violations = {series: float(kind.total) for series, kind in told.items()}
         return {**self._exchange.counters(), **violations, **checked}
 
     def _tell_state(self, now_ms: float, *, asked: bool) -> None:
@@ -197,7 +199,7 @@ class KvStoreService:
                 case Reply(to, answer, blocks):
                     frames = [self._memory.read(pages) for pages in blocks]
                     if not self._exchange.send(to, self._sealed(answer, blocks), frames):
-                        self._log.event("send_refused", peer=to, message=type(answer).__name__)
+                        self._unsent.note(to, type(answer).__name__)
                 case ShapeMemory(layout, n_pages):
                     self._memory.shape(layout.page_bytes, n_pages)
                     if self._checks is not None:

@@ -62,7 +62,7 @@ def _closed_doors(status: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _series(counters: Counters, name: str) -> dict[str, float]:
-    return {series: n for series, n in counters.items() if series.partition("{")[0] == name and n > 0}
+    return {series: n for series, n in counters.items() if series.partition("{")[0] == name and n}
 
 
 def _total(counters: Counters, name: str) -> float:

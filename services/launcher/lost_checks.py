@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any  # Any: JSON
 
 from services.launcher.findings import Finding, Level
+from services.launcher.process_checks import Here, beside
 
 _CAN_STAND_IN = {"prefill": ("prefill", "mixed"), "decode": ("decode", "mixed"), "mixed": ("mixed",)}
 """Roles without which prompts or answers would be computed elsewhere or not at all; requests go on without a KV store."""
 _STOPPED = frozenset("Tt")
 
 
-def check_lost(status: Mapping[str, Any], host: str, root: Path = Path("/")) -> Iterator[Finding]:
-    """Workers that the gateway lost lately and that are not back. `host`: this kernel's identity, for a look at /proc."""
+def check_lost(status: Mapping[str, Any], here: Here, root: Path = Path("/")) -> Iterator[Finding]:
+    """Workers that the gateway lost lately and that are not back."""
     ready = {worker["role"] for worker in status["workers"] if worker["state"] == "ready"}
     for one in status.get("lost", ()):  # a gateway of another version does not remember
         roles = _CAN_STAND_IN.get(one["role"], ())
@@ -20,8 +21,8 @@ def check_lost(status: Mapping[str, Any], host: str, root: Path = Path("/")) -> 
         text = lost_text(one)
         if alone:
             text += f"; no {' or '.join(roles)} worker is left"
-        here = _seen_here(one["pid"], root) if one["host"] == host else ""
-        advice = here or "look at its process and log; SIGCONT if it is stopped"
+        seen = _seen_here(one["pid"], root) if beside(one, here) else ""
+        advice = seen or "look at its process and log; SIGCONT if it is stopped"
         yield Finding(Level.FAIL if alone else Level.WARN, "lost", text, advice)
 
 

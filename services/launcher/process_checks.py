@@ -28,7 +28,7 @@ class Here:
     """What the doctor's own control group allows, at most `machine_bytes`."""
 
 
-def _beside(one: Mapping[str, Any], here: Here) -> bool:
+def beside(one: Mapping[str, Any], here: Here) -> bool:
     """Whether a pid means there what it means here, and so limits do."""
     return bool(one.get("host") == here.host and one.get("pid_space") == here.pid_space)
 
@@ -36,7 +36,7 @@ def _beside(one: Mapping[str, Any], here: Here) -> bool:
 def check_processes(status: Mapping[str, Any], here: Here, root: Path = Path("/")) -> Iterator[Finding]:
     """Limits and GPUs of the gateway, workers and stores that run here, and not in another container of this host."""
     for one in (status["gateway"], *status["workers"]):
-        if not _beside(one, here):
+        if not beside(one, here):
             continue
         folder = root / "proc" / str(one["pid"])
         if not folder.exists():
@@ -108,7 +108,7 @@ def check_plans(status: Mapping[str, Any], here: Here) -> Iterator[Finding]:
     on_host = [worker for worker in status["workers"] if worker.get("host") == here.host]
     yield from _fits(on_host, here.machine_bytes, "host")
     if here.limit_bytes < here.machine_bytes:
-        yield from _fits([worker for worker in on_host if _beside(worker, here)], here.limit_bytes, "container")
+        yield from _fits([worker for worker in on_host if beside(worker, here)], here.limit_bytes, "container")
 
 
 def _fits(workers: list[Mapping[str, Any]], total_bytes: int, place: str) -> Iterator[Finding]:

@@ -105,11 +105,11 @@ class WorkerService:
         self._checksums = ports.checksums
         self._verifier = None if ports.checksums is None else _verifier(core, ports, ports.checksums, log)
         self._feed = EngineFeed(core, ports.engine, ahead=plan_ahead)
-        self._clock = ports.clock
         self._log, self._violations = log, Violations("protocol_violation", log)
+        self._unsent = Violations("send_refused", log)
         self._checked_ms, self._unchecked = 0.0, False
         self._drain_from_ms: float | None = None
-        self._gauges = ports.gauges
+        self._clock, self._gauges = ports.clock, ports.gauges
 
     def serve(self, stopping: Callable[[], bool], dump_asked: Callable[[], bool], *, drain_ms: float) -> None:
         """Run until `stopping()`, then until no request is left or `drain_ms` have passed.
@@ -189,7 +189,8 @@ class WorkerService:
 
     def _counters(self) -> dict[str, float]:
         verified = {} if self._verifier is None else self._verifier.counters()
-        wrong = {"protocol_violations_total": float(self._violations.total)}
+        told = {"protocol_violations_total": self._violations, "send_refused_total": self._unsent}
+        wrong = {series: float(kind.total) for series, kind in told.items()}
         return {**self._events.counters(), **self._mapped(), **self._exchange.counters(), **wrong, **verified}
 
     def _hear_right(self, peer: PeerId, message: AnyMessage, payloads: Sequence[Payload]) -> None:
@@ -279,7 +280,7 @@ class WorkerService:
 
     def _send(self, to: PeerId, message: Message, payloads: Sequence[Payload]) -> None:
         if not self._exchange.send(to, message, payloads):
-            self._log.event("send_refused", peer=to, message=type(message).__name__)
+            self._unsent.note(to, type(message).__name__)
             self._core.on_unsent(to, message)
 
     def _tell(self, to: PeerId, message: Message, payloads: Sequence[Payload]) -> None:

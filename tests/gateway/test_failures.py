@@ -7,6 +7,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from common.ids import PeerId
 from common.messages.requests import Cancel, Failed, Generate
 from tests.gateway.cluster import Cluster, cluster
 from tests.gateway.fake_worker import PATIENCE_S, tokens
@@ -200,7 +201,7 @@ def test_a_request_that_was_tried_again_tells_why_and_one_that_fails_how_often(r
         body, headers = {"model": NAME, "prompt": "x"}, {"x-penstock-explain": "1"}
         answer = up.in_background(lambda: client.post("/v1/completions", json=body, headers=headers).json())
         gateway, first = up.accept()
-        up.decode.say(gateway, refusal(first))
+        refuse(up, gateway, first)
         gateway, second = up.accept()
         up.decode.say(gateway, tokens(second.request, 0, ids("ab"), "length"))
         (told,) = answer.result(PATIENCE_S)["penstock"]["failed"]
@@ -208,10 +209,13 @@ def test_a_request_that_was_tried_again_tells_why_and_one_that_fails_how_often(r
         answer = up.in_background(lambda: client.post("/v1/completions", json=body).json())
         for _ in range(2):
             gateway, generate = up.accept()
-            up.decode.say(gateway, refusal(generate))
+            refuse(up, gateway, generate)
         error = answer.result(PATIENCE_S)["error"]
         assert (error["code"], error["attempts"]) == ("busy", 2)
 
 
-def refusal(generate: Generate) -> Failed:
-    return Failed(request=generate.request, code="busy", phase="decode", text="no", retryable=True)
+def refuse(up: Cluster, gateway: PeerId, generate: Generate) -> None:
+    """The decode worker gives it up, and the prefill worker hears of that."""
+    failed = Failed(request=generate.request, code="busy", phase="decode", text="no", retryable=True)
+    up.decode.say(gateway, failed)
+    assert up.prefill.hear(Cancel)[1].request == generate.request

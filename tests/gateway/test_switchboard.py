@@ -154,3 +154,12 @@ def test_who_would_wait_for_ever_is_answered_by_the_second_look() -> None:
     asyncio.run(play())
     ((_, error),) = inbox._news
     assert isinstance(error, Stuck) and not up.board._inboxes
+
+
+def test_a_worker_that_cannot_be_sent_anything_fills_no_log(capsys: pytest.CaptureFixture[str]) -> None:
+    one = Gateway(dispatch(*NAMES), Wires(deaf=set(NAMES) | {peer(name) for name in NAMES}))
+    for now_ms in range(0, 10_000, 500):
+        one.tick(float(now_ms))
+    n_lines = sum('"send_refused"' in line for line in "".join(capsys.readouterr()).splitlines())
+    assert n_lines == len(NAMES)
+    assert one.board._unsent.total > 10 * len(NAMES), "they are counted"

@@ -7,8 +7,10 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from common.ids import PeerId, RequestId
 from common.kv_layout import KvLayout
 from common.log import Log
+from common.messages.requests import Cancel
 from kvstore.memory.page_memory import open_page_memory
 from kvstore.memory.page_pool import PagePool
 from kvstore.transport.own_pages import HostPages
@@ -101,3 +103,14 @@ def test_who_reads_other_pages_is_not_waited_for_and_goes_on(
     assert at.read_before == [0]
     at.pages.go_on.release(100)
     assert len(at.made.get(timeout=WAIT_S).checksums) == len(LONG)
+
+
+def test_a_peer_that_cannot_be_sent_anything_fills_no_log(capsys: pytest.CaptureFixture[str]) -> None:
+    core, ports = MagicMock(), MagicMock()
+    ports.exchange.send.return_value = False
+    service = WorkerService(core, ports, Log(), plan_ahead=False)
+    for number in range(50):
+        service._send(PeerId("decode-0@1"), Cancel(request=RequestId(f"r{number}")), ())
+    assert "".join(capsys.readouterr()).count('"send_refused"') == 1
+    assert core.on_unsent.call_count == 50
+    assert service._unsent.total == 50
