@@ -41,6 +41,18 @@ class Held(HostPages):
         return super().rows
 
 
+class Awaited(threading.Event):
+    """Who waits for it lets the portion go on."""
+
+    def __init__(self, go_on: threading.Semaphore) -> None:
+        super().__init__()
+        self._go_on = go_on
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._go_on.release()
+        return super().wait(WAIT_S if timeout is None else timeout)
+
+
 class Setting:
     """A service that can be given orders, and what its checksum thread made."""
 
@@ -77,7 +89,8 @@ def test_memory_goes_only_after_the_portion_that_is_read_of_it_and_the_rest_is_l
     at.thread.post(2, Pages((CHUNK_PAGES,)))
     at.thread.post(3, Payloads((bytes(LAYOUT.page_bytes),)))
     assert at.pages.begun.acquire(timeout=WAIT_S)
-    threading.Thread(target=lambda: at.pages.go_on.release(), daemon=True).start()
+    assert at.thread._current is not None
+    at.thread._current.left = Awaited(at.pages.go_on)
     at.service._act([order], ())
     assert at.read_before == [1] == [at.pages.n_read]
     ends = [at.made.get(timeout=WAIT_S) for _ in range(3)]
