@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed while running, 2 a setting must be changed.
 
 import difflib
 import os
+import select
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -34,14 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_read() -> bool:
     """Whether anybody reads what is printed. If not, the rest of it goes nowhere, also at the interpreter's end."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-        return False
-    return True
+    printed = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(printed, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return True
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, printed)
+    os.close(nowhere)
+    return False
 
 
 def _run(argv: Sequence[str] | None) -> int:
