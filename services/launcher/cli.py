@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed while running, 2 a setting must be changed.
 
 import difflib
 import os
+import select
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -16,11 +17,36 @@ from services.launcher.environment import foreign_variables
 
 _EXIT_SETTING = 2
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_EXIT_UNREAD = 141  # 128 + SIGPIPE, likewise
 _HELP_FLAGS = {"--help", "-h"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code."""
+    """Run one subcommand; returns the exit code. Ends quietly if whoever read its output, such as `head`, has enough."""
+    try:
+        code = _run(argv)
+        sys.stdout.flush()  # here, where it can be told, and not when the interpreter ends
+    except BrokenPipeError:
+        if _is_read():
+            raise  # another pipe: a bug of ours
+        return _EXIT_UNREAD
+    return code
+
+
+def _is_read() -> bool:
+    """Whether anybody reads what is printed. If not, the rest of it goes nowhere, also at the interpreter's end."""
+    printed = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(printed, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return True
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, printed)
+    os.close(nowhere)
+    return False
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = find(arguments)
     if command is None:
@@ -75,7 +101,7 @@ def _without_command(arguments: Sequence[str]) -> int:
     if word in {"help", *_HELP_FLAGS}:
         topic = find(arguments[1:])
         if topic is not None:
-            return main([*topic.words, "--help"])
+            return _run([*topic.words, "--help"])
         print(overview(COMMANDS))
         return 0
     if word in {"version", "--version"}:

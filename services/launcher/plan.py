@@ -167,6 +167,7 @@ def _gateway(settings: UpSettings, site: Site, index: int) -> ProcessPlan:
         api_keys=settings.api_keys,
         route_prefill=settings.route_prefill,
         route_decode=settings.route_decode,
+        retry_wait_s=settings.retry_wait_s,
         cluster_key=settings.cluster_key,
         debug_faults=settings.debug_faults or None,
     )

@@ -1,5 +1,6 @@
 """Settings of the launcher's own commands: up, status and doctor."""
 
+import math
 from dataclasses import dataclass
 
 from common.header_key import require_keys
@@ -143,6 +144,10 @@ class UpSettings:
         None, help="File with the secret of the cluster, for encrypted traffic; see `penstock gateway --help`."
     )
     debug_faults: bool = setting(False, help="Let PENSTOCK_FAULTS take effect in the processes that are started.")
+    retry_wait_s: float = setting(
+        30.0,
+        help="Time that a request whose worker failed waits for a ready one; longer than a worker's start, as dead ones are restarted.",
+    )
 
     run_dir: str | None = setting(
         None, help="Folder for logs and Unix sockets; unset: a temporary one, removed at the end."
@@ -169,6 +174,8 @@ class UpSettings:
         for flag, value in (("slo-ttft", self.slo_ttft_ms), ("slo-tpot", self.slo_tpot_ms)):
             if not value > 0:
                 raise ValueError(f"--{flag}={value}: must be above 0")
+        if not 0 <= self.retry_wait_s < math.inf:
+            raise ValueError(f"--retry-wait-s={self.retry_wait_s}: must be 0 or more, and finite")
         if self.gateways < 1:
             raise ValueError(f"--gateways={self.gateways}: must be 1 or more")
         if bool(self.prefill) != bool(self.decode):

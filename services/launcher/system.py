@@ -99,6 +99,12 @@ class System:
                         f"{name} ended ({_cause(code)}) while Redis does not answer; it is started when Redis is back"
                     )
                 self._restart_at_s[name] = now_s + _REDIS_AGAIN_S
+            elif due_s is None and code == _EXIT_SETTING and child.plan.role != "redis":
+                again = self._policies[name].on_setting(now_s)
+                self._restart_at_s[name] = again.at_s
+                self._say(
+                    f"{name} needs a setting changed: {_last_line(child)}; tried again in {again.at_s - now_s:.0f} s"
+                )
             elif due_s is None:
                 decision = self._policies[name].on_death(now_s)
                 if isinstance(decision, GiveUp):
@@ -127,6 +133,10 @@ def log_text(child: Child) -> str:
     """The end of a child's log, indented."""
     lines = child.tail(_TAIL_LINES) or ["(it wrote nothing)"]
     return "\n".join(f"    {line}" for line in lines)
+
+
+def _last_line(child: Child) -> str:
+    return (child.tail(1) or ["(it wrote nothing)"])[0].strip()
 
 
 def _cause(code: int) -> str:

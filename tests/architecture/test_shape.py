@@ -28,6 +28,7 @@ BANNED_IN_NAMES = ("Manager", "Handler", "Helper", "Util", "Info", "Impl", "Data
 BANNED_FILES = {"utils", "util", "helpers", "helper", "misc", "base_impl", "common", "manager"}
 MAY_CATCH_EVERYTHING = {
     "gateway/border.py": "the gateway's request boundary",
+    "gateway/request_log.py": "the border to exporters of others: the log tells the first bug, and counts all",
     "services/worker/engine_thread.py": "the loop's top of the engine thread, which passes the error on",
 }
 _WORDS = re.compile(r"[A-Z][a-z0-9]*")

@@ -137,3 +137,25 @@ def test_a_worker_without_torch_names_the_extra_to_install() -> None:
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=100)
     assert ended.returncode == 2
     assert "penstock[worker]" in ended.stderr
+
+
+@pytest.mark.parametrize("typed", [["help"], ["up", "--help"], ["version"]])
+def test_output_that_nobody_reads_any_more_ends_the_program_quietly(
+    typed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `penstock status | head -3` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        assert main(typed) == 141
+        unread.flush()  # what the interpreter does at its end
+
+
+def test_another_broken_pipe_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(argv: list[str]) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("services.launcher.status.main", broken)
+    with pytest.raises(BrokenPipeError):
+        main(["status"])

@@ -8,11 +8,13 @@ import pytest
 from services.launcher.counter_checks import check_counters
 from services.launcher.findings import Level
 from services.launcher.lost_checks import check_lost, check_prompts
+from services.launcher.process_checks import Here
 from services.launcher.tables import status_text
 from tests.launcher.test_doctor import GOOD, status, worker
 
 LOST = {"id": "prefill-0", "role": "prefill", "reason": "died (silent for 3.1 s)", "ago_ms": 12_000}
-LOST |= {"host": "h", "pid": 7}
+LOST |= {"host": "h", "pid": 7, "pid_space": "1"}
+HERE, ELSEWHERE = Here("h", "1", 0, 0), Here("h", "2", 0, 0)
 
 
 def proc(root: Path, state: str) -> Path:
@@ -27,27 +29,27 @@ def with_lost(*workers: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_lost_worker_is_told_and_is_a_failure_when_its_role_has_nobody_left(tmp_path: Path) -> None:
-    (one,) = check_lost(with_lost(worker("prefill-1"), worker("decode-0")), "elsewhere", tmp_path)
+    (one,) = check_lost(with_lost(worker("prefill-1"), worker("decode-0")), ELSEWHERE, tmp_path)
     assert one.level is Level.WARN
     assert one.text == "prefill-0 was lost 12 s ago: it died (silent for 3.1 s)"
     assert "SIGCONT" in one.advice
-    (one,) = check_lost(with_lost(worker("decode-0")), "elsewhere", tmp_path)
+    (one,) = check_lost(with_lost(worker("decode-0")), ELSEWHERE, tmp_path)
     assert one.level is Level.FAIL and "no prefill or mixed worker is left" in one.text
 
 
 @pytest.mark.parametrize(("state", "word"), [("T", "kill -CONT 7"), ("S", "SIGCONT if it is stopped")])
 def test_a_stopped_process_of_this_host_is_recognised(tmp_path: Path, state: str, word: str) -> None:
-    (one,) = check_lost(with_lost(worker("decode-0")), "h", proc(tmp_path, state))
+    (one,) = check_lost(with_lost(worker("decode-0")), HERE, proc(tmp_path, state))
     assert word in one.advice
 
 
 def test_a_process_that_is_gone_is_not_to_be_continued(tmp_path: Path) -> None:
-    (one,) = check_lost(with_lost(worker("decode-0")), "h", tmp_path)
+    (one,) = check_lost(with_lost(worker("decode-0")), HERE, tmp_path)
     assert "pid 7) is gone" in one.advice
 
 
 def test_nobody_is_missed_where_nobody_was_lost() -> None:
-    assert [*check_lost(GOOD, "h"), *check_prompts(GOOD), *check_counters(GOOD)] == []
+    assert [*check_lost(GOOD, HERE), *check_prompts(GOOD), *check_counters(GOOD)] == []
 
 
 def test_prompts_that_decode_workers_compute_for_want_of_a_prefill_worker_are_told() -> None:

@@ -162,3 +162,13 @@ def test_a_share_of_memory_is_passed_on_as_it_is() -> None:
 def test_shares_that_together_exceed_all_there_is_are_refused() -> None:
     with pytest.raises(ValueError, match=r"40% is for each of 3 workers.*give 33% or less"):
         UpSettings(device_memory=MemoryShare(40), mixed=1)
+
+
+def test_requests_wait_longer_for_a_worker_than_its_restart_takes_unless_told_otherwise() -> None:
+    assert loaded(UpSettings(), "gateway-0").retry_wait_s == 30.0
+    assert loaded(UpSettings(retry_wait_s=2.0, gateways=2), "gateway-1").retry_wait_s == 2.0
+
+
+def test_a_wait_that_no_gateway_would_take_is_refused_before_anything_starts() -> None:
+    with pytest.raises(ValueError, match="--retry-wait-s=-1"):
+        UpSettings(retry_wait_s=-1.0)

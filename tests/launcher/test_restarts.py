@@ -41,3 +41,17 @@ def test_a_restart_is_never_promised_for_the_past_nor_beyond_the_limit(gaps_s: l
                 assert 1 <= attempt <= limit
             case GiveUp():
                 break
+
+
+def test_who_ends_for_a_setting_is_tried_ever_more_slowly_and_never_given_up() -> None:
+    policy = RestartPolicy(limit=2)
+    assert [policy.on_setting(0.0).at_s for _ in range(6)] == [5.0, 10.0, 20.0, 40.0, 60.0, 60.0]
+    assert [policy.on_setting(0.0).at_s for _ in range(2000)][-1] == 60.0
+
+
+def test_ends_for_a_setting_are_no_deaths_and_a_death_begins_their_count_again() -> None:
+    policy = RestartPolicy(limit=1)
+    for _ in range(5):
+        policy.on_setting(0.0)
+    assert policy.on_death(0.0) == RestartAt(0.2, 1)
+    assert policy.on_setting(0.0) == RestartAt(5.0, 1)

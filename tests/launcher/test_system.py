@@ -24,7 +24,7 @@ def test_who_cannot_join_without_redis_is_started_when_it_is_back_and_not_given_
     redis = {"answers": False}
     with System({}, tmp_path, said.append) as system:
         system.watch_redis(lambda: redis["answers"])
-        system.start(ProcessPlan("decode-0", "decode", ("sh", "-c", "exit 2")))
+        system.start(ProcessPlan("decode-0", "decode", ("sh", "-c", "exit 1")))
         wait_ended(system)
         for now_s in range(100):
             system.revive(float(now_s))
@@ -37,3 +37,16 @@ def test_who_cannot_join_without_redis_is_started_when_it_is_back_and_not_given_
             for now_s in range(300, 350):
                 wait_ended(system)
                 system.revive(float(now_s))
+
+
+def test_who_needs_a_setting_changed_is_quoted_tried_slowly_and_not_given_up(tmp_path: Path) -> None:
+    said: list[str] = []
+    with System({}, tmp_path, said.append) as system:
+        system.start(ProcessPlan("decode-0", "decode", ("sh", "-c", "echo before; echo --model=/m: is gone; exit 2")))
+        for now_s in range(0, 700, 10):
+            wait_ended(system)
+            system.revive(float(now_s))
+    quoted = [line for line in said if "tried again" in line]
+    assert quoted[0] == "decode-0 needs a setting changed: --model=/m: is gone; tried again in 5 s"
+    assert quoted[-1].endswith("tried again in 60 s")
+    assert 10 < len(quoted) < 16, "slowly, and for ever"

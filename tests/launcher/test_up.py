@@ -102,7 +102,7 @@ def run_readme_examples(url: str) -> None:
     text = README.read_text().replace("http://127.0.0.1:8000", url)
     (program,) = re.findall(r"(?ms)^```python\n(.*?)^```", text)
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=100).stdout
-    ask, route = re.findall(r"(?ms)^(curl .*?)^```", text)
+    ask, route, _ = re.findall(r"(?ms)^(curl .*?)^```", text)
     if shutil.which("curl") is not None:
         assert run_shell(ask).rstrip().endswith("data: [DONE]")
         explain, drain, _ = route.strip().splitlines()
