@@ -1,4 +1,4 @@
-"""Real workers and a real store hear lying members while they work: answers stay right, nothing is held, all live on."""
+"""Real workers and a real store hear strangers and lying members while they work: answers stay right, nothing is held, all live on."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.hostile.liar import Liar
+from common.ids import PeerId
+from common.messages import encode
+from common.net.sockets import Exchange
+from tests.hostile.absurd import Absurd
+from tests.hostile.liar import SPOKEN, Liar
 from tests.parity.caching import Answers
 from tests.support.driver import Driver
 from tests.support.storm import Watch, require_nothing_held, watching
@@ -74,6 +78,29 @@ def scene(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
             driver.add(workers.start(name.partition("-")[0], name, **common))
         driver.until_reported(lambda: len(driver.reports[PREFILL].transports) >= 2, "they are connected")
         yield Scene(workers, driver, watch, answers)
+
+
+def test_a_stranger_talks_into_real_traffic(scene: Scene) -> None:
+    chance = random.Random(1)
+    bad_frames = scene.counter("bad_frames_total")
+    stranger = Exchange(PeerId("stranger@1"), None)
+    peers = [PeerId(f"{one.id}@{one.incarnation:016x}") for one in scene.workers.members().values()]
+    for peer, member in zip(peers, scene.workers.members().values(), strict=True):
+        stranger.dial(peer, member.endpoint)
+    try:
+        for number in range(ROUNDS):
+            asked = [scene.ask(2 * number), scene.ask(2 * number + 1)]
+            absurd = Absurd(chance, scene.known())
+            for _ in range(120):
+                frames = [encode(absurd.message(SPOKEN)), b"\0" * chance.choice((0, 1, 5000))]
+                stranger._send_frames(chance.choice(peers), frames)
+                stranger._send_frames(chance.choice(peers), [chance.randbytes(chance.randrange(200))])
+            stranger.receive(0)
+            scene.require_right(asked)
+    finally:
+        stranger.close()
+    scene.require_as_at_the_start()
+    assert scene.counter("bad_frames_total") > bad_frames, "nothing was heard"
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])

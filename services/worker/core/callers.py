@@ -8,6 +8,9 @@ from common.messages.actions import Send
 from common.messages.liveness import Hello, Member, Refused, Welcome, difference
 
 
+_MOST_GATEWAYS = 256  # a stranger can take a new name for every Hello
+
+
 class Callers:
     """Greets callers and notices their silence."""
 
@@ -16,6 +19,7 @@ class Callers:
         self._heard_ms: dict[PeerId, float] = {}
         self._refused: set[PeerId] = set()
         self._roles: dict[PeerId, str] = {}  # of those that were welcomed
+        self._gateways: dict[PeerId, None] = {}  # that were ever welcomed, the latest: silence does not unmake one
 
     def heard(self, peer: PeerId, now_ms: float) -> None:
         """Any message came from the peer."""
@@ -29,11 +33,20 @@ class Callers:
             self._refused.add(peer)
             return Send(peer, Refused(text=f"{hello.member.id} does not fit {self._mine.id}: {rows}"))
         self._roles[peer] = hello.member.role
+        self._gateways.pop(peer, None)
+        if hello.member.role == "gateway":
+            self._gateways[peer] = None
+            if len(self._gateways) > _MOST_GATEWAYS:
+                del self._gateways[next(iter(self._gateways))]
         return Send(peer, Welcome(member=self._mine))
 
     def role(self, peer: PeerId) -> str | None:
         """What the caller said it is; None if it was not heard of late, or was not welcome."""
         return self._roles.get(peer)
+
+    def is_gateway(self, peer: PeerId) -> bool:
+        """Whether the caller said that it is one, now or before it fell silent. A worker is never one, whatever it was."""
+        return peer in self._gateways
 
     def is_refused(self, peer: PeerId) -> bool:
         """Whether the peer's KV must not come here."""

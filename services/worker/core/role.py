@@ -245,8 +245,8 @@ class WorkerRole(ABC):
         """End requests that have no pages and need more than the pool has."""
 
     def _require_gateway(self, peer: PeerId, message: str) -> None:
-        """A caller that was silent for long is a stranger until its next Hello; what is known to be none is refused."""
-        if self._callers.role(peer) not in ("gateway", None):
+        """Strangers give no orders. Raises ProtocolViolation."""
+        if not self._callers.is_gateway(peer):
             raise ProtocolViolation(f"{self._mine.id} got {message} from {peer}, which is no gateway")
 
     @property

@@ -11,6 +11,7 @@ from common.messages.blocks import Find, Release
 from common.messages.handover import GrantRefused, GrantRequest
 from common.messages.liveness import Drain, Report
 from common.messages.requests import FetchHint, Sampling
+from common.messages.resizing import Resize
 from tests.services.worker.core.test_caching import check_end
 from tests.support.fake_engine import answer
 from tests.support.world import GATEWAY, Process, World
@@ -235,3 +236,15 @@ def test_workers_that_dial_each_other_hear_both_connections() -> None:
         while target.turn():
             pass
     assert not one.core._callers.knows(other.peer) and one.core._neighbours.link(other.peer) is None
+
+
+def test_a_stranger_gives_no_orders_and_a_gateway_that_was_silent_still_does() -> None:
+    target = world()
+    decode = target.processes["decode"]
+    for order in (Drain(on=True), Resize(call=1, device_memory_bytes=2**40)):
+        with pytest.raises(ProtocolViolation):
+            decode.core.on_message(PeerId("stranger@1"), order, target.now_ms)
+    later_ms = target.now_ms + 60_000.0
+    decode.core.on_tick(later_ms)
+    decode.core.on_message(GATEWAY, Drain(on=True), later_ms)
+    assert report(target, decode).draining
