@@ -149,7 +149,7 @@ class Driver:
                     self.reports[worker] = message
                 case ResizeAnswer(call=call):
                     self.resized[call] = message
-                case Failed(request=request):
+                case Failed(request=request) if request in self.outcomes:
                     self.outcomes[request].failed = message
                 case Tokens(deltas=deltas):
                     for delta in deltas:

@@ -3,10 +3,11 @@
 Owns one entry per calling incarnation, made by its first message and removed after `silent_ms` without any.
 """
 
+from common.errors import ProtocolViolation
 from common.ids import PeerId
 from common.messages.actions import Send
+from common.messages.base import Message
 from common.messages.liveness import Hello, Member, Refused, Welcome, difference
-
 
 _MOST_GATEWAYS = 256  # a stranger can take a new name for every Hello
 
@@ -44,9 +45,10 @@ class Callers:
         """What the caller said it is; None if it was not heard of late, or was not welcome."""
         return self._roles.get(peer)
 
-    def is_gateway(self, peer: PeerId) -> bool:
-        """Whether the caller said that it is one, now or before it fell silent. A worker is never one, whatever it was."""
-        return peer in self._gateways
+    def require_gateway(self, peer: PeerId, order: Message) -> None:
+        """Raise ProtocolViolation unless the caller said that it is a gateway, now or before it fell silent."""
+        if peer not in self._gateways:
+            raise ProtocolViolation(f"{self._mine.id} got {type(order).__name__} from {peer}, which is no gateway")
 
     def is_refused(self, peer: PeerId) -> bool:
         """Whether the peer's KV must not come here."""

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 
 from common.block_hash import BlockHash, root_hash
-from common.errors import ProtocolViolation
 from common.ids import PeerId, RequestId, TransferId
 from common.messages import AnyMessage
 from common.messages.actions import Send
@@ -11,7 +10,7 @@ from common.messages.base import Message
 from common.messages.cache_events import CacheEvent
 from common.messages.handover import Grant, KvSpan
 from common.messages.liveness import Drain, Hello, Member, Ping, Refused, Report, TransportReport, Welcome
-from common.messages.requests import AskAbout, Failed, Generate, NotHere
+from common.messages.requests import AskAbout, Cancel, Failed, Generate, NotHere
 from common.messages.resizing import Resize
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.actions import Action, LendChunks, Moved, TakeBackChunks
@@ -24,6 +23,7 @@ from services.worker.core.step_times import StepTimes
 from services.worker.core.succession import Succession
 from services.worker.core.wire import refusal_of, requests_of
 
+_ORDERS = (Generate, Cancel, AskAbout, Drain, Resize)  # a gateway's alone
 DRAINED = "the worker was told to stop, and its time to drain is over"
 
 
@@ -46,13 +46,16 @@ class WorkerRole(ABC):
         calls = isinstance(message, Hello | Ping)
         if not self._neighbours.heard(peer, now_ms) or calls:  # workers that read each other's pages dial both ways
             self._callers.heard(peer, now_ms)
+        if isinstance(message, _ORDERS):
+            self._callers.require_gateway(peer, message)
         match message:
             case Welcome() | Refused() | Report():
                 return self._neighbours.on_message(peer, message, now_ms)
             case Ping() | Hello():
                 return self._answer(peer, message, now_ms)
-            case Drain(on=on):
-                return self._on_drain(peer, on=on)
+            case Drain(on=on):  # an operator's word; it does not call the end of the process off
+                self._reporter.draining = on or self._ending
+                return []
             case Resize():
                 return self._on_resize(peer, message, now_ms)
             case AskAbout(requests=requests):
@@ -220,15 +223,8 @@ class WorkerRole(ABC):
         """The process ends: finish what is here, take nothing new; reports say so from now on."""
         self._ending = self._reporter.draining = True
 
-    def _on_drain(self, peer: PeerId, *, on: bool) -> list[Action]:
-        """An operator's word. It does not call the end of the process off."""
-        self._require_gateway(peer, "Drain")
-        self._reporter.draining = on or self._ending
-        return []
-
     def _on_resize(self, peer: PeerId, message: Resize, now_ms: float) -> list[Action]:
         """An operator's word: grow or shrink."""
-        self._require_gateway(peer, "Resize")
         actions = self._resizing.ask(peer, message)
         return actions + self._end_unfit(now_ms) + self._after_cache(now_ms)
 
@@ -243,11 +239,6 @@ class WorkerRole(ABC):
     @abstractmethod
     def _end_too_large(self, now_ms: float) -> list[Action]:
         """End requests that have no pages and need more than the pool has."""
-
-    def _require_gateway(self, peer: PeerId, message: str) -> None:
-        """Strangers give no orders. Raises ProtocolViolation."""
-        if not self._callers.is_gateway(peer):
-            raise ProtocolViolation(f"{self._mine.id} got {message} from {peer}, which is no gateway")
 
     @property
     def has_callers(self) -> bool:
