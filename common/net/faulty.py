@@ -146,6 +146,7 @@ class FaultyExchange(Exchange):
     def _signed(self, report: Report) -> Report:
         return msgspec.structs.replace(
             report,
+            counters={**report.counters, **self._kit.counters()},
             gauges={**report.gauges, **self._kit.gauges()},
         )
 
