@@ -309,6 +309,7 @@ def serve(link: Connection, name: str, folder: str) -> None:
     share = Share(DECODE, on_joined=lambda peer: None, on_gone=lambda peer: None)
     link.send(share.serve(memory, Path(folder)))
     receiver = Receiver(EPOCH, shape.layout.layers)
+    receiver.on_peer_joined(PREFILL)
     while frame := link.recv_bytes():
         actions = receiver.on_message(PREFILL, decode(frame), clock.now_ms())
         while actions:

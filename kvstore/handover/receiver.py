@@ -5,9 +5,10 @@ request; released because nobody writes any more (the writer said so, died, or n
 before pages were given. Each has a deadline: the request's own while it waits, the lease while it fills, the next Stop
 while it is being stopped. Quarantine has no end but Stopped, Abort or death: time alone proves nothing about a writer.
 
-Owns `_closed`: how transfers ended, and `_dead`: senders that the kernel reported gone, both for a while. So late
-messages get the answer that ends the sender's wait, and nobody is granted pages for a mapping that has ended. A sender
-without a mapping may live: over tcp it is served as ever, and if it is dead, its silence and its leases tell.
+Owns `_closed`: how transfers ended, for a while, so late messages get the answer that ends the sender's wait. Owns
+`_writers`: who maps our memory, as the kernel tells. Nobody else is granted pages to write to: of a writer that maps
+nothing no news of its end would ever come, and its pages would stay in quarantine. A sender without a mapping may live:
+over tcp it is served as ever, and if it is dead, its silence and its leases tell.
 """
 
 from common.errors import ProtocolViolation
@@ -58,7 +59,7 @@ class Receiver:
         self._repeat_ms, self._remember_ms = repeat_ms, remember_ms
         self._open: dict[TransferId, _Incoming] = {}
         self._closed: dict[TransferId, tuple[PeerId, bool, float]] = {}  # sender, delivered?, forget at (ms)
-        self._dead: dict[PeerId, float] = {}  # forget at (ms)
+        self._writers: set[PeerId] = set()  # from `on_peer_joined` to `on_peer_dead`
 
     @property
     def open_transfers(self) -> list[TransferId]:
@@ -84,13 +85,13 @@ class Receiver:
     def open(self, sender: PeerId, grant: Grant, writer_is_remote: bool, now_ms: float) -> list[ReceiverAction]:
         """Give pages. `writer_is_remote`: the sender writes them itself (shm), so they may need quarantine.
 
-        If the sender withdrew meanwhile, or would write through a mapping that has ended, the answer is Release: the pages are free at once.
+        If the sender withdrew meanwhile, or would write without a mapping, the answer is Release: the pages are free at once.
         """
         if len(grant.pages) != self._layers or len({len(row) for row in grant.pages}) != 1:
             raise ValueError(
                 f"grant of {len(grant.pages)} rows; every one of {self._layers} layers needs equally many pages"
             )
-        if writer_is_remote and sender in self._dead:
+        if writer_is_remote and sender not in self._writers:
             return [Release(grant.transfer)]
         if grant.transfer in self._closed:
             return [self._late(sender, grant.transfer), Release(grant.transfer)]
@@ -114,8 +115,8 @@ class Receiver:
     def on_message(self, sender: PeerId, message: AnyMessage, now_ms: float) -> list[ReceiverAction]:
         """Handle one message from a prefill worker. Raises ProtocolViolation for one that never belongs here."""
         match message:
-            case GrantRequest(transport=transport) if transport != "tcp" and sender in self._dead:
-                return []  # sent before its mapping ended
+            case GrantRequest(transport=transport) if transport != "tcp" and sender not in self._writers:
+                return []  # sent before its mapping ended, or by a stranger
             case GrantRequest():
                 return self._on_request(sender, message, now_ms)
             case Renew(transfers=transfers):
@@ -157,14 +158,14 @@ class Receiver:
 
     def on_peer_joined(self, sender: PeerId) -> None:
         """A sender mapped our memory (again, if it had hung up): it may ask to write there from now on."""
-        self._dead.pop(sender, None)
+        self._writers.add(sender)
 
     def on_peer_dead(self, sender: PeerId, now_ms: float) -> list[ReceiverAction]:
         """The kernel says that a sender has no mapping of our memory any more: it died or hung up, and cannot write.
 
         Ends what it writes, or asked to write, for itself; no such request of it is heard until `on_peer_joined`.
         """
-        self._dead[sender] = now_ms + self._remember_ms
+        self._writers.discard(sender)
         actions: list[ReceiverAction] = []
         for transfer in self._transfers_of(sender):
             incoming = self._open[transfer]
@@ -178,8 +179,6 @@ class Receiver:
         """Act on every deadline that has passed."""
         while self._closed and next(iter(self._closed.values()))[2] <= now_ms:
             del self._closed[next(iter(self._closed))]
-        while self._dead and next(iter(self._dead.values())) <= now_ms:
-            del self._dead[next(iter(self._dead))]
         actions: list[ReceiverAction] = []
         for transfer, incoming in list(self._open.items()):
             if now_ms < incoming.deadline_ms:

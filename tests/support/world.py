@@ -250,6 +250,14 @@ class World:
         if self.store is not None:
             self.store.core.on_peer_dead(victim.peer)
 
+    def join(self, guest: PeerId, host: PeerId) -> None:
+        """The guest maps the host's memory."""
+        if self.store is not None and host == self.store.peer:
+            self.store.core.on_peer_joined(guest, self.now_ms)
+        for process in self.processes.values():
+            if process.alive and process.peer == host:
+                self.perform(process, process.core.on_peer_joined(guest))
+
     def kill_store(self) -> None:
         """The same for the KV store. Its memory stays as long as somebody maps it, but nobody will."""
         assert self.store is not None
@@ -370,8 +378,8 @@ class World:
             case Copy():
                 process.copies.append(action)
             case OpenChannel(peer=peer):
-                if self.store is not None and peer == self.store.peer and self.transport == "shm":
-                    self.store.core.on_peer_joined(process.peer, self.now_ms)
+                if self.transport == "shm":
+                    self.join(process.peer, peer)
                 report = TransportReport(peer=peer, kind=self.transport, gib_per_s=1.0)
                 self.perform(process, process.core.on_channel(report, self.now_ms))
             case BeginRing(ring, free_layer):

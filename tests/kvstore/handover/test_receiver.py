@@ -27,8 +27,15 @@ HANDOVER = HandOver(transfer=T, epoch=EPOCH, first_token=3)
 COMMITTED = [Deliver(T, HANDOVER), Send(P, Commit(transfer=T))]
 
 
-def receiver(*, remote: bool = True) -> Receiver:
+def joined() -> Receiver:
+    """One that P maps the memory of."""
     core = Receiver(EPOCH, 2, repeat_ms=500, remember_ms=60_000)
+    core.on_peer_joined(P)
+    return core
+
+
+def receiver(*, remote: bool = True) -> Receiver:
+    core = joined()
     assert core.open(P, GRANT, remote, 0.0) == [Send(P, GRANT)]
     return core
 
@@ -58,7 +65,7 @@ def test_repeats_of_one_layer_do_not_stand_for_another() -> None:
 
 
 def test_a_transfer_of_no_blocks_is_complete_with_its_first_token() -> None:
-    core = Receiver(EPOCH, 2)
+    core = joined()
     core.open(P, Grant(transfer=T, epoch=EPOCH, first_block=4, pages=((), ()), lease_ms=LEASE_MS), True, 0.0)
     assert core.on_message(P, HANDOVER, 1.0) == COMMITTED
 
@@ -124,8 +131,16 @@ def test_a_dead_writer_opens_nothing_until_it_joins_again() -> None:
     assert core.on_message(P, request(late), 3.0) == [Asked(P, request(late))]
 
 
+def test_a_stranger_that_says_it_shares_memory_is_given_none() -> None:
+    core, stranger = joined(), PeerId("prefill-9@2")
+    for transport in ("shm", "cuda_ipc", "x"):
+        assert core.on_message(stranger, request(T, transport), 1.0) == []
+    assert core.open(stranger, GRANT, True, 1.0) == [Release(T)]
+    assert core.open_transfers == []
+
+
 def test_a_sender_that_lost_its_mapping_is_served_over_tcp() -> None:
-    core = Receiver(EPOCH, 2)
+    core = joined()
     core.on_peer_dead(P, 1.0)
     asked = request(T, "tcp")
     assert core.on_message(P, asked, 2.0) == [Asked(P, asked)]
@@ -136,7 +151,7 @@ def test_a_sender_that_lost_its_mapping_is_served_over_tcp() -> None:
 
 @pytest.mark.parametrize("granted", [False, True])
 def test_the_end_of_a_mapping_leaves_transfers_over_tcp_alone(granted: bool) -> None:
-    core = Receiver(EPOCH, 2)
+    core = joined()
     core.on_message(P, request(T, "tcp"), 0.0)
     if granted:
         core.open(P, GRANT, False, 0.0)
@@ -145,7 +160,7 @@ def test_the_end_of_a_mapping_leaves_transfers_over_tcp_alone(granted: bool) -> 
 
 
 def test_the_end_of_a_mapping_ends_what_waits_to_write_through_it() -> None:
-    core = Receiver(EPOCH, 2)
+    core = joined()
     core.on_message(P, request(T), 0.0)
     assert [type(action) for action in core.on_peer_dead(P, 1.0)] == [GaveUp]
     assert core.on_message(P, request(T), 2.0) == []
@@ -200,7 +215,7 @@ def test_a_lost_grant_is_sent_again() -> None:
 
 
 def test_a_waiting_request_is_announced_once_and_can_be_refused() -> None:
-    core = Receiver(EPOCH, 2)
+    core = joined()
     assert core.on_message(P, request(T), 0.0) == [Asked(P, request(T))]
     assert core.on_message(P, request(T), 1.0) == []
     refusal = GrantRefused(transfer=T, code="out_of_pages", text="none left", retryable=True)
@@ -209,7 +224,7 @@ def test_a_waiting_request_is_announced_once_and_can_be_refused() -> None:
 
 
 def test_a_waiting_request_ends_with_its_own_deadline() -> None:
-    core = Receiver(EPOCH, 2)
+    core = joined()
     core.on_message(P, request(T, timeout_ms=900), 100.0)
     assert core.on_tick(999.0) == []
     answer, gave_up = core.on_tick(1_000.0)
@@ -220,7 +235,7 @@ def test_a_waiting_request_ends_with_its_own_deadline() -> None:
 
 
 def test_pages_for_a_withdrawn_request_come_straight_back() -> None:
-    core = Receiver(EPOCH, 2)
+    core = joined()
     core.on_message(P, request(T), 0.0)
     assert [type(action) for action in core.on_message(P, Abort(transfer=T, code="cancelled"), 1.0)] == [GaveUp]
     assert core.open(P, GRANT, True, 2.0) == [Send(P, Stop(transfer=T, code="closed")), Release(T)]

@@ -93,6 +93,9 @@ class World:
     receiver_alive: bool = True
     payload: tuple[Mark, ...] = ()
 
+    def __post_init__(self) -> None:
+        self.receiver.on_peer_joined(P)
+
     def start(
         self, name: str, n_blocks: int, first_block: int, transport: str, mode: Granularity = Granularity.LAYER
     ) -> None:
