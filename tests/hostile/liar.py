@@ -72,10 +72,14 @@ class Liar:
             if overheard and number % 3 == 1:
                 message = self._chance.choice(overheard)
             elif number % 3 == 2:
-                blocks = tuple(known.get("blocks", [()])[0])
-                message = Find(call=number, blocks=blocks, lease_ms=2**31, payloads=number % 2 == 0)
+                message = Find(call=number, blocks=self._names(known), lease_ms=2**31, payloads=number % 2 == 0)
             payloads = [b"\0" * self._chance.choice(_LENGTHS) for _ in range(self._chance.choice((0, 0, 1, 3)))]
             self.said[type(message).__name__] += self._tell(self._chance.choice(self._peers), message, payloads)
+
+    def _names(self, known: Mapping[str, Sequence[Any]]) -> tuple[bytes, ...]:
+        """Of blocks that are somewhere, if any are known."""
+        runs = [run for run in known.get("blocks", ()) if run and isinstance(run[0], bytes)]
+        return self._chance.choice(runs) if runs else ()
 
     def _tell(self, peer: PeerId, message: Message, payloads: Sequence[bytes]) -> bool:
         """Past whoever listens to what honest processes send."""

@@ -2,15 +2,19 @@
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from common.ids import PeerId
 from common.messages import encode
 from common.net.sockets import Exchange
+from kvstore.server.core import reads
+from services.worker.core import lender, lookups
 from tests.hostile.absurd import Absurd
 from tests.hostile.liar import SPOKEN, Liar
 from tests.parity.caching import Answers
@@ -67,11 +71,20 @@ class Scene:
         assert set(self.workers.members()) >= {STORE, PREFILL, DECODE}
 
 
+@contextmanager
+def short_leases() -> Iterator[None]:
+    """What a stranger pinned is free again within a second."""
+    with ExitStack() as stack:
+        for module, name in ((lookups, "_LEASE_MS"), (lender, "_LONGEST_LEASE_MS"), (reads, "MAX_LEASE_MS")):
+            stack.enter_context(patch.object(module, name, 1_000))
+        yield
+
+
 @pytest.fixture(scope="module")
 def scene(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     answers = Answers(tiny_model("llama"))
     folder = tmp_path_factory.mktemp("loops")
-    with thread_cluster(folder) as workers, watching() as watch, Driver([]) as driver:
+    with short_leases(), thread_cluster(folder) as workers, watching() as watch, Driver([]) as driver:
         driver.add(workers.start("kvstore", STORE, host_memory="4MiB"))
         for name in (DECODE, PREFILL):
             common = {"model": answers.folder, "dtype": "float32", "device_memory": "4MiB", "fetch": "always"}

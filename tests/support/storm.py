@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 from common.ids import PeerId, RequestId, TransferId
 from common.messages.base import Message
+from common.messages.blocks import Find, Found, Publish, Release, Reserve
 from common.messages.handover import Abort, Commit, Grant, GrantRequest, HandOver, KvSent, Stop, Stopped
 from common.messages.requests import Generate, Tokens
 from common.net.faulty import FaultyExchange
@@ -28,7 +29,7 @@ from tests.support.reference import Reference
 PHASES = ("queue", "grant", "compute", "transfer", "handover", "answer", "commit", "decode")
 """Each begins with a message: Generate, GrantRequest, Grant, KvSent, HandOver, the first Tokens, Commit, the next Tokens."""
 N_TOKENS = 12
-_OF_HANDOVERS = (GrantRequest, Grant, KvSent, HandOver, Commit, Stop, Stopped, Abort)
+_KEPT = (GrantRequest, Grant, KvSent, HandOver, Commit, Stop, Stopped, Abort, Reserve, Publish, Find, Found, Release)
 _HELD_S = 0.05
 """A worker is held no longer, so that a storm that is slow is not a storm of silent workers."""
 _LONGEST_DEADLINE_MS = 400
@@ -79,13 +80,13 @@ class Watch:
         self._request_of: dict[TransferId, RequestId] = {}
         self.phase_of: dict[RequestId, str] = {}
         self.said: deque[Message] = deque(maxlen=10_000)
-        """Messages of hand-overs, in the order in which they were sent."""
+        """Messages of hand-overs and about blocks, in the order in which they were sent."""
         self.doomed: dict[RequestId, _Doom] = {}
 
     def before(self, message: Message) -> list[_Doom]:
         """Somebody is about to send it; the dooms to be met after it was sent."""
         later: list[_Doom] = []
-        if isinstance(message, _OF_HANDOVERS):
+        if isinstance(message, _KEPT):
             self.said.append(message)
         for request, phase in self._steps(message):
             known = self.phase_of.get(request)

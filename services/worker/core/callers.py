@@ -9,7 +9,7 @@ from common.messages.actions import Send
 from common.messages.base import Message
 from common.messages.liveness import Hello, Member, Refused, Welcome, difference
 
-_MOST_GATEWAYS = 256  # a stranger can take a new name for every Hello
+_MOST_OF_A_ROLE = 256  # a stranger can take a new name for every Hello
 
 
 class Callers:
@@ -20,7 +20,8 @@ class Callers:
         self._heard_ms: dict[PeerId, float] = {}
         self._refused: set[PeerId] = set()
         self._roles: dict[PeerId, str] = {}  # of those that were welcomed
-        self._gateways: dict[PeerId, None] = {}  # that were ever welcomed, the latest: silence does not unmake one
+        self._orderers: dict[str, dict[PeerId, None]] = {"gateway": {}, "prefill": {}}
+        """Who was ever welcomed as what gives orders here, the latest of each role: silence does not unmake one."""
 
     def heard(self, peer: PeerId, now_ms: float) -> None:
         """Any message came from the peer."""
@@ -34,21 +35,22 @@ class Callers:
             self._refused.add(peer)
             return Send(peer, Refused(text=f"{hello.member.id} does not fit {self._mine.id}: {rows}"))
         self._roles[peer] = hello.member.role
-        self._gateways.pop(peer, None)
-        if hello.member.role == "gateway":
-            self._gateways[peer] = None
-            if len(self._gateways) > _MOST_GATEWAYS:
-                del self._gateways[next(iter(self._gateways))]
+        for others in self._orderers.values():
+            others.pop(peer, None)
+        if (alike := self._orderers.get(hello.member.role)) is not None:
+            alike[peer] = None
+            if len(alike) > _MOST_OF_A_ROLE:
+                del alike[next(iter(alike))]
         return Send(peer, Welcome(member=self._mine))
 
     def role(self, peer: PeerId) -> str | None:
         """What the caller said it is; None if it was not heard of late, or was not welcome."""
         return self._roles.get(peer)
 
-    def require_gateway(self, peer: PeerId, order: Message) -> None:
-        """Raise ProtocolViolation unless the caller said that it is a gateway, now or before it fell silent."""
-        if peer not in self._gateways:
-            raise ProtocolViolation(f"{self._mine.id} got {type(order).__name__} from {peer}, which is no gateway")
+    def require(self, role: str, peer: PeerId, order: Message) -> None:
+        """Raise ProtocolViolation unless the caller said that it is one of `role`, now or before it fell silent."""
+        if peer not in self._orderers[role]:
+            raise ProtocolViolation(f"{self._mine.id} got {type(order).__name__} from {peer}, which is no {role}")
 
     def is_refused(self, peer: PeerId) -> bool:
         """Whether the peer's KV must not come here."""

@@ -133,6 +133,7 @@ class DecodeCore(WorkerRole):
                 Send(sender, GrantRefused(transfer=message.transfer, code="no_worker", text=_ENDING, retryable=True))
             ]
         else:
+            self._callers.require("prefill", sender, message)
             return self._incoming.on_message(sender, message, now_ms)
         refusal = GrantRefused(transfer=message.transfer, code=code, text=text, retryable=False)
         return [Send(sender, refusal)]

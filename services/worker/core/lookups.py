@@ -24,6 +24,7 @@ from services.worker.core.neighbours import BlockLink
 from services.worker.core.wire import PEER_TIER, require_answer
 
 _LEASE_MS = 10_000
+"""What is left for less than half of this is looked up again; a holder that offers no more than half has nothing for us."""
 _STORE_WITHIN_MS = 2_500.0
 """Longer than a store takes to give up on its disk; a store that is silent for long is dead by then."""
 _WORKER_WITHIN_MS = 1_000.0
@@ -163,7 +164,7 @@ class Lookups:
         """What was found, if it is worth the copy."""
         wanted, link, names = lookup.wanted, lookup.question.link, lookup.question.names
         pages = require_answer(message, len(names), by_pages=True, layers=self._layers)
-        if message.n_blocks == 0:
+        if message.n_blocks == 0 or message.lease_ms <= _LEASE_MS / 2:
             return None
         tier = slowest(message.tiers) if link.is_store else "device"
         self._costs.answered(link, tier, now_ms - lookup.sent_ms, now_ms)

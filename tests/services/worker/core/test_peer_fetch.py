@@ -8,6 +8,8 @@ from common.block_hash import hash_blocks, root_hash
 from common.ids import PeerId, RequestId
 from common.messages.blocks import Find, Found
 from common.messages.requests import FetchHint, Sampling
+from kvstore.server.core import reads
+from services.worker.core import lender
 from tests.services.worker.core.test_caching import SPILLS, check_end, conversation
 from tests.support.fake_engine import answer
 from tests.support.world import GATEWAY, MODEL, World
@@ -107,6 +109,20 @@ def test_a_holder_that_cannot_be_asked_leaves_the_kv_store(holder: str) -> None:
     assert (totals["fetch_hints_total"], totals["fetch_hints_wrong_total"]) == (1, 1)
     ways = {t.peer for t in target.processes["prefill"].core.report(0, 0.0).transports}
     assert ways == {target.processes[name].peer for name in ("prefill-1", "decode")} | {target.store.peer}
+    check_end(target)
+
+
+@pytest.mark.parametrize("store_blocks", [0, 100])
+@pytest.mark.parametrize("lease_ms", [0, 5_000])
+def test_a_holder_that_keeps_blocks_for_a_moment_only_does_not_keep_the_prompt_waiting(
+    lease_ms: int, store_blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is stale as soon as it is found would be looked up for ever."""
+    monkeypatch.setattr(lender, "_LONGEST_LEASE_MS", lease_ms)
+    monkeypatch.setattr(reads, "MAX_LEASE_MS", lease_ms)
+    target = world(store_blocks=store_blocks)
+    cached_by(target, "prefill-1", "theirs")
+    assert cached_by(target, "prefill", fetch=hint(target, "prefill-1")) == 0
     check_end(target)
 
 
