@@ -24,7 +24,7 @@ from kvstore.server.client import KvStoreClient
 from kvstore.server.core import reads as reads_module
 from kvstore.server.core.store import Budget, KvStoreCore
 from kvstore.server.inbox import Events, GuestGone, GuestJoined
-from kvstore.server.service import KvStoreService
+from kvstore.server.service import KvStoreService, Ports
 from kvstore.transport.share import Share
 from kvstore.transport.shared_pages import SharedPages
 from tests.kvstore.server.builders import BLOCK_BYTES, LAYOUT, chain, identity, member, name
@@ -56,8 +56,8 @@ def running(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Running]
         stack.callback(share.close)
         budget = Budget((capacity_blocks or 16) * BLOCK_BYTES)
         core = KvStoreCore(member(), budget, LAYOUT if capacity_blocks else None)
-        service = KvStoreService(core, exchange, memory, inbox, Log())
-        thread = threading.Thread(target=service.serve, args=(stopping.is_set, events.extend))
+        service = KvStoreService(core, Ports(exchange, inbox, memory, events.extend, MonotonicClock()), Log())
+        thread = threading.Thread(target=service.serve, args=(stopping.is_set, lambda: False))
         thread.start()
         stack.callback(thread.join)
         stack.callback(exchange.wake)

@@ -24,7 +24,7 @@ from kvstore.server.disk_folder import DiskFolder, Parts, write_file
 from kvstore.server.disk_thread import DiskThread
 from kvstore.server.inbox import DiskDied, DiskRead, DiskScanned, DiskWritten, Event
 from kvstore.server.page_checks import PageChecks
-from kvstore.server.service import KvStoreService
+from kvstore.server.service import KvStoreService, Ports
 from tests.kvstore.server.builders import BLOCK_BYTES, FILE_BYTES, LAYOUT, block, chain, identity, member, name
 
 CAP_BYTES, WAIT_S = 100 * FILE_BYTES, 30
@@ -145,8 +145,9 @@ def store_with_disk(folder: DiskFolder) -> Iterator[KvStoreClient]:
         disk = DiskThread(folder, memory, inbox.put)
         stack.callback(disk.stop)
         core = KvStoreCore(member(), Budget(16 * BLOCK_BYTES, CAP_BYTES), LAYOUT)
-        service = KvStoreService(core, exchange, memory, inbox, Log(), disk)
-        thread = threading.Thread(target=service.serve, args=(stopping.is_set, lambda events: None))
+        ports = Ports(exchange, inbox, memory, lambda events: None, MonotonicClock(), disk)
+        service = KvStoreService(core, ports, Log())
+        thread = threading.Thread(target=service.serve, args=(stopping.is_set, lambda: False))
         thread.start()
         stack.callback(thread.join)
         stack.callback(exchange.wake)
