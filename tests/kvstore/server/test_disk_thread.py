@@ -17,7 +17,6 @@ from common.net.inbox import Inbox
 from common.net.sockets import Exchange
 from kvstore.memory.available import Available
 from kvstore.server.block_memory import MIN_BYTES, BlockMemory
-from kvstore.server.client import KvStoreClient
 from kvstore.server.core.actions import DeleteDisk, DiskJob, ReadDisk, ScanDisk, WriteDisk
 from kvstore.server.core.store import Budget, KvStoreCore
 from kvstore.server.disk_folder import DiskFolder, Parts, write_file
@@ -26,6 +25,7 @@ from kvstore.server.inbox import DiskDied, DiskRead, DiskScanned, DiskWritten, E
 from kvstore.server.page_checks import PageChecks
 from kvstore.server.service import KvStoreService, Ports
 from tests.kvstore.server.builders import BLOCK_BYTES, FILE_BYTES, LAYOUT, block, chain, identity, member, name
+from tests.kvstore.server.store_client import KvStoreClient
 
 CAP_BYTES, WAIT_S = 100 * FILE_BYTES, 30
 Events = queue.SimpleQueue[Event]
@@ -153,7 +153,7 @@ def store_with_disk(folder: DiskFolder) -> Iterator[KvStoreClient]:
         stack.callback(exchange.wake)
         stack.callback(stopping.set)
         mine = stack.enter_context(closing(Exchange(PeerId("prefill-0@1"), None)))
-        client = KvStoreClient(mine, store, MonotonicClock(), lambda received: None, 30_000)
+        client = KvStoreClient(mine, store, MonotonicClock(), 30_000)
         client.connect(member("prefill", identity()), exchange.endpoint)
         yield client
 
