@@ -10,8 +10,6 @@ from torch import Tensor
 
 from kernels.checks import require, require_same_device
 
-ALIGNED_ELEMENTS = 16
-
 
 @dataclass(frozen=True, slots=True)
 class PagedKv:

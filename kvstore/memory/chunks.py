@@ -66,10 +66,6 @@ class ChunkPool:
             raise VmMisuse(f"a budget of {budget_chunks} chunks, of which {self._used_chunks} exist: {self._counts()}")
         self._budget_chunks = budget_chunks
 
-    def used_by(self, owner: str) -> int:
-        """Chunks of one owner; 0 if it has none."""
-        return len(self._owned.get(owner, ()))
-
     def alloc(self, owner: str, n_chunks: int) -> list[Chunk]:
         """All of them or none: raises OutOfChunks and changes nothing if the budget or the system has fewer."""
         if n_chunks < 0:

@@ -105,13 +105,6 @@ class PagePool:
         """The range beneath, for whoever lends its chunks."""
         return self._memory
 
-    def page_offset_bytes(self, page: int) -> int:
-        """Where a page begins in the shared file."""
-        if not 0 <= page < self._n_pages:
-            raise VmMisuse(f"page {page} of {self._n_pages}")
-        chunk, within = divmod(page, self._pages_per_chunk)
-        return self._chunk_offsets[chunk] + within * self._layout.page_bytes
-
     def grow(self, n_chunks: int) -> int:
         """Add memory of zeros at the end, all or nothing; returns how many pages it brought. Raises OutOfChunks."""
         first_new = self._n_pages

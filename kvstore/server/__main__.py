@@ -35,7 +35,7 @@ from kvstore.server.disk_thread import DiskThread
 from kvstore.server.faulty_disk import FaultyDiskFolder
 from kvstore.server.inbox import Events, GuestGone, GuestJoined, ShareDied
 from kvstore.server.page_checks import PageChecks
-from kvstore.server.service import KvStoreService
+from kvstore.server.service import KvStoreService, Ports
 from kvstore.server.settings import KvStoreSettings
 from kvstore.transport.share import Share
 
@@ -114,9 +114,8 @@ def run(
             blocks=core.capacity_blocks,
             faults_on=kit is not None,
         )
-        service = KvStoreService(core, exchange, memory, inbox, log, disk)
-        service.verify_with(checks)
-        service.serve(stopping, publisher.publish, clock_of(kit), dump_asked)
+        ports = Ports(exchange, inbox, memory, publisher.publish, clock_of(kit), disk, checks)
+        KvStoreService(core, ports, log).serve(stopping, dump_asked)
         log.event("stopped")
 
 

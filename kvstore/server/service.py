@@ -1,10 +1,11 @@
 """The loop of a KV store: hear, decide, act. One thread owns index and sockets; disk and share threads only pass news on."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
-from common.clock import Clock, MonotonicClock
+from common.clock import Clock
 from common.errors import ProtocolViolation
 from common.ids import PeerId
 from common.log import Log
@@ -47,45 +48,39 @@ from kvstore.server.page_checks import PageChecks
 _TICK_MS = 100.0
 _CHECK_AFTER_MS = 5_000.0
 _CHECK_MAX_BLOCKS = 4096  # the laws cost 0.1 ms per block: checked only when nobody asks, and not in a large store
-PublishEvents = Callable[[list[CacheEvent]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where a KV store meets the world."""
+
+    exchange: Exchange
+    inbox: Events
+    memory: BlockMemory
+    publish: Callable[[list[CacheEvent]], None]
+    """Passes cache events on to whoever routes, without waiting."""
+    clock: Clock
+    disk: DiskThread | None = None
+    checks: PageChecks | None = None
+    """Of every page that comes, lies here and leaves; None: nothing is verified."""
 
 
 class KvStoreService:
     """Runs a core over real sockets, memory and files; owns none of them, its maker closes all."""
 
-    def __init__(
-        self,
-        core: KvStoreCore,
-        exchange: Exchange,
-        memory: BlockMemory,
-        inbox: Events,
-        log: Log,
-        disk: DiskThread | None = None,
-    ) -> None:
-        self._checks: PageChecks | None = None
-        self._core, self._exchange, self._memory = core, exchange, memory
-        self._inbox, self._log, self._disk = inbox, log, disk
-        self._clock: Clock = MonotonicClock()
+    def __init__(self, core: KvStoreCore, ports: Ports, log: Log) -> None:
+        self._core, self._exchange, self._memory = core, ports.exchange, ports.memory
+        self._inbox, self._publish, self._clock = ports.inbox, ports.publish, ports.clock
+        self._disk, self._checks, self._log = ports.disk, ports.checks, log
         self._violations = Violations("protocol_violation", log)
         self._unsent = Violations("send_refused", log)
         self._active_ms, self._unchecked, self._was_degraded = 0.0, False, False
 
-    def verify_with(self, checks: PageChecks | None) -> None:
-        """Check every page that comes, lies here and leaves; None: none. Before `serve`."""
-        self._checks = checks
-
-    def serve(
-        self,
-        stopping: Callable[[], bool],
-        publish_events: PublishEvents,
-        clock: Clock | None = None,
-        dump_asked: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def serve(self, stopping: Callable[[], bool], dump_asked: Callable[[], bool]) -> None:
         """Answer messages until `stopping()`; write the state to the log whenever `dump_asked()`.
 
         Raises what ended another thread, if that was our own bug.
         """
-        self._clock = clock or self._clock
         self._act(self._core.start(), ())
         ticked_ms = self._clock.now_ms()
         while not stopping():
@@ -103,7 +98,7 @@ class KvStoreService:
                 self._tell_state(now_ms, asked=dump_asked())
             events = self._core.take_events()
             if events:
-                publish_events(events)
+                self._publish(events)
             elif (
                 self._unchecked
                 and self._core.capacity_blocks <= _CHECK_MAX_BLOCKS

@@ -8,6 +8,7 @@ from typing import Any  # Any: JSON
 
 import psutil
 
+from common.control_groups import group_limits
 from common.units import format_bytes
 from services.launcher.findings import Finding, Level
 
@@ -137,25 +138,7 @@ def machine_bytes() -> int:
 
 def memory_limit_bytes(root: Path = Path("/")) -> int:
     """What this machine has, or the control group of this process allows if that is less."""
-    total = machine_bytes()
-    try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return total
-    for line in groups:
-        number, _, path = line.split(":", 2)
-        place = root / "sys/fs/cgroup" / path.lstrip("/")
-        for group in (place, *place.parents) if number == "0" else ():
-            text = _text(group / "memory.max")
-            total = min(total, int(text)) if text.isdigit() else total
-    return total
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
+    return min([machine_bytes(), *(group.limit_bytes for group in group_limits(root))])
 
 
 def check_shared_folder(folder: Path = Path("/dev/shm")) -> Finding:

@@ -11,7 +11,8 @@ from services.worker.build_parts import Machine, build_parts, kept
 from services.worker.core.decode import DecodeCore, DecodeTerms
 from services.worker.core.generation import Generation
 from services.worker.core.host_buffer import HostBuffer
-from services.worker.core.incoming import GrantTerms, Incoming
+from services.worker.core.incoming import Incoming
+from services.worker.core.page_queue import GrantTerms
 from services.worker.core.prefill import PrefillCore, PrefillTerms
 from services.worker.core.prefix import Keep
 from services.worker.core.role import WorkerRole

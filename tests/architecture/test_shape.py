@@ -15,8 +15,6 @@ _ATTENTION = (
 _OWNER = "owns all requests of its side; cut in two, their state would have two owners"
 OUTLIERS: dict[str, str] = {  # "path:name" -> why it may be larger
     "gateway/core/inflight.py:Inflight": _OWNER,
-    "services/worker/core/incoming.py:Incoming": _OWNER,
-    "services/worker/core/prefill.py:PrefillCore": _OWNER,
     "services/worker/service.py:WorkerService": "one loop: what is heard, what is decided, what is done about it",
     "kernels/paged_decode.py:paged_decode": _ATTENTION,
     "kernels/paged_prefill.py:paged_prefill": _ATTENTION,

@@ -11,10 +11,18 @@ import pytest
 from services.launcher import cluster_checks as checks
 from services.launcher.doctor import as_json, running
 from services.launcher.findings import Finding, Level
-from services.launcher.process_checks import Here, check_plans, check_processes, limits_of
+from services.launcher.process_checks import (
+    Here,
+    check_plans,
+    check_processes,
+    limits_of,
+    machine_bytes,
+    memory_limit_bytes,
+)
 from services.launcher.redis_checks import RedisFound, judge, look_at_redis
 from services.launcher.status import main as show_status
 from services.launcher.tables import policies_text
+from tests.support.control_groups import group, system
 from tests.support.redis import redis_server
 
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0"}
@@ -204,6 +212,12 @@ def test_plans_of_other_containers_count_for_the_host_and_not_for_the_doctors_ow
     ]
     assert [one.level for one in check_plans(status(own, other), Here("h", "here", 100, 100))] == [Level.FAIL]
     assert [one.level for one in check_plans(status(own), Here("h", "here", 200, 50))] == [Level.OK, Level.FAIL]
+
+
+def test_the_doctors_own_limit_is_that_of_its_tightest_group_or_all_that_the_machine_has(tmp_path: Path) -> None:
+    assert memory_limit_bytes(system(tmp_path, {})) == machine_bytes()
+    files = {"proc/self/cgroup": "0::/a/b\n", **group("sys/fs/cgroup/a", str(64 * 2**20), 2**20)}
+    assert memory_limit_bytes(system(tmp_path, files)) == 64 * 2**20
 
 
 def test_who_is_listed_and_does_not_answer_is_named() -> None:

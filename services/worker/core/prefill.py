@@ -1,10 +1,10 @@
 """The core of a prefill worker. Pure: messages, layer and step results in, actions out.
 
-Owns the queue of prompts and one Prompt per request until its KV is handed over, it failed, or it was cancelled.
-Pages belong to the Scheduler; while a copy may read them they are held, and the Sender says when that is over.
+Owns one Prompt per request until its KV is handed over, it failed, or it was cancelled; which of them have not started,
+and in what order they do, is prompt_queue's. Pages belong to the Scheduler; while a copy may read them they are held, and
+the Sender says when that is over.
 """
 
-from bisect import insort
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,28 +18,22 @@ from common.messages.actions import Send
 from common.messages.handover import Commit, Grant, GrantRefused, KvSpan, Stop
 from common.messages.liveness import Member, QueueCounts, Report
 from common.messages.requests import Cancel, Generate
-from common.policy.urgency import rank_ms
 from kvstore.handover.actions import GaveUp, Granted, HandedOver, PostCopy, Release, SenderAction
 from kvstore.handover.sender import Sender
 from services.worker.core.actions import Action, Copy, Moved
 from services.worker.core.asking import Asking
 from services.worker.core.found import Started
 from services.worker.core.layer_streams import LayerStreams
-from services.worker.core.neighbours import Neighbours
 from services.worker.core.parts import Parts
 from services.worker.core.plan import Segment, StepPlan, StepResult
-from services.worker.core.preparation import Preparation
 from services.worker.core.prompt import Prompt
+from services.worker.core.prompt_queue import PromptQueue
 from services.worker.core.reporting import CopyTotals
 from services.worker.core.role import DRAINED, WorkerRole
 from services.worker.core.scheduler import NewToken
 from services.worker.core.waits import prompts_subject
 
-_ASK_AHEAD = 2
-"""Transfers that may wait for one decode worker's grant: the prompt being computed and the one after it."""
 _RETRYABLE = ("peer_failed", "no_worker", "busy", Stuck.code)
-_CONNECT_GRACE_MS = 2_000.0
-"""How long a prompt waits for a decode worker that is only just being connected."""
 _SCRATCH_GRACE_MS = 1_000.0
 """How long a prompt that has its grant waits for scratch while all others wait for grants that may come."""
 
@@ -65,8 +59,8 @@ class PrefillCore(WorkerRole):
         assert isinstance(parts.scheduler.offload, LayerStreams), (
             "layers of a prefill worker's prompts go to decode workers"
         )
-        self._preparation, self._streams = Preparation(parts), parts.scheduler.offload
-        self._queue: list[Prompt] = []  # by priority and arrival
+        self._streams = parts.scheduler.offload
+        self._queue = PromptQueue(parts, self._streams)
         self._prompts: dict[RequestId, Prompt] = {}
         self._requests: dict[TransferId, RequestId] = {}
         self._asking, self._totals = Asking(mine, sender, self._neighbours, terms.layout, terms.transfer), CopyTotals()
@@ -102,7 +96,7 @@ class PrefillCore(WorkerRole):
             return [*prompt.tell("busy", text, retryable=True)]
         prompt.names = hash_blocks(prompt.tokens[:-1], prompt.root, self._layout.block_tokens)
         self._prompts[message.request] = prompt
-        insort(self._queue, prompt, key=lambda queued: rank_ms(queued.arrived_ms, queued.message.priority))
+        self._queue.add(prompt)
         return self._pump(now_ms)
 
     def _has(self, request: RequestId) -> bool:
@@ -203,28 +197,15 @@ class PrefillCore(WorkerRole):
         return actions + self._after_cache(now_ms)
 
     def _pump(self, now_ms: float) -> list[Action]:
-        """Start prompts in order, while there are pages and not too many wait for their grant."""
+        """Start what may start."""
         actions: list[Action] = []
-        for prompt, text in _unreachable(self._queue, self._neighbours, now_ms):
+        for prompt, text in self._queue.unreachable(now_ms):
             actions += self._end_all([prompt], "no_worker", text, now_ms)
-        asking = Counter(p.decode for p in self._prompts.values() if p.transfer is not None and p.granted_ms is None)
-        for prompt in list(self._queue):
-            decode = self._neighbours.ready(*prompt.decode_life)
-            if decode is None or asking[decode] >= _ASK_AHEAD or self._preparation.holds(prompt):
-                continue  # the decode worker is being connected, or full, or a sibling computes its blocks; others may pass
-            asking[decode] += 1
-            ready, steps = self._preparation.advance(prompt, now_ms)
-            actions += steps
-            if ready and (self._streams.starved or not self._preparation.has_room(prompt)):
-                break
-            if ready:
-                self._queue.remove(prompt)
-                actions += self._start(prompt, decode, now_ms)
-        return actions
+        asking = Counter(p.decode for p in self._prompts.values() if p.decode is not None and p.granted_ms is None)
+        return actions + self._queue.advance(asking, self._start, now_ms)
 
     def _start(self, prompt: Prompt, decode: PeerId, now_ms: float) -> list[Action]:
         request = prompt.message.request
-        prompt.layer_wise = not self._preparation.has_room_for_all(prompt)
         asking = self._asking.ask(prompt, decode, (self._prompts.values(), len(self._queue)), now_ms)
         # what was found elsewhere is whole blocks, for which there is no room then
         unused = self._cache.forget(request) if prompt.layer_wise else []
@@ -345,16 +326,7 @@ def _too_large(prompt: Prompt, layout: KvLayout, streams: LayerStreams, mine: Me
     return f"the prompt needs {pages} pages; {mine.id} has {total} in all"
 
 
-def _unreachable(queue: Iterable[Prompt], neighbours: Neighbours, now_ms: float) -> list[tuple[Prompt, str]]:
-    """Prompts whose decode worker is not connected let others pass for a moment, then fail, wherever they stand."""
-    late = [p for p in queue if now_ms - p.arrived_ms >= _CONNECT_GRACE_MS]
-    lost = [p for p in late if neighbours.ready(*p.decode_life) is None]
-    return [
-        (p, f"decode worker {p.decode_worker} cannot be reached: {neighbours.why_not(*p.decode_life)}") for p in lost
-    ]
-
-
-def _queue_counts(computing: QueueCounts, queue: Collection[Prompt], prompts: Iterable[Prompt]) -> QueueCounts:
+def _queue_counts(computing: QueueCounts, queue: PromptQueue, prompts: Iterable[Prompt]) -> QueueCounts:
     return QueueCounts(
         waiting=len(queue) + computing.waiting,
         running=computing.running,

@@ -67,5 +67,5 @@ def test_chunks_add_up_after_any_sequence_of_calls(seed: int) -> None:
             chunks.free(owner, held[owner][cut:])
             del held[owner][cut:]
         chunks.check()
-        assert {name: chunks.used_by(name) for name in held} == {name: len(mine) for name, mine in held.items()}
+        assert chunks.used_chunks == sum(map(len, held.values()))
         assert backend.created_bytes == chunks.used_chunks * UNIT

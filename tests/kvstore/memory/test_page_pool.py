@@ -27,13 +27,14 @@ def memory() -> Iterator[PageMemory]:
     opened.close()
 
 
-def test_a_page_written_through_the_tensor_lies_where_its_offset_says(memory: PageMemory) -> None:
-    pages, fd = memory.pages, memory.backend.fd
+def test_a_page_written_through_the_tensor_lies_where_its_chunks_offset_says(memory: PageMemory) -> None:
+    pages, fd, chunk_pages = memory.pages, memory.backend.fd, memory.plan.chunk_bytes // LAYOUT.page_bytes
     memory.pages.shrink(3)
     pages.grow(3)  # chunks may now lie in another order than the pages
     for page in (0, 1, pages.n_pages // 2, pages.n_pages - 1):
         pages.tensor[page] = float(page + 1)
-        raw = os.pread(fd, LAYOUT.page_bytes, pages.page_offset_bytes(page))
+        chunk, within = divmod(page, chunk_pages)
+        raw = os.pread(fd, LAYOUT.page_bytes, pages.chunk_offsets[chunk] + within * LAYOUT.page_bytes)
         assert torch.frombuffer(bytearray(raw), dtype=torch.float32).eq(page + 1).all()
         assert bytes(pages.rows[page]) == raw
 
@@ -71,9 +72,9 @@ def test_closing_gives_every_chunk_back() -> None:
     memory.close()
 
 
-def test_pages_beyond_the_memory_have_no_offset(memory: PageMemory) -> None:
+def test_pages_beyond_the_memory_are_in_no_chunk(memory: PageMemory) -> None:
     with pytest.raises(VmMisuse, match="page"):
-        memory.pages.page_offset_bytes(memory.pages.n_pages)
+        memory.pages.chunk_of(memory.pages.n_pages)
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])

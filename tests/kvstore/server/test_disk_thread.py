@@ -17,15 +17,15 @@ from common.net.inbox import Inbox
 from common.net.sockets import Exchange
 from kvstore.memory.available import Available
 from kvstore.server.block_memory import MIN_BYTES, BlockMemory
-from kvstore.server.client import KvStoreClient
 from kvstore.server.core.actions import DeleteDisk, DiskJob, ReadDisk, ScanDisk, WriteDisk
 from kvstore.server.core.store import Budget, KvStoreCore
 from kvstore.server.disk_folder import DiskFolder, Parts, write_file
 from kvstore.server.disk_thread import DiskThread
 from kvstore.server.inbox import DiskDied, DiskRead, DiskScanned, DiskWritten, Event
 from kvstore.server.page_checks import PageChecks
-from kvstore.server.service import KvStoreService
+from kvstore.server.service import KvStoreService, Ports
 from tests.kvstore.server.builders import BLOCK_BYTES, FILE_BYTES, LAYOUT, block, chain, identity, member, name
+from tests.kvstore.server.store_client import KvStoreClient
 
 CAP_BYTES, WAIT_S = 100 * FILE_BYTES, 30
 Events = queue.SimpleQueue[Event]
@@ -145,14 +145,15 @@ def store_with_disk(folder: DiskFolder) -> Iterator[KvStoreClient]:
         disk = DiskThread(folder, memory, inbox.put)
         stack.callback(disk.stop)
         core = KvStoreCore(member(), Budget(16 * BLOCK_BYTES, CAP_BYTES), LAYOUT)
-        service = KvStoreService(core, exchange, memory, inbox, Log(), disk)
-        thread = threading.Thread(target=service.serve, args=(stopping.is_set, lambda events: None))
+        ports = Ports(exchange, inbox, memory, lambda events: None, MonotonicClock(), disk)
+        service = KvStoreService(core, ports, Log())
+        thread = threading.Thread(target=service.serve, args=(stopping.is_set, lambda: False))
         thread.start()
         stack.callback(thread.join)
         stack.callback(exchange.wake)
         stack.callback(stopping.set)
         mine = stack.enter_context(closing(Exchange(PeerId("prefill-0@1"), None)))
-        client = KvStoreClient(mine, store, MonotonicClock(), lambda received: None, 30_000)
+        client = KvStoreClient(mine, store, MonotonicClock(), 30_000)
         client.connect(member("prefill", identity()), exchange.endpoint)
         yield client
 

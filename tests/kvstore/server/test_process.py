@@ -19,10 +19,10 @@ from common.messages.blocks import BlockName
 from common.messages.liveness import Member, Report
 from common.net.redis import Registry
 from common.net.sockets import Exchange
-from kvstore.server.client import KvStoreClient
 from kvstore.transport.share import Share
 from kvstore.transport.shared_pages import SharedPages
 from tests.kvstore.server.builders import chain, identity, member, name
+from tests.kvstore.server.store_client import KvStoreClient
 from tests.support.redis import redis_server
 
 pytestmark = pytest.mark.system
@@ -39,13 +39,13 @@ from common.clock import MonotonicClock
 from common.ids import PeerId
 from common.messages.blocks import Reserve, Reserved
 from common.net.sockets import Exchange
-from kvstore.server.client import KvStoreClient
+from tests.kvstore.server.store_client import KvStoreClient
 from kvstore.transport.share import Share
 from tests.kvstore.server.builders import chain, identity, member
 assert "torch" not in sys.modules
 store, endpoint, path, shape = PeerId(sys.argv[1]), sys.argv[2], sys.argv[3], eval(sys.argv[4])
 exchange = Exchange(PeerId("writer@1"), None)
-client = KvStoreClient(exchange, store, MonotonicClock(), lambda received: None, 30_000)
+client = KvStoreClient(exchange, store, MonotonicClock(), 30_000)
 client.connect(member("prefill", identity(**shape)), endpoint)
 share = Share(PeerId("writer@1"), on_joined=lambda peer: None, on_gone=lambda peer: None)
 pages = share.connect(store, path)
@@ -106,7 +106,7 @@ def connected(url: str) -> Iterator[KvStoreClient]:
     with closing(Exchange(PeerId("prefill-0@1"), None)) as exchange:
         clock = MonotonicClock()
         store = peer_id(found.id, found.incarnation)
-        client = KvStoreClient(exchange, store, clock, lambda received: None, 1000 * _START_S)
+        client = KvStoreClient(exchange, store, clock, 1000 * _START_S)
         assert client.connect(member("prefill", identity(**SHAPE)), found.endpoint) == found
         yield client
 

@@ -144,7 +144,7 @@ def test_prompts_for_a_decode_worker_that_is_gone_fail_wherever_they_stand_in_th
     prefill = target.processes["prefill"]
     target.send("long", PROMPT, 400, timeout_ms=10**6)
     target.send("first", PROMPT, 3)
-    prefill.core._preparation.has_room = lambda prompt: False
+    prefill.core._queue._preparation.has_room = lambda prompt: False
     message = target.generate("r", PROMPT, Sampling(max_tokens=3), decode="decode-1")
     target.post(GATEWAY, prefill.peer, message)
     while target.turn():
@@ -207,7 +207,7 @@ def test_a_lent_block_that_its_reader_found_wrong_is_kept_no_longer() -> None:
 def test_prompts_that_wait_go_by_priority_and_equals_by_arrival(to: str) -> None:
     target = world()
     process = target.processes[to]
-    preparation = process.core._preparation if to == "prefill" else process.core._local._preparation
+    preparation = process.core._queue._preparation if to == "prefill" else process.core._local._preparation
     preparation.has_room = lambda prompt: False
     priorities = {"a": 0, "b": 5, "c": -1, "d": 0, "e": 5, "f": -1}
     for name, priority in priorities.items():

@@ -230,7 +230,7 @@ def test_what_a_worker_found_and_could_not_use_in_time_is_not_asked_for_again() 
     target = world()
     cached_by(target, "prefill-1", "theirs")
     prefill = target.processes["prefill"]
-    prefill.core._preparation.has_room = lambda prompt: False  # what the other pins
+    prefill.core._queue._preparation.has_room = lambda prompt: False  # what the other pins
     target.send("r", PROMPT, 3, fetch=hint(target, "prefill-1"))
     while target.turn():
         pass
@@ -242,7 +242,7 @@ def test_what_a_worker_found_and_could_not_use_in_time_is_not_asked_for_again() 
             pass
     assert prefill.core._neighbours.link(target.processes["prefill-1"].peer) is not None
     assert holder.cache.n_pinned == 0
-    del prefill.core._preparation.has_room
+    del prefill.core._queue._preparation.has_room
     target.settle()
     check_end(target)
 

@@ -1,4 +1,4 @@
-"""The client against a store's loop in a thread of the test, over tcp and by shared memory."""
+"""A store's loop in a thread of the test, asked over tcp and by shared memory."""
 
 import os
 import threading
@@ -15,19 +15,18 @@ from common.ids import PeerId
 from common.log import Log
 from common.messages.blocks import BlockName, Publish
 from common.messages.cache_events import CacheEvent
-from common.messages.liveness import Ping, Welcome
-from common.net.sockets import Exchange, Received
+from common.net.sockets import Exchange
 from kvstore.memory.available import Available
-from kvstore.server import client as client_module
 from kvstore.server.block_memory import MIN_BYTES, BlockMemory
-from kvstore.server.client import KvStoreClient
 from kvstore.server.core import reads as reads_module
 from kvstore.server.core.store import Budget, KvStoreCore
 from kvstore.server.inbox import Events, GuestGone, GuestJoined
-from kvstore.server.service import KvStoreService
+from kvstore.server.service import KvStoreService, Ports
 from kvstore.transport.share import Share
 from kvstore.transport.shared_pages import SharedPages
+from tests.kvstore.server import store_client as client_module
 from tests.kvstore.server.builders import BLOCK_BYTES, LAYOUT, chain, identity, member, name
+from tests.kvstore.server.store_client import KvStoreClient
 
 STORE, MINE = PeerId("kvstore-0@1"), PeerId("prefill-0@1")
 
@@ -56,8 +55,8 @@ def running(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Running]
         stack.callback(share.close)
         budget = Budget((capacity_blocks or 16) * BLOCK_BYTES)
         core = KvStoreCore(member(), budget, LAYOUT if capacity_blocks else None)
-        service = KvStoreService(core, exchange, memory, inbox, Log())
-        thread = threading.Thread(target=service.serve, args=(stopping.is_set, events.extend))
+        service = KvStoreService(core, Ports(exchange, inbox, memory, events.extend, MonotonicClock()), Log())
+        thread = threading.Thread(target=service.serve, args=(stopping.is_set, lambda: False))
         thread.start()
         stack.callback(thread.join)
         stack.callback(exchange.wake)
@@ -66,10 +65,9 @@ def running(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Running]
 
 
 @contextmanager
-def client(endpoint: str, others: list[Received] | None = None, timeout_ms: float = 30_000) -> Iterator[KvStoreClient]:
-    heard: list[Received] = [] if others is None else others
+def client(endpoint: str) -> Iterator[KvStoreClient]:
     with closing(Exchange(MINE, None)) as exchange:
-        made = KvStoreClient(exchange, STORE, MonotonicClock(), heard.append, timeout_ms)
+        made = KvStoreClient(exchange, STORE, MonotonicClock(), 30_000)
         made.connect(member("prefill", identity()), endpoint)
         yield made
 
@@ -112,13 +110,6 @@ def test_bytes_go_and_come_by_shared_memory(running: Running) -> None:
         report = store.report()
         assert (report.pages.reserved, report.gauges["pinned_blocks"]) == (0, 0)
         assert report.counters["kv_received_bytes_total"] == 0
-
-
-def test_a_lease_that_was_too_short_is_an_error_and_not_other_bytes(running: Running) -> None:
-    with client(running.endpoint) as store, shared(running.path) as pages:
-        store.put(blocks(1))
-        with pytest.raises(PeerFailed, match="the lease was 0 ms"):
-            store.fetch_shared(pages, names(1), lease_ms=0)
 
 
 def test_a_copy_that_fails_takes_its_reservation_back(running: Running) -> None:
@@ -178,35 +169,6 @@ def test_a_refused_put_is_an_error_that_says_why(running: Running) -> None:
 
 def test_a_refused_hello_is_an_error_that_says_why(running: Running) -> None:
     with closing(Exchange(MINE, None)) as exchange:
-        store = KvStoreClient(exchange, STORE, MonotonicClock(), lambda received: None, 30_000)
+        store = KvStoreClient(exchange, STORE, MonotonicClock(), 30_000)
         with pytest.raises(PeerFailed, match="layers: 2 here, 9 there"):
             store.connect(member("prefill", identity(layers=9)), running.endpoint)
-
-
-def test_a_store_that_is_silent_is_an_error_and_not_a_wait_for_ever() -> None:
-    with closing(Exchange(STORE, "tcp://127.0.0.1:0")) as deaf, closing(Exchange(MINE, None)) as exchange:
-        store = KvStoreClient(exchange, STORE, MonotonicClock(), lambda received: None, 50)
-        with pytest.raises(PeerFailed, match="did not answer Hello within 50 ms"):
-            store.connect(member("prefill"), deaf.endpoint)
-
-
-def test_a_store_that_was_never_dialled_is_an_error() -> None:
-    with closing(Exchange(MINE, None)) as exchange:
-        store = KvStoreClient(exchange, STORE, MonotonicClock(), lambda received: None, 50)
-        with pytest.raises(PeerFailed, match="not connected"):
-            store.fetch([name(1)])
-
-
-def test_messages_of_others_are_passed_on_while_a_call_waits(running: Running) -> None:
-    others: list[Received] = []
-    with closing(Exchange(MINE, "tcp://127.0.0.1:0")) as exchange:
-        store = KvStoreClient(exchange, STORE, MonotonicClock(), others.append, 30_000)
-        store.connect(member("prefill"), running.endpoint)
-        with closing(Exchange(PeerId("gateway-0@1"), None)) as gateway:
-            gateway.dial(MINE, exchange.endpoint)
-            gateway.send(MINE, Ping(sequence=5))
-            while not others:
-                store.report()
-            assert exchange.send(PeerId("gateway-0@1"), Welcome(member=member("prefill")))
-    ((peer, message, _),) = others
-    assert (peer, message) == (PeerId("gateway-0@1"), Ping(sequence=5))

@@ -1,6 +1,6 @@
-"""How a process uses a KV store: calls that wait for their answer, over an Exchange that it has anyway."""
+"""Speaks to a KV store as workers do, one call after the other, each with its answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 from common.clock import Clock
@@ -9,7 +9,7 @@ from common.ids import PeerId
 from common.messages.base import Message
 from common.messages.blocks import BlockName, Find, Found, Publish, Put, Release, Reserve, Reserved, Stored
 from common.messages.liveness import Hello, Member, Ping, Refused, Report, Welcome
-from common.net.sockets import Exchange, Payload, Received
+from common.net.sockets import Exchange, Payload
 from kvstore.transport.pages import rows_of
 from kvstore.transport.shared_pages import SharedPages
 
@@ -20,17 +20,13 @@ Block = tuple[BlockName, Payload]
 
 
 class KvStoreClient:
-    """Calls to one store from the thread that owns `exchange`.
+    """Calls to one store from the thread that owns `exchange`, which nobody else speaks to.
 
-    While a call waits, whatever else arrives goes to `on_other`, in order. Every call raises PeerFailed if the store
-    does not answer in time, is gone or refuses; after a lost answer, calling again is harmless.
+    Every call raises PeerFailed if the store does not answer in time, is gone or refuses.
     """
 
-    def __init__(
-        self, exchange: Exchange, store: PeerId, clock: Clock, on_other: Callable[[Received], None], timeout_ms: float
-    ) -> None:
-        self._exchange, self._store, self._clock = exchange, store, clock
-        self._on_other, self._timeout_ms = on_other, timeout_ms
+    def __init__(self, exchange: Exchange, store: PeerId, clock: Clock, timeout_ms: float) -> None:
+        self._exchange, self._store, self._clock, self._timeout_ms = exchange, store, clock, timeout_ms
         self._calls = 0
 
     def connect(self, mine: Member, endpoint: str) -> Member:
@@ -133,11 +129,8 @@ class KvStoreClient:
         while (wait_ms := deadline_ms - self._clock.now_ms()) > 0:
             answers: list[tuple[A, list[Payload]]] = []
             refusal = ""
-            for received in self._exchange.receive(wait_ms):
-                peer, answer, frames = received
-                if peer != self._store:
-                    self._on_other(received)
-                elif isinstance(answer, Refused):
+            for _, answer, frames in self._exchange.receive(wait_ms):
+                if isinstance(answer, Refused):
                     refusal = answer.text
                 elif isinstance(answer, kind) and _call_of(answer) == call:
                     answers.append((answer, frames))  # anything else is a late answer to a call that was given up
