@@ -165,3 +165,18 @@ def test_a_request_that_only_takes_its_time_is_asked_about_and_not_tried_again()
     schedule.end()
     assert schedule.world.gateway.core.counters().get("lost_attempts_total", 0) == 0
     assert schedule.world.gateway.clients["r0"].finish
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_cancel_that_is_lost_costs_seconds_and_not_the_time_of_the_request(lost: int) -> None:
+    """Its deadline is 30 s away, and nobody sends tokens of it, so that the gateway would hear that it goes on."""
+    schedule = Schedule(1, "pd-shm")
+    arm(schedule, f"gateway/cancel: drop times={2 * lost}; prefill/grant: drop side=sent")
+    schedule.ask(PROMPT, ANSWER)
+    schedule.events(20)
+    schedule.leave(0)
+    core = schedule.world.processes["prefill"].core
+    assert not core.idle, "the story does not begin"
+    schedule.world.run(2_500.0 * lost, until=lambda: core.idle)
+    assert core.idle, "it waits for pages for nobody"
+    schedule.end()
