@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from common.errors import ProtocolViolation
 from common.faults.points import Kind, Point
-from common.ids import Owner, PeerId
+from common.ids import Incarnation, Owner, PeerId, WorkerId, peer_id
 from common.messages.actions import Dial, HangUp
 from common.messages.base import Message
 from common.messages.liveness import Member, TransportReport
@@ -52,6 +52,8 @@ class FaultyWorld(World):
         self.mapped: dict[Link, None] = {}
         self.standing: dict[PeerId, Standing] = {}
         self.registry: dict[str, tuple[Member, float]] = {}
+        self.blind_until_ms = 0.0
+        """Before that, nobody reads the registry."""
         self.clients_of_the_dead: list[GatewayShell] = []
         self._due: dict[int, float] = {}
         self._broken: set[int] = set()
@@ -94,23 +96,40 @@ class FaultyWorld(World):
         self.say(self.gateway.peer, "", "starts")
         self.tell_members()
 
-    def start(self, name: str) -> None:
-        """Also while an older life of that name goes on."""
+    def start(self, name: str, *, same_address: bool = False) -> None:
+        """Also while an older life of that name goes on, which keeps its address."""
         old = self.processes.get(name)
         if old is not None and old.alive:
             self.processes[f"{name} before {self.lives + 1}"] = self.processes.pop(name)
+        role, _, number = name.partition("-")
+        self._listen(f"{role}-{number or 0}", None if old is None or old.alive or not same_address else old.peer)
         super().start(name)
 
+    def start_store(self, *, same_address: bool = False) -> None:
+        old = next((member for member in self.members if member.role == "kvstore"), None)
+        self._listen("kvstore-0", peer_id(old.id, old.incarnation) if old is not None and same_address else None)
+        super().start_store()
+
+    def _listen(self, name: str, old: PeerId | None) -> None:
+        """The life that begins next listens at an address of its own, or at that of `old`, which is dead."""
+        life = self.lives + 1
+        address = None if old is None else self.wires.address_of(old)
+        if address is not None:
+            self.say(f"{name}@{life:016x}", "", f"will listen where {old} did")
+        self.wires.listen(peer_id(WorkerId(name), Incarnation(life)), address or f"{name} {life}", self.now_ms)
+
     def tell_members(self) -> None:
-        """Everybody reads the registry; who runs has renewed its record."""
+        """Everybody reads the registry, unless it cannot be read; who runs has renewed its record."""
         for member in self.members:
-            peer = PeerId(f"{member.id}@{member.incarnation:016x}")
+            peer = peer_id(member.id, member.incarnation)
             if peer not in self.standing and self.lives_on(peer):
                 self.standing[peer] = Standing()
                 self.say(peer, "", "starts")
             if self.runs(peer):
                 self.registry[member.id] = member, self.now_ms + LISTED_MS
         self.registry = {name: (m, until) for name, (m, until) in self.registry.items() if until > self.now_ms}
+        if self.now_ms < self.blind_until_ms:
+            return
         members = [member for member, _ in self.registry.values()]
         for process in self.processes.values():
             if self.runs(process.peer):
@@ -334,7 +353,7 @@ class FaultyWorld(World):
         target, broken = self.process(order.to), id(copy) in self._broken
         self._broken.discard(id(copy))
         self._due.pop(id(copy), None)
-        ok = not broken and target is not None
+        ok = not broken and (target is not None or self.transport == "tcp")
         pages = tuple((order.to, page) for page in order.target_pages)
         if not ok:
             what = f"    copy of {_span(order.span)} of {order.transfer} failed"
