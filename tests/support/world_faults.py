@@ -18,7 +18,7 @@ from common.messages.base import Message
 from common.messages.liveness import Member, TransportReport
 from services.worker.core.actions import Action, Copy, FetchBlocks, Moved, OpenChannel, StoreBlocks
 from services.worker.core.host_buffer import HOST_BUFFER
-from tests.support.world import Process, World
+from tests.support.world import Happens, Process, World
 from tests.support.world_gateway import GatewayShell
 from tests.support.world_memory import Page
 from tests.support.world_states import states_of
@@ -145,7 +145,10 @@ class FaultyWorld(World):
     def go_on(self, peer: PeerId) -> None:
         """Its other threads may be quicker than the one that hears the news."""
         standing, late_ms = self.standing[peer], self.now_ms + self.rng.choice((0.0, 1.0, 30.0))
-        standing.stopped, standing.news = False, deque((max(due, late_ms), *rest) for due, *rest in standing.news)
+        standing.stopped, standing.news = (
+            False,
+            deque((max(due, late_ms), what, whom) for due, what, whom in standing.news),
+        )
         self.say(peer, "", "goes on")
 
     def die(self, peer: PeerId) -> None:
@@ -254,10 +257,10 @@ class FaultyWorld(World):
                 self._begin(process, action, Point.TRANSFER, action.order.to)
             case FetchBlocks() | StoreBlocks():
                 super().do(process, action, payloads)
-                parks, fetches = action.peer == HOST_BUFFER, isinstance(action, FetchBlocks)
-                point = Point.PARK if parks else Point.FETCH if fetches else Point.SPILL
+                parks = action.peer == HOST_BUFFER
+                point = Point.PARK if parks else Point.FETCH if isinstance(action, FetchBlocks) else Point.SPILL
                 self._begin(process, action, point, action.peer)
-                if fetches:
+                if isinstance(action, FetchBlocks):
                     self._own[id(action)] = self._owners(process, action)
                 else:
                     self._leaving[id(action)] = process.memory.read_all(action.own_pages.ravel().tolist())
@@ -289,8 +292,8 @@ class FaultyWorld(World):
             self.links.setdefault(link, deque()).append(parcel)
         return [link for link, queue in self.links.items() if queue and self.runs(link[1])]
 
-    def choices(self) -> list[tuple[str, object]]:
-        choices = []
+    def choices(self) -> list[tuple[str, Happens]]:
+        choices: list[tuple[str, Happens]] = []
         for kind, what in super().choices():
             if kind == "link":
                 choices.append((kind, what))
@@ -345,7 +348,7 @@ class FaultyWorld(World):
             assert target is not None
             what = f"    wrote {_span(order.span)} of {order.transfer} to pages {_few(order.target_pages)}"
         self.say(process.peer, order.to, what, (order.transfer,), pages)
-        if ok and self.transport != "tcp":
+        if ok and target is not None and self.transport != "tcp":
             self._require_granted(process, copy, target)
             target.memory.write_all(order.target_pages, contents)
         moved = Moved(ok, 1.0, 1, len(contents) * self.layout.page_bytes)
@@ -376,9 +379,13 @@ class FaultyWorld(World):
             raise self.violation(f"{process.peer} fetches into pages that have gone to others since", ())
         if self.now_ms > getattr(order, "deadline_ms", self.now_ms):
             return
-        is_store = self.store is not None and peer == self.store.peer
-        holder = self.process(peer)
-        pool = self.store.core._shelves.pool if is_store else holder.core.pool if holder is not None else None
+        holder, store = self.process(peer), self.store
+        is_store = store is not None and peer == store.peer
+        if store is not None and is_store:
+            shelves = store.core._shelves
+            pool = None if shelves is None else shelves.pool
+        else:
+            pool = None if holder is None else holder.core.pool
         if pool is None:
             return
         reads = isinstance(order, FetchBlocks)
@@ -391,7 +398,8 @@ class FaultyWorld(World):
             raise self.violation(f"{process.peer} {verb} pages {_few(pages)} of {peer} without a lease ({owner})", ())
 
     def _owners(self, process: Process, order: FetchBlocks) -> list[int]:
-        return process.ledger._owner_of[order.own_pages.ravel()].tolist()
+        owners: list[int] = process.ledger._owner_of[order.own_pages.ravel()].tolist()
+        return owners
 
     def move(self, process: Process) -> None:
         for move in process.moves:
