@@ -67,8 +67,8 @@ class EngineSide:
         for stream in range(streams):
             table = PageTable(layout.layers)
             first = stream * layout.pages_for(context_tokens)
-            pages = np.arange(first, first + layout.pages_for(context_tokens), dtype=np.int32)
-            table.append(pages.reshape(-1, layout.layers))
+            own = np.arange(first, first + layout.pages_for(context_tokens), dtype=np.int32)
+            table.append(own.reshape(-1, layout.layers))
             self.tables.append(table)
 
     def measure(self, prompts: list[list[int]], output_tokens: int) -> Speeds:
@@ -107,7 +107,7 @@ class EngineSide:
         )
 
 
-class TokenTimes(StoppingCriteria):
+class TokenTimes(StoppingCriteria):  # type: ignore[misc]  # mypy does not follow transformers
     """Never stops; notes when each token of the batch was done. `generate` calls it once per token."""
 
     def __init__(self) -> None:

@@ -32,6 +32,7 @@ from kvstore.memory.page_memory import open_page_memory
 from kvstore.transport.block_jobs import PIECE_BYTES
 from kvstore.transport.copier import Copier, CopyDone, CopyJob
 from kvstore.transport.share import Share
+from kvstore.transport.shared_pages import SharedPages
 from kvstore.transport.shm import ShmChannel
 
 TARGET_RATIO = 0.7
@@ -114,7 +115,9 @@ class Link:
         self._memory = open_page_memory(budget_bytes, layout)
         self._memory.pages.rows[:] = np.arange(self._memory.pages.n_pages, dtype=np.uint32)[:, None] % 251
         self._share = Share(PREFILL, on_joined=lambda peer: None, on_gone=lambda peer: None)
-        self._target = self._share.connect(DECODE, path)
+        target = self._share.connect(DECODE, path)
+        assert isinstance(target, SharedPages)  # host memory has no other
+        self._target = target
         self._ends: list[CopyDone] = []
         self._copier = Copier(self._ends.append)
         self._copier.attach(DECODE, ShmChannel(self._memory.pages.rows, self._target))

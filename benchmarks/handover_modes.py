@@ -243,7 +243,9 @@ def measure(name: str, shape: Shape, rounds: int, compute_ratio: float) -> list[
         memory = open_page_memory(shape.budget_bytes, shape.layout)
         memory.pages.rows[:] = (np.arange(memory.pages.n_pages) % 251).astype(np.uint8)[:, None]
         share = Share(PREFILL, on_joined=lambda peer: None, on_gone=lambda peer: None)
-        side = PrefillSide(shape, memory, share.connect(DECODE, path), link, units)
+        target = share.connect(DECODE, path)
+        assert isinstance(target, SharedPages)  # host memory has no other
+        side = PrefillSide(shape, memory, target, link, units)
         for mode in Granularity:
             side.run(mode, max(CONCURRENT), late=False)  # touches every page once
             side.require_equal()

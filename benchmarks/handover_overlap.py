@@ -16,12 +16,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.ids import WorkerId
 from common.messages.requests import Timings
 from services.worker.model.make import make_model
 from tests.support.driver import Driver
 from tests.support.processes import cluster
 
 TARGET_HIDDEN_SHARE = 0.8
+PREFILL = WorkerId("prefill-0")
 
 
 def measure(model: Path, prompt_tokens: int, requests: int, folder: Path) -> dict[str, float]:
@@ -33,14 +35,12 @@ def measure(model: Path, prompt_tokens: int, requests: int, folder: Path) -> dic
         processes.start("prefill", "prefill-0", threads=len(os.sched_getaffinity(0)), **common)  # the only one at work
         processes.await_members("decode-0", "prefill-0", timeout_s=180)
         with Driver([processes.members()[name] for name in ("decode-0", "prefill-0")]) as driver:
-            driver.until(
-                lambda: "prefill-0" in driver.reports and bool(driver.reports["prefill-0"].transports), "connected"
-            )
+            driver.until(lambda: PREFILL in driver.reports and bool(driver.reports[PREFILL].transports), "connected")
             ask(driver, rng, prompt_tokens)  # warm-up
             before = counters(driver)
             timings = [ask(driver, rng, prompt_tokens) for _ in range(requests)]
             after = counters(driver)
-            link = driver.reports["prefill-0"].transports[0]
+            link = driver.reports[PREFILL].transports[0]
     copy_ms = after["kv_copy_ms_total"] - before["kv_copy_ms_total"]
     copied_bytes = after["kv_copied_bytes_total"] - before["kv_copied_bytes_total"]
     exposed_ms = sum(t.transfer_ms for t in timings)
@@ -65,7 +65,7 @@ def ask(driver: Driver, rng: random.Random, prompt_tokens: int) -> Timings:
     outcome = driver.finish(
         [driver.send("prefill-0", prompt, decode="decode-0", max_tokens=2, timeout_ms=900_000)], timeout_s=900
     )[0]
-    if outcome.failed is not None:
+    if outcome.failed is not None or outcome.timings is None:
         raise SystemExit(f"a request failed: {outcome.failed}")
     return outcome.timings
 
@@ -73,8 +73,8 @@ def ask(driver: Driver, rng: random.Random, prompt_tokens: int) -> Timings:
 def counters(driver: Driver) -> dict[str, float]:
     """Totals of the prefill worker, fresh."""
     driver.reports.clear()
-    driver.until(lambda: "prefill-0" in driver.reports, "a fresh report")
-    return dict(driver.reports["prefill-0"].counters)
+    driver.until(lambda: PREFILL in driver.reports, "a fresh report")
+    return dict(driver.reports[PREFILL].counters)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

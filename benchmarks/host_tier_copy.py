@@ -34,6 +34,7 @@ from kvstore.transport.block_mover import BlockMover
 from kvstore.transport.load_gate import LoadGate
 from kvstore.transport.own_pages import HostPages
 from kvstore.transport.share import Share
+from kvstore.transport.shared_pages import SharedPages
 
 TARGET_RATIO = 0.6
 WALKED_BYTES = 256 * 2**20
@@ -115,7 +116,9 @@ class Worker:
         self._memory = open_page_memory(budget_bytes, layout)
         self._memory.pages.rows[:] = np.arange(self._memory.pages.n_pages, dtype=np.uint32)[:, None] % 251
         self._share = Share(WORKER, on_joined=lambda peer: None, on_gone=lambda peer: None)
-        self._target = self._share.connect(STORE, path)
+        target = self._share.connect(STORE, path)
+        assert isinstance(target, SharedPages)  # host memory has no other
+        self._target = target
         self._told: queue.SimpleQueue[BlockEvent] = queue.SimpleQueue()
         self._mover = BlockMover(HostPages(self._memory.pages), LoadGate(), self._told.put)
         self._mover.attach(STORE, self._target)

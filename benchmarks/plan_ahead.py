@@ -108,7 +108,11 @@ class Device:
         self.idle_s: list[float] = []
 
     def launch(
-        self, plan: StepPlan, on_layer: Callable[[int], None] | None, await_layer: Callable[[int], None] | None
+        self,
+        plan: StepPlan,
+        on_layer: Callable[[int], None] | None,
+        await_layer: Callable[[int], None] | None,
+        await_ring: Callable[[int], None] | None = None,
     ) -> Step:
         """Queue a step."""
         fields = self._buffers.next_host()

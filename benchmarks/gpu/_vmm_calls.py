@@ -4,6 +4,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from benchmarks.gpu.table import Row
@@ -23,14 +24,14 @@ def call_costs(quick: bool) -> list[Row]:
     driver, rows = CudaDriver(0), list[Row]()
     for chunk_mib in _CHUNKS_MIB:
         chunk_bytes, times = chunk_mib * _MIB, _Times(f"{chunk_mib} MiB")
-        handles = [times.take("create", lambda b=chunk_bytes: driver.create(b)) for _ in range(_RUNS[-1])]
+        handles = [times.take("create", partial(driver.create, chunk_bytes)) for _ in range(_RUNS[-1])]
         address = times.take("reserve 64 GiB", lambda: driver.reserve(64 * 2**30))
         for n in _RUNS:
             for _ in range(max(2, (64 if quick else 256) // n)):
                 _one_run(driver, address, chunk_bytes, handles[:n], times)
         for handle in handles:
-            times.take("release", lambda h=handle: driver.release(h))
-        times.take("free 64 GiB of addresses", lambda a=address: driver.unreserve(a, 64 * 2**30))
+            times.take("release", partial(driver.release, handle))
+        times.take("free 64 GiB of addresses", partial(driver.unreserve, address, 64 * 2**30))
         rows += times.rows()
     return rows
 
@@ -40,16 +41,16 @@ def _one_run(driver: CudaDriver, address: int, chunk_bytes: int, handles: list[i
     n = len(handles)
     places = [address + i * chunk_bytes for i in range(n)]
     for place, handle in zip(places, handles, strict=True):
-        times.take(f"map, run of {n}", lambda p=place, h=handle: driver.map(p, chunk_bytes, h))
+        times.take(f"map, run of {n}", partial(driver.map, place, chunk_bytes, handle))
     times.take(f"access once for {n}", lambda: driver.allow(address, n * chunk_bytes))
     times.take(f"unmap once for {n}", lambda: driver.unmap(address, n * chunk_bytes))
     if n == 1:
         return
     for place, handle in zip(places, handles, strict=True):
         driver.map(place, chunk_bytes, handle)
-        times.take(f"access each of {n}", lambda p=place: driver.allow(p, chunk_bytes))
+        times.take(f"access each of {n}", partial(driver.allow, place, chunk_bytes))
     for place in places:
-        times.take(f"unmap each of {n}", lambda p=place: driver.unmap(p, chunk_bytes))
+        times.take(f"unmap each of {n}", partial(driver.unmap, place, chunk_bytes))
 
 
 def under_load(quick: bool) -> list[Row]:
@@ -137,7 +138,7 @@ def _map_often(driver: CudaDriver, stop: threading.Event, times: "_Times") -> No
     address = driver.reserve(n * chunk_bytes)
     while not stop.wait(0.002):
         for i, handle in enumerate(handles):
-            times.take(f"map, run of {n}", lambda p=address + i * chunk_bytes, h=handle: driver.map(p, chunk_bytes, h))
+            times.take(f"map, run of {n}", partial(driver.map, address + i * chunk_bytes, chunk_bytes, handle))
         times.take(f"access once for {n}", lambda: driver.allow(address, n * chunk_bytes))
         times.take(f"unmap once for {n}", lambda: driver.unmap(address, n * chunk_bytes))
     for handle in handles:

@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 from benchmarks.gpu.table import Row
 from common.errors import ServingError
@@ -62,9 +63,9 @@ def aliases(quick: bool) -> list[Row]:
     return rows
 
 
-def _probe(driver: CudaDriver, what: str, handles: list[int], addresses) -> Row:  # noqa: ANN001 (an iterator of ints)
+def _probe(driver: CudaDriver, what: str, handles: list[int], addresses: Iterator[int]) -> Row:
     """Map runs until the driver refuses, or enough; undo them."""
-    begin, done, text = time.perf_counter(), [], f"stopped at {_ENOUGH_MAPPINGS} or {_PROBE_S} s"
+    begin, done, text = time.perf_counter(), list[int](), f"stopped at {_ENOUGH_MAPPINGS} or {_PROBE_S} s"
     try:
         while len(done) * _RUN < _ENOUGH_MAPPINGS - _RUN and time.perf_counter() - begin < _PROBE_S:
             address = next(addresses)

@@ -1,11 +1,15 @@
 """Ranges as torch tensors and under Triton kernels: partly mapped ones, and ones of device and host memory."""
 
 import ctypes
+from typing import TYPE_CHECKING
 
 from benchmarks.gpu.table import Row
 from common.errors import ServingError
 from kvstore.memory.backend import VmMisuse
 from kvstore.memory.cuda_driver import CudaDriver
+
+if TYPE_CHECKING:  # torch takes seconds to import, and most of `vmm` needs none
+    from torch import Tensor
 
 _MIB = 2**20
 _CHUNK_BYTES = 64 * _MIB
@@ -39,7 +43,7 @@ def over_partly_mapped(quick: bool) -> list[Row]:
     return rows
 
 
-def _by_storage(address: int, length_bytes: int, keep: list[object]):  # noqa: ANN202 (a tensor; torch is imported late)
+def _by_storage(address: int, length_bytes: int, keep: list[object]) -> "Tensor":
     import torch
 
     del keep
@@ -71,7 +75,7 @@ class _Managed(ctypes.Structure):
     _fields_ = [("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p)]
 
 
-def _by_dlpack(address: int, length_bytes: int, keep: list[object]):  # noqa: ANN202 (a tensor; torch is imported late)
+def _by_dlpack(address: int, length_bytes: int, keep: list[object]) -> "Tensor":
     import torch
 
     shape, strides = (ctypes.c_int64 * 1)(length_bytes), (ctypes.c_int64 * 1)(1)

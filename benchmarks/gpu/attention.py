@@ -7,6 +7,7 @@ share of the card's matrix rate. Llama-3-8B's shape: 32 heads of 128, 8 kv heads
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ def decode_rows(pool: Pool, case: Decode) -> list[Row]:
         pairs = pool.contiguous(case.batch, case.length, case.kv_heads, sets)
         _same(ours(views[0])()[0], _sdpa(query, *pairs[0])()[:, :, 0])
         for name, calls in _decode_rivals(query, paged, pairs).items():
-            rows.append(_against(f"{case.name}, {name}", lambda calls=calls: graph_s(calls), paged_s))
+            rows.append(_against(f"{case.name}, {name}", partial(graph_s, calls), paged_s))
     return rows
 
 
@@ -117,8 +118,8 @@ def _decode_rivals(
 
     return {
         "torch SDPA, contiguous": [_sdpa(query, *pair) for pair in pairs],
-        "torch flash, contiguous": [lambda pair=pair: flash(*pair) for pair in pairs],
-        "gather, then torch SDPA": [lambda kv=kv: gathered(kv) for kv in paged],
+        "torch flash, contiguous": [partial(flash, *pair) for pair in pairs],
+        "gather, then torch SDPA": [partial(gathered, kv) for kv in paged],
     }
 
 
@@ -173,7 +174,7 @@ def batch_rows(pool: Pool) -> list[Row]:
         paged = pool.paged(len(counts), max(keys for _, keys in counts), HEADS // 4, 1)[0]
         query = torch.randn(sum(queries for queries, _ in counts), HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
         flop = sum(4 * HEADS * HEAD_DIM * queries * (keys - (queries - 1) / 2) for queries, keys in counts)
-        rate = flop / graph_s([lambda query=query, paged=paged, runs=runs: _paged_prefill(query, paged, runs)])
+        rate = flop / graph_s([partial(_paged_prefill, query, paged, runs)])
         rows.append(Row(f"prefill {name}, pages", rate / 1e12, "TFLOP/s", rate / matmul_flop_per_s(), "bf16 product"))
         per_run = [copied_keys_values(paged, sequence, keys) for sequence, (_, keys) in enumerate(counts)]
         key, value = (torch.cat([pair[side] for pair in per_run]) for side in (0, 1))

@@ -1,6 +1,7 @@
 """Which tiles, warps and stages the attention kernels run best with; `decode_shape` and `prefill_shape` take the winners."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from kernels.paged_prefill import PrefillShape, paged_prefill
 _POOL_BYTES = 4 * 2**30
 _KV_HEADS = 8
 _SCALING = HEAD_DIM**-0.5
+AnyShape = DecodeShape | PrefillShape
 _SHOWN = 5
 _COMPILED = ((32, 4, 4), (64, 4, 3), (64, 4, 4), (64, 8, 3), (128, 4, 3), (128, 8, 3))
 DECODE_SHAPES = [DecodeShape(*cut, programs_per_processor=n) for cut in _COMPILED for n in (1, 2, 3)]
@@ -50,7 +52,7 @@ def _decode_rows(pool: Pool, batch: int, length: int) -> list[Row]:
     def call(kv: PagedKv, shape: DecodeShape) -> Callable[[], tuple[Tensor, Tensor]]:
         return lambda: paged_decode(query, kv, lengths, scaling=_SCALING, max_length=length, shape=shape)
 
-    found: list[tuple[float, object]] = []
+    found: list[tuple[float, AnyShape]] = []
     for shape in DECODE_SHAPES:
         try:
             found.append((graph_s([call(kv, shape) for kv in paged]), shape))
@@ -80,7 +82,7 @@ def _prefill_rows(pool: Pool, queries: int, before: int, source: str) -> list[Ro
     def call(shape: PrefillShape) -> Callable[[], tuple[Tensor, Tensor]]:
         return lambda: paged_prefill(query, kv, starts, lengths, scaling=_SCALING, max_queries=queries, shape=shape)
 
-    found: list[tuple[float, object]] = []
+    found: list[tuple[float, AnyShape]] = []
     for shape in PREFILL_SHAPES:
         try:
             found.append((graph_s([call(shape)]), shape))
@@ -93,13 +95,13 @@ def _prefill_rows(pool: Pool, queries: int, before: int, source: str) -> list[Ro
     ]
 
 
-def _fastest(found: Iterable[tuple[float, object]]) -> list[tuple[float, object]]:
+def _fastest(found: Iterable[tuple[float, AnyShape]]) -> list[tuple[float, AnyShape]]:
     return sorted(found, key=lambda one: one[0])[:_SHOWN]
 
 
-def _told(shape: object) -> str:
-    fields = [getattr(shape, name) for name in shape.__dataclass_fields__ if name != "longest_split_tokens"]
-    return f"{type(shape).__name__}({', '.join(map(str, fields))})"
+def _told(shape: AnyShape) -> str:
+    told = [str(getattr(shape, one.name)) for one in fields(shape) if one.name != "longest_split_tokens"]
+    return f"{type(shape).__name__}({', '.join(told)})"
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from benchmarks.gpu._handover_peer import LAYOUT, PEER, SLOT_PAGES, SLOTS, rows_
 from benchmarks.gpu.table import Row, run_and_write
 from common.ids import PeerId, TransferId
 from common.messages.handover import KvSpan
+from common.net.sockets import Payload
 from kvstore.memory.cuda_driver import CudaDriver
 from kvstore.memory.page_memory import open_page_memory
 from kvstore.transport.copier import Copier, CopyDone, CopyJob
@@ -75,6 +76,10 @@ def peer_process(run_dir: str) -> Iterator[Peer]:
             process.kill()
 
 
+def _unheard(peer: PeerId) -> None:
+    """Who joins and goes is not of interest here."""
+
+
 class Bench:
     """The sending process: its pool, the peer's pages, and a file of the host."""
 
@@ -85,15 +90,15 @@ class Bench:
         self.rows.view(torch.int64).random_()
         self.events = layer_events(LAYOUT.layers, DEVICE)
         self.own = AcceleratorPages(self.memory.pages, self.events)
-        silent = {"on_joined": lambda peer: None, "on_gone": lambda peer: None}
-        self.share = Share(PeerId("prefill@1"), **silent, mapper=CudaMapper(self.driver, DEVICE))
+        mapper = CudaMapper(self.driver, DEVICE)
+        self.share = Share(PeerId("prefill@1"), on_joined=_unheard, on_gone=_unheard, mapper=mapper)
         began_s = time.perf_counter()
         target = self.share.connect(PEER, peer.path)
         self.connect_s = time.perf_counter() - began_s
         assert isinstance(target, CudaSharedPages)
         self.target, self.targets = target, scattered_pages(self.memory.pages.n_pages)
         self.file = open_page_memory(FILE_BYTES, LAYOUT, torch.device("cpu"))
-        self.store = Share(STORE, **silent)
+        self.store = Share(STORE, on_joined=_unheard, on_gone=_unheard)
         mapping = self.share.connect(STORE, self.store.serve(self.file, Path(run_dir)))
         assert isinstance(mapping, SharedPages)
         self.mapping = mapping
@@ -219,7 +224,7 @@ def pageable_read(bench: Bench, pages: np.ndarray) -> bytearray:
     return bytearray(bench.rows.index_select(0, torch.from_numpy(pages).to(DEVICE)).cpu().numpy().data)
 
 
-def pageable_write(bench: Bench, pages: np.ndarray, payload: bytearray) -> None:
+def pageable_write(bench: Bench, pages: np.ndarray, payload: Payload) -> None:
     source = np.frombuffer(payload, np.uint8).reshape(len(pages), -1)
     bench.rows.index_copy_(0, torch.from_numpy(pages).to(DEVICE), torch.from_numpy(source.copy()).to(DEVICE))
 
@@ -295,7 +300,7 @@ def job(bench: Bench, layer: int, n_layers: int, first_block: int, n_blocks: int
     columns = np.arange(first_block, first_block + n_blocks)[:, None] * layers + np.arange(layer, layer + n_layers)
     pages = columns.reshape(-1)
     span = KvSpan(layer, first_block, n_blocks, n_layers)
-    return CopyJob(TransferId(1), PEER, span, tuple(pages.tolist()), tuple(bench.targets[pages].tolist()))
+    return CopyJob(TransferId("1"), PEER, span, tuple(pages.tolist()), tuple(bench.targets[pages].tolist()))
 
 
 def median_s(move: Callable[[], object], rounds: int = _ROUNDS) -> float:

@@ -6,6 +6,7 @@ python -m benchmarks.gpu.pool [--quick] [--json FILE]
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -57,7 +58,7 @@ def _resizing(memory: PageMemory) -> list[Row]:
         change = max(1, int(gib * GIB) // memory.plan.chunk_bytes)
         taken_s: dict[str, list[float]] = {"shrink": [], "grow": []}
         for _ in range(_STEPS):
-            taken_s["shrink"].append(_timed(lambda n=chunks - change: memory.resize(n))[0])
+            taken_s["shrink"].append(_timed(partial(memory.resize, chunks - change))[0])
             taken_s["grow"].append(_timed(lambda: memory.resize(chunks))[0])
         for name, found_s in taken_s.items():
             median_s = statistics.median(found_s)

@@ -145,7 +145,7 @@ class Failed(Message, frozen=True, kw_only=True):
 
 
 class AskAbout(Message, frozen=True, kw_only=True):
-    """No news came of these requests for a while. Asked again as long as none comes."""
+    """No news came of these requests for a while, or they were cancelled. Asked again as long as none comes."""
 
     requests: tuple[RequestId, ...]
 

@@ -1,6 +1,7 @@
 """Requests as their workers know them: placed, charged, sent, and taken back. Pure.
 
-Owns one entry per attempt, by its name on the wire, from `begin` to `end`. What was charged is released with it.
+Owns one entry per attempt, by its name on the wire, from `begin` to `end`. What was charged is released with it. Workers
+that may go on with it after that are its Farewells' matter.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from common.ids import PeerId, RequestId
 from common.messages.actions import Send
 from common.messages.requests import AskAbout, Cancel, Generate
 from gateway.core.actions import Action, Begun, Routed
+from gateway.core.farewells import Farewells
 from gateway.core.open_request import Attempt, FailedAttempt, OpenRequest
 from gateway.core.placed import Placed
 from gateway.core.placement import Placement
@@ -27,6 +29,7 @@ class Attempts:
     def __init__(self, roster: Roster, placement: Placement) -> None:
         self._roster, self._placement = roster, placement
         self._attempts: dict[RequestId, OpenRequest] = {}
+        self._farewells = Farewells()
 
     def __len__(self) -> int:
         return len(self._attempts)
@@ -62,7 +65,7 @@ class Attempts:
         return [Send(placed.entry, _generate(one, wire, placed, now_ms)), *routed]
 
     def questions(self, now_ms: float) -> list[Action]:
-        """Ask about those without news for a while, so many of each worker's at a time."""
+        """Ask about those without news for a while, so many of each worker's at a time; say Cancel again."""
         about: dict[PeerId, list[RequestId]] = {}
         for wire, one in self._attempts.items():
             attempt = one.attempt
@@ -71,7 +74,8 @@ class Attempts:
                 if len(asked) < _MOST_ASKED:
                     asked.append(wire)
                     attempt.news_ms = now_ms
-        return [Send(peer, AskAbout(requests=tuple(wires))) for peer, wires in about.items()]
+        asked_about: list[Action] = [Send(peer, AskAbout(requests=tuple(wires))) for peer, wires in about.items()]
+        return asked_about + self._farewells.on_tick(now_ms, self._roster.knows)
 
     def not_here(self, sender: PeerId, wire: RequestId, now_ms: float) -> tuple[OpenRequest | None, list[Action]]:
         """A worker does not know an attempt. First: whose it is, if it is lost; else whom to ask next.
@@ -79,6 +83,7 @@ class Attempts:
         An entry worker knows a prompt until its decode worker has taken it over; so who is asked after that answer, and does
         not know it either, never got it, or has said its last word of it.
         """
+        self._farewells.not_here(sender, wire)
         one = self._attempts.get(wire)
         if one is None or one.attempt is None or one.attempt.knower != sender:
             return None, []
@@ -97,8 +102,11 @@ class Attempts:
             failed = FailedAttempt(error.code, phase, worker, now_ms - attempt.sent_ms)
             one.failed = (*one.failed, failed)[-_MOST_FAILED:]
 
-    def end(self, one: OpenRequest, *, but: PeerId | None) -> list[Action]:
-        """Take it from its workers: a Cancel to each, except `but`, which gave it up, finished it or is dead."""
+    def end(self, one: OpenRequest, now_ms: float, *, but: PeerId | None) -> list[Action]:
+        """Take it from its workers: a Cancel to each, except `but`, which gave it up, finished it or is dead.
+
+        It is said again to whoever may have work with it.
+        """
         attempt, one.attempt = one.attempt, None
         if attempt is None:
             return []
@@ -106,6 +114,8 @@ class Attempts:
         peers = dict.fromkeys((attempt.entry, attempt.decode))
         for peer in peers:
             self._roster.release(peer, attempt.wire)
+        busy = [peer for peer in dict.fromkeys(attempt.needed) if peer != but]
+        self._farewells.expect(busy, attempt.wire, one.deadline_ms, now_ms)
         return [Send(peer, Cancel(request=attempt.wire)) for peer in peers if peer != but]
 
     def check(self) -> None:

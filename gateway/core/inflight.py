@@ -174,7 +174,7 @@ class Inflight:
         if delta.finish is None:
             return [deliver]
         self._roster.on_success(attempt.decode)
-        self._forget(one, but=attempt.decode)
+        self._forget(one, now_ms, but=attempt.decode)
         return [deliver, *self._fill(now_ms)]
 
     def _end_prefill(self, one: OpenRequest, attempt: Attempt, delta: TokenDelta, now_ms: float) -> None:
@@ -239,7 +239,7 @@ class Inflight:
         if tired or terms.attempts <= 1:
             return self._fail(one, error, now_ms, but=but)
         self._attempts.note_failure(one, error, but, now_ms)
-        cancels = self._attempts.end(one, but=but)
+        cancels = self._attempts.end(one, now_ms, but=but)
         one.error, one.failed_ms, one.avoid = error, now_ms, one.avoid | avoid
         one.retry_at_ms = now_ms + backoff_ms(terms, one.tries + 1, self._draw())
         self._totals.add(f"retries_total{{code={error.code},kind={'replay' if one.emitted else 'retry'}}}")
@@ -263,7 +263,7 @@ class Inflight:
         """The client does not want it any more, or has all it wants."""
         one = self._open.get(request)
         if one is not None:
-            return [*self._forget(one, but=None), *self._fill(now_ms)]
+            return [*self._forget(one, now_ms, but=None), *self._fill(now_ms)]
         self._entrance.cancel(request)
         return []
 
@@ -285,10 +285,10 @@ class Inflight:
         if error.http_status == 503:
             self._totals.add("shed_total{reason=workers-busy}")
         error.attempts = one.attempts_total
-        return [*self._forget(one, but=but), End(one.request, error), *self._fill(now_ms)]
+        return [*self._forget(one, now_ms, but=but), End(one.request, error), *self._fill(now_ms)]
 
-    def _forget(self, one: OpenRequest, *, but: PeerId | None) -> list[Action]:
-        cancels = self._attempts.end(one, but=but)
+    def _forget(self, one: OpenRequest, now_ms: float, *, but: PeerId | None) -> list[Action]:
+        cancels = self._attempts.end(one, now_ms, but=but)
         del self._open[one.request]
         self._entrance.leave(one)
         return cancels

@@ -169,6 +169,10 @@ class Roster:
         worker.sequence += 1
         return Send(worker.peer, Ping(sequence=worker.sequence))
 
+    def knows(self, peer: PeerId) -> bool:
+        """Whether this life of a worker is connected."""
+        return peer in self._by_peer
+
     def drain(self, name: WorkerId, *, on: bool) -> list[Action]:
         """Tell a worker to take nothing new, or to take requests again; here it counts at once. Raises UnknownWorker."""
         worker = self._named(name)
@@ -200,22 +204,19 @@ class Roster:
 
     def charge(self, peer: PeerId, request: RequestId, *, work_ms: float, tokens: int, now_ms: float) -> None:
         """Count a request that is sent there now. A worker that is gone takes its charges along."""
-        worker = self._by_peer.get(peer)
-        if worker is not None:
+        if (worker := self._by_peer.get(peer)) is not None:
             worker.charges.add(request, sequence=worker.sequence, work_ms=work_ms, tokens=tokens)
             worker.breaker.on_sent(now_ms)
 
     def promise(self, peer: PeerId, request: RequestId, *, tokens: int, now_ms: float) -> None:
         """Count a request that another worker will hand over there; its reports show it some time after `arrived`."""
-        worker = self._by_peer.get(peer)
-        if worker is not None:
+        if (worker := self._by_peer.get(peer)) is not None:
             worker.charges.add(request, sequence=None, work_ms=0.0, tokens=tokens)
             worker.breaker.on_sent(now_ms)
 
     def arrived(self, peer: PeerId, request: RequestId) -> None:
         """A promised request is there."""
-        worker = self._by_peer.get(peer)
-        if worker is not None:
+        if (worker := self._by_peer.get(peer)) is not None:
             worker.charges.arrived(request, sequence=worker.sequence)
 
     def computed(self, peer: PeerId, request: RequestId) -> None:

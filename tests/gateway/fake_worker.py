@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
+import msgspec
+
 from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
 from common.messages import AnyMessage
 from common.messages.base import Message
@@ -52,7 +54,7 @@ class FakeWorker:
         )
         self.peer = peer_id(self.member.id, self.member.incarnation)
         self._exchange = Exchange(self.peer, "tcp://127.0.0.1:0")
-        self.member = Member(**{**_fields(self.member), "endpoint": self._exchange.endpoint})
+        self.member = msgspec.structs.replace(self.member, endpoint=self._exchange.endpoint)
         self.heard: queue.Queue[tuple[PeerId, AnyMessage]] = queue.Queue()
         self.pinged = threading.Event()
         self.silent = False
@@ -134,10 +136,6 @@ class FakeWorker:
             memory=MEMORY,
             draining=self.draining,
         )
-
-
-def _fields(member: Member) -> dict[str, object]:
-    return {name: getattr(member, name) for name in member.__struct_fields__}
 
 
 def tokens(

@@ -12,6 +12,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given
 from schemathesis import GenerationMode
 from schemathesis.checks import load_all_checks
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi import checks as rules
 
 from common.ids import PeerId
@@ -98,6 +99,7 @@ def fuzz(one: Cluster, examples: int, *, seed: int = 0, only_bodies: bool = Fals
                     hypothesis.seed(seed),
                     lambda case: case.call(base_url=one.url, session=session, timeout=PATIENCE_S),
                 )
+                assert isinstance(found, Ok), found
                 operation = found.ok()
                 if only_bodies and not operation.body:
                     continue
@@ -109,7 +111,7 @@ def fuzz(one: Cluster, examples: int, *, seed: int = 0, only_bodies: bool = Fals
 def _fuzz_one(operation: Any, mode: GenerationMode, examples: int, terms: Any, counts: Counts) -> None:
     seeded, call = terms
 
-    @seeded
+    @seeded  # type: ignore[untyped-decorator]  # came as Any
     @hypothesis.settings(
         max_examples=examples,
         database=None,

@@ -20,8 +20,8 @@ from tests.support.world_faults import FaultyWorld
 
 QUIET_MS = 40_000.0
 """A transfer that nobody commits costs 8 s, a silent peer 3, a lookup 2.5; a request has four attempts."""
-IDLE_MS = 25_000.0
-"""The longest lease of a reader is 10 s, a load by message gives up after 5, a hand-over after 8."""
+IDLE_MS = 35_000.0
+"""A grant that nobody renews ends after 30 s, the longest lease of a reader after 10, a hand-over without Commit after 8."""
 SYSTEMS: dict[str, dict[str, object]] = {
     "pd-shm": {"transport": "shm", "prefill_pages": 60, "decode_pages": 24},
     "pd-tcp": {"transport": "tcp", "prefill_pages": 60, "decode_pages": 24},
@@ -168,16 +168,21 @@ class Schedule:
                 self.world.go_on(peer)
 
     @_told
-    def restart(self, which: int) -> None:
-        """A new life under an old name; the old one may be there still, if it is stopped."""
+    def restart(self, which: int, same_address: bool = False, unseen_ms: float = 0.0) -> None:
+        """A new life under an old name; the old one may be there still, if it is stopped.
+
+        At the same address, if that is free, it hears what was meant for the old one. `unseen_ms`: how long nobody reads of
+        it in the membership.
+        """
         world = self.world
+        world.blind_until_ms = max(world.blind_until_ms, world.now_ms + unseen_ms)
         names = [name for name, process in world.processes.items() if not world.runs(process.peer) and " " not in name]
         if names:
-            world.start(names[which % len(names)])
+            world.start(names[which % len(names)], same_address=same_address)
         elif world.gateway is None:
             world.start_gateway()
         elif world.store is None and world.store_blocks:
-            world.start_store()
+            world.start_store(same_address=same_address)
 
     # -- the end
 
@@ -280,21 +285,22 @@ def lossy_rules(rng: random.Random, n: int) -> list[Rule]:
     return rules
 
 
-def random_schedule(seed: int, *, steps: int = 30) -> Schedule:
-    """A whole schedule from one number, to its end."""
+def random_schedule(seed: int, *, steps: int = 30, same_addresses: bool = True) -> Schedule:
+    """A whole schedule from one number, to its end. `same_addresses`: new lives may listen where old ones did."""
     rng = random.Random(f"schedule {seed}")
     schedule = Schedule(
         seed, rng.choice(list(SYSTEMS)), timeout_ms=rng.choice((4_000.0, 120_000.0)), ahead=rng.random() < 0.5
     )
     schedule.faults(lossy_rules(rng, rng.randrange(4)))
+    addresses = random.Random(f"addresses {seed}") if same_addresses else None
     for _ in range(steps):
-        step(schedule, rng)
+        step(schedule, rng, addresses)
     schedule.end()
     return schedule
 
 
-def step(schedule: Schedule, rng: random.Random) -> None:
-    """One random step."""
+def step(schedule: Schedule, rng: random.Random, addresses: random.Random | None = None) -> None:
+    """One random step. `addresses`: draws where new lives listen, and who dies and is back at once; None: elsewhere."""
     chance = rng.random()
     if chance < 0.15:
         schedule.ask_on(rng.randrange(8), rng.choice((1, 5)), rng.choice((1, 5, 12)))
@@ -321,4 +327,10 @@ def step(schedule: Schedule, rng: random.Random) -> None:
     elif chance < 0.96:
         schedule.kill(rng.randrange(8))
     else:
-        schedule.restart(rng.randrange(8))
+        which = rng.randrange(8)
+        if addresses is None or addresses.random() < 0.3:
+            schedule.restart(which)
+            return
+        if addresses.random() < 0.6:
+            schedule.kill(which)
+        schedule.restart(which, True, addresses.choice((0.0, 1.0, 300.0, 5_000.0)))

@@ -92,9 +92,9 @@ class Cluster(RuleBasedStateMachine):
         self.schedule.kill(which)
 
     @precondition(lambda self: self.schedule.world.n_dead)
-    @rule(which=_WHICH)
-    def restart(self, which: int) -> None:
-        self.schedule.restart(which)
+    @rule(which=_WHICH, same_address=st.booleans(), unseen_ms=st.sampled_from((0.0, 300.0, 5_000.0)))
+    def restart(self, which: int, same_address: bool, unseen_ms: float) -> None:
+        self.schedule.restart(which, same_address, unseen_ms)
 
     def teardown(self) -> None:
         if hasattr(self, "schedule") and self.schedule.unbroken:

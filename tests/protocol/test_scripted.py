@@ -1,6 +1,8 @@
 """Single stories of what goes wrong between real cores, each with the law that it would break."""
 
+from collections import Counter
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 
@@ -135,7 +137,7 @@ def test_a_life_whose_name_was_taken_gets_no_new_work_and_ends_empty() -> None:
 
 def test_random_schedule_1054() -> None:
     """An old life of the decode worker took requests over whose gateway had hung up on it."""
-    random_schedule(1054)
+    random_schedule(1054, same_addresses=False)
 
 
 @pytest.mark.parametrize(
@@ -165,3 +167,40 @@ def test_a_request_that_only_takes_its_time_is_asked_about_and_not_tried_again()
     schedule.end()
     assert schedule.world.gateway.core.counters().get("lost_attempts_total", 0) == 0
     assert schedule.world.gateway.clients["r0"].finish
+
+
+@pytest.mark.parametrize(
+    ("system", "heard"), [("pd-shm", "GrantRequest"), ("pd-tcp", "Generate"), ("pd2-shm-store", "Reserve")]
+)
+def test_what_was_meant_for_a_life_that_died_harms_nobody_when_the_next_one_hears_it(system: str, heard: str) -> None:
+    """Connections come back by themselves when a new life listens at the old address; the membership tells later."""
+    inherited = Counter[str]()
+    for n_events, role in product((4, 40), ("prefill-0", "decode-0", "kvstore-0")):
+        schedule = Schedule(n_events, system)
+        world = schedule.world
+        schedule.ask(PROMPT, ANSWER, shared=True)
+        schedule.events(n_events)
+        for victim in [peer for peer in world.everybody() if peer.startswith(role)]:
+            world.die(victim)
+            schedule.events(3)
+            schedule.restart(0, same_address=True, unseen_ms=1_200.0)
+            schedule.ask(PROMPT, ANSWER, shared=True)
+            schedule.time(2_000.0)
+        schedule.end()
+        inherited.update(world.wires.inherited)
+    assert inherited.keys() >= {"Ping", "Report", heard}, inherited
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_cancel_that_is_lost_costs_seconds_and_not_the_time_of_the_request(lost: int) -> None:
+    """Its deadline is 30 s away, and nobody sends tokens of it, so that the gateway would hear that it goes on."""
+    schedule = Schedule(1, "pd-shm")
+    arm(schedule, f"gateway/cancel: drop times={2 * lost}; prefill/grant: drop side=sent")
+    schedule.ask(PROMPT, ANSWER)
+    schedule.events(20)
+    schedule.leave(0)
+    core = schedule.world.processes["prefill"].core
+    assert not core.idle, "the story does not begin"
+    schedule.world.run(2_500.0 * lost, until=lambda: core.idle)
+    assert core.idle, "it waits for pages for nobody"
+    schedule.end()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from common.ids import RequestId
 from common.messages.requests import TokenLogprob
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
 
@@ -19,7 +20,7 @@ def answer(prompt: list[int], n_tokens: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def computed_tokens(segment: Segment, drawn: Mapping[str, int]) -> list[int]:
+def computed_tokens(segment: Segment, drawn: Mapping[RequestId, int]) -> list[int]:
     """All tokens up to the end of a segment; `drawn`: what the step before drew, by request."""
     if segment.pending:
         return [*segment.tokens[: segment.start], drawn[segment.request]]
@@ -31,7 +32,7 @@ class FakeEngine:
 
     def __init__(self, *, layers: int, block_tokens: int) -> None:
         self.layers, self.block_tokens = layers, block_tokens
-        self.drawn: dict[str, int] = {}
+        self.drawn: dict[RequestId, int] = {}
 
     def step(self, plan: StepPlan, on_layer: Callable[[int], None] | None) -> StepResult:
         seen_prefill = False

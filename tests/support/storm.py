@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,8 +118,8 @@ class Watch:
                 return [(request, "grant")]
             case Grant() | KvSent() | HandOver() | Commit():
                 phases = {Grant: "compute", KvSent: "transfer", HandOver: "handover", Commit: "commit"}
-                request = self._request_of.get(message.transfer)
-                return [] if request is None else [(request, phases[type(message)])]
+                of = self._request_of.get(message.transfer)
+                return [] if of is None else [(of, phases[type(message)])]
             case Tokens(deltas=deltas):
                 return [(delta.request, "decode" if delta.position else "answer") for delta in deltas]
             case _:
@@ -131,10 +131,10 @@ def watching() -> Iterator[Watch]:
     """See every message that this process sends from now on. The calling thread is the one that aborts."""
     watch = Watch(threading.current_thread())
 
-    def watched(inner):  # type: ignore[no-untyped-def]  # a method, as it came
+    def watched(inner: Callable[..., bool]) -> Callable[..., bool]:
         def send(self: Exchange, peer: PeerId, message: Message, payloads: Sequence[Payload] = ()) -> bool:
             later = watch.before(message)
-            sent: bool = inner(self, peer, message, payloads)
+            sent = inner(self, peer, message, payloads)
             watch.meet(later)
             return sent
 

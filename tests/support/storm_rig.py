@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.ids import WorkerId
 from tests.support.driver import Driver
 from tests.support.storm import Asked, Storm, Watch, watching
 from tests.support.threads import ThreadCluster, thread_cluster
@@ -69,4 +70,4 @@ def storm_rig(folder: Path, asked: Asked, flags: Flags) -> Iterator[Rig]:
 
 
 def _reaches_decode(driver: Driver, name: str) -> bool:
-    return any(way.peer.startswith(DECODE) for way in driver.reports[name].transports)
+    return any(way.peer.startswith(DECODE) for way in driver.reports[WorkerId(name)].transports)

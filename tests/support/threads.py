@@ -66,7 +66,7 @@ class ThreadCluster:
 
     def start(self, role: str, name: str, **flags: object) -> Member:
         """Start it and wait until it has joined. Raises what building it raised."""
-        given = {} if role == "kvstore" else {"threads": 1, "drain_s": 0}
+        given: dict[str, object] = {} if role == "kvstore" else {"threads": 1, "drain_s": 0}
         given |= {**flags, "redis": self.redis_url, "cluster": "test", "run_dir": self._folder, "id": name}
         words = [word for flag, value in given.items() for word in (f"--{flag.replace('_', '-')}", str(value))]
         serve = _store(load(KvStoreSettings, words, {})) if role == "kvstore" else _worker(role, words)

@@ -6,9 +6,10 @@ and come back. KV is modelled as what it was computed from (tests.support.world_
 
 import random
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
@@ -111,6 +112,10 @@ class Process:
         return self.steps[0] if self.steps else None
 
 
+Happens = tuple[PeerId, PeerId] | Process
+"""To whom: a link that carries a message, or a process."""
+
+
 @dataclass
 class Move:
     """A job of the block mover: one layer, or all of it, at a time."""
@@ -173,7 +178,8 @@ class World:
         self.rng, self.transport, self.flaky, self.settings = rng, transport, flaky, settings
         self.layout = replace(LAYOUT, layers=layers)
         self.ahead, self.context_tokens, self.now_ms = ahead, context_tokens, 0.0
-        self.links: dict[tuple[PeerId, PeerId], deque] = {}
+        self.links: dict[tuple[PeerId, PeerId], deque[Any]] = {}
+        """Messages with their payloads, as `post` put them there."""
         self.lost: list[tuple[PeerId, object]] = []
         self.resized: list[ResizeAnswer] = []
         self.answers: dict[RequestId, Answer] = {}
@@ -218,6 +224,7 @@ class World:
         pages = self.pages["prefill" if role == "prefill" else "decode"]
         size = PoolSize(pages, CHUNK_PAGES, self.layout.page_bytes, self.host_pages)
         core = build_core(mine, settings, Machine(size=size, layout=self.layout, arena=self.arena))
+        assert isinstance(core, PrefillCore | DecodeCore)
         memory = Memory(4, n_pages=pages)
         peer, limits = peer_id(mine.id, mine.incarnation), (settings.running_limit, mine.takes_tokens)
         host = Memory(4, n_pages=self.host_pages)
@@ -439,17 +446,22 @@ class World:
             self.home(process, chunks)
         self.perform(process, process.core.on_chunks_back(chunks, problem, self.now_ms))
 
-    def choices(self) -> list[tuple[str, object]]:
+    def choices(self) -> list[tuple[str, Happens]]:
         """Events that can happen now."""
-        choices: list[tuple[str, object]] = [("link", link) for link in self.ready_links()]
+        choices: list[tuple[str, Happens]] = [("link", link) for link in self.ready_links()]
         for process in self.processes.values():
             if not process.alive:
                 continue
             if process.step is not None and not self.waits_for_load(process):
                 choices.append(("step", process))
-            waiting = ("result", process.results), ("copy", process.copies), ("move", process.moves)
-            waiting += ("refill", process.refills), ("resize", process.resizes)
-            choices += [(kind, process) for kind, queue in waiting if queue]
+            waiting: dict[str, Sized] = {
+                "result": process.results,
+                "copy": process.copies,
+                "move": process.moves,
+                "refill": process.refills,
+                "resize": process.resizes,
+            }
+            choices += [(kind, process) for kind, queue in waiting.items() if queue]
         return choices
 
     def ready_links(self) -> list[tuple[PeerId, PeerId]]:
@@ -465,8 +477,8 @@ class World:
         self.happen(kind, what)
         return True
 
-    def happen(self, kind: str, what: object) -> None:
-        if kind == "link":
+    def happen(self, kind: str, what: Happens) -> None:
+        if isinstance(what, tuple):
             self.carry(what)
         elif kind == "step":
             self.compute(what)
@@ -493,18 +505,19 @@ class World:
         """The gate: a layer is computed when it has been fetched, or never will be; and when its pages may be written."""
         if self.is_ring_closed(process):
             return True
-        moves = [move for move in process.moves if move.order.call in process.step.loads]
+        loads = process.step.loads if process.step is not None else ()
+        moves = [move for move in process.moves if move.order.call in loads]
         return any(move.first_missing <= process.layer for move in moves)
 
     def is_ring_closed(self, process: Process) -> bool:
         return any(
             process.rings.get(ring, self.layout.layers) < process.layer < self.layout.layers
-            for ring in process.step.rings
+            for ring in (process.step.rings if process.step is not None else ())
         )
 
     def compute(self, process: Process) -> None:
         """The engine: one layer, or the end of a step."""
-        step, layer = process.step, process.layer
+        step, layer = process.steps[0], process.layer
         if layer < self.layout.layers:
             self.engine.layer(step, layer, process.memory, process.wrong)
             process.layer += 1
@@ -558,14 +571,14 @@ class World:
         width = order.own_pages.shape[1]
         layers = [move.next_layer] if by_layer else list(range(width))
         ok = memory is not None and not move.broken and self.rng.random() >= self.flaky
-        own, peer = order.own_pages[:, layers].ravel().tolist(), order.peer_pages[:, layers].ravel().tolist()
-        if ok:
+        own, theirs = order.own_pages[:, layers].ravel().tolist(), order.peer_pages[:, layers].ravel().tolist()
+        if ok and memory is not None:
             self.require_permission(process, order)
-        if ok and isinstance(order, StoreBlocks):
-            memory.write_all(peer, process.memory.read_all(own))
-        elif ok:
-            process.memory.write_all(own, memory.read_all(peer))
-            ok = self.now_ms <= order.deadline_ms
+            if isinstance(order, StoreBlocks):
+                memory.write_all(theirs, process.memory.read_all(own))
+            else:
+                process.memory.write_all(own, memory.read_all(theirs))
+                ok = self.now_ms <= order.deadline_ms
         move.next_layer = layers[-1] + 1
         if by_layer:
             self.perform(process, process.core.on_layer_fetched(order.call, layers[-1], ok=ok, now_ms=self.now_ms))

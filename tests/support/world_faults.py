@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 from common.errors import ProtocolViolation
 from common.faults.points import Kind, Point
-from common.ids import Owner, PeerId
+from common.ids import Incarnation, Owner, PeerId, WorkerId, peer_id
 from common.messages.actions import Dial, HangUp
 from common.messages.base import Message
 from common.messages.liveness import Member, TransportReport
 from services.worker.core.actions import Action, Copy, FetchBlocks, Moved, OpenChannel, StoreBlocks
 from services.worker.core.host_buffer import HOST_BUFFER
-from tests.support.world import Process, World
+from tests.support.world import Happens, Process, World
 from tests.support.world_gateway import GatewayShell
 from tests.support.world_memory import Page
 from tests.support.world_states import states_of
@@ -52,6 +52,8 @@ class FaultyWorld(World):
         self.mapped: dict[Link, None] = {}
         self.standing: dict[PeerId, Standing] = {}
         self.registry: dict[str, tuple[Member, float]] = {}
+        self.blind_until_ms = 0.0
+        """Before that, nobody reads the registry."""
         self.clients_of_the_dead: list[GatewayShell] = []
         self._due: dict[int, float] = {}
         self._broken: set[int] = set()
@@ -94,23 +96,40 @@ class FaultyWorld(World):
         self.say(self.gateway.peer, "", "starts")
         self.tell_members()
 
-    def start(self, name: str) -> None:
-        """Also while an older life of that name goes on."""
+    def start(self, name: str, *, same_address: bool = False) -> None:
+        """Also while an older life of that name goes on, which keeps its address."""
         old = self.processes.get(name)
         if old is not None and old.alive:
             self.processes[f"{name} before {self.lives + 1}"] = self.processes.pop(name)
+        role, _, number = name.partition("-")
+        self._listen(f"{role}-{number or 0}", None if old is None or old.alive or not same_address else old.peer)
         super().start(name)
 
+    def start_store(self, *, same_address: bool = False) -> None:
+        old = next((member for member in self.members if member.role == "kvstore"), None)
+        self._listen("kvstore-0", peer_id(old.id, old.incarnation) if old is not None and same_address else None)
+        super().start_store()
+
+    def _listen(self, name: str, old: PeerId | None) -> None:
+        """The life that begins next listens at an address of its own, or at that of `old`, which is dead."""
+        life = self.lives + 1
+        address = None if old is None else self.wires.address_of(old)
+        if address is not None:
+            self.say(f"{name}@{life:016x}", "", f"will listen where {old} did")
+        self.wires.listen(peer_id(WorkerId(name), Incarnation(life)), address or f"{name} {life}", self.now_ms)
+
     def tell_members(self) -> None:
-        """Everybody reads the registry; who runs has renewed its record."""
+        """Everybody reads the registry, unless it cannot be read; who runs has renewed its record."""
         for member in self.members:
-            peer = PeerId(f"{member.id}@{member.incarnation:016x}")
+            peer = peer_id(member.id, member.incarnation)
             if peer not in self.standing and self.lives_on(peer):
                 self.standing[peer] = Standing()
                 self.say(peer, "", "starts")
             if self.runs(peer):
                 self.registry[member.id] = member, self.now_ms + LISTED_MS
         self.registry = {name: (m, until) for name, (m, until) in self.registry.items() if until > self.now_ms}
+        if self.now_ms < self.blind_until_ms:
+            return
         members = [member for member, _ in self.registry.values()]
         for process in self.processes.values():
             if self.runs(process.peer):
@@ -145,7 +164,10 @@ class FaultyWorld(World):
     def go_on(self, peer: PeerId) -> None:
         """Its other threads may be quicker than the one that hears the news."""
         standing, late_ms = self.standing[peer], self.now_ms + self.rng.choice((0.0, 1.0, 30.0))
-        standing.stopped, standing.news = False, deque((max(due, late_ms), *rest) for due, *rest in standing.news)
+        standing.stopped, standing.news = (
+            False,
+            deque((max(due, late_ms), what, whom) for due, what, whom in standing.news),
+        )
         self.say(peer, "", "goes on")
 
     def die(self, peer: PeerId) -> None:
@@ -254,10 +276,10 @@ class FaultyWorld(World):
                 self._begin(process, action, Point.TRANSFER, action.order.to)
             case FetchBlocks() | StoreBlocks():
                 super().do(process, action, payloads)
-                parks, fetches = action.peer == HOST_BUFFER, isinstance(action, FetchBlocks)
-                point = Point.PARK if parks else Point.FETCH if fetches else Point.SPILL
+                parks = action.peer == HOST_BUFFER
+                point = Point.PARK if parks else Point.FETCH if isinstance(action, FetchBlocks) else Point.SPILL
                 self._begin(process, action, point, action.peer)
-                if fetches:
+                if isinstance(action, FetchBlocks):
                     self._own[id(action)] = self._owners(process, action)
                 else:
                     self._leaving[id(action)] = process.memory.read_all(action.own_pages.ravel().tolist())
@@ -289,8 +311,8 @@ class FaultyWorld(World):
             self.links.setdefault(link, deque()).append(parcel)
         return [link for link, queue in self.links.items() if queue and self.runs(link[1])]
 
-    def choices(self) -> list[tuple[str, object]]:
-        choices = []
+    def choices(self) -> list[tuple[str, Happens]]:
+        choices: list[tuple[str, Happens]] = []
         for kind, what in super().choices():
             if kind == "link":
                 choices.append((kind, what))
@@ -334,7 +356,7 @@ class FaultyWorld(World):
         target, broken = self.process(order.to), id(copy) in self._broken
         self._broken.discard(id(copy))
         self._due.pop(id(copy), None)
-        ok = not broken and target is not None
+        ok = not broken and (target is not None or self.transport == "tcp")
         pages = tuple((order.to, page) for page in order.target_pages)
         if not ok:
             what = f"    copy of {_span(order.span)} of {order.transfer} failed"
@@ -345,7 +367,7 @@ class FaultyWorld(World):
             assert target is not None
             what = f"    wrote {_span(order.span)} of {order.transfer} to pages {_few(order.target_pages)}"
         self.say(process.peer, order.to, what, (order.transfer,), pages)
-        if ok and self.transport != "tcp":
+        if ok and target is not None and self.transport != "tcp":
             self._require_granted(process, copy, target)
             target.memory.write_all(order.target_pages, contents)
         moved = Moved(ok, 1.0, 1, len(contents) * self.layout.page_bytes)
@@ -376,9 +398,13 @@ class FaultyWorld(World):
             raise self.violation(f"{process.peer} fetches into pages that have gone to others since", ())
         if self.now_ms > getattr(order, "deadline_ms", self.now_ms):
             return
-        is_store = self.store is not None and peer == self.store.peer
-        holder = self.process(peer)
-        pool = self.store.core._shelves.pool if is_store else holder.core.pool if holder is not None else None
+        holder, store = self.process(peer), self.store
+        is_store = store is not None and peer == store.peer
+        if store is not None and is_store:
+            shelves = store.core._shelves
+            pool = None if shelves is None else shelves.pool
+        else:
+            pool = None if holder is None else holder.core.pool
         if pool is None:
             return
         reads = isinstance(order, FetchBlocks)
@@ -391,7 +417,8 @@ class FaultyWorld(World):
             raise self.violation(f"{process.peer} {verb} pages {_few(pages)} of {peer} without a lease ({owner})", ())
 
     def _owners(self, process: Process, order: FetchBlocks) -> list[int]:
-        return process.ledger._owner_of[order.own_pages.ravel()].tolist()
+        owners: list[int] = process.ledger._owner_of[order.own_pages.ravel()].tolist()
+        return owners
 
     def move(self, process: Process) -> None:
         for move in process.moves:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from common.ids import RequestId
 from common.messages.requests import TokenLogprob
 from services.worker.core.plan import Sampled, Segment, StepPlan, StepResult
 from tests.support.fake_engine import FakeEngine, computed_tokens, next_token
@@ -24,7 +25,7 @@ class Memory:
     lent: set[int] = field(default_factory=set)
     """Of those, the ones whose memory serves something else now."""
     pages: dict[int, Page] = field(default_factory=dict)
-    drawn: dict[str, int] = field(default_factory=dict)
+    drawn: dict[RequestId, int] = field(default_factory=dict)
     """What the last step drew, by request: the engine remembers it as long as its pages."""
 
     def resize(self, n_pages: int) -> None:

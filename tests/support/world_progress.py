@@ -12,7 +12,7 @@ from common.ids import RequestId
 from common.messages.requests import FetchHint
 from common.policy.elastic import ArenaTerms
 from tests.support.fake_engine import answer
-from tests.support.world import CHUNK_PAGES, LAYOUT, Process, World
+from tests.support.world import CHUNK_PAGES, LAYOUT, Happens, Process, World
 
 CONTEXT_TOKENS = 100
 STEPS_PER_TOKEN, STEPS_ALWAYS = 3.0, 60
@@ -26,7 +26,11 @@ class ScratchTerms:
     """Scratch that grows with rows and keys."""
 
     def needs_bytes(self, rows: int, longest_keys: int) -> int:
-        return 64 + rows * 64 + longest_keys * 8
+        return 64 + rows * 64 + self.gathers_bytes(rows, longest_keys)
+
+    def gathers_bytes(self, rows: int, longest_keys: int) -> int:
+        del rows
+        return longest_keys * 8
 
     def rows_within(self, n_bytes: int, longest_keys: int) -> int:
         return max(0, n_bytes - self.needs_bytes(0, longest_keys)) // 64
@@ -51,7 +55,7 @@ class ProgressWorld(World):
 
     steps = 0
 
-    def happen(self, kind: str, what: object) -> None:
+    def happen(self, kind: str, what: Happens) -> None:
         if kind == "step" and isinstance(what, Process) and what.layer == self.layout.layers:
             self.steps += 1
         super().happen(kind, what)
@@ -108,9 +112,9 @@ def run(seed: int) -> Progress:
         ]
         most = rng.choice((1, 3, 9, CONTEXT_TOKENS - len(prompt)))
         to, holder = rng.choice(("mixed", "mixed", "mixed-1", "prefill", "decode")), rng.choice(("mixed", "mixed-1"))
-        hint = FetchHint(holder=world.processes[holder].peer, n_blocks=len(prompt) // 4)
-        more = {"fetch": hint} if to.startswith("mixed") and to != holder and rng.random() < 0.4 else {}
-        world.send(f"r{number}", prompt, most, to=to, priority=rng.choice((0, 0, 5)), **more)
+        hinted = to.startswith("mixed") and to != holder and rng.random() < 0.4
+        hint = FetchHint(holder=world.processes[holder].peer, n_blocks=len(prompt) // 4) if hinted else None
+        world.send(f"r{number}", prompt, most, to=to, priority=rng.choice((0, 0, 5)), fetch=hint)
         tokens += len(prompt) + most
         for _ in range(rng.choice((0, 0, 5, 60))):
             world.turn()

@@ -13,17 +13,17 @@ def states_of(core: PrefillCore | DecodeCore | Dispatch) -> dict[str, str]:
             return {one.request: _attempt(one) for one in inflight._open.values()}
         case PrefillCore():
             sender = core._sender._open.items()
-            found = {t: f"sends: {o.state.value}, {o.in_flight} copies in flight" for t, o in sender}
-            queued = {p.message.request: "waits for pages or a decode worker" for p in core._queue}
-            return {**queued, **found}
+            sends: dict[str, str] = {t: f"sends: {o.state.value}, {o.in_flight} copies in flight" for t, o in sender}
+            queued: dict[str, str] = {p.message.request: "waits for pages or a decode worker" for p in core._queue}
+            return queued | sends
         case DecodeCore():
             incoming, receiver = core._incoming, core._incoming._receiver
-            found = {t: f"receives: {one.state.value}" for t, one in receiver._open.items()}
+            found: dict[str, str] = {t: f"receives: {one.state.value}" for t, one in receiver._open.items()}
             for transfer, one in incoming._transfers.items():
                 if one.quarantined:
                     found[transfer] += ", pages quarantined"
-            drawn = dict.fromkeys(core._generation._answers, "draws its answer")
-            return {**found, **drawn, **dict.fromkeys(core._local._waiting, "waits for room")}
+            found |= dict.fromkeys(core._generation._answers, "draws its answer")
+            return found | dict.fromkeys(core._local._waiting, "waits for room")
 
 
 def _attempt(one: object) -> str:

@@ -3,6 +3,7 @@
 from common.ids import Incarnation, PeerId, WorkerId, peer_id
 from common.kv_layout import KvLayout
 from common.messages import AnyMessage
+from common.messages.base import Message
 from common.messages.liveness import Member
 from kvstore.server.core.actions import Reply, Write
 from kvstore.server.core.store import Budget, KvStoreCore
@@ -23,10 +24,10 @@ class Store:
 
     def hear(
         self, source: PeerId, message: AnyMessage, payloads: list[list[Page]], now_ms: float
-    ) -> list[tuple[AnyMessage, list[list[Page]]]]:
+    ) -> list[tuple[Message, list[list[Page]]]]:
         """Answers, with their payloads."""
         block_bytes = self._layout.layers * self._layout.page_bytes
-        answers = []
+        answers: list[tuple[Message, list[list[Page]]]] = []
         for action in self.core.on_message(source, message, [block_bytes] * len(payloads), now_ms):
             match action:
                 case Write(pages, frame):

@@ -1,7 +1,9 @@
 """Connections of a pure world, and what the fault kit's rules do to the messages on them, in virtual time. No processes.
 
 As ZeroMQ's: who dialled may always send, and messages to somebody who is not there are lost in silence; the other side
-is told that it cannot send once its caller has hung up or died.
+is told that it cannot send once its caller has hung up or died. A connection comes back by itself when somebody listens at
+the same address again: what is said on it then, or waited for that, is heard by the new life, and what that answers comes
+under the name that was dialled.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +38,9 @@ class Wires:
     def __init__(self, trace: Trace, lives: Callable[[PeerId], bool]) -> None:
         self._trace, self._lives = trace, lives
         self.dialled: dict[Link, None] = {}
+        self._addresses: dict[PeerId, str] = {}
+        self._waiting: dict[Link, list[tuple[Parcel, Outcome]]] = {}
+        """What was said on connections that nobody listens at now."""
         self._flying: dict[Link, FaultyLine[Parcel]] = {}
         self._landing: dict[Link, FaultyLine[Parcel]] = {}
         self.rules: tuple[Rule, ...] = ()
@@ -45,6 +50,8 @@ class Wires:
         self.lost: list[tuple[Link, Message]] = []
         """What a rule has lost."""
         self.injected: dict[str, int] = {}
+        self.inherited: dict[str, int] = {}
+        """Messages by kind that another life heard than was meant, or said under the name of an older one."""
 
     def arm(self, rules: Sequence[Rule]) -> None:
         """From now on these, and no others."""
@@ -56,39 +63,79 @@ class Wires:
     def dial(self, mine: PeerId, peer: PeerId) -> None:
         self.dialled[mine, peer] = None
 
+    def listen(self, peer: PeerId, address: str, now_ms: float) -> None:
+        """A new life listens there; who dialled an older one at the same address is connected to it."""
+        self._addresses[peer] = address
+        for (source, target), waiting in list(self._waiting.items()):
+            if self._addresses.get(target) == address:
+                del self._waiting[source, target]
+                for parcel, outcome in waiting:
+                    self._count_inherited(parcel.message)
+                    self._put(self._flying, (source, peer), parcel, outcome, now_ms)
+
+    def address_of(self, peer: PeerId) -> str | None:
+        """Where it listens, or did."""
+        return self._addresses.get(peer)
+
+    def _lives_of(self, peer: PeerId) -> list[PeerId]:
+        """All that ever listened where it does, the latest first."""
+        address = self._addresses.get(peer)
+        return (
+            [peer] if address is None else [one for one in reversed(self._addresses) if self._addresses[one] == address]
+        )
+
     def hang_up(self, mine: PeerId, peer: PeerId) -> None:
         self.dialled.pop((mine, peer), None)
+        self._waiting.pop((mine, peer), None)
         if (peer, mine) not in self.dialled:
             self._empty(lambda link: link in ((mine, peer), (peer, mine)))
 
     def bury(self, peer: PeerId) -> None:
-        """What it said and was not heard is lost; so is all that is said to it."""
+        """What it said and was not heard is lost, also under the names of lives before it; so is all that is said to it."""
         for link in [link for link in self.dialled if link[0] == peer]:
             del self.dialled[link]
-        self._empty(lambda link: peer in link)
+        for link in [link for link in self._waiting if link[0] == peer]:
+            del self._waiting[link]
+        dead = [one for one in self._lives_of(peer) if one == peer or not self._lives(one)]
+        self._empty(lambda link: link[0] in dead or link[1] == peer)
 
     def _empty(self, of: Callable[[Link], bool]) -> None:
         for lines in (self._flying, self._landing):
             for link in [link for link in lines if of(link)]:
                 del lines[link]
 
+    def _name_for(self, source: PeerId, target: PeerId) -> PeerId | None:
+        """Under which name the target hears it: that which it dialled, if the source did not dial. None: no connection."""
+        if (source, target) in self.dialled or (target, source) in self.dialled:
+            return source
+        return next((one for one in self._lives_of(source) if (target, one) in self.dialled), None)
+
     def can_send(self, source: PeerId, target: PeerId) -> bool:
-        return (source, target) in self.dialled or ((target, source) in self.dialled and self._lives(target))
+        return (source, target) in self.dialled or (self._name_for(source, target) is not None and self._lives(target))
 
     # -- messages
 
     def send(self, source: PeerId, target: PeerId, message: Message, payloads: list[list[Page]], now_ms: float) -> bool:
         """False if the sender is told that it cannot."""
         outcome = self._strike(source, target, message, Side.SENT) if self.can_send(source, target) else None
-        if outcome is None or outcome.has(Kind.FAIL):
+        name = self._name_for(source, target)
+        if outcome is None or name is None or outcome.has(Kind.FAIL):
             self._note(source, target, message, "cannot be sent", now_ms)
             return False
-        if self._lives(target):
-            parcel = Parcel(message, payloads, now_ms, _words(outcome))
-            self._put(self._flying, (source, target), parcel, outcome, now_ms)
+        parcel = Parcel(message, payloads, now_ms, _words(outcome))
+        listens = next((one for one in self._lives_of(target) if self._lives(one)), None)
+        if listens is not None:
+            if (name, listens) != (source, target):
+                self._count_inherited(message)
+            self._put(self._flying, (name, listens), parcel, outcome, now_ms)
         else:
             self._note(source, target, message, "nobody is there", now_ms)
+            self._waiting.setdefault((name, target), []).append((parcel, outcome))
         return True
+
+    def _count_inherited(self, message: Message) -> None:
+        kind = type(message).__name__
+        self.inherited[kind] = self.inherited.get(kind, 0) + 1
 
     def pump(self, now_ms: float) -> None:
         """What has flown long enough is at its target, where other rules may strike it."""

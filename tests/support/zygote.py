@@ -153,12 +153,12 @@ def _obey(control: socket.socket, ended_in: int, children: set[int]) -> None:
 
     pending = b""
     while True:
-        readable, _, _ = select.select([control, ended_in], [], [])
+        readable, _, _ = select.select([control.fileno(), ended_in], [], [])
         if ended_in in readable:
             os.read(ended_in, 4096)
             for pid, returncode in _reaped(children):
                 control.sendall(json.dumps([pid, returncode]).encode() + b"\n")
-        if control in readable:
+        if control.fileno() in readable:
             piece = control.recv(65536)
             if not piece:
                 return
@@ -207,7 +207,7 @@ def _become(order: dict[str, object]) -> None:
         traceback.print_exc()
     finally:
         with suppress(BaseException):
-            threading._shutdown()  # type: ignore[attr-defined] - as the interpreter does before it ends
+            threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter does before it ends
             atexit._run_exitfuncs()
             sys.stdout.flush()
             sys.stderr.flush()
