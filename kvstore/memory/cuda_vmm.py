@@ -51,11 +51,6 @@ class CudaVmmBackend:
         return self._driver.granularity_bytes
 
     @property
-    def created_bytes(self) -> int:
-        """Memory that is taken from the device, mapped or not."""
-        return sum(chunk.length_bytes for chunk in self._handles)
-
-    @property
     def live_mappings(self) -> int:
         """Chunks mapped now, each as often as it is mapped."""
         return self._table.live

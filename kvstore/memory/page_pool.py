@@ -75,11 +75,6 @@ class PagePool:
         return self._chunks.backend.device
 
     @property
-    def address(self) -> int:
-        """Where page 0 begins; page p begins p * page_bytes further."""
-        return self._memory.address
-
-    @property
     def chunk_bytes(self) -> int:
         """Length of a chunk."""
         return self._chunks.chunk_bytes

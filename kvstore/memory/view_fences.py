@@ -26,11 +26,6 @@ class StepFences:
         self.begun = 0
         """Steps that began so far."""
 
-    @property
-    def in_flight(self) -> int:
-        """Steps that began and did not end."""
-        return len(self._steps)
-
     def awaits(self, owner: Hashable) -> bool:
         """Whether a step that began computes this owner and was shown nothing of it yet."""
         return any(owner in step.awaited for step in self._steps)

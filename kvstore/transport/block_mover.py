@@ -100,10 +100,6 @@ class BlockMover:
         if attached is not None:
             attached.detached = True
 
-    def attached(self, peer: PeerId) -> bool:
-        """Whether jobs for `peer` can be posted with any hope."""
-        return peer in self._attached
-
     def post(self, job: BlockJob) -> None:
         """Queue a job for the mapping that its peer has now. After `stop` it ends as failed at once.
 
