@@ -67,7 +67,7 @@ def run(
     """One KV store, from its parts to its end."""
     worker = WorkerId(settings.id or f"kvstore-{secrets.token_hex(4)}")
     incarnation = Incarnation(secrets.randbits(64))
-    log = Log(process="kvstore", id=worker)
+    log = Log(process=worker)
     layout = None if settings.model is None else _layout(settings.model, settings.dtype)
     peer = peer_id(worker, incarnation)
     key = read_cluster_key(settings.cluster_key)

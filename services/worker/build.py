@@ -235,6 +235,7 @@ class Worker:
         )
 
     def _load(self, inspected: InspectedModel) -> LoadedModel:
+        self._log.event("loading_model", folder=str(inspected.folder))  # a large one takes minutes
         began_s = time.monotonic()
         model = load_inspected(inspected, self._settings.device)
         self._log.event("model_loaded", seconds=round(time.monotonic() - began_s, 1))
