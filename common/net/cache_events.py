@@ -96,7 +96,7 @@ class _Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class Work:
     """One writing: `blocks` bring the snapshot to `number`."""
 
     batches: tuple[tuple[CacheEvent, ...], ...]
@@ -181,23 +181,23 @@ class CacheEventPublisher:
                 self._awake.clear()
                 self._stopping.wait(_PACE_S)
 
-    def _take(self, rewrite: bool) -> _Work:
+    def _take(self, rewrite: bool) -> Work:
         with self._lock:
             one = self._picture
             blocks = dict(one.tiers) if rewrite else one.changed
-            work = _Work(tuple(one.batches), blocks, one.number, rewrite)
+            work = Work(tuple(one.batches), blocks, one.number, rewrite)
             one.changed, one.n_queued = {}, 0
             one.batches.clear()
         return work
 
-    def _give_back(self, work: _Work) -> None:
+    def _give_back(self, work: Work) -> None:
         with self._lock:
             one = self._picture
             one.batches.extendleft(reversed(work.batches))
             one.n_queued += sum(map(len, work.batches))
             self.dropped_total += one.trim(self._limit)
 
-    def _write(self, work: _Work) -> bool:
+    def _write(self, work: Work) -> bool:
         """Bring Redis up to `work`; False if the snapshot that it continues is gone. Raises redis.RedisError."""
         rows = list(work.blocks.items())
         parts = [rows[at : at + _FIELDS_PER_WRITE] for at in range(0, len(rows), _FIELDS_PER_WRITE)] or [[]]
@@ -226,7 +226,7 @@ class CacheEventPublisher:
         if gone:
             pipe.hdel(self._blocks_key, *gone)
 
-    def _add_end(self, pipe: "redis.client.Pipeline", work: _Work) -> None:
+    def _add_end(self, pipe: "redis.client.Pipeline", work: Work) -> None:
         pipe.hset(self._blocks_key, NUMBER_FIELD, work.number)
         for events in _entries(work.batches):
             fields: dict[_RedisValue, _RedisValue] = {

@@ -44,6 +44,7 @@ class Handshakes:
         self.asked.setsockopt(zmq.LINGER, 0)
         self.asked.bind(_ZAP)
         socket.setsockopt(zmq.ZAP_DOMAIN, b"penstock")
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # else libzmq lets everybody in when there is nobody to ask
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_SECRETKEY, self._key.secret)
 

@@ -64,6 +64,7 @@ class Exchange:
         self._dialled: dict[PeerId, zmq.Socket[bytes]] = {}
         self._peer_of: dict[object, PeerId] = {}
         self._poller = zmq.Poller()
+        self._wake_lock = threading.Lock()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller.register(self._wake_fd, zmq.POLLIN)
         self._router: zmq.Socket[bytes] | None = None
@@ -217,8 +218,10 @@ class Exchange:
         return cast(int, self._dialled[peer].getsockopt(zmq.FD))
 
     def wake(self) -> None:
-        """Make a waiting `receive` return. Any thread."""
-        os.eventfd_write(self._wake_fd, 1)
+        """Make a waiting `receive` return. Any thread, also one that outlives this exchange: then nothing happens."""
+        with self._wake_lock:  # a closed descriptor's number may be another file's by now
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
 
     def close(self) -> None:
         """Close every socket and the context; waits at most the linger time."""
@@ -232,6 +235,7 @@ class Exchange:
         closer = threading.Thread(target=self._context.term, daemon=True)
         closer.start()
         closer.join(timeout=2.0)
-        if self._wake_fd >= 0:
-            os.close(self._wake_fd)
-            self._wake_fd = -1
+        with self._wake_lock:
+            if self._wake_fd >= 0:
+                os.close(self._wake_fd)
+                self._wake_fd = -1

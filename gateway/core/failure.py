@@ -1,16 +1,20 @@
 """A worker's Failed message as an error of our own."""
 
-from common.errors import PeerFailed, ServingError
+from common.errors import ContextTooLong, OutOfPages, PeerFailed, ServingError
 from common.messages.requests import Failed
 
 
 class WorkerFailed(ServingError):
-    """A worker answered a request with Failed. Carries the worker's code, and the HTTP status that goes with it."""
+    """A worker answered a request with Failed. Carries the worker's code, and the HTTP status that goes with it.
+
+    A request that needs more pages than the worker has in all is too long (400), not unlucky: clients repeat a 503.
+    """
 
     def __init__(self, failed: Failed, *, text: str) -> None:
         super().__init__(text)
-        self.code = failed.code
-        self.http_status = http_status_of(failed.code)
+        never_fits = failed.code == OutOfPages.code and not failed.retryable
+        self.code = ContextTooLong.code if never_fits else failed.code
+        self.http_status = http_status_of(self.code)
         self.retryable = failed.retryable
         self.phase = failed.phase
         self.timings = failed.timings

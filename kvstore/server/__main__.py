@@ -17,11 +17,10 @@ from common.ids import Incarnation, WorkerId, peer_id
 from common.kv_layout import KvLayout
 from common.log import Log
 from common.messages.liveness import Member
-from common.net.cache_events import CacheEventPublisher
 from common.net.cluster_key import read_cluster_key
 from common.net.fault_kit import FaultKit, clock_of
 from common.net.faulty import open_exchange
-from common.net.faulty_redis import opens_registry
+from common.net.faulty_redis import open_publisher, opens_registry
 from common.net.host import kernel_identity, pid_space
 from common.net.redis import Membership
 from common.process_facts import policies_of, software_versions
@@ -67,7 +66,7 @@ def run(
     """One KV store, from its parts to its end."""
     worker = WorkerId(settings.id or f"kvstore-{secrets.token_hex(4)}")
     incarnation = Incarnation(secrets.randbits(64))
-    log = Log(process="kvstore", id=worker)
+    log = Log(process=worker)
     layout = None if settings.model is None else _layout(settings.model, settings.dtype)
     peer = peer_id(worker, incarnation)
     key = read_cluster_key(settings.cluster_key)
@@ -105,7 +104,7 @@ def run(
         membership = Membership(settings.redis, settings.cluster, member, lambda members: None, opened)
         membership.join()
         stack.callback(membership.stop)
-        publisher = stack.enter_context(closing(CacheEventPublisher(settings.redis, settings.cluster, member)))
+        publisher = stack.enter_context(closing(open_publisher(settings.redis, settings.cluster, member, kit)))
         log.event(
             "ready",
             endpoint=member.endpoint,

@@ -16,11 +16,10 @@ from common.errors import ConfigError
 from common.ids import Incarnation, PeerId, WorkerId, peer_id
 from common.log import Log
 from common.messages.liveness import Member, ModelIdentity
-from common.net.cache_events import CacheEventPublisher
 from common.net.cluster_key import read_cluster_key
 from common.net.fault_kit import FaultKit, clock_of
 from common.net.faulty import open_exchange
-from common.net.faulty_redis import opens_registry
+from common.net.faulty_redis import open_publisher, opens_registry
 from common.net.host import kernel_identity, pid_space
 from common.net.redis import Membership
 from common.process_facts import clock_gauges, policies_of, software_versions
@@ -147,7 +146,7 @@ class Worker:
         )
         core = build_core(mine, settings, machine)
         resizer = PageResizer(memory, inbox, use_pages=engine.use_pages, tell_peers=links.tell_resized)
-        events = CacheEventPublisher(settings.redis, settings.cluster, mine)
+        events = open_publisher(settings.redis, settings.cluster, mine, self._kit)
         self._cleanup.callback(events.close)
         lender = ChunkLender(mapped.lending, inbox, use_scratch=engine.use_scratch)
         checksums = self._open_checksums(read_pages, inbox, machine.size.chunk_pages)
@@ -235,6 +234,7 @@ class Worker:
         )
 
     def _load(self, inspected: InspectedModel) -> LoadedModel:
+        self._log.event("loading_model", folder=str(inspected.folder))  # a large one takes minutes
         began_s = time.monotonic()
         model = load_inspected(inspected, self._settings.device)
         self._log.event("model_loaded", seconds=round(time.monotonic() - began_s, 1))

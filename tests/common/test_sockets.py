@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 import zmq
@@ -100,6 +101,13 @@ def test_a_wake_before_the_wait_is_not_lost(server: Exchange) -> None:
     began_s = time.monotonic()
     server.receive(_LIMIT_S * 1e3)
     assert time.monotonic() - began_s < _LIMIT_S
+
+
+def test_a_wake_after_the_end_does_nothing() -> None:
+    """Threads that dial for a worker may outlive its exchange."""
+    with closing(Exchange(SERVER, None)) as gone:
+        pass
+    gone.wake()
 
 
 def test_a_peer_that_hung_up_is_a_stranger_again(server: Exchange, client: Exchange) -> None:

@@ -134,7 +134,7 @@ def test_after_its_first_token_a_request_does_not_need_the_prefill_worker(redis_
 @pytest.mark.parametrize(
     ("code", "status"),
     [
-        ("out_of_pages", 503),
+        ("busy", 503),
         ("context_length_exceeded", 400),
         ("peer_failed", 502),
         ("deadline_exceeded", 504),
@@ -148,6 +148,18 @@ def test_a_workers_refusal_keeps_its_code_and_gets_its_status(up: Cluster, code:
     with pytest.raises(openai.APIStatusError, match="prefill worker prefill-0 gave up in phase grant") as caught:
         answer.result(PATIENCE_S)
     assert (caught.value.status_code, caught.value.code) == (status, code)
+
+
+def test_what_no_retry_can_make_fit_is_too_long_and_is_not_repeated(up: Cluster) -> None:
+    """The official client repeats a 503 by itself."""
+    answer = up.in_background(lambda: up.client().completions.create(model=NAME, prompt="x"))
+    gateway, generate = up.accept()
+    refusal = "it would need 90 pages; there are 80 in all"
+    failed = Failed(request=generate.request, code="out_of_pages", phase="grant", text=refusal, retryable=False)
+    up.prefill.say(gateway, failed)
+    with pytest.raises(openai.BadRequestError, match=refusal) as caught:
+        answer.result(PATIENCE_S)
+    assert caught.value.code == "context_length_exceeded"
     assert up.decode.hear(Cancel)[1].request == generate.request
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -12,6 +13,7 @@ import pytest
 from common.errors import ConfigError
 from common.ids import PeerId
 from common.log import Log
+from common.messages import encode
 from common.messages.liveness import Ping
 from common.net import cluster_key
 from common.net.cluster_key import ClusterKey, make_cluster_key, read_cluster_key
@@ -86,9 +88,42 @@ def test_who_has_no_or_another_key_is_not_heard_and_both_logs_say_why(
     assert server.counters()["refused_connections_total"] >= 1
 
 
+@pytest.mark.parametrize("has_key", [True, False], ids=["with a key", "without"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_a_protocol_older_than_curve_is_no_way_around_the_key(
+    stack: ExitStack, tmp_path: Path, version: str, has_key: bool
+) -> None:
+    """ZMTP before 3.0 has no security, and libzmq still speaks it."""
+    server = stack.enter_context(
+        closing(Exchange(SERVER, "tcp://127.0.0.1:0", key=made(tmp_path) if has_key else None))
+    )
+    ping, name = encode(Ping(sequence=1)), CLIENT.encode()
+    if version == "1.0":  # frames: length with flags, flags, body; the first one is the name
+        said = bytes([len(name) + 1, 0]) + name + bytes([len(ping) + 1, 0]) + ping
+    else:  # signature, revision 1, socket type DEALER; frames: flags, length, body
+        said = b"\xff" + bytes(8) + b"\x7f\x01\x05" + bytes([0, len(name)]) + name + bytes([0, len(ping)]) + ping
+    old = stack.enter_context(socket.create_connection(("127.0.0.1", int(server.endpoint.rsplit(":", 1)[1]))))
+    old.sendall(said)
+    heard: list[object] = []
+    deadline_s = time.monotonic() + _LIMIT_S
+    while not heard and not _hung_up(old):
+        assert time.monotonic() < deadline_s, "neither heard nor hung up on"
+        heard += [(peer, message) for peer, message, _ in server.receive(5)]
+    assert heard == ([] if has_key else [(CLIENT, Ping(sequence=1))])
+
+
+def _hung_up(connection: socket.socket) -> bool:
+    """What the other side says is thrown away."""
+    try:
+        return connection.recv(4096, socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
 def test_what_travels_is_not_readable(stack: ExitStack, tmp_path: Path) -> None:
     """A wire tapped between the two shows nothing of a message that it would show without a key."""
-    import socket
     import threading
 
     for key in (None, made(tmp_path)):

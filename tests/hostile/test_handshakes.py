@@ -16,7 +16,7 @@ from common.log import Log
 from common.messages import encode
 from common.messages.liveness import Ping
 from common.net import handshakes
-from common.net.cluster_key import make_cluster_key, read_cluster_key
+from common.net.cluster_key import ClusterKey, make_cluster_key, read_cluster_key
 from common.net.sockets import Exchange
 
 SERVER, CLIENT = PeerId("server@1"), PeerId("client@2")
@@ -82,20 +82,35 @@ def test_what_is_no_zeromq_is_not_blamed_on_the_key(
 
 
 @pytest.mark.parametrize("own_pair", [True, False], ids=["own pair", "cluster's pair"])
-def test_who_knows_the_servers_public_key_needs_its_secret_as_well(tmp_path: Path, own_pair: bool) -> None:
+def test_who_knows_the_servers_public_key_needs_its_secret_as_well(keyed: ClusterKey, own_pair: bool) -> None:
     """The public half is no secret of CURVE: ZAP must tell who has the other one."""
+    heard = heard_of(keyed, zmq.curve_keypair() if own_pair else (keyed.public, keyed.secret))
+    assert heard == ([] if own_pair else [Ping(sequence=9)])
+
+
+def test_nobody_is_let_in_when_there_is_nobody_to_ask(keyed: ClusterKey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libzmq by itself would let in whoever knows the public half, if ZAP's address is not there."""
+    monkeypatch.setattr(handshakes, "_ZAP", "inproc://elsewhere")
+    assert heard_of(keyed, zmq.curve_keypair()) == []
+
+
+@pytest.fixture
+def keyed(tmp_path: Path) -> ClusterKey:
     make_cluster_key(str(tmp_path / "key"))
     key = read_cluster_key(str(tmp_path / "key"))
     assert key is not None
-    public, secret = zmq.curve_keypair() if own_pair else (key.public, key.secret)
+    return key
+
+
+def heard_of(key: ClusterKey, pair: tuple[bytes, bytes]) -> list[object]:
+    """What a server with this key hears of who knows its public half and has this pair (public, secret)."""
     with closing(Exchange(SERVER, "tcp://127.0.0.1:0", key=key)) as server, zmq.Context() as context:
         with context.socket(zmq.DEALER) as dealer:
             dealer.setsockopt(zmq.LINGER, 0)
             dealer.setsockopt(zmq.IDENTITY, CLIENT.encode())
             dealer.setsockopt(zmq.CURVE_SERVERKEY, key.public)
-            dealer.setsockopt(zmq.CURVE_PUBLICKEY, public)
-            dealer.setsockopt(zmq.CURVE_SECRETKEY, secret)
+            dealer.setsockopt(zmq.CURVE_PUBLICKEY, pair[0])
+            dealer.setsockopt(zmq.CURVE_SECRETKEY, pair[1])
             dealer.connect(server.endpoint)
             dealer.send(encode(Ping(sequence=9)))
-            heard = until(server, lambda: server.refused_connections > 0)
-    assert heard == ([] if own_pair else [Ping(sequence=9)])
+            return until(server, lambda: server.refused_connections > 0)
