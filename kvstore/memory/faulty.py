@@ -2,10 +2,12 @@
 
 Each call strikes `memory` with its own name as the peer: `create`, `map`, `unmap` or `refill`. `unmap` fails only where
 its contract lets it: for a part of a stretch that is mapped. Calls that undo what came before a failure are spared, as
-they would be: they need no more than there was.
+they would be: they need no more than there was. They are known by that: each is the reverse of a call since the failure
+before, and nothing else comes between.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,9 +20,13 @@ from kvstore.memory.chunks import Refillable
 if TYPE_CHECKING:
     import torch
 
-_SPARED_CALLS = 8  # at the most: what undoes a failed call is no longer than what was done before it
+_REMEMBERED_CALLS = 1024  # more than any one change of memory has
 Sleep = Callable[[float], None]
 """Takes seconds."""
+_Call = tuple[str, int, int]
+"""`map` or `unmap`, the address, chunks."""
+_Place = tuple[int, int]
+"""Address of a range, and bytes from there: ranges that happen to be neighbours are no stretch."""
 
 
 class FaultyBackend:
@@ -28,9 +34,12 @@ class FaultyBackend:
 
     def __init__(self, inner: VmBackend, kit: FaultKit, sleep: Sleep = time.sleep) -> None:
         self._inner, self._kit, self._sleep = inner, kit, sleep
-        self._begins: dict[int, int] = {}  # address of every mapped chunk -> its end
-        self._ends: dict[int, int] = {}
-        self._n_done = self._n_spared = 0  # calls since the last failure, and those that go by after it
+        self._begins: dict[_Place, _Place] = {}  # of every mapped chunk -> its end
+        self._ends: dict[_Place, _Place] = {}
+        self._undo_done: deque[_Call] = deque(
+            maxlen=_REMEMBERED_CALLS
+        )  # what would undo the calls since the last failure
+        self._spared: set[_Call] = set()
 
     @property
     def device(self) -> "torch.device":
@@ -76,21 +85,26 @@ class FaultyBackend:
 
     def map_run(self, where: Range, offset_bytes: int, chunks: Sequence[Chunk]) -> None:
         """As inside, with faults. Raises OutOfChunks."""
-        self._strike("map", may_fail=True)
+        address, begin = where.address + offset_bytes, (where.address, offset_bytes)
+        if not self._undoes(("map", address, len(chunks))):
+            self._strike("map", may_fail=True)
         self._inner.map_run(where, offset_bytes, chunks)
-        begin = where.address + offset_bytes
+        self._undo_done.append(("unmap", address, len(chunks)))
         for chunk in chunks:
-            end = begin + chunk.length_bytes
+            end = where.address, begin[1] + chunk.length_bytes
             self._begins[begin], self._ends[end] = end, begin
             begin = end
 
     def unmap_run(self, where: Range, offset_bytes: int, n_chunks: int) -> list[Chunk]:
         """As inside, with faults. Raises OutOfChunks."""
-        first = begin = where.address + offset_bytes
+        address, first = where.address + offset_bytes, (where.address, offset_bytes)
+        begin = first
         for _ in range(n_chunks):
             begin = self._begins.get(begin, begin)
-        self._strike("unmap", may_fail=first in self._ends or begin in self._begins)
+        if not self._undoes(("unmap", address, n_chunks)):
+            self._strike("unmap", may_fail=first in self._ends or begin in self._begins)
         chunks = self._inner.unmap_run(where, offset_bytes, n_chunks)
+        self._undo_done.append(("map", address, n_chunks))
         for _ in range(n_chunks):
             first = self._begins.pop(first)
             del self._ends[first]
@@ -108,18 +122,22 @@ class FaultyBackend:
         """As inside."""
         self._inner.close()
 
+    def _undoes(self, call: _Call) -> bool:
+        """Whether it is spared, once."""
+        spared = call in self._spared
+        self._spared.discard(call)
+        return spared
+
     def _strike(self, call: str, *, may_fail: bool) -> None:
-        if self._n_spared:
-            self._n_spared -= 1
-            return
+        self._spared.clear()
         outcome = self._kit.strike(Point.MEMORY, Side.WORK, call)
         late_ms = outcome.ms_of(Kind.DELAY)
         if late_ms:
             self._sleep(late_ms / 1000)
         if outcome.has(Kind.FAIL, Kind.CUT) and may_fail:
-            self._n_spared, self._n_done = min(self._n_done, _SPARED_CALLS), 0
+            self._spared = set(self._undo_done)
+            self._undo_done.clear()
             raise OutOfChunks(f"injected failure: {call}")
-        self._n_done += 1
 
 
 class RefillableFaultyBackend(FaultyBackend):

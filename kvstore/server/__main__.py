@@ -32,7 +32,7 @@ from kvstore.server.core.store import Budget, KvStoreCore
 from kvstore.server.disk_folder import DiskFolder
 from kvstore.server.disk_thread import DiskThread
 from kvstore.server.faulty_disk import FaultyDiskFolder
-from kvstore.server.inbox import Events, GuestGone, GuestJoined, ShareDied
+from kvstore.server.inbox import Events, GuestGone, GuestJoined, MembersRead, ShareDied
 from kvstore.server.page_checks import PageChecks
 from kvstore.server.service import KvStoreService, Ports
 from kvstore.server.settings import KvStoreSettings
@@ -43,7 +43,7 @@ _WILDCARDS = ("0.0.0.0", "*", "[::]")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run until SIGTERM or SIGINT. Exit code 0, or 2 for a bad setting."""
+    """Run until SIGTERM or SIGINT, or until a newer life has this one's name. Exit code 0, or 2 for a bad setting."""
     if "--help" in argv or "-h" in argv:
         print(
             usage(KvStoreSettings, "penstock kvstore", "Keeps KV blocks in host memory for the workers of a cluster.")
@@ -101,7 +101,9 @@ def run(
         checks = PageChecks(memory) if settings.verify_kv else None
         disk = _open_disk(settings, memory, inbox, stack, kit, checks)
         opened = opens_registry(kit)
-        membership = Membership(settings.redis, settings.cluster, member, lambda members: None, opened)
+        membership = Membership(
+            settings.redis, settings.cluster, member, lambda members: inbox.put(MembersRead(members)), opened
+        )
         membership.join()
         stack.callback(membership.stop)
         publisher = stack.enter_context(closing(open_publisher(settings.redis, settings.cluster, member, kit)))

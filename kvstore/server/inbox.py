@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from common.ids import PeerId
 from common.messages.blocks import BlockName
+from common.messages.liveness import Member
 from common.net.inbox import Inbox
 
 
@@ -61,7 +62,14 @@ class ShareDied:
     error: BaseException
 
 
-Event = GuestJoined | GuestGone | DiskScanned | DiskWritten | DiskRead | DiskDied | ShareDied
+@dataclass(frozen=True, slots=True)
+class MembersRead:
+    """The membership as Redis has it."""
+
+    members: list[Member]
+
+
+Event = GuestJoined | GuestGone | DiskScanned | DiskWritten | DiskRead | DiskDied | ShareDied | MembersRead
 
 Events = Inbox[Event]
 """What the loop takes from."""

@@ -41,6 +41,7 @@ from kvstore.server.inbox import (
     Events,
     GuestGone,
     GuestJoined,
+    MembersRead,
     ShareDied,
 )
 from kvstore.server.page_checks import PageChecks
@@ -77,13 +78,13 @@ class KvStoreService:
         self._active_ms, self._unchecked, self._was_degraded = 0.0, False, False
 
     def serve(self, stopping: Callable[[], bool], dump_asked: Callable[[], bool]) -> None:
-        """Answer messages until `stopping()`; write the state to the log whenever `dump_asked()`.
+        """Answer messages until `stopping()`, or until a newer life has this store's name and nobody reads here any more.
 
-        Raises what ended another thread, if that was our own bug.
+        The state is written to the log whenever `dump_asked()`. Raises what ended another thread, if that was our own bug.
         """
         self._act(self._core.start(), ())
         ticked_ms = self._clock.now_ms()
-        while not stopping():
+        while not (stopping() or self._core.over):
             received = self._exchange.receive(_TICK_MS)
             # First: news of a death must not undo what the same peer asked after it; and who asks has joined before.
             for event in self._inbox.take():
@@ -180,6 +181,11 @@ class KvStoreService:
                 if not ok:
                     self._log.event("disk_block_bad", block=name.hex())
                 return self._core.on_disk_read(name, ok=ok, now_ms=now_ms)
+            case MembersRead(members):
+                if self._core.on_members(members, now_ms):
+                    by = self._core.successor
+                    text = f"{by} has taken this store's name: reads that are under way end, and then this life does"
+                    self._log.event("succeeded", by=by, text=text)
             case DiskDied(error) | ShareDied(error):
                 raise error
         return []

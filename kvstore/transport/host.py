@@ -1,9 +1,7 @@
 """The host's side of share connections: hand out the memory, confirm the probe, tell of changes, notice the end."""
 
 import errno
-import shutil
 import socket
-import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,6 +32,7 @@ from kvstore.transport.share_wire import (
     close_all,
     send_frame,
 )
+from kvstore.transport.socket_folder import SocketFolder, sweep
 from kvstore.transport.socket_path import short_name
 
 _SEND_TIMEOUT_S = 1.0
@@ -91,9 +90,9 @@ class _Change:
 class Host:
     """Owns the listening socket, and what its guests were told. Used by the share's thread alone, but for `open`."""
 
-    def __init__(self, self_id: PeerId, memory: Shareable, listener: socket.socket, path: Path) -> None:
+    def __init__(self, self_id: PeerId, memory: Shareable, listener: socket.socket, folder: SocketFolder) -> None:
         self._self_id, self._memory = self_id, Offering(memory)
-        self.listener, self.path = listener, path
+        self.listener, self.path, self._folder = listener, folder.path, folder
         self._accepted = 0
         self._version = 0
         self._guests: dict[Guest, None] = {}  # those that were made an offer
@@ -102,21 +101,24 @@ class Host:
 
     @staticmethod
     def open(self_id: PeerId, memory: Shareable, run_dir: Path) -> "Host":
-        """Listen in a new folder of mode 0700 under `run_dir`. Raises ConfigError."""
-        folder = run_dir / self_id
-        path = folder / "pages.sock"
+        """Listen in a new folder under `run_dir`, and remove those of lives that were killed. Raises ConfigError."""
+        if removed := sweep(run_dir):
+            names = [folder.name for folder in removed]
+            Log(process=self_id).event("socket_folders_removed", run_dir=str(run_dir), of=names[:16], n=len(names))
+        folder: SocketFolder | None = None
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            folder.mkdir(mode=stat.S_IRWXU)
-            with short_name(path) as name:
+            folder = SocketFolder(run_dir, self_id)
+            with short_name(folder.path) as name:
                 listener.bind(name)
             listener.listen(_MOST_WAITING)
         except OSError as error:
             listener.close()
-            raise ConfigError(f"--run-dir={run_dir}: cannot listen on {path}: {error}") from error
+            if folder is not None:
+                folder.close()
+            raise ConfigError(f"--run-dir={run_dir}: cannot listen in {run_dir / self_id}: {error}") from error
         listener.setblocking(False)
-        return Host(self_id, memory, listener, path)
+        return Host(self_id, memory, listener, folder)
 
     def accept(self) -> Guest | None:
         """A new connection; None if it went away meanwhile."""
@@ -270,4 +272,4 @@ class Host:
     def close(self) -> None:
         """Stop listening and remove the folder."""
         self.listener.close()
-        shutil.rmtree(self.path.parent, ignore_errors=True)  # a folder removed by others is as gone as ours
+        self._folder.close()

@@ -1,4 +1,5 @@
-"""Moves chunks of page memory as the core orders, between two messages or before a step; the engine hears of a new arena.
+"""Moves chunks of page memory while the core decides, which hears at once if the system does not bear it; the engine hears
+of a new arena.
 
 Which chunks may go, the core has decided: nobody uses their pages, and no step in flight the end of the arena that leaves.
 """
@@ -31,7 +32,7 @@ class LendableMemory(Protocol):
         ...
 
     def to_system(self, places: Sequence[int]) -> None:
-        """Give memory away."""
+        """Give memory away. Raises OutOfChunks."""
         ...
 
     def from_system(self, places: Sequence[int]) -> None:
@@ -46,11 +47,18 @@ class ChunkLender:
         """`use_scratch`: gives the engine the arena for the steps that are submitted from now on."""
         self._memory, self._inbox, self._use_scratch = memory, inbox, use_scratch
 
-    def carry_out(self, order: LendChunks | TakeBackChunks) -> None:
-        """Now. What comes back from the system, or does not, is told by ChunksBack.
+    def carry_out(self, order: LendChunks | TakeBackChunks) -> str:
+        """Now, all or nothing. Returns why nothing: the system bears no more mappings; empty: it was done.
 
-        Raises OutOfChunks if the system bears no more mappings for the arena: there is no way to go on without.
+        What comes back from the system, or does not, is told by ChunksBack.
         """
+        try:
+            self._move(order)
+        except OutOfChunks as error:
+            return str(error)
+        return ""
+
+    def _move(self, order: LendChunks | TakeBackChunks) -> None:
         match order:
             case LendChunks(chunks=chunks, to=to):
                 if to == ACTIVATIONS:

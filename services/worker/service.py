@@ -107,9 +107,11 @@ class WorkerService:
         self._feed = EngineFeed(core, ports.engine, ahead=plan_ahead)
         self._log, self._violations = log, Violations("protocol_violation", log)
         self._unsent = Violations("send_refused", log)
+        self._refused_moves = Violations("chunks_not_moved", log)
         self._checked_ms, self._unchecked = 0.0, False
         self._drain_from_ms: float | None = None
         self._clock, self._gauges = ports.clock, ports.gauges
+        core.move_chunks_with(self._move_chunks)
 
     def serve(self, stopping: Callable[[], bool], dump_asked: Callable[[], bool], *, drain_ms: float) -> None:
         """Run until `stopping()`, then until no request is left or `drain_ms` have passed.
@@ -292,7 +294,7 @@ class WorkerService:
         self._send(to, message, payloads)
 
     def _act(self, actions: Sequence[Action], payloads: Sequence[Payload]) -> None:
-        for action in (*self._core.memory_orders(), *actions):
+        for action in actions:
             match action:
                 case Send(to, message):
                     self._tell(to, message, self._links.payloads_for(message))
@@ -320,12 +322,15 @@ class WorkerService:
                 case ResizeMemory(n_pages):
                     self._leave(action)
                     self._memory.order(n_pages)
-                case LendChunks() | TakeBackChunks():
-                    self._leave(action)
-                    self._lender.carry_out(action)
                 case HangUp(peer):
                     self._exchange.hang_up(peer)
                     self._links.close_channel(peer)
+
+    def _move_chunks(self, order: LendChunks | TakeBackChunks) -> str:
+        self._leave(order)
+        if problem := self._lender.carry_out(order):
+            self._refused_moves.note(type(order).__name__, problem)
+        return problem
 
     def _leave(self, order: ResizeMemory | LendChunks | TakeBackChunks) -> None:
         """Pages that nobody holds any more may be read for their checksums still, and lose their memory now."""

@@ -226,3 +226,15 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "nowhere"):
         with pytest.raises(ConfigError, match="--cluster-key"):
             read_cluster_key(str(path))
+
+
+def test_who_is_refused_comes_again_no_sooner_than_after_half_a_second(stack: ExitStack, tmp_path: Path) -> None:
+    server, client = two(stack, made(tmp_path, "one"), made(tmp_path, "other"))
+    run(server, client, lambda: refusals(client) > 0)
+    began_s, before = time.monotonic(), refusals(client)
+    run(server, client, lambda: time.monotonic() - began_s > 1.3)
+    assert refusals(client) - before <= 1 + (time.monotonic() - began_s) / 0.5
+
+
+def refusals(exchange: Exchange) -> float:
+    return exchange.counters()["refused_connections_total"]

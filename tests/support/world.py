@@ -161,6 +161,7 @@ class World:
         transport: str = "shm",
         store_blocks: int = 0,
         flaky: float = 0.0,
+        flaky_maps: float = 0.0,
         ahead: bool = False,
         more: tuple[str, ...] = (),
         context_tokens: Mapping[str, int] = MappingProxyType({}),
@@ -169,13 +170,15 @@ class World:
         arena: ArenaTerms | None = None,
         **settings: object,
     ) -> None:
-        """`store_blocks`: host memory of a KV store, 0 for none. `flaky`: part of the block moves that fail. `more`:
+        """`store_blocks`: host memory of a KV store, 0 for none. `flaky`: part of the block moves that fail. `flaky_maps`: part of
+        the moves of chunks that the system does not bear. `more`:
         workers beside `decode` and `prefill`, such as `prefill-1`. `ahead`: plan the next step while one runs, and hear of
         the end of a step some time after it. `context_tokens`: role -> what its workers take, where that is less than what
         the model takes. `host_pages`: of every worker's host buffer. `arena`: what steps need, with elastic.
         `settings`: of WorkerSettings."""
         self.arena, self.moved_chunks = arena, {"lent": 0, "returned": 0, "refused": 0}
         self.rng, self.transport, self.flaky, self.settings = rng, transport, flaky, settings
+        self.flaky_maps = flaky_maps
         self.layout = replace(LAYOUT, layers=layers)
         self.ahead, self.context_tokens, self.now_ms = ahead, context_tokens, 0.0
         self.links: dict[tuple[PeerId, PeerId], deque[Any]] = {}
@@ -228,7 +231,8 @@ class World:
         memory = Memory(4, n_pages=pages)
         peer, limits = peer_id(mine.id, mine.incarnation), (settings.running_limit, mine.takes_tokens)
         host = Memory(4, n_pages=self.host_pages)
-        self.processes[name] = Process(peer, core, core.pool.ledger, memory, *limits, host)
+        process = self.processes[name] = Process(peer, core, core.pool.ledger, memory, *limits, host)
+        core.move_chunks_with(lambda order: self.move_chunks(process, order))
         self.members = [m for m in self.members if m.id != mine.id] + [mine]
         self.tell_members()
 
@@ -349,12 +353,12 @@ class World:
         return next((p for p in self.processes.values() if p.peer == peer and p.alive), None)
 
     def perform(self, process: Process, actions: list[Action], payloads: list[list[Page]] | None = None) -> None:
-        for action in (*process.core.memory_orders(), *actions):
+        for action in actions:
             self.do(process, action, payloads or [])
         for following in (process.core.plan, process.core.plan_ahead) if self.ahead else (process.core.plan,):
             plan = following()
             loads = process.core.loads(self.now_ms)
-            for action in (*process.core.memory_orders(), *loads):
+            for action in loads:
                 self.do(process, action, [])
             if plan is not None:
                 self.require_fits(process, plan)
@@ -408,12 +412,20 @@ class World:
                 self.post(process.peer, to, message, [process.memory.read_all(row) for row in pages.tolist()])
             case ResizeMemory(n_pages=n_pages):
                 process.resizes.append(n_pages)
-            case LendChunks(chunks, to):
-                self.lend(process, chunks, to)
-            case TakeBackChunks(chunks, owner):
-                self.take_back(process, chunks, owner)
             case Dial() | HangUp():
                 pass
+
+    def move_chunks(self, process: Process, order: LendChunks | TakeBackChunks) -> str:
+        """Real mappings may fail, but for those that a worker starts with."""
+        comes_later = isinstance(order, TakeBackChunks) and order.owner != ACTIVATIONS
+        if process.alive and process.arena and not comes_later and self.rng.random() < self.flaky_maps:
+            self.moved_chunks["refused"] += len(order.chunks)
+            return "no mapping left"
+        if isinstance(order, LendChunks):
+            self.lend(process, order.chunks, order.to)
+        else:
+            self.take_back(process, order.chunks, order.owner)
+        return ""
 
     def lend(self, process: Process, chunks: tuple[int, ...], to: Owner) -> None:
         self.moved_chunks["lent"] += len(chunks)

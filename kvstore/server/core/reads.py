@@ -73,6 +73,11 @@ class Reads:
         """Blocks whose pages are wrong: found by nobody, and dropped as soon as nobody has pinned them."""
 
     @property
+    def idle(self) -> bool:
+        """No lease stands, and nobody waits for the disk."""
+        return not (self._leases or self._waiting)
+
+    @property
     def oldest_ms(self) -> float | None:
         """When the oldest lease or waiting Find began."""
         began = [lease.began_ms for lease in self._leases.values()]

@@ -28,6 +28,7 @@ from common.messages.liveness import (
     Welcome,
 )
 from common.policy.eviction import EVICTION_POLICIES
+from common.succession import Succession
 from common.units import format_bytes
 from kvstore.server.core.actions import Action, Pages, Reply, ScanDisk, ShapeMemory
 from kvstore.server.core.shelves import Shelves
@@ -60,6 +61,7 @@ class KvStoreCore:
         self._shelves: Shelves | None = None
         self._writers_heard_ms: dict[PeerId, float] = {}  # from `on_peer_joined` to `on_peer_dead`
         self._event_number = 0
+        self._succession = Succession(mine)
         self._noted: dict[str, float] = {}
         self._noted_gauges: dict[str, float] = {}
         if layout is not None and (refusal := self._fix_layout(layout)):
@@ -79,6 +81,22 @@ class KvStoreCore:
         if shelves.disk.capacity_blocks:
             actions.append(ScanDisk(layout, shelves.disk.capacity_blocks))
         return actions
+
+    # -- the end
+
+    def on_members(self, members: Sequence[Member], now_ms: float) -> bool:
+        """The membership was read. True, once: a newer life has this store's name, and this one takes nothing new."""
+        return self._succession.on_members(members, now_ms)
+
+    @property
+    def successor(self) -> PeerId | None:
+        """The newer life that has this store's name for good."""
+        return self._succession.successor
+
+    @property
+    def over(self) -> bool:
+        """A newer life has this store's name, and nobody reads here any more. What others still write, nobody would read."""
+        return self._succession.over and (self._shelves is None or self._shelves.reads.idle)
 
     # -- messages
 
@@ -100,7 +118,7 @@ class KvStoreCore:
                     return [Reply(peer, Stored(call=call, n_blocks=0))]
                 return self._shelves.writes.publish(peer, message, now_ms)
             case Find(call=call):
-                if self._shelves is None:
+                if self._shelves is None or self._succession.over:
                     return [Reply(peer, Found(call=call, n_blocks=0))]
                 return self._shelves.reads.find(peer, message, now_ms)
             case Release(call=call):
@@ -164,6 +182,8 @@ class KvStoreCore:
         nothing = ((),) * len(reserve.blocks)
         if self._shelves is None:
             return Reserved(call=reserve.call, pages=nothing, text=_NO_LAYOUT)
+        if self._succession.over:
+            return Reserved(call=reserve.call, pages=nothing, text=self._gone)
         if peer not in self._writers_heard_ms:  # nobody would tell us of its death
             return Reserved(call=reserve.call, pages=nothing, text=f"{peer} does not map the memory of this store")
         return self._shelves.writes.reserve(peer, reserve, now_ms)
@@ -175,7 +195,13 @@ class KvStoreCore:
             return [Reply(peer, Stored(call=put.call, n_blocks=0, text=refusal))]
         return self._shelves.writes.put(peer, put, frames_bytes, now_ms)
 
+    @property
+    def _gone(self) -> str:
+        return f"{self._succession.successor} has taken this store's name: it ends"
+
     def _refusal(self, put: Put, frames_bytes: Sequence[int]) -> str:
+        if self._succession.over:
+            return self._gone
         if len(frames_bytes) != len(put.blocks):
             return f"{len(put.blocks)} blocks came with {len(frames_bytes)} payload frames; each needs one"
         if self._shelves is None:
@@ -270,6 +296,7 @@ class KvStoreCore:
             counters={**(self._tally.totals if shelves is None else shelves.counters()), **self._noted},
             gauges=self._gauges(now_ms),
             memory=() if shelves is None else shelves.memory(),
+            draining=self._succession.over,
             degraded=self.degraded(now_ms),
         )
 

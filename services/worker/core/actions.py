@@ -1,5 +1,6 @@
 """What a worker core may ask its shell to do, beside the actions of the hand-over (kvstore.handover.actions)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.ids import Owner, PeerId
@@ -112,7 +113,7 @@ class ResizeMemory:
 
 @dataclass(frozen=True, slots=True)
 class LendChunks:
-    """Nobody uses the pages of these chunks of memory: move it to `to`, in this order, before anything that comes after.
+    """Nobody uses the pages of these chunks of memory: move it to `to`, in this order.
 
     `to` is ACTIVATIONS, and they become the end of the arena, or SYSTEM.
     """
@@ -123,7 +124,7 @@ class LendChunks:
 
 @dataclass(frozen=True, slots=True)
 class TakeBackChunks:
-    """Make these chunks pages again, before anything that comes after.
+    """Make these chunks pages again.
 
     Those of ACTIVATIONS are the arena's last, and no step in flight needs them; those of SYSTEM are answered with
     `on_chunks_back`.
@@ -131,6 +132,16 @@ class TakeBackChunks:
 
     chunks: tuple[int, ...]
     owner: Owner
+
+
+CarryOut = Callable[[LendChunks | TakeBackChunks], str]
+"""Moves chunks of memory at once, all or none, while the core decides: to map them may fail, and what it decides next depends
+on that. Returns why it failed; empty: it did not."""
+
+
+def always_moves(order: LendChunks | TakeBackChunks) -> str:
+    """Where there is no memory that could fail."""
+    return ""
 
 
 Action = (
@@ -147,6 +158,4 @@ Action = (
     | FillBlocks
     | SendBlocks
     | ResizeMemory
-    | LendChunks
-    | TakeBackChunks
 )

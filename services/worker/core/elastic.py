@@ -6,21 +6,25 @@
 
 Nothing moves for its own sake: the arena keeps what it has until pages are short, and KV what it has until a step needs it.
 A sequence has its pages before it is in a step, and the step's scratch is taken whole or the step is cut; the least arena
-lasts, so whatever was admitted can always be computed. Source: eLLM (arXiv 2506.15155), E3 to E6 of our card.
+lasts, so whatever was admitted can always be computed. Memory moves while this decides, and where the system refuses, nothing
+was decided: the step is cut to what the arena has, KV does without. Source: eLLM (arXiv 2506.15155), E3 to E6 of our card.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from common.errors import ConfigError
 from common.ids import Owner
 from common.policy.batching import Candidate, DecodeFirst
 from common.policy.elastic import ArenaTerms
 from kvstore.index.block_pool import BlockPool
-from services.worker.core.actions import LendChunks, TakeBackChunks
+from services.worker.core.actions import CarryOut, LendChunks, TakeBackChunks, always_moves
 
 ACTIVATIONS = Owner("activations")
 """Who holds the chunks of the arena in the block pool."""
+_REFUSED_STEPS = 16
+"""No chunks are lent for so many steps after the system did not bear it: each try evicts blocks for nothing."""
 
 
 class StepScratch(Protocol):
@@ -47,8 +51,8 @@ class StepScratch(Protocol):
         """How many `inflate` could make available."""
         ...
 
-    def take_orders(self) -> list[LendChunks | TakeBackChunks]:
-        """What is to be done since the last call, in this order."""
+    def carry_out_with(self, carry_out: CarryOut) -> None:
+        """From now on memory moves by this. Raises ConfigError if what lasts cannot be had."""
         ...
 
     def counters(self) -> dict[str, float]:
@@ -82,9 +86,8 @@ class OwnScratch:
         """None."""
         return 0
 
-    def take_orders(self) -> list[LendChunks | TakeBackChunks]:
-        """None, ever."""
-        return []
+    def carry_out_with(self, carry_out: CarryOut) -> None:
+        """Nothing moves."""
 
     def counters(self) -> dict[str, float]:
         """None."""
@@ -114,9 +117,18 @@ class ElasticScratch:
         self._needed_bytes: deque[int] = deque()
         self._reserved_bytes = 0
         self._chunks = pool.lent.lend(self._lasting_chunks, terms.chunk_pages, ACTIVATIONS, lasting=True)
-        self._orders: list[LendChunks | TakeBackChunks] = [LendChunks(tuple(self._chunks), ACTIVATIONS)]
+        self._carry_out: CarryOut = always_moves
+        self._steps_without = 0  # that lend nothing, since the system refused
         self.lent_chunks_total = self.returned_chunks_total = self.cut_steps_total = 0
         """Chunks that KV gave to steps, and got back, since the start; steps that were smaller than the policy's choice."""
+        self.refused_chunks_total = 0
+        """Chunks that were to move, either way, and that the system could not map."""
+
+    def carry_out_with(self, carry_out: CarryOut) -> None:
+        """Chunks move by this from now on; those that last do so at once. Raises ConfigError if they cannot."""
+        self._carry_out = carry_out
+        if problem := carry_out(LendChunks(tuple(self._chunks), ACTIVATIONS)):
+            raise ConfigError(f"--elastic: the {self._lasting_chunks} chunks that steps always keep: {problem}")
 
     @property
     def n_chunks(self) -> int:
@@ -135,7 +147,8 @@ class ElasticScratch:
                 return counts
             allowed = self._rows_within_reach(rows, max(ends))
             if allowed == rows:
-                self.rows_allowed(rows, max(ends))
+                allowed = self.rows_allowed(rows, max(ends))
+            if allowed == rows:
                 self.cut_steps_total += cut
                 return counts
             limit, cut = allowed, 1
@@ -147,38 +160,48 @@ class ElasticScratch:
         replaces the first.
         """
         rows = self._rows_within_reach(rows_wanted, longest_keys)
+        missing = self._missing_chunks(rows, longest_keys)
+        if missing > 0 and not self._deflate(missing):
+            rows = self._rows_within_reach(rows, longest_keys)
         self._reserved_bytes = self._terms.step.needs_bytes(rows, longest_keys)
-        missing = self._terms.chunks_for(self._reserved_bytes) - len(self._chunks)
-        if missing > 0:
-            self._deflate(missing)
         return rows
+
+    def _missing_chunks(self, rows: int, longest_keys: int) -> int:
+        terms = self._terms
+        return terms.chunks_for(terms.step.needs_bytes(rows, longest_keys)) - len(self._chunks)
 
     def _rows_within_reach(self, rows_wanted: int, longest_keys: int) -> int:
         """How many rows the chunks suffice for that the arena has or could have now; the others are asked for."""
         terms = self._terms
-        needed = terms.chunks_for(terms.step.needs_bytes(rows_wanted, longest_keys))
-        missing = needed - len(self._chunks)
+        missing = self._missing_chunks(rows_wanted, longest_keys)
         if missing <= 0:
             return rows_wanted
-        lendable = self._pool.lent.lendable(terms.chunk_pages)
+        lendable = 0 if self._steps_without else self._pool.lent.lendable(terms.chunk_pages)
         if lendable >= missing:
             return rows_wanted
-        self._recall(missing - lendable)
+        if not self._steps_without:
+            self._recall(missing - lendable)
         rows = terms.step.rows_within((len(self._chunks) + lendable) * terms.chunk_bytes, longest_keys)
         least = min(terms.least_rows, terms.max_rows)  # a prompt whose layers leave is a step of more
         assert rows >= min(rows_wanted, least), "the least arena does not hold the least step"
         return rows
 
-    def _deflate(self, n_chunks: int) -> None:
-        """So many chunks that nobody's KV is in become the arena's end."""
+    def _deflate(self, n_chunks: int) -> bool:
+        """So many chunks that nobody's KV is in become the arena's end; False, and none, if the system does not bear it."""
         chunks = self._pool.lent.lend(n_chunks, self._terms.chunk_pages, ACTIVATIONS)
+        if self._carry_out(LendChunks(tuple(chunks), ACTIVATIONS)):
+            self._pool.lent.take_back(ACTIVATIONS, chunks)
+            self.refused_chunks_total += n_chunks
+            self._steps_without = _REFUSED_STEPS
+            return False
         self._chunks += chunks
-        self._orders.append(LendChunks(tuple(chunks), ACTIVATIONS))
         self.lent_chunks_total += n_chunks
+        return True
 
     def began(self) -> None:
         """The step that scratch was reserved for is in flight."""
         self._needed_bytes.append(self._reserved_bytes)
+        self._steps_without = max(0, self._steps_without - 1)
 
     def ended(self) -> None:
         """The oldest step in flight has ended."""
@@ -193,7 +216,7 @@ class ElasticScratch:
     def inflate(self, n_pages: int) -> bool:
         """Take chunks back from the arena's end until so many pages more are free.
 
-        Nothing, if all that no step needs would not be enough. Not between `choose` and `began`.
+        Nothing, if all that no step needs would not be enough, or the system refuses. Not between `choose` and `began`.
         """
         spare, chunk_pages, n_chunks = self.spare_chunks, self._terms.chunk_pages, 0
         if spare * (chunk_pages + 2 * (self._pool.pages_per_block - 1)) < n_pages or self.spare_pages < n_pages:
@@ -201,9 +224,11 @@ class ElasticScratch:
         while (short := n_pages - self._freed_by(n_chunks)) > 0:  # a block in a chunk that stays does not become free
             n_chunks = min(spare, n_chunks + -(-short // chunk_pages))
         leaving = self._chunks[len(self._chunks) - n_chunks :]
+        if self._carry_out(TakeBackChunks(tuple(leaving), ACTIVATIONS)):
+            self.refused_chunks_total += n_chunks
+            return False
         del self._chunks[len(self._chunks) - n_chunks :]
         self._pool.lent.take_back(ACTIVATIONS, leaving)
-        self._orders.append(TakeBackChunks(tuple(leaving), ACTIVATIONS))
         self.returned_chunks_total += n_chunks
         return True
 
@@ -216,16 +241,12 @@ class ElasticScratch:
         """Pages that become free when so many chunks leave the arena's end."""
         return self._pool.lent.freed_by(ACTIVATIONS, self._chunks[len(self._chunks) - n_chunks :]) if n_chunks else 0
 
-    def take_orders(self) -> list[LendChunks | TakeBackChunks]:
-        """What the shell has to do."""
-        orders, self._orders = self._orders, []
-        return orders
-
     def counters(self) -> dict[str, float]:
         """As in reports."""
         return {
             "scratch_chunks_total{to=steps}": float(self.lent_chunks_total),
             "scratch_chunks_total{to=kv}": float(self.returned_chunks_total),
+            "scratch_refused_chunks_total": float(self.refused_chunks_total),
             "cut_steps_total": float(self.cut_steps_total),
         }
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from services.worker.core.actions import LendChunks, TakeBackChunks
+from services.worker.core.actions import CarryOut
 from services.worker.core.elastic import OwnScratch, StepScratch
 from services.worker.core.spare_memory import SpareMemory
 
@@ -37,9 +37,11 @@ class PoolMemory:
         assert self.spare is not None, "nobody asked the system for memory"
         self.spare.on_chunks_back(chunks, problem)
 
-    def take_orders(self) -> list[LendChunks | TakeBackChunks]:
-        """What the shell has to do, before all else that was decided since the last call."""
-        return self.scratch.take_orders() + ([] if self.spare is None else self.spare.take_orders())
+    def carry_out_with(self, carry_out: CarryOut) -> None:
+        """Whatever is lent or taken back moves by this from now on. Raises ConfigError if what lasts cannot be had."""
+        self.scratch.carry_out_with(carry_out)
+        if self.spare is not None:
+            self.spare.carry_out_with(carry_out)
 
     def counters(self) -> dict[str, float]:
         """As in reports."""

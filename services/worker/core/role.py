@@ -12,15 +12,15 @@ from common.messages.handover import Grant, KvSpan
 from common.messages.liveness import Drain, Hello, Member, Ping, Refused, Report, TransportReport, Welcome
 from common.messages.requests import AskAbout, Cancel, Failed, Generate, NotHere
 from common.messages.resizing import Resize
+from common.succession import Succession
 from kvstore.index.block_pool import BlockPool
-from services.worker.core.actions import Action, LendChunks, Moved, TakeBackChunks
+from services.worker.core.actions import Action, CarryOut, Moved
 from services.worker.core.found import Started
 from services.worker.core.overseer import Overseer
 from services.worker.core.parts import Parts
 from services.worker.core.plan import StepPlan, StepResult
 from services.worker.core.reporting import Reporter
 from services.worker.core.step_times import StepTimes
-from services.worker.core.succession import Succession
 from services.worker.core.wire import refusal_of, requests_of
 
 _ORDERS = (Generate, Cancel, AskAbout, Drain, Resize)  # a gateway's alone
@@ -187,9 +187,9 @@ class WorkerRole(ABC):
         """The step that follows the one being computed, if it can be known already."""
         return self._scheduler.plan_ahead()
 
-    def memory_orders(self) -> list[LendChunks | TakeBackChunks]:
-        """Chunks that move since the last call: to be carried out before everything else that was decided since."""
-        return self._memory.take_orders()
+    def move_chunks_with(self, carry_out: CarryOut) -> None:
+        """Chunks of page memory move by this. Before anything else; raises ConfigError if what lasts cannot be had."""
+        self._memory.carry_out_with(carry_out)
 
     def on_chunks_back(self, chunks: tuple[int, ...], problem: str, now_ms: float) -> list[Action]:
         """A TakeBackChunks from the system has ended. `problem`: why they have no memory; empty: they have."""

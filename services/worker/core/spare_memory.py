@@ -7,7 +7,7 @@ that their memory is there. They go and come a portion at a time; of what is ask
 from common.ids import Owner
 from common.policy.spare import SpareMarks, SpareRule
 from kvstore.index.block_pool import BlockPool
-from services.worker.core.actions import LendChunks, TakeBackChunks
+from services.worker.core.actions import CarryOut, LendChunks, TakeBackChunks, always_moves
 
 SYSTEM = Owner("system")
 """Who holds the chunks in the block pool whose memory the system has."""
@@ -23,9 +23,15 @@ class SpareMemory:
         self._coming: set[int] = set()
         self._owed_chunks = 0
         self._refused = self._missed = False
-        self._orders: list[LendChunks | TakeBackChunks] = []
+        self._carry_out: CarryOut = always_moves
+        self.kept_chunks_total = 0
+        """Chunks that were to go, and that the system could not unmap."""
         self.refused_chunks_total = 0
         """Chunks that were to come back and for which there was no memory."""
+
+    def carry_out_with(self, carry_out: CarryOut) -> None:
+        """Chunks move by this from now on; those that are fetched are told of by `on_chunks_back` when they have come."""
+        self._carry_out = carry_out
 
     @property
     def away_chunks(self) -> int:
@@ -50,7 +56,9 @@ class SpareMemory:
             self._fetch(-change + len(self._coming))
         elif may_lend and (n_chunks := min(change, free, self._portion_chunks)) > 0:
             chunks = self._pool.lent.lend(n_chunks, self._chunk_pages, SYSTEM)
-            self._orders.append(LendChunks(tuple(chunks), SYSTEM))
+            if self._carry_out(LendChunks(tuple(chunks), SYSTEM)):  # the rule has its pause before it asks again
+                self._pool.lent.take_back(SYSTEM, chunks)
+                self.kept_chunks_total += n_chunks
 
     def recall(self, n_pages: int) -> None:
         """So many pages are missing now: fetch them, if there are so many. None are lent at the next tick in any case."""
@@ -72,7 +80,7 @@ class SpareMemory:
         self._owed_chunks = min(self._owed_chunks, len(away)) - len(wanted)
         if wanted:
             self._coming.update(wanted)
-            self._orders.append(TakeBackChunks(wanted, SYSTEM))
+            self._carry_out(TakeBackChunks(wanted, SYSTEM))
 
     def on_chunks_back(self, chunks: tuple[int, ...], problem: str) -> None:
         """These have memory again or, if there is a `problem`, still not."""
@@ -84,11 +92,7 @@ class SpareMemory:
             self._pool.lent.take_back(SYSTEM, chunks)
             self._fetch(self._owed_chunks)
 
-    def take_orders(self) -> list[LendChunks | TakeBackChunks]:
-        """What the shell has to do."""
-        orders, self._orders = self._orders, []
-        return orders
-
     def counters(self) -> dict[str, float]:
         """As in reports."""
-        return {"spare_refused_chunks_total": float(self.refused_chunks_total)}
+        refused, kept = self.refused_chunks_total, self.kept_chunks_total
+        return {"spare_refused_chunks_total": float(refused), "spare_kept_chunks_total": float(kept)}

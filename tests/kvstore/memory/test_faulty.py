@@ -58,3 +58,36 @@ def test_what_undoes_a_failed_call_is_spared() -> None:
     with pytest.raises(OutOfChunks):
         backend.map_run(where, 0, chunks[:1])
     backend.map_run(where, 0, chunks[:1])
+
+
+def test_all_calls_that_undo_are_spared_however_many_and_the_next_is_not() -> None:
+    backend = backend_with("memory:fail peer=map after=21")
+    where = backend.reserve(32 * UNIT)
+    chunks = backend.create_run(UNIT, 20)
+    backend.map_run(where, 0, chunks)
+    for place in range(0, 20, 2):
+        backend.unmap_run(where, place * UNIT, 1)
+        backend.map_run(where, (20 + place // 2) * UNIT, chunks[place : place + 1])
+        backend.map_run(where, place * UNIT, chunks[place : place + 1])
+    with pytest.raises(OutOfChunks):
+        backend.map_run(where, 31 * UNIT, chunks[:1])
+    for place in range(0, 20, 2):
+        backend.unmap_run(where, (20 + place // 2) * UNIT, 1)
+        backend.unmap_run(where, place * UNIT, 1)
+        backend.map_run(where, place * UNIT, chunks[place : place + 1])
+    with pytest.raises(OutOfChunks):
+        backend.map_run(where, 30 * UNIT, chunks[:1])
+
+
+def test_a_failure_after_calls_that_were_spared_spares_what_undoes_those() -> None:
+    backend = backend_with("memory:fail peer=map after=2")
+    where = backend.reserve(8 * UNIT)
+    chunks = backend.create_run(UNIT, 2)
+    backend.map_run(where, 0, chunks[:1])
+    backend.map_run(where, 2 * UNIT, chunks[1:])
+    backend.unmap_run(where, 0, 1)
+    for _ in range(3):
+        with pytest.raises(OutOfChunks):
+            backend.map_run(where, 4 * UNIT, chunks[:1])
+        backend.map_run(where, 0, chunks[:1])
+        backend.unmap_run(where, 0, 1)

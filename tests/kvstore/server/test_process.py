@@ -224,3 +224,15 @@ def test_the_memory_taken_is_the_budget() -> None:
 def test_a_store_needs_no_torch() -> None:
     code = "import sys, kvstore.server.__main__; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_store_that_was_stopped_while_another_took_its_name_ends_by_itself() -> None:
+    with redis_server() as url, kvstore(url, "--host-memory", "16MiB") as old:
+        old.send_signal(signal.SIGSTOP)
+        with kvstore(url, "--host-memory", "16MiB") as new:
+            old.send_signal(signal.SIGCONT)
+            await_event(old, "succeeded")
+            assert old.wait(timeout=30) == 0
+            with closing(Registry(url, "default")) as registry:
+                assert [one.pid for one in registry.members()] == [new.pid]
+            assert new.poll() is None

@@ -60,10 +60,16 @@ class Setting:
         self.pages, self.made = Held(pool), queue.SimpleQueue[ChecksumsMade]()
         self.thread = ChecksumThread(self.pages, self.made.put, CHUNK_PAGES)
         core, ports = MagicMock(), MagicMock(checksums=self.thread)
-        core.memory_orders.return_value = []
         self.read_before = list[int]()
         ports.memory.order = ports.lender.carry_out = lambda _: self.read_before.append(self.pages.n_read)
-        self.service = WorkerService(core, ports, Log(), plan_ahead=False)
+        self._service = WorkerService(core, ports, Log(), plan_ahead=False)
+        (self._move_chunks,) = core.move_chunks_with.call_args.args
+
+    def give(self, order: ResizeMemory | LendChunks | TakeBackChunks) -> None:
+        if isinstance(order, ResizeMemory):
+            self._service._act([order], ())
+        else:
+            self._move_chunks(order)
 
 
 @pytest.fixture
@@ -91,7 +97,7 @@ def test_memory_goes_only_after_the_portion_that_is_read_of_it_and_the_rest_is_l
     assert at.pages.begun.acquire(timeout=WAIT_S)
     assert at.thread._current is not None
     at.thread._current.left = Awaited(at.pages.go_on)
-    at.service._act([order], ())
+    at.give(order)
     assert at.read_before == [1] == [at.pages.n_read]
     ends = [at.made.get(timeout=WAIT_S) for _ in range(3)]
     assert [(end.ticket, bool(end.problem), len(end.checksums)) for end in ends] == [
@@ -112,7 +118,7 @@ def test_who_reads_other_pages_is_not_waited_for_and_goes_on(
 ) -> None:
     at.thread.post(1, Pages(LONG))
     assert at.pages.begun.acquire(timeout=WAIT_S)
-    at.service._act([order], ())
+    at.give(order)
     assert at.read_before == [0]
     at.pages.go_on.release(100)
     assert len(at.made.get(timeout=WAIT_S).checksums) == len(LONG)

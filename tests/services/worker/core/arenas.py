@@ -1,8 +1,9 @@
-"""What steps need, for tests: so many bytes for each row and each key."""
+"""What steps need, for tests: so many bytes for each row and each key. And what is ordered of their memory."""
 
 from dataclasses import dataclass
 
 from common.policy.elastic import ArenaTerms
+from services.worker.core.actions import LendChunks, TakeBackChunks
 from tests.support.world import CHUNK_PAGES, LAYOUT
 
 CHUNK_BYTES = CHUNK_PAGES * LAYOUT.page_bytes
@@ -36,3 +37,20 @@ def arena_terms(
         least_rows=least_rows,
         max_keys=max_keys,
     )
+
+
+class Orders:
+    """Notes what is to move, and says `problem`."""
+
+    def __init__(self) -> None:
+        self._orders: list[LendChunks | TakeBackChunks] = []
+        self.problem = ""
+
+    def __call__(self, order: LendChunks | TakeBackChunks) -> str:
+        self._orders.append(order)
+        return self.problem
+
+    def take(self) -> list[LendChunks | TakeBackChunks]:
+        """Since the last call."""
+        orders, self._orders = self._orders, []
+        return orders

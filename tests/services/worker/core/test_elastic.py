@@ -18,7 +18,7 @@ from services.worker.core.pool_memory import PoolMemory
 from services.worker.core.prefix import Keep, PrefixReuse
 from services.worker.core.scheduler import Scheduler
 from tests.kvstore.index.chains import ROOT, straight
-from tests.services.worker.core.arenas import CHUNK_BYTES, arena_terms
+from tests.services.worker.core.arenas import CHUNK_BYTES, Orders, arena_terms
 from tests.services.worker.core.test_scheduler import ENGINE, run, submit
 from tests.support.fake_engine import answer
 from tests.support.world import CHUNK_PAGES, LAYOUT, World
@@ -39,18 +39,25 @@ def scheduler(pages: int, mode: str = "kv") -> tuple[Scheduler, ElasticScratch, 
     return Scheduler(reuse, LAYOUT, POLICY, max_running=5, context_tokens=100), scratch, pool
 
 
-def in_order(scratch: ElasticScratch, arena: list[int]) -> None:
-    """Carry the orders out."""
-    for order in scratch.take_orders():
+def arena_of(scratch: ElasticScratch) -> list[int]:
+    """What the memory of the arena is, from now on."""
+    arena: list[int] = []
+
+    def carry_out(order: LendChunks | TakeBackChunks) -> str:
         if isinstance(order, LendChunks):
-            arena += order.chunks
+            arena.extend(order.chunks)
         else:
             assert arena[-len(order.chunks) :] == list(order.chunks)
             del arena[-len(order.chunks) :]
+        return ""
+
+    scratch.carry_out_with(carry_out)
+    return arena
 
 
 def test_a_step_takes_what_it_needs_and_no_more() -> None:
     scratch, pool = elastic()
+    arena = arena_of(scratch)
     assert scratch.n_chunks == TERMS.base_chunks == 4  # 64 + 9 * 256 + 100 * 8 bytes
     assert scratch.rows_allowed(40, 60) == 40
     assert scratch.n_chunks == TERMS.chunks_for(TERMS.step.needs_bytes(40, 60)) == 11
@@ -58,8 +65,6 @@ def test_a_step_takes_what_it_needs_and_no_more() -> None:
     before = scratch.n_chunks
     assert scratch.rows_allowed(20, 60) == 20
     assert scratch.n_chunks == before, "nothing moves for its own sake"
-    arena: list[int] = []
-    in_order(scratch, arena)
     assert sorted(arena) == sorted(pool.lent.of(ACTIVATIONS))
     pool.check()
 
@@ -160,14 +165,12 @@ def test_static_lends_for_the_one_step_of_a_longer_prompt_and_has_it_back() -> N
 
 def test_what_comes_back_is_the_arena_s_end() -> None:
     scratch, _ = elastic()
-    arena: list[int] = []
+    arena = arena_of(scratch)
     scratch.rows_allowed(40, 100)
     assert scratch.inflate(4)
     scratch.rows_allowed(60, 100)
-    in_order(scratch, arena)  # also when nobody carried out the ones before
     assert arena == scratch._chunks
     assert scratch.inflate(5)
-    in_order(scratch, arena)
     assert arena == scratch._chunks
 
 
@@ -307,9 +310,93 @@ def test_what_lasts_cannot_be_had_for_kv_and_the_rest_of_the_arena_can() -> None
 
 def test_orders_name_whole_chunks_that_the_pool_lent() -> None:
     scratch, pool = elastic()
+    orders = Orders()
+    scratch.carry_out_with(orders)
     scratch.rows_allowed(64, 100)
     scratch.inflate(8)
-    orders = scratch.take_orders()
-    assert [type(order) for order in orders] == [LendChunks, LendChunks, TakeBackChunks]
+    assert [type(order) for order in orders.take()] == [LendChunks, LendChunks, TakeBackChunks]
     assert pool.ledger.counts().lent * LAYOUT.page_bytes == scratch.n_chunks * CHUNK_BYTES
-    assert scratch.take_orders() == []
+
+
+def refusing(scratch: ElasticScratch) -> Orders:
+    orders = Orders()
+    scratch.carry_out_with(orders)
+    orders.take()
+    orders.problem = "no mapping left"
+    return orders
+
+
+def test_a_step_whose_scratch_cannot_be_mapped_is_cut_to_what_the_arena_has_and_nothing_is_lent() -> None:
+    scratch, pool = elastic()
+    orders, available = refusing(scratch), pool.available_pages
+    counts = scratch.choose(POLICY, [Candidate(10, 11), Candidate(0, 60)])
+    assert counts[0] == 1 and 0 < counts[1] < 60
+    assert (scratch.n_chunks, scratch.refused_chunks_total) == (TERMS.base_chunks, 12)
+    assert (pool.available_pages, scratch.cut_steps_total) == (available, 1)
+    scratch.began()
+    scratch.check()
+    pool.check()
+    assert len(orders.take()) == 1
+
+
+def test_after_a_refusal_some_steps_ask_for_nothing_and_then_one_does() -> None:
+    scratch, _ = elastic()
+    orders = refusing(scratch)
+    asked = []
+    for _ in range(40):
+        scratch.choose(POLICY, [Candidate(0, 60)])
+        scratch.began()
+        scratch.ended()
+        asked.append(len(orders.take()))
+    assert asked == [1 if step % 16 == 0 else 0 for step in range(40)]
+    orders.problem = ""
+    while scratch.n_chunks == TERMS.base_chunks:
+        counts = scratch.choose(POLICY, [Candidate(0, 60)])
+        scratch.began()
+        scratch.ended()
+    assert counts == [60]
+
+
+def test_what_cannot_be_mapped_at_home_stays_the_arena_s_end_and_kv_does_without() -> None:
+    scratch, pool = elastic()
+    scratch.rows_allowed(64, 100)
+    orders, chunks, available = refusing(scratch), list(scratch._chunks), pool.available_pages
+    assert not scratch.inflate(9)
+    assert (scratch._chunks, pool.available_pages) == (chunks, available)
+    scratch.check()
+    orders.problem = ""
+    assert scratch.inflate(9)
+    assert scratch.refused_chunks_total == 3
+    pool.check()
+
+
+def test_an_arena_that_cannot_be_mapped_at_all_is_refused() -> None:
+    scratch, orders = elastic()[0], Orders()
+    orders.problem = "no mapping left"
+    with pytest.raises(ConfigError, match="the 4 chunks that steps always keep: no mapping left"):
+        scratch.carry_out_with(orders)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_answers_are_right_and_all_pages_come_back_while_mappings_fail(ahead: bool) -> None:
+    refused = 0
+    for seed in range(3):
+        rng = random.Random(seed)
+        more = {"spare_memory": "release", "elastic": "kv", "max_step_tokens": 32, "kvstore": "off"}
+        arena = arena_terms(max_rows=32)
+        world = World(rng, prefill_pages=100, decode_pages=100, arena=arena, flaky_maps=0.5, ahead=ahead, **more)
+        world.greet()
+        for number in range(20):
+            prompt = [rng.randrange(2, 5)] * rng.choice([9, 30, 60]) + [number]
+            world.send(f"r{number}", prompt, rng.randrange(1, 20))
+            for _ in range(rng.randrange(20)):
+                world.turn()
+        world.settle()
+        for one in world.answers.values():
+            assert one.failed is None
+            assert one.tokens == answer(one.prompt, one.max_tokens)
+        for process in world.processes.values():
+            process.core.check()
+            assert process.core.idle
+        refused += world.moved_chunks["refused"]
+    assert refused > 0

@@ -16,26 +16,27 @@ from services.worker.core.pool_memory import PoolMemory
 from services.worker.core.sequence import NewPrompt
 from services.worker.core.spare_memory import SYSTEM, SpareMemory
 from tests.kvstore.index.chains import ROOT, straight
-from tests.services.worker.core.arenas import arena_terms
+from tests.services.worker.core.arenas import Orders, arena_terms
 from tests.support.fake_engine import answer
 from tests.support.world import CHUNK_PAGES, World
 
 A = Owner("a")
 
 
-def idle() -> tuple[SpareMemory, BlockPool]:
+def idle() -> tuple[SpareMemory, BlockPool, Orders]:
     """Twenty chunks, of which the system gets half when the second tick comes."""
     pool = BlockPool(Ledger(20 * CHUNK_PAGES), 2, Lru())
     rule = SpareRule(SpareMarks(low_chunks=3, high_chunks=6, hold_ms=100.0))
-    spare = SpareMemory(pool, rule, CHUNK_PAGES)
+    spare, orders = SpareMemory(pool, rule, CHUNK_PAGES), Orders()
+    spare.carry_out_with(orders)
     for now_ms in (0.0, 100.0):
         spare.on_tick(now_ms, may_lend=True)
-    return spare, pool
+    return spare, pool, orders
 
 
 def test_free_chunks_go_and_their_pages_are_not_available() -> None:
-    spare, pool = idle()
-    (order,) = spare.take_orders()
+    _, pool, orders = idle()
+    (order,) = orders.take()
     assert isinstance(order, LendChunks)
     assert (order.to, len(order.chunks)) == (SYSTEM, 10)
     assert pool.available_pages == 10 * CHUNK_PAGES
@@ -48,7 +49,7 @@ def test_nothing_goes_while_the_pool_changes_its_size() -> None:
     pool = BlockPool(Ledger(20 * CHUNK_PAGES), 2, Lru())
     spare = SpareMemory(pool, SpareRule(SpareMarks(low_chunks=1, high_chunks=2, hold_ms=0.0)), CHUNK_PAGES)
     spare.on_tick(0.0, may_lend=False)
-    assert spare.take_orders() == []
+    assert spare.away_chunks == 0
 
 
 def test_no_cached_block_goes_for_the_system() -> None:
@@ -66,65 +67,66 @@ def test_no_cached_block_goes_for_the_system() -> None:
 
 
 def test_pages_are_available_when_their_memory_is_there_and_not_before() -> None:
-    spare, pool = idle()
-    spare.take_orders()
+    spare, pool, orders = idle()
+    orders.take()
     assert not PoolMemory(OwnScratch(), spare).inflate(6)
-    (order,) = spare.take_orders()
+    (order,) = orders.take()
     assert order == TakeBackChunks(tuple(pool.lent.of(SYSTEM)[:2]), SYSTEM)
     assert pool.available_pages == 10 * CHUNK_PAGES
     spare.recall(6)
-    assert spare.take_orders() == [], "they are coming"
+    assert orders.take() == [], "they are coming"
     spare.on_chunks_back(order.chunks, "")
     assert pool.available_pages == 12 * CHUNK_PAGES
     pool.check()
 
 
 def test_what_the_system_does_not_give_is_asked_for_again_at_a_later_tick_and_not_before() -> None:
-    spare, pool = idle()
-    spare.take_orders()
+    spare, pool, orders = idle()
+    orders.take()
     spare.recall(4)
-    (order,) = spare.take_orders()
+    (order,) = orders.take()
     spare.on_chunks_back(order.chunks, "no memory left")
     assert (spare.away_chunks, spare.refused_chunks_total) == (10, 1)
     spare.recall(4)
-    assert spare.take_orders() == []
+    assert orders.take() == []
     spare.on_tick(200.0, may_lend=True)
     spare.recall(4)
-    assert spare.take_orders() == [order]
+    assert orders.take() == [order]
     pool.check()
 
 
 def test_what_would_not_suffice_stays_with_the_system() -> None:
-    spare, _ = idle()
-    spare.take_orders()
+    spare, _, orders = idle()
+    orders.take()
     spare.recall(10 * CHUNK_PAGES + 1)
-    assert spare.take_orders() == []
+    assert orders.take() == []
     spare.recall(10 * CHUNK_PAGES)
-    assert len(spare.take_orders()) == 1
+    assert len(orders.take()) == 1
 
 
 def test_nothing_goes_while_somebody_lacks_pages() -> None:
-    spare, _ = idle()
-    spare.take_orders()
+    spare, _, orders = idle()
+    orders.take()
     for now_ms in (300.0, 500.0):
         spare.recall(10**6)
         spare.on_tick(now_ms, may_lend=True)
-        assert spare.take_orders() == []
+        assert orders.take() == []
     spare.on_tick(700.0, may_lend=True)
-    assert len(spare.take_orders()) == 1
+    assert len(orders.take()) == 1
 
 
 def test_what_is_asked_for_comes_in_portions_one_after_the_other() -> None:
     pool = BlockPool(Ledger(20 * CHUNK_PAGES), 2, Lru())
     rule = SpareRule(SpareMarks(low_chunks=3, high_chunks=6, hold_ms=0.0))
-    spare = SpareMemory(pool, rule, CHUNK_PAGES, portion_chunks=4)
+    spare, orders = SpareMemory(pool, rule, CHUNK_PAGES, portion_chunks=4), Orders()
+    spare.carry_out_with(orders)
     for now_ms in range(3):
         spare.on_tick(float(now_ms), may_lend=True)
-    assert [len(order.chunks) for order in spare.take_orders()] == [4, 4, 4]
+    assert [len(order.chunks) for order in orders.take()] == [4, 4, 4]
     spare.recall(9 * CHUNK_PAGES)
     portions = []
-    while orders := spare.take_orders():
-        (order,) = orders
+    while taken := orders.take():
+        (order,) = taken
         portions.append(len(order.chunks))
         spare.on_chunks_back(order.chunks, "")
     assert (portions, spare.away_chunks) == ([4, 4, 1], 3)
@@ -133,12 +135,13 @@ def test_what_is_asked_for_comes_in_portions_one_after_the_other() -> None:
 def test_a_step_fetches_what_it_lacks_and_the_next_one_has_it() -> None:
     pool, terms = BlockPool(Ledger(160), 2, Lru()), arena_terms()
     spare = SpareMemory(pool, SpareRule(SpareMarks(low_chunks=1, high_chunks=2, hold_ms=0.0)), CHUNK_PAGES)
-    scratch = ElasticScratch(pool, terms, "kv", spare.recall_chunks)
+    scratch, orders = ElasticScratch(pool, terms, "kv", spare.recall_chunks), Orders()
+    spare.carry_out_with(orders)
     for now_ms in range(20):
         spare.on_tick(float(now_ms), may_lend=True)
-    spare.take_orders()
+    orders.take()
     assert scratch.rows_allowed(64, 100) < 64
-    (order,) = spare.take_orders()
+    (order,) = orders.take()
     spare.on_chunks_back(order.chunks, "")
     assert scratch.rows_allowed(64, 100) == 64
     pool.check()
@@ -201,15 +204,15 @@ def test_the_pool_gets_another_size_when_what_the_system_has_is_back() -> None:
 
 
 def test_a_tick_fetches_what_will_be_missed() -> None:
-    spare, pool = idle()
-    spare.take_orders()
+    spare, pool, orders = idle()
+    orders.take()
     pool.alloc(A, 18, PageState.ACTIVE)  # nine of the ten chunks that are here
     spare.on_tick(200.0, may_lend=True)
-    (order,) = spare.take_orders()
+    (order,) = orders.take()
     assert isinstance(order, TakeBackChunks)
     assert len(order.chunks) == 3
     spare.on_tick(300.0, may_lend=True)
-    assert spare.take_orders() == [], "they are coming"
+    assert orders.take() == [], "they are coming"
 
 
 @pytest.mark.parametrize("elastic", ["off", "kv"])
@@ -237,3 +240,20 @@ def test_answers_are_right_while_the_system_has_memory_for_a_while(elastic: str)
         process.core.check()
     assert world.moved_chunks["returned"] > 0
     assert world.moved_chunks["refused"] > 0
+
+
+def test_what_the_system_cannot_unmap_stays_and_is_tried_again_after_the_pause_of_the_rule() -> None:
+    pool = BlockPool(Ledger(20 * CHUNK_PAGES), 2, Lru())
+    spare, orders = (
+        SpareMemory(pool, SpareRule(SpareMarks(low_chunks=3, high_chunks=6, hold_ms=100.0)), CHUNK_PAGES),
+        Orders(),
+    )
+    spare.carry_out_with(orders)
+    orders.problem = "no mapping left"
+    asked = []
+    for now_ms in (0.0, 100.0, 150.0, 199.0, 200.0):
+        spare.on_tick(now_ms, may_lend=True)
+        asked.append(len(orders.take()))
+    assert asked == [0, 1, 0, 0, 1]
+    assert (pool.available_pages, spare.away_chunks, spare.kept_chunks_total) == (20 * CHUNK_PAGES, 0, 20)
+    pool.check()

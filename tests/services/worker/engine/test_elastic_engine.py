@@ -57,6 +57,7 @@ class Worker:
             max_keys=CONTEXT,
         )
         self.memory = NOTHING_LENT if mode == "off" else PoolMemory(ElasticScratch(pool, terms, mode))
+        self.memory.carry_out_with(self.lender.carry_out)
         reuse = PrefixReuse(pool, Keep.PROMPTS, layout.block_tokens, self.memory)
         policy = DecodeFirst(MAX_ROWS, layout.block_tokens)
         self.scheduler = Scheduler(reuse, layout, policy, max_running=8, context_tokens=CONTEXT)
@@ -65,8 +66,6 @@ class Worker:
 
     def step(self) -> bool:
         plan = self.scheduler.plan()
-        for order in self.memory.take_orders():
-            self.lender.carry_out(order)
         self.scheduler.take_started()
         if plan is None:
             return False

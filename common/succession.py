@@ -1,7 +1,7 @@
-"""Whether a newer life has taken this worker's name. Pure.
+"""Whether a newer life has taken the name of this worker or KV store. Pure.
 
-A worker that was stopped for longer than its lease in the membership may find a successor there when it goes on. Two lives
-under one name serve nobody well: gateways have hung up on the older one. So it finishes what is here, leases that it has
+A process that was stopped for longer than its lease in the membership may find a successor there when it goes on. Two lives
+under one name serve nobody well: others have hung up on the older one. So it finishes what is here, leases that it has
 granted included, and ends. A record may also be that of a life that has just died; so only one that stays counts.
 """
 
@@ -15,7 +15,7 @@ STAYS_MS = 4_000.0
 
 
 class Succession:
-    """Owns since when which newer life is listed under this worker's name."""
+    """Owns since when which newer life is listed under this process's name."""
 
     def __init__(self, mine: Member) -> None:
         self._mine = mine
