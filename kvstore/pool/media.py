@@ -1,6 +1,6 @@
 """The two tiers of a MemPool as one: addresses and names are looked up in both, and every call is undone in both."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from common.block_hash import BlockHash, hash_blocks, root_hash
@@ -8,7 +8,10 @@ from common.ids import Owner
 from common.messages.liveness import ModelIdentity
 from kvstore.pool.addresses import Address, Medium, WrongAddress
 from kvstore.pool.tier import Before, Tier
-from kvstore.pool.transfer import BlockCopy, by_media, runs
+from kvstore.pool.transfer import by_media, runs
+
+TierCopy = Callable[[Tier, Sequence[int], Tier, Sequence[int]], None]
+"""Copies blocks: into a tier, to these of it, out of a tier, from those of it."""
 
 
 class Media:
@@ -166,11 +169,11 @@ class Media:
         self.host.pin(call, [name for name in names if name in host and name not in device])
         return [at for at, name in enumerate(names) if name not in device and name not in host]
 
-    def send(self, source: Sequence[Address], receiver: "Media", target: Sequence[Address], copy: BlockCopy) -> None:
+    def send(self, source: Sequence[Address], receiver: "Media", target: Sequence[Address], copy: TierCopy) -> None:
         """Copy blocks of this pool into private blocks of another, or of itself."""
         for sources, targets in by_media(source, target):
             into, out_of = receiver.tiers[targets[0].medium], self.tiers[sources[0].medium]
-            copy(into.memory, [one.block for one in targets], out_of.memory, [one.block for one in sources])
+            copy(into, [one.block for one in targets], out_of, [one.block for one in sources])
 
 
 def require_one_each(blocks: Sequence[object], addresses: Sequence[Address]) -> None:

@@ -24,6 +24,7 @@ from common.messages.liveness import ModelIdentity, difference
 from common.policy.eviction import EvictionPolicy, Lru
 from kvstore.index.ledger import LedgerMisuse
 from kvstore.pool.addresses import Address, InsertResult, Lease, Match, Medium, WrongAddress
+from kvstore.pool.checks import CheckedCopy
 from kvstore.pool.leases import LeaseTable
 from kvstore.pool.media import Media, require_one_each
 from kvstore.pool.swap import move_to_device, move_to_host
@@ -43,6 +44,8 @@ class PoolOptions:
     """Of the leases."""
     copy: BlockCopy = copy_blocks
     """Moves bytes out of this pool's blocks, to its own other medium or to another pool."""
+    verify: bool = False
+    """Compare every block that is copied out of this pool with what it was when it became visible; else KvCorrupt is raised."""
     peers: Mapping[str, "MemPool"] = field(default_factory=dict)
     """Instance id -> pool, for `transfer` by id. The caller's: it may add and remove pools any time."""
 
@@ -61,11 +64,11 @@ class MemPool:
         options = options or PoolOptions()
         self.instance, self.layout, self._options = instance, layout, options
         tiers = (
-            Tier(instance, medium, layout, rows, options.policy)
+            Tier(instance, medium, layout, rows, options.policy, keep_sums=options.verify)
             for medium, rows in ((Medium.DEVICE, device), (Medium.HOST, host))
         )
         self._media = Media(instance, _identity(layout, options.model), *tiers)
-        self._leases = LeaseTable()
+        self._leases, self.checks = LeaseTable(), CheckedCopy(options.copy, verify=options.verify)
 
     @classmethod
     def open(
@@ -166,8 +169,8 @@ class MemPool:
         """
         _require_count(n_blocks)
         self.expire()
-        with self._media.call() as call:
-            return move_to_host(self._media, call, n_blocks, self._options.copy)
+        with self.checks.call(), self._media.call() as call:
+            return move_to_host(self._media, call, n_blocks, self.checks)
 
     def swap_in(self, addresses: Sequence[Address]) -> tuple[Address, ...]:
         """Move visible blocks from host to device; returns where each lies on the device. One that is there already stays.
@@ -177,8 +180,8 @@ class MemPool:
         """
         self.expire()
         names = [self._media.visible_name(address) for address in addresses]
-        with self._media.call() as call:
-            return move_to_device(self._media, call, names, self._options.copy)
+        with self.checks.call(), self._media.call() as call:
+            return move_to_device(self._media, call, names, self.checks)
 
     # -- transfer
 
@@ -201,9 +204,9 @@ class MemPool:
         if target:
             require_one_each(source, target)
             receiver.require_private(target)
-        with self._media.reading(source), receiver.call() as call:
+        with self.checks.call(), self._media.reading(source), receiver.call() as call:
             targets = target or receiver.tiers[medium].alloc(call, len(source))
-            self._media.send(source, receiver, targets, self._options.copy)
+            self._media.send(source, receiver, targets, self.checks)
             if not target:
                 receiver.hand_over(targets, _user(self.instance if owner is None else owner))
             return tuple(targets)
@@ -228,10 +231,10 @@ class MemPool:
         require_one_each(names, source)
         if target:
             receiver.require_private(target)
-        with self._media.reading(source), receiver.call() as call:
+        with self.checks.call(), self._media.reading(source), receiver.call() as call:
             missing = list(range(len(names))) if target else receiver.pin_known(call, names)
             targets = target or receiver.tiers[medium].alloc(call, len(missing))
-            self._media.send([source[at] for at in missing], receiver, targets, self._options.copy)
+            self._media.send([source[at] for at in missing], receiver, targets, self.checks)
             offered = dict(zip(missing, targets, strict=True))
             addresses = [offered.get(at) or receiver.where(name) for at, name in enumerate(names)]
             n_new = receiver.publish(call, root, names, addresses)

@@ -13,6 +13,7 @@ from common.policy.eviction import EvictionPolicy
 from kvstore.index.block_pool import Block, BlockPool
 from kvstore.index.ledger import Ledger, LedgerMisuse, PageIds, PageState
 from kvstore.pool.addresses import Address, Medium, WrongAddress
+from kvstore.transport.page_sums import page_sums
 
 Bytes = NDArray[np.uint8]
 
@@ -32,8 +33,20 @@ class Tier:
     the visible blocks by name and by number, and `holders`, the private ones; nobody else writes to them.
     """
 
-    def __init__(self, instance: str, medium: Medium, layout: KvLayout, rows: Bytes, policy: EvictionPolicy) -> None:
-        """`rows`: [pages, page_bytes] of `medium`. Pages beyond the last whole block stay unused."""
+    def __init__(
+        self,
+        instance: str,
+        medium: Medium,
+        layout: KvLayout,
+        rows: Bytes,
+        policy: EvictionPolicy,
+        *,
+        keep_sums: bool = False,
+    ) -> None:
+        """`rows`: [pages, page_bytes] of `medium`. Pages beyond the last whole block stay unused.
+
+        `keep_sums`: make checksums of what becomes visible.
+        """
         if (
             rows.dtype != np.uint8
             or rows.ndim != 2
@@ -59,6 +72,9 @@ class Tier:
         """Whose each private block is; to read."""
         self._blocks_of: dict[Owner, set[int]] = {}
         self._epochs = [0] * self.n_blocks
+        self._page_bytes, self._keep_sums = layout.page_bytes, keep_sums
+        self._sums: dict[int, tuple[int, ...]] = {}
+        """Of blocks that are or were visible, until they are given out again."""
 
     # -- what the BlockPool tells
 
@@ -97,6 +113,14 @@ class Tier:
                 f"{self.medium.value} block {block} is {kind}, not one that alloc_mem gave out"
             ) from None
 
+    def sums(self, block: int) -> tuple[int, ...]:
+        """Checksums of the pages of a block as they are now, layer by layer."""
+        return page_sums(self.memory[block].data, self._page_bytes)
+
+    def kept_sums(self, block: int) -> tuple[int, ...]:
+        """As they were when the block became visible; empty if it did not, or none are kept."""
+        return self._sums.get(block, ())
+
     # -- private blocks
 
     def alloc(self, owner: Owner, n_blocks: int) -> list[Address]:
@@ -107,6 +131,7 @@ class Tier:
         instance, medium, epochs = self._instance, self.medium, self._epochs
         for block in blocks:
             epochs[block] += 1
+            self._sums.pop(block, None)
         return [Address(instance, medium, block, epochs[block]) for block in blocks]
 
     def hand_over(self, blocks: Iterable[int], owner: Owner) -> None:
@@ -131,6 +156,8 @@ class Tier:
         self.names.update(zip(blocks, names, strict=True))
         for block in blocks:
             del self.holders[block]
+            if self._keep_sums:
+                self._sums[block] = self.sums(block)
         self._take(owner, blocks)
 
     def release(self, owner: Owner) -> int:

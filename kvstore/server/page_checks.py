@@ -14,6 +14,7 @@ from common.messages.blocks import Publish, Put
 from common.net.sockets import Payload
 from kvstore.server.block_memory import BlockMemory
 from kvstore.server.core.actions import Pages
+from kvstore.transport.page_sums import page_sums
 
 Row = tuple[int, ...]
 """crc32 of the pages of one block, layer by layer."""
@@ -128,9 +129,7 @@ class PageChecks:
             self._sums[page] = made
 
     def _of_payload(self, payload: Payload) -> Row:
-        whole = memoryview(payload).cast("B")
-        starts = range(0, len(whole), self._page_bytes)
-        return tuple(zlib.crc32(whole[low : low + self._page_bytes]) for low in starts)
+        return page_sums(payload, self._page_bytes)
 
     def _of_memory(self, pages: Pages) -> Row:
         return tuple(zlib.crc32(self._memory.parts((page,))[0]) for page in pages)

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import PeerFailed
-from common.net.sockets import Payload
 from kvstore.transport.layer_events import Marks
 from kvstore.transport.own_pages import HostPages, OwnPages
+from kvstore.transport.page_sums import page_sums
 from kvstore.transport.pages import Ids, as_ids
 
 Checksums = tuple[int, ...]
@@ -22,12 +22,6 @@ Expected = NDArray[np.int64]
 """Checksums that are known; UNKNOWN where none is."""
 
 UNKNOWN = -1
-
-
-def payload_checksums(payload: Payload, page_bytes: int) -> Checksums:
-    """Of the pages that lie in a payload one after the other."""
-    whole = memoryview(payload).cast("B")
-    return tuple(zlib.crc32(whole[low : low + page_bytes]) for low in range(0, len(whole), page_bytes))
 
 
 def checksums_of(own: OwnPages, pages: Ids) -> Checksums:
@@ -41,7 +35,7 @@ def checksums_of(own: OwnPages, pages: Ids) -> Checksums:
     if isinstance(own, HostPages):
         rows = own.rows
         return tuple(zlib.crc32(rows[page]) for page in ids.tolist())
-    return payload_checksums(own.read(ids.tolist(), Marks()), own.layout.page_bytes)
+    return page_sums(own.read(ids.tolist(), Marks()), own.layout.page_bytes)
 
 
 def wrong_places(expected: Expected | Sequence[int], found: Checksums) -> list[int]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from common.errors import PeerFailed
 from common.net.sockets import Payload
-from kvstore.transport.checksums import Checksums, checksums_of, payload_checksums
+from kvstore.transport.checksums import Checksums, checksums_of
 from kvstore.transport.own_pages import OwnPages
+from kvstore.transport.page_sums import page_sums
 from services.worker.core.actions import LendChunks, ResizeMemory, TakeBackChunks
 
 
@@ -140,7 +141,7 @@ class ChecksumThread:
             raise PeerFailed(_STOPPED)
         if isinstance(job.work, Payloads):
             page_bytes = self._own.layout.page_bytes
-            return tuple(one for payload in job.work.payloads for one in payload_checksums(payload, page_bytes))
+            return tuple(one for payload in job.work.payloads for one in page_sums(payload, page_bytes))
         sums, pages = list[int](), job.work.pages
         for low in range(0, len(pages), _PORTION_PAGES):
             if job.problem or self._stopping:

@@ -354,10 +354,12 @@ class KvVerifier:
             **{f"kv_mismatches_total{{path={path}}}": float(n) for path, n in self._mismatches.items()},
         }
 
-    @property
-    def n_held(self) -> int:
-        """Messages that are being read, and transfers of which something is held."""
-        return len(self._reading) + len(self._transfers)
+    def gauges(self) -> dict[str, float]:
+        """As in reports: messages that are held for their checksums, and transfers of which something is held or known.
+
+        0 when nothing comes and nothing leaves; one that stays is a message that nobody will hear.
+        """
+        return {"kv_checks_open": float(len(self._reading) + len(self._transfers))}
 
 
 def _fits(grant: Grant, message: KvSent) -> bool:

@@ -135,7 +135,7 @@ class WorkerService:
                 self._links.on_tick(now_ms)
                 if self._verifier is not None:
                     self._verifier.on_tick()
-                self._core.note(self._counters(), self._gauges())
+                self._core.note(self._counters(), self._gauges() | self._held())
                 self._act(self._core.on_tick(now_ms), ())
                 self._oversee(now_ms, dump_asked=dump_asked())
                 self._check_when_idle(now_ms)
@@ -194,6 +194,9 @@ class WorkerService:
         told = {"protocol_violations_total": self._violations, "send_refused_total": self._unsent}
         wrong = {series: float(kind.total) for series, kind in told.items()}
         return {**self._events.counters(), **self._mapped(), **self._exchange.counters(), **wrong, **verified}
+
+    def _held(self) -> dict[str, float]:
+        return {} if self._verifier is None else self._verifier.gauges()
 
     def _hear_right(self, peer: PeerId, message: AnyMessage, payloads: Sequence[Payload]) -> None:
         """The core hears of it. Raises ProtocolViolation."""

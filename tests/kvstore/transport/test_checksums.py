@@ -13,10 +13,11 @@ from common.kv_layout import KvLayout
 from common.messages.handover import KvSpan
 from kvstore.memory.page_memory import PageMemory, open_page_memory
 from kvstore.transport.channel import Copied
-from kvstore.transport.checksums import UNKNOWN, checksums_of, in_rows, payload_checksums, wrong_places
+from kvstore.transport.checksums import UNKNOWN, checksums_of, in_rows, wrong_places
 from kvstore.transport.copier import Copier, CopyDone, CopyJob
 from kvstore.transport.layer_events import NoLayerEvents
 from kvstore.transport.own_pages import AcceleratorPages, HostPages
+from kvstore.transport.page_sums import page_sums
 
 LAYOUT = KvLayout(layers=2, kv_heads=1, head_dim=8, dtype="float32")
 
@@ -34,7 +35,7 @@ def test_pages_have_the_same_checksums_in_memory_on_a_device_and_in_a_payload(me
     expected = tuple(zlib.crc32(rows[page]) for page in pages)
     device = AcceleratorPages(memory.pages, NoLayerEvents())
     assert checksums_of(HostPages(memory.pages), pages) == checksums_of(device, pages) == expected
-    assert payload_checksums(rows[list(pages)].tobytes(), LAYOUT.page_bytes) == expected
+    assert page_sums(rows[list(pages)].tobytes(), LAYOUT.page_bytes) == expected
 
 
 @pytest.mark.parametrize("page", [-1, 10**6])

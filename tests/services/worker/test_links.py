@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 
 from common.clock import Clock
-from common.errors import PeerFailed
+from common.errors import KvCorrupt, PeerFailed
 from common.ids import Incarnation, PeerId, WorkerId
+from common.kv_layout import KvLayout
 from common.messages.base import Message
 from common.messages.handover import Probe
 from common.messages.liveness import Member, TransportReport
 from common.net.sockets import Exchange, Payload
+from kvstore.memory.page_memory import open_page_memory
 from kvstore.transport.block_mover import BlockMover
 from kvstore.transport.copier import Copier
-from kvstore.transport.own_pages import OwnPages
+from kvstore.transport.own_pages import HostPages, OwnPages
 from kvstore.transport.probe import OpenedChannel, Ways, answer_probe
 from kvstore.transport.share import Share
 from kvstore.transport.shared_pages import SharedPages
@@ -28,6 +30,7 @@ from services.worker.inbox import ChannelFailed, ChannelOpened, ChannelTried, Ev
 from services.worker.links import Links, Movers
 
 PEER, WAIT_S = PeerId("decode-0@1"), 30
+LAYOUT = KvLayout(layers=2, kv_heads=1, head_dim=8, dtype="float32")
 REPORT = TransportReport(peer=PEER, kind="tcp", gib_per_s=0.0, reason="far away")
 
 
@@ -237,3 +240,21 @@ def test_news_of_a_channel_that_was_closed_meanwhile_is_not_announced(measuring:
     assert measuring.measure()
     measuring.links.on_tick(60_000.0)
     assert measuring.inbox.take() == []
+
+
+@pytest.mark.parametrize("kind", [bytes, memoryview], ids=["bytes", "view"])
+def test_pages_that_do_not_hold_what_was_written_to_them_end_the_worker(
+    monkeypatch: pytest.MonkeyPatch, kind: Callable[[bytes], Payload]
+) -> None:
+    memory = open_page_memory(2 * 2**20, LAYOUT)
+    own, payloads = HostPages(memory.pages), [kind(bytes([n]) * LAYOUT.page_bytes * 2) for n in (1, 2)]
+    movers = Movers(cast("Share", None), cast("Copier", None), cast("BlockMover", None))
+    links = Links(member("prefill-0"), own, movers, Events(lambda: None), Ways(own, cast("Share", None)))
+    blocks = np.array([[4, 5], [9, 7]], np.int32)
+    links.fill_blocks(blocks, payloads, verify=True)
+    assert bytes(own.read([7])) == b"\2" * LAYOUT.page_bytes
+    monkeypatch.setattr(own, "write", lambda pages, payload: None)
+    links.fill_blocks(blocks, payloads, verify=True)  # it is there already
+    with pytest.raises(KvCorrupt, match="do not hold what was written"):
+        links.fill_blocks(blocks, payloads[::-1], verify=True)
+    memory.close()
