@@ -1,14 +1,26 @@
 """Laws of routing over time: the benchmarks' experiments, small, with the gateway's own cores and virtual workers."""
 
+import math
 import statistics
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from benchmarks import routing_policies
-from benchmarks._traces import Documents, Outcome, cold_trace, document_trace, outcome, sibling_trace
+from benchmarks._traces import (
+    Documents,
+    Outcome,
+    Popular,
+    cold_trace,
+    document_trace,
+    outcome,
+    popular_trace,
+    quantile,
+    sibling_trace,
+)
 from benchmarks._virtual import Scene, World
-from benchmarks.routing_load import SHAPES, busiest, n_computed, scene, shares
+from benchmarks.routing_load import SHAPES, WORKERS, busiest, n_computed, scene, shares
 from common.policy.routing import Router
 from common.policy.routing_rules import RULES
 
@@ -44,6 +56,48 @@ def test_fetches_from_peers_do_not_push_out_what_others_need() -> None:
     without = at_full_caches(1)["predicted-time"]
     assert found.p99_ms <= 1.2 * without.p99_ms
     assert found.hit_share > 0.75
+
+
+HOT = Popular(n=800, rate_per_s=1.0, prefix_tokens=4_096, tail_tokens=512, other_tokens=2_048)
+"""Half of all requests begin with one prefix, which one worker has first; the others share nothing."""
+
+
+def hot_prefix(router: Router, *, room_tokens: int | None = None) -> tuple[float, list[float], float]:
+    """At 80 % load of 8 workers: the busiest worker's computing over the mean; the 95th percentile of waits, in ms, of those
+    who came to a worker that serves the prefix, by quarters of the run; and the time of a prompt of the tail."""
+    base = scene(SHAPES["8 mixed"], router)
+    base = replace(base, capacity_blocks=None if room_tokens is None else room_tokens // base.model.block_tokens)
+    exec_ms = base.cost.exec_ms
+    hot_ms, tail_ms = exec_ms(HOT.prefix_tokens + HOT.tail_tokens, HOT.prefix_tokens), exec_ms(HOT.other_tokens, 0)
+    rate_per_s = 0.8 * WORKERS / (HOT.share * hot_ms + (1 - HOT.share) * tail_ms) * 1e3
+    trace, is_hot = popular_trace(replace(HOT, rate_per_s=rate_per_s), base.model, seed=0)
+    served = World(base, trace).run()
+    own_ms = [exec_ms(one.prompt_tokens, one.cached_tokens) for one in served]
+    work_ms = Counter[str]()
+    for one, ms in zip(served, own_ms, strict=True):
+        work_ms[one.entry] += ms
+    holders = {one.entry for one, yes in zip(served, is_hot, strict=True) if yes}
+    waits_ms = [[one.ttft_ms - ms] if one.entry in holders else [] for one, ms in zip(served, own_ms, strict=True)]
+    step = len(served) // 4
+    quarters = [sorted(ms for some in waits_ms[at * step : (at + 1) * step] for ms in some) for at in range(4)]
+    return busiest(work_ms), [quantile(one, 0.95) for one in quarters], tail_ms
+
+
+@pytest.mark.parametrize(
+    ("rule", "room_tokens"), [*((rule, None) for rule in RULES), ("longest-prefix", 16_384), ("predicted-time", 16_384)]
+)
+def test_a_hot_prefix_beside_a_uniform_tail_pins_nobody(rule: str, room_tokens: int | None) -> None:
+    """Whoever holds it has no more work than others, and no queue that grows."""
+    busiest_share, waits_ms, tail_ms = hot_prefix(Router(prefill=rule), room_tokens=room_tokens)
+    assert busiest_share < 1.25
+    assert waits_ms[3] <= 1.5 * waits_ms[1] + tail_ms, waits_ms
+
+
+def test_without_the_gate_the_holder_of_a_hot_prefix_drowns() -> None:
+    """So the law above has a reason."""
+    busiest_share, waits_ms, tail_ms = hot_prefix(Router(prefill="longest-prefix", gate=math.inf))
+    assert busiest_share > 1.5
+    assert waits_ms[3] > 1.5 * waits_ms[1] + tail_ms, waits_ms
 
 
 def siblings(*, expectations: bool) -> int:

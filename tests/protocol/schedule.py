@@ -1,7 +1,8 @@
 """One schedule: a cluster of real cores, what is done to it, and the laws that it must keep.
 
 Laws, after every event: each core's `check()`; tokens that clients get are those of the truth, in order, once; nobody
-writes where its permission has ended, or reads what nobody keeps for it. At the end, when all faults are over:
+writes where its permission has ended, or reads what nobody keeps for it; no lease ends that its writer could have renewed
+and has not. At the end, when all faults are over:
 
 - every request is answered, QUIET_MS after the last fault at the latest, whichever of its messages were lost;
 - within IDLE_MS of that every page, pin, lease, call, slot and charge is back on every core that lives.
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Concatenate, ParamSpec
 
-from common.faults.points import MESSAGES, Kind, Point
+from common.faults.points import MESSAGES, Kind, Point, Side
 from common.faults.rules import Rule
 from common.ids import RequestId
 from tests.support.world import Process
@@ -22,8 +23,10 @@ QUIET_MS = 40_000.0
 """A transfer that nobody commits costs 8 s, a silent peer 3, a lookup 2.5; a request has four attempts."""
 IDLE_MS = 35_000.0
 """A grant that nobody renews ends after 30 s, the longest lease of a reader after 10, a hand-over without Commit after 8."""
+LEASE_MS = 8_000
+"""Of grants, in some systems: copies that are late last longer, so that a lease must be renewed."""
 SYSTEMS: dict[str, dict[str, object]] = {
-    "pd-shm": {"transport": "shm", "prefill_pages": 60, "decode_pages": 24},
+    "pd-shm": {"transport": "shm", "prefill_pages": 60, "decode_pages": 24, "lease_ms": LEASE_MS},
     "pd-tcp": {"transport": "tcp", "prefill_pages": 60, "decode_pages": 24},
     "pd2-shm-store": {
         "transport": "shm",
@@ -40,6 +43,7 @@ SYSTEMS: dict[str, dict[str, object]] = {
         "store_blocks": 30,
         "more": ("decode-1",),
         "caching": 3,
+        "lease_ms": LEASE_MS,
     },
     "pd2-shm-hints": {
         "transport": "shm",
@@ -49,7 +53,14 @@ SYSTEMS: dict[str, dict[str, object]] = {
         "caching": 3,
         "hints": True,
     },
-    "pd-shm-returns": {"transport": "shm", "prefill_pages": 40, "decode_pages": 34, "caching": 3, "kvstore": "off"},
+    "pd-shm-returns": {
+        "transport": "shm",
+        "prefill_pages": 40,
+        "decode_pages": 34,
+        "caching": 3,
+        "kvstore": "off",
+        "lease_ms": LEASE_MS,
+    },
     "mixed-shm-store": {
         "transport": "shm",
         "prefill_pages": 40,
@@ -142,6 +153,14 @@ class Schedule:
         """Rules from now on, in place of those before."""
         self.world.wires.arm(rules)
         self.world.say("", "", "all rules are gone" if not rules else f"rules: {'; '.join(map(rule_text, rules))}")
+
+    @_told
+    def slow_copy(self, late_ms: float) -> None:
+        """A prompt whose first copy to its decode worker takes so long, over a link that loses nothing."""
+        late = Rule(point=Point.TRANSFER, kind=Kind.DELAY, process="prefill", side=Side.WORK, ms=late_ms, times=1)
+        self.faults([late])
+        self.ask(12, 6)
+        self.time(300.0)
 
     @_told
     def cut(self, one: int, other: int) -> None:
@@ -285,22 +304,25 @@ def lossy_rules(rng: random.Random, n: int) -> list[Rule]:
     return rules
 
 
-def random_schedule(seed: int, *, steps: int = 30, same_addresses: bool = True) -> Schedule:
-    """A whole schedule from one number, to its end. `same_addresses`: new lives may listen where old ones did."""
+def random_schedule(seed: int, *, steps: int = 30, more: bool = True) -> Schedule:
+    """A whole schedule from one number, to its end. `more`: as in `step`."""
     rng = random.Random(f"schedule {seed}")
     schedule = Schedule(
         seed, rng.choice(list(SYSTEMS)), timeout_ms=rng.choice((4_000.0, 120_000.0)), ahead=rng.random() < 0.5
     )
     schedule.faults(lossy_rules(rng, rng.randrange(4)))
-    addresses = random.Random(f"addresses {seed}") if same_addresses else None
+    also = random.Random(f"more {seed}") if more else None
     for _ in range(steps):
-        step(schedule, rng, addresses)
+        step(schedule, rng, also)
     schedule.end()
     return schedule
 
 
-def step(schedule: Schedule, rng: random.Random, addresses: random.Random | None = None) -> None:
-    """One random step. `addresses`: draws where new lives listen, and who dies and is back at once; None: elsewhere."""
+def step(schedule: Schedule, rng: random.Random, more: random.Random | None = None) -> None:
+    """One random step. `more`: draws where new lives listen, who dies and is back at once, and slow copies; None: none of
+    these."""
+    if more is not None and more.random() < 0.06:
+        schedule.slow_copy(more.choice((6_000.0, 1.5 * LEASE_MS, 2.5 * LEASE_MS)))
     chance = rng.random()
     if chance < 0.15:
         schedule.ask_on(rng.randrange(8), rng.choice((1, 5)), rng.choice((1, 5, 12)))
@@ -328,9 +350,9 @@ def step(schedule: Schedule, rng: random.Random, addresses: random.Random | None
         schedule.kill(rng.randrange(8))
     else:
         which = rng.randrange(8)
-        if addresses is None or addresses.random() < 0.3:
+        if more is None or more.random() < 0.3:
             schedule.restart(which)
             return
-        if addresses.random() < 0.6:
+        if more.random() < 0.6:
             schedule.kill(which)
-        schedule.restart(which, True, addresses.choice((0.0, 1.0, 300.0, 5_000.0)))
+        schedule.restart(which, True, more.choice((0.0, 1.0, 300.0, 5_000.0)))

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from common.faults.points import Kind, Point
 from common.faults.rules import Rule
-from tests.protocol.schedule import MESSAGE_KINDS, MESSAGE_POINTS, SYSTEMS, Schedule, random_schedule
+from tests.protocol.schedule import LEASE_MS, MESSAGE_KINDS, MESSAGE_POINTS, SYSTEMS, Schedule, random_schedule
 
 EXAMPLES = int(os.environ.get("PROTOCOL_EXAMPLES", "0"))
 FEW, SEEDS, STEPS = EXAMPLES or 5, EXAMPLES or 6, 30
@@ -74,6 +74,10 @@ class Cluster(RuleBasedStateMachine):
     @rule(rules=st.lists(st.one_of(rules_of_messages(), rules_of_copies()), max_size=4))
     def faults(self, rules: list[Rule]) -> None:
         self.schedule.faults(rules)
+
+    @rule(late_ms=st.sampled_from((1.5 * LEASE_MS, 2.5 * LEASE_MS)))
+    def slow_copy(self, late_ms: float) -> None:
+        self.schedule.slow_copy(late_ms)
 
     @rule(one=_WHICH, other=_WHICH)
     def cut(self, one: int, other: int) -> None:

@@ -2,14 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable
-from itertools import product
 
 import pytest
 
 from common.faults.rules import parse_rules
 from common.messages.handover import GrantRequest
 from services.worker.core.actions import FetchBlocks
-from tests.protocol.schedule import Schedule, random_schedule
+from tests.protocol.schedule import LEASE_MS, Schedule, random_schedule
 from tests.support.world import Process
 
 PROMPT, ANSWER = 21, 6
@@ -137,7 +136,7 @@ def test_a_life_whose_name_was_taken_gets_no_new_work_and_ends_empty() -> None:
 
 def test_random_schedule_1054() -> None:
     """An old life of the decode worker took requests over whose gateway had hung up on it."""
-    random_schedule(1054, same_addresses=False)
+    random_schedule(1054, more=False)
 
 
 @pytest.mark.parametrize(
@@ -170,22 +169,29 @@ def test_a_request_that_only_takes_its_time_is_asked_about_and_not_tried_again()
 
 
 @pytest.mark.parametrize(
-    ("system", "heard"), [("pd-shm", "GrantRequest"), ("pd-tcp", "Generate"), ("pd2-shm-store", "Reserve")]
+    ("system", "role", "heard"),
+    [
+        ("pd-shm", "decode-0", "GrantRequest"),
+        ("pd-tcp", "prefill-0", "Generate"),
+        ("pd-tcp", "decode-0", "Report"),
+        ("pd2-shm-store", "kvstore-0", "Reserve"),
+    ],
 )
-def test_what_was_meant_for_a_life_that_died_harms_nobody_when_the_next_one_hears_it(system: str, heard: str) -> None:
+def test_what_was_meant_for_a_life_that_died_harms_nobody_when_the_next_one_hears_it(
+    system: str, role: str, heard: str
+) -> None:
     """Connections come back by themselves when a new life listens at the old address; the membership tells later."""
     inherited = Counter[str]()
-    for n_events, role in product((4, 40), ("prefill-0", "decode-0", "kvstore-0")):
+    for n_events in (4, 40):
         schedule = Schedule(n_events, system)
         world = schedule.world
         schedule.ask(PROMPT, ANSWER, shared=True)
         schedule.events(n_events)
-        for victim in [peer for peer in world.everybody() if peer.startswith(role)]:
-            world.die(victim)
-            schedule.events(3)
-            schedule.restart(0, same_address=True, unseen_ms=1_200.0)
-            schedule.ask(PROMPT, ANSWER, shared=True)
-            schedule.time(2_000.0)
+        world.die(next(peer for peer in world.everybody() if peer.startswith(role)))
+        schedule.events(3)
+        schedule.restart(0, same_address=True, unseen_ms=1_200.0)
+        schedule.ask(PROMPT, ANSWER, shared=True)
+        schedule.time(2_000.0)
         schedule.end()
         inherited.update(world.wires.inherited)
     assert inherited.keys() >= {"Ping", "Report", heard}, inherited
@@ -204,3 +210,13 @@ def test_a_cancel_that_is_lost_costs_seconds_and_not_the_time_of_the_request(los
     schedule.world.run(2_500.0 * lost, until=lambda: core.idle)
     assert core.idle, "it waits for pages for nobody"
     schedule.end()
+
+
+def test_a_transfer_that_lasts_longer_than_its_lease_is_renewed_and_not_stopped() -> None:
+    schedule = Schedule(1, "pd-shm")
+    arm(schedule, f"prefill/transfer: delay ms={2.5 * LEASE_MS:g} side=work")
+    schedule.ask(PROMPT, ANSWER)
+    schedule.time(2.6 * LEASE_MS)
+    assert schedule.world.gateway.clients["r0"].finish
+    schedule.end()
+    assert not any(name.startswith("retries_total") for name in schedule.world.gateway.core.counters())

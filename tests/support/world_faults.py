@@ -12,12 +12,16 @@ from dataclasses import dataclass, field
 
 from common.errors import ProtocolViolation
 from common.faults.points import Kind, Point
-from common.ids import Incarnation, Owner, PeerId, WorkerId, peer_id
+from common.ids import Incarnation, Owner, PeerId, TransferId, WorkerId, peer_id
 from common.messages.actions import Dial, HangUp
 from common.messages.base import Message
+from common.messages.handover import Renew
 from common.messages.liveness import Member, TransportReport
+from common.messages.requests import Failed
+from kvstore.handover.states import SenderState
 from services.worker.core.actions import Action, Copy, FetchBlocks, Moved, OpenChannel, StoreBlocks
 from services.worker.core.host_buffer import HOST_BUFFER
+from services.worker.core.prefill import PrefillCore
 from tests.support.world import Happens, Process, World
 from tests.support.world_gateway import GatewayShell
 from tests.support.world_memory import Page
@@ -26,6 +30,8 @@ from tests.support.world_trace import Event, PageOf, Trace, short_peers
 from tests.support.world_wires import Link, Wires
 
 TICK_MS, READ_MEMBERS_MS, LISTED_MS = 100.0, 500.0, 3_000.0
+RENEWED_WITHIN_MS = 6_000.0
+"""A writer renews every 5 s (kvstore.handover.sender)."""
 _IDLE_TICK_MS = 400.0
 _MOST_EVENTS = 400_000
 _WORK_SHARE = 0.3
@@ -36,6 +42,7 @@ class Standing:
     """Whether a process runs, and what its kernel will tell it, in order."""
 
     stopped: bool = False
+    ran_since_ms: float = 0.0
     news: deque[tuple[float, str, PeerId]] = field(default_factory=deque)
 
 
@@ -61,6 +68,8 @@ class FaultyWorld(World):
         self._leaving: dict[int, list[Page]] = {}
         """What a StoreBlocks began to copy."""
         self._states: dict[tuple[PeerId, str], str] = {}
+        self._renewed_ms: dict[TransferId, float] = {}
+        self._renewals_heard_ms: dict[TransferId, float] = {}
         self._depth, self._ticked_ms, self._read_ms, self.n_events = 0, 0.0, 0.0, 0
         super().__init__(rng, **settings)  # type: ignore[arg-type]  # World's keywords
         self.start_gateway()
@@ -164,6 +173,7 @@ class FaultyWorld(World):
     def go_on(self, peer: PeerId) -> None:
         """Its other threads may be quicker than the one that hears the news."""
         standing, late_ms = self.standing[peer], self.now_ms + self.rng.choice((0.0, 1.0, 30.0))
+        standing.ran_since_ms = self.now_ms
         standing.stopped, standing.news = (
             False,
             deque((max(due, late_ms), what, whom) for due, what, whom in standing.news),
@@ -244,7 +254,26 @@ class FaultyWorld(World):
     def send_from(
         self, source: PeerId, target: PeerId, message: Message, payloads: list[list[Page]] | None = None
     ) -> bool:
+        if isinstance(message, Renew):
+            self._renewed_ms |= dict.fromkeys(message.transfers, self.now_ms)
+        if isinstance(message, Failed) and message.transfer is not None and "did not renew" in message.text:
+            self._require_unrenewed(source, message.transfer)
         return self.wires.send(source, target, message, payloads or [], self.now_ms)
+
+    def _require_unrenewed(self, receiver: PeerId, transfer: TransferId) -> None:
+        """A lease has ended. Whoever lives, runs and still writes has said Renew in its time, and it was lost on the way."""
+        heard_ms = self.now_ms - self._renewals_heard_ms.get(transfer, -RENEWED_WITHIN_MS)
+        if heard_ms < RENEWED_WITHIN_MS:
+            text = f"{receiver} ended the lease of {transfer}, and heard its renewal {heard_ms:.0f} ms ago"
+            raise self.violation(text, (transfer,))
+        sender = self.process(PeerId(transfer.partition("/")[0]))
+        if sender is None or not self.runs(sender.peer) or not isinstance(sender.core, PrefillCore):
+            return
+        since_ms = max(self._renewed_ms.get(transfer, 0.0), self.standing[sender.peer].ran_since_ms)
+        writes = sender.core._sender.state_of(transfer) in (SenderState.FILLING, SenderState.HANDING_OVER)
+        if writes and self.now_ms - since_ms > RENEWED_WITHIN_MS:
+            text = f"{receiver} ended the lease of {transfer}, which {sender.peer} fills and has not renewed"
+            raise self.violation(text, (transfer,))
 
     def post(self, source: PeerId, target: PeerId, message: object, payloads: list[list[Page]] | None = None) -> None:
         sent = self.send_from(source, target, message, payloads)  # type: ignore[arg-type]  # a message
@@ -332,6 +361,8 @@ class FaultyWorld(World):
         parcel = self.links[link].popleft()
         (source, target), message = link, parcel.message
         self.wires.note_heard(link, parcel, self.now_ms)
+        if isinstance(message, Renew):
+            self._renewals_heard_ms |= dict.fromkeys(message.transfers, self.now_ms)
         self.hear_news(target, about=source)
         if self.gateway is not None and target == self.gateway.peer:
             if (target, source) in self.wires.dialled:

@@ -159,6 +159,26 @@ def test_a_refusal_ends_the_transfer_with_the_receivers_own_words() -> None:
     ]
 
 
+def test_a_refusal_that_comes_after_the_grant_changes_nothing() -> None:
+    """A cancelled request that is asked for again is refused, while its Stop is on the way: Stopped is still owed."""
+    refused = GrantRefused(transfer=T, code="cancelled", text="the request was cancelled", retryable=False)
+    core = filling()
+    core.computed(T, SPANS[0])
+    assert core.on_message(D, refused, 11.0) == []
+    core.on_message(D, Stop(transfer=T, code="cancelled"), 12.0)
+    assert core.on_message(D, refused, 13.0) == []
+    assert core.copied(T, SPANS[0], 14.0) == [Send(D, Stopped(transfer=T)), Release(T)]
+
+
+def test_what_has_ended_and_still_writes_renews_its_lease() -> None:
+    """Its farewell comes after the last copy; until then the decode worker waits for it, and is told so."""
+    core = filling()
+    core.computed(T, SPANS[0])
+    core.cancel(T, "cancelled", 20.0)
+    assert core.on_tick(5_010.0) == [Send(D, Renew(transfers=(T,)))]
+    assert core.copied(T, SPANS[0], 5_020.0) == [Send(D, Abort(transfer=T, code="cancelled")), Release(T)]
+
+
 def test_a_grant_of_another_shape_is_refused() -> None:
     for pages in (((1, 2),), ((1,), (2,)), ((1, 2), (3,))):
         bad = Grant(transfer=T, epoch=EPOCH, first_block=1, pages=pages, lease_ms=1)
@@ -200,6 +220,15 @@ def test_over_tcp_a_repeat_sends_the_payloads_again_and_waits_for_them_before_re
     assert core.on_message(D, Commit(transfer=T), 2_040.0) == [HandedOver(T)]
     assert core.copied(T, SPANS[0], 2_041.0) == []
     assert core.copied(T, SPANS[1], 2_042.0) == [Release(T)]
+
+
+def test_a_stop_after_the_commit_is_answered_when_the_last_copy_has_ended() -> None:
+    core = handing_over("tcp")
+    core.on_tick(2_030.0)
+    core.on_message(D, Commit(transfer=T), 2_040.0)
+    assert core.on_message(D, Stop(transfer=T, code="closed"), 2_041.0) == []
+    assert core.copied(T, SPANS[0], 2_042.0) == []
+    assert core.copied(T, SPANS[1], 2_043.0) == [Send(D, Stopped(transfer=T)), Release(T)]
 
 
 def test_pages_that_are_used_again_are_never_sent_again() -> None:
