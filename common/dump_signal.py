@@ -1,26 +1,37 @@
-"""SIGUSR1: somebody wants to read in the log what a process is doing."""
+"""SIGUSR1: somebody wants to read in the log what a process is doing. SIGUSR2: the same of one whose interpreter hangs.
+
+SIGUSR1 is heard by the interpreter, on its main thread, between two of its steps or while it waits for a lock or a socket; it
+writes one `stacks` event, JSON as all events are. Who is held by C code that does not return never hears it. SIGUSR2 is heard by C
+code that needs nobody's turn, and writes plain text.
+"""
 
 import faulthandler
+import json
+import os
 import signal
+import sys
+import threading
+import time
 from types import FrameType
 
 _STANDARD_ERROR = 2  # the descriptor: whoever captures `sys.stderr` may have none
+_MOST_CALLS = 200  # of one thread: more are a recursion without end
 
 
 class DumpSignal:
-    """Made on the main thread. From then on the signal no longer ends the process.
+    """Made on the main thread. From then on the signals no longer end the process.
 
-    The stacks of all threads go to standard error at once, even if the process hangs; the process itself looks with `take`
-    and writes its state.
+    The stacks of all threads go to standard error at once; the process itself looks with `take` and writes its state.
     """
 
     def __init__(self) -> None:
         self._asked = False
         signal.signal(signal.SIGUSR1, self._on_signal)
-        write_stacks_too()
+        hear_of_hangs()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+        write_stacks()
 
     def take(self) -> bool:
         """Whether it came since the last call."""
@@ -28,6 +39,33 @@ class DumpSignal:
         return asked
 
 
-def write_stacks_too() -> None:
-    """Before whatever is done about the signal by now, by C code that needs nobody's turn."""
-    faulthandler.register(signal.SIGUSR1, file=_STANDARD_ERROR, all_threads=True, chain=True)
+def write_stacks() -> None:
+    """One event: of every thread its name and its calls, the innermost first.
+
+    Not by way of `sys.stderr`, which the thread that was interrupted may be writing to.
+    """
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    threads = [
+        {"thread": names.get(ident, str(ident)), "calls": _calls(frame)}
+        for ident, frame in sys._current_frames().items()
+    ]
+    record = {"at": round(time.time(), 3), "event": "stacks", "pid": os.getpid(), "threads": threads}
+    rest = json.dumps(record).encode() + b"\n"
+    try:
+        while rest:
+            rest = rest[os.write(_STANDARD_ERROR, rest) :]
+    except OSError:
+        return  # a full disk or a closed pipe must not end who only wants to tell
+
+
+def hear_of_hangs() -> None:
+    """From now on SIGUSR2 has C code write the stacks, and ends nobody."""
+    faulthandler.register(signal.SIGUSR2, file=_STANDARD_ERROR, all_threads=True, chain=False)
+
+
+def _calls(frame: FrameType | None) -> list[str]:
+    calls: list[str] = []
+    while frame is not None and len(calls) < _MOST_CALLS:
+        calls.append(f"{frame.f_code.co_name} {frame.f_code.co_filename}:{frame.f_lineno}")
+        frame = frame.f_back
+    return calls

@@ -7,7 +7,7 @@ import sys
 
 import uvloop
 
-from common.dump_signal import write_stacks_too
+from common.dump_signal import hear_of_hangs, write_stacks
 from common.errors import ConfigError
 from common.settings import load, usage
 from gateway.process import Gateway
@@ -32,9 +32,14 @@ def main(argv: list[str]) -> int:
 async def _run(gateway: Gateway) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, gateway.ask_to_stop)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, gateway.switchboard.write_state)
-    write_stacks_too()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _dump, gateway)
+    hear_of_hangs()
     await gateway.run()
+
+
+def _dump(gateway: Gateway) -> None:
+    write_stacks()
+    gateway.switchboard.write_state()
 
 
 if __name__ == "__main__":

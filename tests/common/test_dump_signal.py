@@ -1,25 +1,65 @@
-"""SIGUSR1 asks for a dump and ends nobody."""
+"""SIGUSR1 asks for a dump and ends nobody; SIGUSR2 has the stacks of who cannot hear."""
 
+import faulthandler
+import json
 import os
 import signal
+import threading
+from collections.abc import Iterator
 
 import pytest
 
 from common.dump_signal import DumpSignal
+from common.log import Log
 from common.process_facts import policies_of, software_versions
 from services.worker.settings import WorkerSettings
 
 
-def test_the_signal_asks_once_and_writes_the_stacks_of_all_threads(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def dumps() -> Iterator[DumpSignal]:
     before = signal.getsignal(signal.SIGUSR1)
-    try:
-        dumps = DumpSignal()
-        assert not dumps.take()
+    yield DumpSignal()
+    signal.signal(signal.SIGUSR1, before)
+    faulthandler.unregister(signal.SIGUSR2)
+
+
+def test_the_signal_asks_once_and_writes_the_stacks_of_all_threads_as_one_event(
+    dumps: DumpSignal, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = threading.Event()
+    other = threading.Thread(target=done.wait, name="other")
+    other.start()
+    assert not dumps.take()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert dumps.take() and not dumps.take()
+    done.set()
+    other.join()
+    (line,) = capfd.readouterr().err.splitlines()
+    told = json.loads(line)
+    calls = {one["thread"]: one["calls"] for one in told["threads"]}
+    assert (told["event"], told["pid"]) == ("stacks", os.getpid())
+    assert any(call.startswith("test_the_signal_asks_once") for call in calls["MainThread"])
+    assert any(call.startswith("wait ") for call in calls["other"])
+
+
+def test_a_log_line_that_the_signal_interrupts_stays_whole(
+    dumps: DumpSignal, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = Log()
+    for number in range(20):
+        log.event("before", number=number)
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert dumps.take() and not dumps.take()
-        assert "most recent call first" in capfd.readouterr().err
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+    events = [json.loads(line)["event"] for line in capfd.readouterr().err.splitlines()]
+    assert events == ["before", "stacks"] * 20
+    assert dumps.take()
+
+
+def test_c_code_writes_the_stacks_of_one_that_hangs_and_nobody_ends(
+    dumps: DumpSignal, capfd: pytest.CaptureFixture[str]
+) -> None:
+    os.kill(os.getpid(), signal.SIGUSR2)
+    assert "most recent call first" in capfd.readouterr().err
+    assert not dumps.take()
 
 
 def test_others_hear_whether_a_secret_is_set_and_never_what_it_is() -> None:
