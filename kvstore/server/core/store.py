@@ -12,14 +12,13 @@ import msgspec
 from common.block_hash import BlockHash
 from common.errors import ConfigError, ProtocolViolation
 from common.ids import PeerId
-from common.kv_layout import DTYPE_BYTES, KvLayout
+from common.kv_layout import KvLayout
 from common.messages import AnyMessage
 from common.messages.blocks import BlockName, Find, Found, Publish, Put, Release, Reserve, Reserved, Stored
 from common.messages.cache_events import CacheEvent
 from common.messages.liveness import (
     Hello,
     Member,
-    ModelIdentity,
     PageCounts,
     Ping,
     QueueCounts,
@@ -31,6 +30,7 @@ from common.policy.eviction import EVICTION_POLICIES
 from common.succession import Succession
 from common.units import format_bytes
 from kvstore.server.core.actions import Action, Pages, Reply, ScanDisk, ShapeMemory
+from kvstore.server.core.fitting import difference, layout_of
 from kvstore.server.core.shelves import Shelves
 from kvstore.server.core.tally import Tally
 
@@ -133,34 +133,13 @@ class KvStoreCore:
             return [Reply(peer, Welcome(member=self._mine))]
         actions: list[Action] = []
         if self._layout is None:
-            refusal = self._learn_layout(member.model)
+            learned = layout_of(member.model)
+            refusal = f"{self._mine.id} {learned}" if isinstance(learned, str) else self._fix_layout(learned)
             actions = [] if refusal else self.start()
         else:
-            refusal = self._difference(self._layout, member.model)
+            rows = difference(self._layout, member.model)
+            refusal = f"{self._mine.id} keeps KV of another layout: {rows}" if rows else ""
         return [*actions, Reply(peer, Refused(text=refusal) if refusal else Welcome(member=self._mine))]
-
-    def _difference(self, mine: KvLayout, theirs: ModelIdentity) -> str:
-        differing = [
-            f"{name}: {getattr(mine, name)!r} here, {getattr(theirs, name)!r} there"
-            for name in ("layers", "kv_heads", "head_dim", "dtype", "block_tokens")
-            if getattr(mine, name) != getattr(theirs, name)
-        ]
-        return f"{self._mine.id} keeps KV of another layout: {'; '.join(differing)}" if differing else ""
-
-    def _learn_layout(self, model: ModelIdentity) -> str:
-        if model.dtype not in DTYPE_BYTES:
-            return f"{self._mine.id} does not know how long a {model.dtype!r} is"
-        if min(model.layers, model.kv_heads, model.head_dim, model.block_tokens) < 1:
-            return f"{self._mine.id} cannot keep blocks of {model.layers} layers with {model.kv_heads} heads"
-        return self._fix_layout(
-            KvLayout(
-                layers=model.layers,
-                kv_heads=model.kv_heads,
-                head_dim=model.head_dim,
-                dtype=model.dtype,
-                block_tokens=model.block_tokens,
-            )
-        )
 
     def _fix_layout(self, layout: KvLayout) -> str:
         block_bytes = layout.layers * layout.page_bytes
