@@ -7,11 +7,13 @@ worker -> dialling side           Report   the answer to every Ping
 gateway -> worker                 Drain    an operator's word: take nothing new; or take requests again
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
 from common.cost.link_cost import LinkCost
 from common.cost.step_cost import StepCost
-from common.ids import Incarnation, PeerId, WorkerId
+from common.ids import Incarnation, PeerId, WorkerId, peer_id
 from common.messages.base import Message
 
 
@@ -84,6 +86,12 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
         if self.model is None:
             return 0
         return self.model.context_tokens if self.context_tokens is None else self.context_tokens
+
+
+def newer_life(mine: Member, members: Sequence[Member]) -> PeerId | None:
+    """Who is listed under this process's name and is newer; None: nobody."""
+    newer = [one for one in members if one.id == mine.id and one.is_newer_than(mine)]
+    return peer_id(newer[0].id, newer[0].incarnation) if newer else None
 
 
 class Hello(Message, frozen=True, kw_only=True):

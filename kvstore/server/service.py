@@ -13,7 +13,7 @@ from common.messages import AnyMessage
 from common.messages.base import Message
 from common.messages.blocks import Found, Publish, Put, Release, Stored
 from common.messages.cache_events import CacheEvent
-from common.messages.liveness import Ping
+from common.messages.liveness import Ping, newer_life
 from common.net.sockets import Exchange, Payload
 from common.net.violations import Violations
 from common.process_facts import clock_gauges
@@ -182,10 +182,9 @@ class KvStoreService:
                     self._log.event("disk_block_bad", block=name.hex())
                 return self._core.on_disk_read(name, ok=ok, now_ms=now_ms)
             case MembersRead(members):
-                if self._core.on_members(members, now_ms):
-                    by = self._core.successor
-                    text = f"{by} has taken this store's name: reads that are under way end, and then this life does"
-                    self._log.event("succeeded", by=by, text=text)
+                succession = self._core.succession
+                if succession.on_newer(newer_life(self._core.mine, members), now_ms):
+                    self._log.event("succeeded", by=succession.successor, text=succession.refusal)
             case DiskDied(error) | ShareDied(error):
                 raise error
         return []

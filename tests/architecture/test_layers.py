@@ -9,7 +9,7 @@ import pytest
 from services.launcher.commands import COMMANDS
 from tests.architecture.tree import MODULES, imports, parsed
 
-BASE, WIRE, BRAIN = {"common"}, {"common.messages"}, {"common.policy", "common.cost", "common.succession"}
+BASE, WIRE, BRAIN = {"common"}, {"common.messages"}, {"common.policy", "common.cost"}
 FAULTS = {"common.faults"}  # what shells ask, where something may go wrong on purpose
 SHELL = {"common.net"}  # sockets and Redis: never inside PURE
 STORE = {"kvstore", "kvstore.index", "kvstore.handover"}
@@ -21,7 +21,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "common.cost": BASE,
     "common.policy": BASE | {"common.cost"},
     "common.faults": BASE | WIRE,
-    "common.succession": BASE | WIRE,
     "common.net": BASE | WIRE | FAULTS,
     "kernels": BASE,
     "kvstore.index": BASE | WIRE | BRAIN,
@@ -39,7 +38,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 PURE = {
     "common.messages",
-    "common.succession",
     "common.cost",
     "common.faults",
     "common.policy",

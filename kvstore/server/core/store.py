@@ -27,7 +27,7 @@ from common.messages.liveness import (
     Welcome,
 )
 from common.policy.eviction import EVICTION_POLICIES
-from common.succession import Succession
+from common.policy.succession import Succession
 from common.units import format_bytes
 from kvstore.server.core.actions import Action, Pages, Reply, ScanDisk, ShapeMemory
 from kvstore.server.core.fitting import difference, layout_of
@@ -55,13 +55,13 @@ class KvStoreCore:
 
     def __init__(self, mine: Member, budget: Budget, layout: KvLayout | None) -> None:
         """`layout` is that of the model to be served, if it is known. Raises ConfigError if no block would fit."""
-        self._mine, self._budget = mine, budget
+        self.mine, self._budget = mine, budget
         self._tally = Tally()
         self._layout: KvLayout | None = None
         self._shelves: Shelves | None = None
         self._writers_heard_ms: dict[PeerId, float] = {}  # from `on_peer_joined` to `on_peer_dead`
         self._event_number = 0
-        self._succession = Succession(mine)
+        self.succession = Succession()
         self._noted: dict[str, float] = {}
         self._noted_gauges: dict[str, float] = {}
         if layout is not None and (refusal := self._fix_layout(layout)):
@@ -82,21 +82,10 @@ class KvStoreCore:
             actions.append(ScanDisk(layout, shelves.disk.capacity_blocks))
         return actions
 
-    # -- the end
-
-    def on_members(self, members: Sequence[Member], now_ms: float) -> bool:
-        """The membership was read. True, once: a newer life has this store's name, and this one takes nothing new."""
-        return self._succession.on_members(members, now_ms)
-
-    @property
-    def successor(self) -> PeerId | None:
-        """The newer life that has this store's name for good."""
-        return self._succession.successor
-
     @property
     def over(self) -> bool:
         """A newer life has this store's name, and nobody reads here any more. What others still write, nobody would read."""
-        return self._succession.over and (self._shelves is None or self._shelves.reads.idle)
+        return self.succession.over and (self._shelves is None or self._shelves.reads.idle)
 
     # -- messages
 
@@ -118,7 +107,7 @@ class KvStoreCore:
                     return [Reply(peer, Stored(call=call, n_blocks=0))]
                 return self._shelves.writes.publish(peer, message, now_ms)
             case Find(call=call):
-                if self._shelves is None or self._succession.over:
+                if self._shelves is None or self.succession.over:
                     return [Reply(peer, Found(call=call, n_blocks=0))]
                 return self._shelves.reads.find(peer, message, now_ms)
             case Release(call=call):
@@ -130,16 +119,16 @@ class KvStoreCore:
 
     def _greet(self, peer: PeerId, member: Member) -> list[Action]:
         if member.model is None:
-            return [Reply(peer, Welcome(member=self._mine))]
+            return [Reply(peer, Welcome(member=self.mine))]
         actions: list[Action] = []
         if self._layout is None:
             learned = layout_of(member.model)
-            refusal = f"{self._mine.id} {learned}" if isinstance(learned, str) else self._fix_layout(learned)
+            refusal = f"{self.mine.id} {learned}" if isinstance(learned, str) else self._fix_layout(learned)
             actions = [] if refusal else self.start()
         else:
             rows = difference(self._layout, member.model)
-            refusal = f"{self._mine.id} keeps KV of another layout: {rows}" if rows else ""
-        return [*actions, Reply(peer, Refused(text=refusal) if refusal else Welcome(member=self._mine))]
+            refusal = f"{self.mine.id} keeps KV of another layout: {rows}" if rows else ""
+        return [*actions, Reply(peer, Refused(text=refusal) if refusal else Welcome(member=self.mine))]
 
     def _fix_layout(self, layout: KvLayout) -> str:
         block_bytes = layout.layers * layout.page_bytes
@@ -159,28 +148,20 @@ class KvStoreCore:
 
     def _reserve(self, peer: PeerId, reserve: Reserve, now_ms: float) -> Reserved:
         nothing = ((),) * len(reserve.blocks)
-        if self._shelves is None:
-            return Reserved(call=reserve.call, pages=nothing, text=_NO_LAYOUT)
-        if self._succession.over:
-            return Reserved(call=reserve.call, pages=nothing, text=self._gone)
+        if self._shelves is None or self.succession.over:
+            return Reserved(call=reserve.call, pages=nothing, text=self.succession.refusal or _NO_LAYOUT)
         if peer not in self._writers_heard_ms:  # nobody would tell us of its death
             return Reserved(call=reserve.call, pages=nothing, text=f"{peer} does not map the memory of this store")
         return self._shelves.writes.reserve(peer, reserve, now_ms)
 
     def _put(self, peer: PeerId, put: Put, frames_bytes: Sequence[int], now_ms: float) -> list[Action]:
-        refusal = self._refusal(put, frames_bytes)
+        refusal = self.succession.refusal or self._refusal(put, frames_bytes)
         if refusal or self._shelves is None:
             self._tally.add("refused_blocks_total", len(put.blocks))
             return [Reply(peer, Stored(call=put.call, n_blocks=0, text=refusal))]
         return self._shelves.writes.put(peer, put, frames_bytes, now_ms)
 
-    @property
-    def _gone(self) -> str:
-        return f"{self._succession.successor} has taken this store's name: it ends"
-
     def _refusal(self, put: Put, frames_bytes: Sequence[int]) -> str:
-        if self._succession.over:
-            return self._gone
         if len(frames_bytes) != len(put.blocks):
             return f"{len(put.blocks)} blocks came with {len(frames_bytes)} payload frames; each needs one"
         if self._shelves is None:
@@ -266,16 +247,16 @@ class KvStoreCore:
         """State for whoever pinged."""
         shelves = self._shelves
         return Report(
-            worker=self._mine.id,
-            role=self._mine.role,
-            incarnation=self._mine.incarnation,
+            worker=self.mine.id,
+            role=self.mine.role,
+            incarnation=self.mine.incarnation,
             sequence=sequence,
             pages=PageCounts() if shelves is None else shelves.pool.ledger.counts(),
             queue=QueueCounts(),
             counters={**(self._tally.totals if shelves is None else shelves.counters()), **self._noted},
             gauges=self._gauges(now_ms),
             memory=() if shelves is None else shelves.memory(),
-            draining=self._succession.over,
+            draining=self.succession.over,
             degraded=self.degraded(now_ms),
         )
 

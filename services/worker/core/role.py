@@ -9,10 +9,10 @@ from common.messages.actions import Send
 from common.messages.base import Message
 from common.messages.cache_events import CacheEvent
 from common.messages.handover import Grant, KvSpan
-from common.messages.liveness import Drain, Hello, Member, Ping, Refused, Report, TransportReport, Welcome
+from common.messages.liveness import Drain, Hello, Member, Ping, Refused, Report, TransportReport, Welcome, newer_life
 from common.messages.requests import AskAbout, Cancel, Failed, Generate, NotHere
 from common.messages.resizing import Resize
-from common.succession import Succession
+from common.policy.succession import Succession
 from kvstore.index.block_pool import BlockPool
 from services.worker.core.actions import Action, CarryOut, Moved
 from services.worker.core.found import Started
@@ -37,7 +37,7 @@ class WorkerRole(ABC):
         self._resizing, self._memory = parts.resizing, parts.pool_memory
         self.overseer = Overseer(parts)
         self._reporter = Reporter(mine, parts, self.overseer)
-        self._ending, self.succession = False, Succession(mine)
+        self._ending, self.succession = False, Succession()
         self._times = StepTimes()
         self._owed: dict[PeerId, list[Failed]] = {}  # until their gateway pings, or falls silent
 
@@ -162,7 +162,7 @@ class WorkerRole(ABC):
 
     def on_members(self, members: list[Member], now_ms: float) -> list[Action]:
         """The membership as Redis has it."""
-        if self.succession.on_members(members, now_ms):
+        if self.succession.on_newer(newer_life(self._mine, members), now_ms):
             self.drain()
         actions, replaced = self._neighbours.on_members(members, now_ms)
         return actions + [action for peer in replaced for action in self.on_peer_lost(peer, now_ms)]

@@ -4,8 +4,8 @@ import msgspec
 
 from common.ids import Incarnation
 from common.messages.blocks import Find, Found, Publish, Put, Release, Reserve, Reserved, Stored
-from common.messages.liveness import Ping, Report
-from common.succession import STAYS_MS
+from common.messages.liveness import Ping, Report, newer_life
+from common.policy.succession import STAYS_MS
 from kvstore.server.core.store import KvStoreCore
 from tests.kvstore.server.builders import BLOCK_BYTES, PEER, answers, ask, chain, core, member, name
 
@@ -20,9 +20,10 @@ def keeping(*numbers: int) -> KvStoreCore:
 
 
 def succeed(kept: KvStoreCore) -> None:
-    assert not kept.on_members([NEWER], 0.0)
-    assert kept.on_members([NEWER], STAYS_MS)
-    assert kept.successor == "kvstore-0@0000000000000002"
+    newer = newer_life(kept.mine, [NEWER])
+    assert not kept.succession.on_newer(newer, 0.0)
+    assert kept.succession.on_newer(newer, STAYS_MS)
+    assert kept.succession.successor == "kvstore-0@0000000000000002"
 
 
 def test_it_ends_at_once_if_nobody_reads_and_not_before_it_is_succeeded() -> None:
@@ -51,9 +52,9 @@ def test_nothing_new_comes_in_or_is_lent_and_the_answer_says_why() -> None:
     assert all(ask(kept, Reserve(call=3, blocks=chain(3)), Reserved).pages)
     succeed(kept)
     reserved = ask(kept, Reserve(call=4, blocks=chain(4)), Reserved)
-    assert not any(reserved.pages) and "has taken this store's name" in reserved.text
+    assert not any(reserved.pages) and "has taken this name" in reserved.text
     (stored,) = answers(kept.on_message(PEER, Put(call=6, blocks=chain(6)), [BLOCK_BYTES], 0.0), Stored)
-    assert stored.n_blocks == 0 and "has taken this store's name" in stored.text
+    assert stored.n_blocks == 0 and "has taken this name" in stored.text
     assert ask(kept, Find(call=7, blocks=(name(1),), lease_ms=LEASE_MS), Found).n_blocks == 0
     assert ask(kept, Ping(sequence=1), Report).draining
     assert ask(kept, Publish(call=3, ok=True), Stored).n_blocks == 1, "what was begun may end"

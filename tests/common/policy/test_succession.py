@@ -3,8 +3,8 @@
 import msgspec
 
 from common.ids import Incarnation, WorkerId
-from common.messages.liveness import Member
-from common.succession import STAYS_MS, Succession
+from common.messages.liveness import Member, newer_life
+from common.policy.succession import STAYS_MS, Succession
 
 MINE = Member(
     id=WorkerId("store"), role="kvstore", incarnation=Incarnation(1), endpoint="", host="h", pid=1, joined_unix_ms=5
@@ -15,21 +15,24 @@ OTHER = msgspec.structs.replace(NEWER, id=WorkerId("another"))
 
 
 def test_a_newer_life_that_stays_ends_this_one_and_is_told_once() -> None:
-    one = Succession(MINE)
-    told = [one.on_members([NEWER], now_ms) for now_ms in (100.0, STAYS_MS, STAYS_MS + 100.0, STAYS_MS + 200.0)]
+    one = Succession()
+    told = [
+        one.on_newer(newer_life(MINE, [NEWER]), now_ms)
+        for now_ms in (100.0, STAYS_MS, STAYS_MS + 100.0, STAYS_MS + 200.0)
+    ]
     assert told == [False, False, True, False]
     assert one.over and one.successor == "store@0000000000000002"
 
 
 def test_one_that_went_begins_its_time_anew() -> None:
-    one = Succession(MINE)
-    one.on_members([NEWER], 0.0)
-    one.on_members([MINE], 3_000.0)
-    assert not one.on_members([NEWER], 5_000.0) and not one.over
+    one = Succession()
+    one.on_newer(newer_life(MINE, [NEWER]), 0.0)
+    one.on_newer(newer_life(MINE, [MINE]), 3_000.0)
+    assert not one.on_newer(newer_life(MINE, [NEWER]), 5_000.0) and not one.over
 
 
 def test_older_lives_and_other_names_end_nobody() -> None:
-    one = Succession(MINE)
+    one = Succession()
     for now_ms in (0.0, 2 * STAYS_MS):
-        assert not one.on_members([MINE, OLDER, OTHER], now_ms)
+        assert not one.on_newer(newer_life(MINE, [MINE, OLDER, OTHER]), now_ms)
     assert not one.over
