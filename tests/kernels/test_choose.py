@@ -87,6 +87,7 @@ def random_rows(rows: int, vocab: int, seed: int) -> tuple[Tensor, list[Asked]]:
     return logits, asked
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("rows", "vocab"), [(2, 1), (4, 7), (8, 300)])
 def test_any_parameters_draw_as_the_host_does(rows: int, vocab: int, device: torch.device) -> None:
     logits, asked = random_rows(rows, vocab, seed=vocab)
@@ -114,6 +115,7 @@ def test_large_vocabularies_draw_as_the_host_does(dtype: torch.dtype, device: to
     assert all(a - 1 <= b <= c + 1 for a, b, c in zip(first, found, last, strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("programs", [1, 1024])
 def test_rows_of_several_tiles_are_whole(programs: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose_module, "_PROGRAMS", programs)

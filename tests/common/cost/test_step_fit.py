@@ -201,6 +201,7 @@ def test_a_prior_that_says_nothing_usable_is_that_of_an_unknown_engine(broken: f
     assert numbers(fit.cost) == numbers(UNKNOWN_COST)
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 5000), st.integers(1, 5000), st.integers(0, 5000))
 def test_fitted_exec_grows_with_the_prompt_and_falls_with_what_is_cached(

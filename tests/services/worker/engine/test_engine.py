@@ -43,6 +43,7 @@ def test_nothing_is_announced_when_no_segment_is_streamed(checkpoint: Checkpoint
     assert seen == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["qwen2", "gemma3"])
 def test_what_pages_held_before_changes_nothing(family: str, checkpoint: Checkpoints) -> None:
     outputs = []

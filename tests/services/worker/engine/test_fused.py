@@ -70,6 +70,7 @@ def test_steps_after_a_resize_use_the_view_that_came(checkpoint: Callable[[str],
     assert bool(larger[driver.sequences[request].table.ids[:, 0]].any(dim=(1, 2, 3, 4)).all())
 
 
+@pytest.mark.long
 def test_penalties_and_logprobs_come_from_the_host(checkpoint: Callable[[str], Path], device: torch.device) -> None:
     prompts = [prompt_of(12, seed=1)]
     how = {"repetition_penalty": 1.3, "logprobs": 2}
@@ -81,6 +82,7 @@ def test_penalties_and_logprobs_come_from_the_host(checkpoint: Callable[[str], P
         assert mine.logprob.logprob == pytest.approx(theirs.logprob.logprob, abs=1e-4)
 
 
+@pytest.mark.long
 def test_a_step_may_go_on_with_tokens_that_the_host_does_not_know(
     checkpoint: Callable[[str], Path], device: torch.device
 ) -> None:
