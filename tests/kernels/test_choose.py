@@ -139,6 +139,7 @@ def test_a_tie_at_the_cut_keeps_the_first_ids(device: torch.device) -> None:
     assert choose(logits, [Asked(top_k=3, chance=1 - 2**-53)], device) == [0]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:overflow encountered in subtract")  # of the interpreter: inf is meant
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_any_logits_will_do(temperature: float, device: torch.device) -> None:
@@ -157,6 +158,7 @@ def test_the_ends_of_the_distribution(device: torch.device) -> None:
     assert choose(logits, asked, device) == [1, 2, 1]
 
 
+@pytest.mark.long
 def test_distances_far_below_one_are_told_apart(device: torch.device) -> None:
     """The first coarse bin is the widest in keys: a distance of 2^-20 and none both lie in it."""
     logits = torch.tensor([[0.0, 2.0**-20, 2.0**-21, 0.0]])

@@ -104,6 +104,7 @@ def test_one_absurd_step_among_many_of_its_kind_changes_nothing_to_speak_of() ->
     assert fit.cost.step_ms(16, 8000) == pytest.approx(TRUE.step_ms(16, 8000), rel=0.02)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(5))
 def test_a_machine_that_changed_is_followed(seed: int) -> None:
     rng = random.Random(seed)

@@ -55,6 +55,7 @@ def test_what_pages_held_before_changes_nothing(family: str, checkpoint: Checkpo
     assert outputs[0] == outputs[1]
 
 
+@pytest.mark.long
 def test_the_size_of_chunks_changes_nothing(checkpoint: Checkpoints) -> None:
     outputs = []
     for chunk_tokens in (7, 16, 64, 512):

@@ -42,6 +42,7 @@ def test_a_few_tokens_of_every_family_equal_generate(
     assert answers(driver, prompts, 3) == generate(checkpoint(family), prompts, 3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("whole_blocks", [True, pytest.param(False, marks=pytest.mark.system)])
 def test_two_tokens_equal_generate(whole_blocks: bool, checkpoint: Callable[[str], Path], device: torch.device) -> None:
     prompts = [prompt_of(tokens, seed=tokens) for tokens in (1, 17)]
@@ -60,6 +61,7 @@ def test_drawn_tokens_are_those_of_the_processors_engine(
     assert answers(driver, prompts, 4, **how) == expected
 
 
+@pytest.mark.long
 def test_steps_after_a_resize_use_the_view_that_came(checkpoint: Callable[[str], Path], device: torch.device) -> None:
     driver = Driver(fused(checkpoint("qwen2"), device), pages=64)
     before, larger = driver.pool.clone(), torch.cat([driver.pool, torch.zeros_like(driver.pool)])
