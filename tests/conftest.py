@@ -1,13 +1,49 @@
 """Fixtures shared by all tests."""
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 
 if not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ["TRITON_INTERPRET"] = "1"  # before anybody imports torch, which imports triton, which reads it then
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seeds", type=int, metavar="N", help="of every test with a parameter `seed`, its first N only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Random schedules find what they find by their number: `make check` plays some of each law's, `make test` all."""
+    most = config.getoption("--seeds")
+    if most is None:
+        return
+    if most < 1:
+        raise pytest.UsageError(f"--seeds {most}: every law needs a seed, so 1 or more")
+    left_out = [item for item in items if _place_of_seed(item) >= most]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if _place_of_seed(item) < most]
+
+
+def _place_of_seed(item: pytest.Item) -> int:
+    """Of its test's seeds, which one this is, counted from 0; 0 for a test without a parameter `seed`."""
+    call = getattr(item, "callspec", None)
+    return 0 if call is None else call.indices.get("seed", 0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Thousands of tests and all their modules stay until the end: no collection of garbage need look at them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 20)
+        gc.enable()
 
 
 @pytest.fixture(scope="session")

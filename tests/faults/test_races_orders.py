@@ -72,6 +72,7 @@ def require_right(world: World) -> None:
         assert counts.quarantined == counts.granted == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_cancel_races_every_message_of_a_hand_over(order: str, transport: str) -> None:

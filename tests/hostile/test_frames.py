@@ -77,6 +77,7 @@ def test_a_kv_store_survives_what_its_peers_should_not_say(seed: int) -> None:
     assert counts.free + counts.cached + counts.granted + counts.reserved + counts.active == counts.total
 
 
+@pytest.mark.long
 def test_damaged_frames_are_messages_or_violations() -> None:
     absurd, outcomes = Absurd(random.Random(3), {}), [0, 0]
     for _ in range(5_000):

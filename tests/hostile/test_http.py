@@ -199,6 +199,7 @@ def test_a_flood_of_idle_connections_leaves_room_for_a_request(up: Cluster) -> N
             assert read_all(sock).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.long
 def test_a_client_that_reads_nothing_is_let_go_at_its_deadline(redis_url: str, model: object) -> None:
     with cluster(redis_url, model, request_timeout_s=0.4) as one:  # type: ignore[arg-type]
         one.answer(tuple([97] * 200))

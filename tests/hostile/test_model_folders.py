@@ -120,6 +120,7 @@ OTHERS = (
 )
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(OTHERS),

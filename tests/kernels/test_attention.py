@@ -30,6 +30,7 @@ def test_prefill_over_a_cached_prefix_equals_the_reference(head_dim: int, dtype:
     assert_close(found, reference.attention(query, key, value, offset=33, scaling=head_dim**-0.5), dtype)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tokens", [1, 5, 40])
 @pytest.mark.parametrize("window_tokens", [1, 3, 39, 40, 100])
 def test_prefill_sees_only_the_window(tokens: int, window_tokens: int) -> None:

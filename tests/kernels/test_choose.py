@@ -87,6 +87,7 @@ def random_rows(rows: int, vocab: int, seed: int) -> tuple[Tensor, list[Asked]]:
     return logits, asked
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("rows", "vocab"), [(2, 1), (4, 7), (8, 300)])
 def test_any_parameters_draw_as_the_host_does(rows: int, vocab: int, device: torch.device) -> None:
     logits, asked = random_rows(rows, vocab, seed=vocab)
@@ -114,6 +115,7 @@ def test_large_vocabularies_draw_as_the_host_does(dtype: torch.dtype, device: to
     assert all(a - 1 <= b <= c + 1 for a, b, c in zip(first, found, last, strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("programs", [1, 1024])
 def test_rows_of_several_tiles_are_whole(programs: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose_module, "_PROGRAMS", programs)
@@ -137,6 +139,7 @@ def test_a_tie_at_the_cut_keeps_the_first_ids(device: torch.device) -> None:
     assert choose(logits, [Asked(top_k=3, chance=1 - 2**-53)], device) == [0]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:overflow encountered in subtract")  # of the interpreter: inf is meant
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_any_logits_will_do(temperature: float, device: torch.device) -> None:
@@ -155,6 +158,7 @@ def test_the_ends_of_the_distribution(device: torch.device) -> None:
     assert choose(logits, asked, device) == [1, 2, 1]
 
 
+@pytest.mark.long
 def test_distances_far_below_one_are_told_apart(device: torch.device) -> None:
     """The first coarse bin is the widest in keys: a distance of 2^-20 and none both lie in it."""
     logits = torch.tensor([[0.0, 2.0**-20, 2.0**-21, 0.0]])

@@ -60,6 +60,7 @@ def decode(case: Case, stored: Scattered, kv: KvSource) -> tuple[Tensor, Tensor]
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "source"), CASES_AND_SOURCES)
 def test_decode_equals_the_reference_of_each_sequence(name: str, source: str, device: torch.device) -> None:
     case = CASES[name]

@@ -89,6 +89,7 @@ def check(case: Case, source: str, device: torch.device, shape: PrefillShape | N
         torch.testing.assert_close((out[mine], lse[mine]), meant, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "source"), CASES_AND_SOURCES)
 def test_prefill_equals_the_reference_of_each_sequence(name: str, source: str, device: torch.device) -> None:
     check(CASES[name], source, device, CASES[name].shape)

@@ -39,6 +39,7 @@ def test_runs_of_any_length_equal_the_reference(window_tokens: int | None, devic
     check(stored, counts, window_tokens)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("window_tokens", [None, 50])
 def test_few_queries_after_many_keys_are_computed_in_parts_and_keep_their_rows(
     window_tokens: int | None, device: torch.device, monkeypatch: pytest.MonkeyPatch
@@ -58,6 +59,7 @@ def test_few_queries_after_many_keys_are_computed_in_parts_and_keep_their_rows(
     assert parts == ([4, 5] if window_tokens is None else [3, 3])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("before", [0, 37, 7 * 32])
 def test_runs_computed_over_copies_and_over_pages_keep_their_rows(
     before: int, device: torch.device, monkeypatch: pytest.MonkeyPatch

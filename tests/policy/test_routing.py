@@ -64,6 +64,7 @@ def test_the_order_of_the_views_does_not_matter(rule: str) -> None:
         assert (one.entry, one.decode) == (other.entry, other.decode)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("n_workers", [3, 7])
 def test_cold_requests_of_idle_workers_are_spread_evenly(rule: str, n_workers: int) -> None:

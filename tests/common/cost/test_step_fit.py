@@ -104,6 +104,7 @@ def test_one_absurd_step_among_many_of_its_kind_changes_nothing_to_speak_of() ->
     assert fit.cost.step_ms(16, 8000) == pytest.approx(TRUE.step_ms(16, 8000), rel=0.02)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(5))
 def test_a_machine_that_changed_is_followed(seed: int) -> None:
     rng = random.Random(seed)
@@ -201,6 +202,7 @@ def test_a_prior_that_says_nothing_usable_is_that_of_an_unknown_engine(broken: f
     assert numbers(fit.cost) == numbers(UNKNOWN_COST)
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 5000), st.integers(1, 5000), st.integers(0, 5000))
 def test_fitted_exec_grows_with_the_prompt_and_falls_with_what_is_cached(

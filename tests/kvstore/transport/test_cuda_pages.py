@@ -176,6 +176,7 @@ def test_what_stayed_is_not_mapped_again(pair: Pair, cuda: PretendedDevice) -> N
         assert torch.equal(rows, pair.host.rows)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("nth", [1, 2, 51], ids=["scratch", "first batch", "adapting"])
 @pytest.mark.parametrize("problem", [OSError(24, "Too many open files"), VmMisuse("not mapped"), OutOfChunks("none")])
 def test_a_descriptor_that_cannot_be_made_ends_one_connection_with_the_reason(

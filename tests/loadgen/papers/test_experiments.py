@@ -22,6 +22,7 @@ def timed(factor: float, seed: int = 1) -> Result:
     return replace(made, summary=replace(summary, e2e=replace(summary.e2e, mean_s=factor)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_every_claim_names_workloads_systems_and_numbers_of_the_experiment(experiment: Experiment) -> None:
     systems, workloads = {one.name for one in experiment.systems}, {one.name for one in experiment.workloads}

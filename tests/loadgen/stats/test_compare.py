@@ -68,6 +68,7 @@ def test_a_slower_side_is_higher_and_the_ratio_holds_the_truth() -> None:
     assert back.verdict is Verdict.LOWER
 
 
+@pytest.mark.long
 def test_equal_systems_are_seldom_called_different() -> None:
     called = [
         row(compare([run(2 * seed)], [run(2 * seed + 1)]), "mean_ttft_ms").verdict is not Verdict.NOT_SHOWN

@@ -89,6 +89,7 @@ def test_autocorrelation_time_of_a_known_process() -> None:
     assert alike_for([1.0] * 50) == 1.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("turns", [1, 5])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(turns: int) -> None:
     held = 0

@@ -14,6 +14,7 @@ def detected(records: list[RequestRecord]) -> bool:
     return verdict is not None and verdict.detected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("servers", "n_requests"), [(1, 100), (4, 200), (16, 300)])
 def test_a_stable_queue_is_hardly_ever_called_saturated(servers: int, n_requests: int) -> None:
     busy = [detected(poisson_queue(seed, 0.8, servers, n_requests)) for seed in range(60)]

@@ -35,6 +35,7 @@ def test_a_shape_fitted_to_a_mean_has_that_mean(name: str) -> None:
     assert clipped_mean_tokens(options.osl) == pytest.approx(SHAPES[name].mean_osl_tokens, rel=0.01)
 
 
+@pytest.mark.long
 def test_mooncakes_synthetic_shape_hits_as_often_as_the_trace() -> None:
     """With one token for each of its blocks, and as many requests as it has."""
     shape = SHAPES["mooncake-synthetic"]

@@ -87,6 +87,7 @@ def test_whatever_is_cached_where_the_tokens_are_those_of_the_prompt(seed: int) 
     check_end(world)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 @pytest.mark.parametrize("spill", SPILLS)
 @pytest.mark.parametrize("flaky", [0.0, 0.3])

@@ -227,6 +227,7 @@ def small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.worker.build_core._COPY_BYTES", 4 * LAYOUT.page_bytes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_workers_tell_of_their_time_is_all_of_it_in_order_and_nothing_twice(kind: str) -> None:
     for seed in range(4):

@@ -113,6 +113,7 @@ def test_whatever_meets_in_a_step_the_tokens_are_transformers_tokens(
         assert rig.layers
 
 
+@pytest.mark.long
 def test_a_short_step_and_decode_steps_of_two_sequences(
     checkpoint: Callable[[str], Path], device: torch.device
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_short_step_and_decode_steps_of_two_sequences(
     assert rig.answers(asked, random.Random(0)) == generate(checkpoint("qwen2"), prompts, 3)
 
 
+@pytest.mark.long
 def test_a_top_k_beyond_32_bits_keeps_every_token(checkpoint: Callable[[str], Path], device: torch.device) -> None:
     prompt = prompt_of(3, seed=1)
     sampling = Sampling(max_tokens=1, temperature=1.0, top_k=3_000_000_000, top_p=0.0001, seed=1)

@@ -34,6 +34,7 @@ def test_draws_follow_the_probabilities() -> None:
     assert [tokens.count(token) for token in range(4)] == [500, 250, 125, 125]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 6.0, 40.0])
 @pytest.mark.parametrize(
     "cuts",

@@ -99,6 +99,7 @@ class Worker:
         self.chunks.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["static", "kv"])
 def test_tokens_are_those_of_an_engine_with_memory_of_its_own(
     mode: str, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch

@@ -43,6 +43,7 @@ def test_nothing_is_announced_when_no_segment_is_streamed(checkpoint: Checkpoint
     assert seen == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["qwen2", "gemma3"])
 def test_what_pages_held_before_changes_nothing(family: str, checkpoint: Checkpoints) -> None:
     outputs = []
@@ -54,6 +55,7 @@ def test_what_pages_held_before_changes_nothing(family: str, checkpoint: Checkpo
     assert outputs[0] == outputs[1]
 
 
+@pytest.mark.long
 def test_the_size_of_chunks_changes_nothing(checkpoint: Checkpoints) -> None:
     outputs = []
     for chunk_tokens in (7, 16, 64, 512):

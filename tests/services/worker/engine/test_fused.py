@@ -42,6 +42,7 @@ def test_a_few_tokens_of_every_family_equal_generate(
     assert answers(driver, prompts, 3) == generate(checkpoint(family), prompts, 3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("whole_blocks", [True, pytest.param(False, marks=pytest.mark.system)])
 def test_two_tokens_equal_generate(whole_blocks: bool, checkpoint: Callable[[str], Path], device: torch.device) -> None:
     prompts = [prompt_of(tokens, seed=tokens) for tokens in (1, 17)]
@@ -60,6 +61,7 @@ def test_drawn_tokens_are_those_of_the_processors_engine(
     assert answers(driver, prompts, 4, **how) == expected
 
 
+@pytest.mark.long
 def test_steps_after_a_resize_use_the_view_that_came(checkpoint: Callable[[str], Path], device: torch.device) -> None:
     driver = Driver(fused(checkpoint("qwen2"), device), pages=64)
     before, larger = driver.pool.clone(), torch.cat([driver.pool, torch.zeros_like(driver.pool)])
@@ -70,6 +72,7 @@ def test_steps_after_a_resize_use_the_view_that_came(checkpoint: Callable[[str],
     assert bool(larger[driver.sequences[request].table.ids[:, 0]].any(dim=(1, 2, 3, 4)).all())
 
 
+@pytest.mark.long
 def test_penalties_and_logprobs_come_from_the_host(checkpoint: Callable[[str], Path], device: torch.device) -> None:
     prompts = [prompt_of(12, seed=1)]
     how = {"repetition_penalty": 1.3, "logprobs": 2}
@@ -81,6 +84,7 @@ def test_penalties_and_logprobs_come_from_the_host(checkpoint: Callable[[str], P
         assert mine.logprob.logprob == pytest.approx(theirs.logprob.logprob, abs=1e-4)
 
 
+@pytest.mark.long
 def test_a_step_may_go_on_with_tokens_that_the_host_does_not_know(
     checkpoint: Callable[[str], Path], device: torch.device
 ) -> None:

@@ -34,7 +34,7 @@ def generate(folder: Path, prompts: list[list[int]], output_tokens: int) -> list
     return found
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [FAMILIES[0], *(pytest.param(one, marks=pytest.mark.long) for one in FAMILIES[1:])])
 def test_a_ragged_batch_of_16_that_joins_while_others_decode_equals_generate(
     family: str, checkpoint: Callable[[str], Path]
 ) -> None:
@@ -50,6 +50,7 @@ def test_a_ragged_batch_of_16_that_joins_while_others_decode_equals_generate(
     assert [driver.output(request) for request in requests] == generate(checkpoint(family), prompts, OUTPUT_TOKENS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])  # all there is to see, and windows of two kinds
 def test_one_long_answer_equals_generate(family: str, checkpoint: Callable[[str], Path]) -> None:
     driver = Driver(load_model(checkpoint(family)))

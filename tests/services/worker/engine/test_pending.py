@@ -61,6 +61,7 @@ def test_greedy_answers_planned_ahead_equal_generate(checkpoint: Callable[[str],
     assert found == generate(checkpoint("llama"), prompts, N_TOKENS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stop", [False, True])
 def test_drawn_answers_are_the_same_planned_ahead_or_not(stop: bool, checkpoint: Callable[[str], Path]) -> None:
     prompts = [prompt_of(tokens, seed=tokens) for tokens in LENGTHS]

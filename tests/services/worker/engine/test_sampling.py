@@ -164,6 +164,7 @@ _ASKED = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(
     row=st.lists(_LOGIT, min_size=1, max_size=40),

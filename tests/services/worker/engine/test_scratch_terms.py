@@ -49,6 +49,7 @@ def random_steps(driver: Driver, seed: int, *, lend: bool) -> list[list[int]]:
     return [driver.output(request) for request in requests]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_steps_in_an_arena_of_just_what_they_need_equal_those_in_memory_of_their_own(

@@ -52,6 +52,7 @@ def views_of(driver: Driver) -> SequenceViews:
     return views
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_read_through_views_equal_generate(
     family: str, checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch

@@ -42,6 +42,7 @@ class Causal:
         return out.copy_(found[0].transpose(0, 1))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", [LinearPath.PLAIN, LinearPath.PACKED])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_of_a_prompt_of_several_tiles_are_those_of_transformers(
