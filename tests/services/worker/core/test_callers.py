@@ -5,8 +5,8 @@ import pytest
 
 from common.errors import ProtocolViolation
 from common.ids import Incarnation, PeerId, RequestId, TransferId
-from common.messages.handover import GrantRequest
-from common.messages.liveness import Drain, Hello
+from common.messages.handover import GrantRefused, GrantRequest
+from common.messages.liveness import Drain, Hello, Refused
 from common.messages.requests import AskAbout, Cancel, Sampling
 from common.messages.resizing import Resize
 from services.worker.core.callers import Callers
@@ -71,3 +71,28 @@ def test_silence_does_not_unmake_a_caller_and_a_new_hello_does() -> None:
     callers.require("prefill", STRANGER, order)
     with pytest.raises(ProtocolViolation):
         callers.require("gateway", STRANGER, order)
+
+
+def test_who_does_not_fit_is_told_so_when_it_asks_for_pages_too() -> None:
+    """Its Hello was refused; without a word to its request it would wait for pages until the deadline."""
+    target = world()
+    request = granted(target, "tcp")
+    decode = target.processes["decode"]
+    model = msgspec.structs.replace(decode.core._mine.model, layers=3)
+    other = msgspec.structs.replace(decode.core._mine, role="prefill", id="p", model=model)
+    (refused,) = decode.core.on_message(STRANGER, Hello(member=other), target.now_ms)
+    assert isinstance(refused.message, Refused)
+    (answered,) = decode.core.on_message(STRANGER, request, target.now_ms)
+    assert isinstance(answered.message, GrantRefused)
+    assert (answered.message.code, answered.message.retryable) == ("config", False)
+
+
+def test_a_stranger_with_ever_new_names_takes_no_more_than_its_place() -> None:
+    mine = world().processes["decode"].core._mine
+    callers, order = Callers(mine, silent_ms=10.0), Cancel(request=R)
+    hello = Hello(member=msgspec.structs.replace(mine, role="gateway", model=None, id="g"))
+    for number in range(300):
+        callers.greet(PeerId(f"g@{number}"), hello)
+    callers.require("gateway", PeerId("g@299"), order)
+    with pytest.raises(ProtocolViolation):
+        callers.require("gateway", PeerId("g@0"), order)
