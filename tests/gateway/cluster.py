@@ -71,8 +71,7 @@ class Cluster:
         """Workers hear requests but do not answer by themselves; what they heard before is gone."""
         for worker in (self.prefill, self.decode):
             worker.on_generate = None
-            while not worker.heard.empty():
-                worker.heard.get_nowait()
+            worker.forget()
 
     def cancelled(self) -> set[str]:
         """Requests of which both workers have heard that they are cancelled; waits for one each."""

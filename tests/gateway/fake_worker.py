@@ -24,7 +24,7 @@ from common.messages.liveness import (
     Report,
     Welcome,
 )
-from common.messages.requests import Cancel, Generate, Timings, TokenDelta, TokenLogprob, Tokens
+from common.messages.requests import AskAbout, Cancel, Generate, NotHere, Timings, TokenDelta, TokenLogprob, Tokens
 from common.messages.resizing import Resize
 from common.net.redis import Membership
 from common.net.sockets import Exchange
@@ -40,7 +40,7 @@ MEMORY = (
 
 
 class FakeWorker:
-    """Answers Hello and Ping by itself; everything else it hears waits in `heard` for the test."""
+    """Answers Hello and Ping by itself, and that what an earlier test cancelled is not here; everything else it hears waits in `heard` for the test."""
 
     def __init__(self, name: str, role: str, model: ModelIdentity | None) -> None:
         self.member = Member(
@@ -66,6 +66,8 @@ class FakeWorker:
         self.on_resize: Callable[[PeerId, Resize], None] | None = None
         """As `on_generate`."""
         self.on_drain: Callable[[Drain], object] = lambda message: None
+        self._told: set[RequestId] = set()
+        self._over: set[RequestId] = set()
         self._outbox: deque[tuple[PeerId, Message]] = deque()
         self._stopping = False
         self._membership: Membership | None = None
@@ -87,7 +89,17 @@ class FakeWorker:
         """The next message, which must be of this kind."""
         sender, message = self.heard.get(timeout=PATIENCE_S)
         assert isinstance(message, kind), message
+        if isinstance(message, Cancel):
+            self._told.add(message.request)
         return sender, message
+
+    def forget(self) -> None:
+        """What was heard and not taken is gone, and requests that were cancelled are not here any more."""
+        while not self.heard.empty():
+            _, message = self.heard.get_nowait()
+            if isinstance(message, Cancel):
+                self._told.add(message.request)
+        self._over, self._told = self._over | self._told, set()
 
     def stop(self) -> None:
         """Leave the membership, end the thread and close the sockets."""
@@ -107,6 +119,8 @@ class FakeWorker:
         self._exchange.close()
 
     def _take(self, sender: PeerId, message: AnyMessage) -> None:
+        if isinstance(message, Generate):
+            self._over.discard(message.request)
         match message:
             case Hello() if not self.silent:
                 self._exchange.send(sender, Welcome(member=self.member))
@@ -117,6 +131,10 @@ class FakeWorker:
                 self.on_generate(sender, message)
             case Resize() if self.on_resize is not None:
                 self.on_resize(sender, message)
+            case Cancel(request=request) if request in self._over:
+                pass  # said again to an earlier test
+            case AskAbout(requests=requests) if gone := [one for one in requests if one in self._over]:
+                self._exchange.send(sender, NotHere(requests=tuple(gone)))
             case Generate() | Cancel() | Resize():
                 self.heard.put((sender, message))
             case Drain(on=on):

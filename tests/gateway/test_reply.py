@@ -1,6 +1,7 @@
 """An answer that the client does not take: it ends at its deadline, everywhere."""
 
 import asyncio
+import secrets
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from tests.gateway.model import NAME, ids
 def plan_of(model: Path, *, stream: bool, timeout_ms: float) -> Plan:
     known = Tokens(read_model_files(str(model)))
     heading = Heading(id="c", created_unix_s=0, model=NAME, include_usage=False, token_ids=False, top_logprobs=None)
-    order = Order(request=RequestId("unread"), prompt=ids("x"), sampling=Sampling(max_tokens=9), model=NAME)
+    order = Order(request=RequestId(secrets.token_hex(8)), prompt=ids("x"), sampling=Sampling(max_tokens=9), model=NAME)
     return Plan(
         orders=[order],
         choices=[Choice(0, known, (), ())],
