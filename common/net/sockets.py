@@ -34,10 +34,8 @@ MAX_FRAMES = 65_536
 """A KvSent has a payload for each of its spans, a Found one for each block."""
 _NAMELESS = b"\0"  # how names begin that ZeroMQ gives by itself
 _RECONNECT_MS = 500
-"""After a connection has ended, and between handshakes that are refused: libzmq begins anew with it whenever TCP connects. A
-process that was started anew has another endpoint, so this is only what a broken connection between the living costs."""
-_LONGEST_RECONNECT_MS = 2_000
-"""While nobody listens there."""
+"""At most twice this passes until a connection that has ended is tried again, a refused handshake too. Always the same: if
+libzmq doubled it while nobody listens, a break of 1.6 s would last longer than the 3 s of silence that are death."""
 _MAX_PER_SOCKET = 256  # messages taken from one socket per round, so that one peer cannot starve the rest
 
 
@@ -105,7 +103,6 @@ class Exchange:
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         socket.setsockopt(zmq.LINGER, 200)  # ms
         socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, _LONGEST_RECONNECT_MS)
         return socket
 
     def dial(self, peer: PeerId, endpoint: str) -> None:

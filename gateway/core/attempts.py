@@ -11,7 +11,7 @@ from common.ids import PeerId, RequestId
 from common.messages.actions import Send
 from common.messages.requests import AskAbout, Cancel, Generate
 from gateway.core.actions import Action, Begun, Routed
-from gateway.core.farewells import Farewells
+from gateway.core.farewells import Farewells, farewell
 from gateway.core.open_request import Attempt, FailedAttempt, OpenRequest
 from gateway.core.placed import Placed
 from gateway.core.placement import Placement
@@ -116,7 +116,23 @@ class Attempts:
             self._roster.release(peer, attempt.wire)
         busy = [peer for peer in dict.fromkeys(attempt.needed) if peer != but]
         self._farewells.expect(busy, attempt.wire, one.deadline_ms, now_ms)
-        return [Send(peer, Cancel(request=attempt.wire)) for peer in peers if peer != but]
+        actions: list[Action] = []
+        for peer in peers:
+            if peer in busy:
+                actions += farewell(peer, (attempt.wire,))
+            elif peer != but:
+                actions.append(Send(peer, Cancel(request=attempt.wire)))
+        return actions
+
+    def on_lost(self, one: OpenRequest, peer: PeerId, now_ms: float) -> None:
+        """A worker that an attempt needs is given up. If it was only stopped, it hears when it is back that this is over."""
+        if one.attempt is not None:
+            self._farewells.expect((peer,), one.attempt.wire, one.deadline_ms, now_ms)
+
+    @property
+    def n_unanswered(self) -> int:
+        """Cancels that may still be said again."""
+        return len(self._farewells)
 
     def check(self) -> None:
         """Workers are charged with just what attempts still need of them. Raises AssertionError with the difference."""

@@ -73,6 +73,11 @@ class Inflight:
         """Requests that wait for a place."""
         return len(self._entrance)
 
+    @property
+    def n_unanswered(self) -> int:
+        """Cancels that may still be said again."""
+        return self._attempts.n_unanswered
+
     def submit(self, orders: Sequence[Order], now_ms: float) -> list[Action]:
         """Place the prompts of one HTTP request, or let them wait for places.
 
@@ -206,6 +211,7 @@ class Inflight:
             if attempt is None or lost.peer not in attempt.needed:
                 continue
             one.deaths += 1
+            self._attempts.on_lost(one, lost.peer, now_ms)
             error = PeerFailed(f"{attempt.name_of(lost.peer)} {lost.text} {one.progress}")
             actions += self._retry(one, error, frozenset(), now_ms, but=lost.peer, died=True)
         return actions

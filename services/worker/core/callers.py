@@ -9,7 +9,7 @@ from common.messages.actions import Send
 from common.messages.base import Message
 from common.messages.liveness import Hello, Member, Refused, Welcome, difference
 
-_MOST_OF_A_ROLE = 256  # a stranger can take a new name for every Hello
+_MOST_OF_A_ROLE = 1_024  # a stranger can take a new name for every Hello, and a process that crashes does
 
 
 class Callers:
@@ -21,22 +21,26 @@ class Callers:
         self._refused: set[PeerId] = set()
         self._roles: dict[PeerId, str] = {}  # of those that were welcomed
         self._orderers: dict[str, dict[PeerId, None]] = {"gateway": {}, "prefill": {}}
-        """Who was ever welcomed as what gives orders here, the latest of each role: silence does not unmake one."""
+        """Who was ever welcomed as what gives orders here, who was heard of longest ago first: silence does not unmake one."""
 
     def heard(self, peer: PeerId, now_ms: float) -> None:
         """Any message came from the peer."""
         self._heard_ms[peer] = now_ms
+        for alike in self._orderers.values():
+            if peer in alike:
+                del alike[peer]
+                alike[peer] = None
 
     def greet(self, peer: PeerId, hello: Hello) -> Send:
         """Welcome, or Refused with the fields in which the caller's model differs from ours."""
+        for others in self._orderers.values():
+            others.pop(peer, None)
         theirs, mine = hello.member.model, self._mine.model
         rows = difference(mine, theirs) if theirs is not None and mine is not None else ""
         if hello.member.role != "gateway" and rows:
             self._refused.add(peer)
             return Send(peer, Refused(text=f"{hello.member.id} does not fit {self._mine.id}: {rows}"))
         self._roles[peer] = hello.member.role
-        for others in self._orderers.values():
-            others.pop(peer, None)
         if (alike := self._orderers.get(hello.member.role)) is not None:
             alike[peer] = None
             if len(alike) > _MOST_OF_A_ROLE:
@@ -47,10 +51,14 @@ class Callers:
         """What the caller said it is; None if it was not heard of late, or was not welcome."""
         return self._roles.get(peer)
 
-    def require(self, role: str, peer: PeerId, order: Message) -> None:
-        """Raise ProtocolViolation unless the caller said that it is one of `role`, now or before it fell silent."""
-        if peer not in self._orderers[role]:
-            raise ProtocolViolation(f"{self._mine.id} got {type(order).__name__} from {peer}, which is no {role}")
+    def is_welcome(self, role: str, peer: PeerId) -> bool:
+        """Whether the caller was welcomed as a `role` that gives orders here, now or before it fell silent."""
+        return peer in self._orderers[role]
+
+    def require_gateway(self, peer: PeerId, order: Message) -> None:
+        """Raise ProtocolViolation unless the caller is a gateway."""
+        if not self.is_welcome("gateway", peer):
+            raise ProtocolViolation(f"{self._mine.id} got {type(order).__name__} from {peer}, which is no gateway")
 
     def is_refused(self, peer: PeerId) -> bool:
         """Whether the peer's KV must not come here."""

@@ -128,14 +128,13 @@ class DecodeCore(WorkerRole):
             code, text = "config", f"{sender} does not fit {self._mine.id}"
         elif message.request in self._generation:
             code, text = "protocol_violation", "the request is being generated here already"
+        elif not self._callers.is_welcome("prefill", sender):
+            code, text = "no_worker", f"{self._mine.id} has not welcomed {sender} as a prefill worker"
         elif self._ending and not self._incoming.knows(message.transfer):
-            return [
-                Send(sender, GrantRefused(transfer=message.transfer, code="no_worker", text=_ENDING, retryable=True))
-            ]
+            code, text = "no_worker", _ENDING
         else:
-            self._callers.require("prefill", sender, message)
             return self._incoming.on_message(sender, message, now_ms)
-        refusal = GrantRefused(transfer=message.transfer, code=code, text=text, retryable=False)
+        refusal = GrantRefused(transfer=message.transfer, code=code, text=text, retryable=code == "no_worker")
         return [Send(sender, refusal)]
 
     def _on_cancel(self, request: RequestId, now_ms: float) -> list[Action]:

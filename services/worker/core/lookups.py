@@ -24,7 +24,7 @@ from services.worker.core.neighbours import BlockLink
 from services.worker.core.wire import PEER_TIER, require_answer
 
 _LEASE_MS = 10_000
-"""What is left for less than half of this is looked up again; a holder that offers no more than half has nothing for us."""
+"""What is left for less than half of this is looked up again."""
 _STORE_WITHIN_MS = 2_500.0
 """Longer than a store takes to give up on its disk; a store that is silent for long is dead by then."""
 _WORKER_WITHIN_MS = 1_000.0
@@ -164,14 +164,14 @@ class Lookups:
         """What was found, if it is worth the copy."""
         wanted, link, names = lookup.wanted, lookup.question.link, lookup.question.names
         pages = require_answer(message, len(names), by_pages=True, layers=self._layers)
-        if message.n_blocks == 0 or message.lease_ms <= _LEASE_MS / 2:
+        deadline_ms = lookup.sent_ms + message.lease_ms
+        if message.n_blocks == 0 or now_ms > deadline_ms - _LEASE_MS * 0.6:  # stale at once: looked up for ever
             return None
         tier = slowest(message.tiers) if link.is_store else "device"
         self._costs.answered(link, tier, now_ms - lookup.sent_ms, now_ms)
         if not self._costs.pays(link, tier, wanted.prompt_tokens, _blocks(wanted, message.n_blocks), now_ms):
             return None
         tiers = message.tiers if link.is_store else (PEER_TIER,) * message.n_blocks
-        deadline_ms = lookup.sent_ms + message.lease_ms
         pages = pages if link.shared else pages[:0]
         found = FoundBlocks(message.call, link.peer, wanted.first_block, tiers, pages, deadline_ms)
         return Kept(found, link, tier, names)

@@ -47,7 +47,7 @@ class WorkerRole(ABC):
         if not self._neighbours.heard(peer, now_ms) or calls:  # workers that read each other's pages dial both ways
             self._callers.heard(peer, now_ms)
         if isinstance(message, _ORDERS):
-            self._callers.require("gateway", peer, message)
+            self._callers.require_gateway(peer, message)
         match message:
             case Welcome() | Refused() | Report():
                 return self._neighbours.on_message(peer, message, now_ms)

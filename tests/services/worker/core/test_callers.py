@@ -52,25 +52,38 @@ def test_whoever_is_no_prefill_worker_takes_no_request_over(transport: str) -> N
     theirs = granted(target, transport)
     decode = target.processes["decode"]
     for sender in (STRANGER, target.processes["mixed"].peer):
-        with pytest.raises(ProtocolViolation, match=r"got GrantRequest from .*, which is no prefill"):
-            decode.core.on_message(sender, theirs, target.now_ms)
+        (answered,) = decode.core.on_message(sender, theirs, target.now_ms)
+        assert isinstance(answered.message, GrantRefused) and answered.to == sender
+        assert (answered.message.code, answered.message.retryable) == ("no_worker", True)
     target.settle()
     assert target.answers[R].tokens == answer(PROMPT, 3)
 
 
+def hello(role: str) -> Hello:
+    mine = world().processes["decode"].core._mine
+    return Hello(member=msgspec.structs.replace(mine, role=role, model=None, id="g", incarnation=Incarnation(1)))
+
+
 def test_silence_does_not_unmake_a_caller_and_a_new_hello_does() -> None:
-    target = world()
-    mine = target.processes["decode"].core._mine
-    callers, order = Callers(mine, silent_ms=10.0), Cancel(request=R)
-    hello = Hello(member=msgspec.structs.replace(mine, role="gateway", model=None, id="g", incarnation=Incarnation(1)))
+    callers = Callers(hello("decode").member, silent_ms=10.0)
     callers.heard(STRANGER, 0.0)
-    callers.greet(STRANGER, hello)
+    callers.greet(STRANGER, hello("gateway"))
     assert callers.gone_silent(11.0) == [STRANGER]
-    callers.require("gateway", STRANGER, order)
-    callers.greet(STRANGER, Hello(member=msgspec.structs.replace(hello.member, role="prefill")))
-    callers.require("prefill", STRANGER, order)
+    callers.require_gateway(STRANGER, Cancel(request=R))
+    callers.greet(STRANGER, hello("prefill"))
+    assert callers.is_welcome("prefill", STRANGER)
     with pytest.raises(ProtocolViolation):
-        callers.require("gateway", STRANGER, order)
+        callers.require_gateway(STRANGER, Cancel(request=R))
+
+
+def test_a_hello_that_is_refused_unmakes_the_caller() -> None:
+    mine = world().processes["decode"].core._mine
+    callers, good = Callers(mine, silent_ms=10.0), msgspec.structs.replace(mine, role="prefill", id="p")
+    callers.greet(STRANGER, Hello(member=good))
+    assert callers.is_welcome("prefill", STRANGER)
+    bad = msgspec.structs.replace(good, model=msgspec.structs.replace(mine.model, layers=3))
+    callers.greet(STRANGER, Hello(member=bad))
+    assert not callers.is_welcome("prefill", STRANGER)
 
 
 def test_who_does_not_fit_is_told_so_when_it_asks_for_pages_too() -> None:
@@ -87,12 +100,15 @@ def test_who_does_not_fit_is_told_so_when_it_asks_for_pages_too() -> None:
     assert (answered.message.code, answered.message.retryable) == ("config", False)
 
 
-def test_a_stranger_with_ever_new_names_takes_no_more_than_its_place() -> None:
-    mine = world().processes["decode"].core._mine
-    callers, order = Callers(mine, silent_ms=10.0), Cancel(request=R)
-    hello = Hello(member=msgspec.structs.replace(mine, role="gateway", model=None, id="g"))
-    for number in range(300):
-        callers.greet(PeerId(f"g@{number}"), hello)
-    callers.require("gateway", PeerId("g@299"), order)
-    with pytest.raises(ProtocolViolation):
-        callers.require("gateway", PeerId("g@0"), order)
+@pytest.mark.parametrize("role", ["gateway", "prefill"])
+def test_ever_new_names_take_no_more_than_their_place_and_not_that_of_who_is_heard(role: str) -> None:
+    """A prefill worker that crashes and comes back all day long must not mute the one beside it that does not."""
+    callers, honest, greeting = Callers(hello("decode").member, silent_ms=10.0), PeerId("g@honest"), hello(role)
+    callers.greet(honest, greeting)
+    for number in range(3_000):
+        callers.greet(PeerId(f"g@{number}"), greeting)
+        if number % 500 == 0:
+            callers.heard(honest, float(number))
+    assert callers.is_welcome(role, honest) and callers.is_welcome(role, PeerId("g@2999"))
+    assert not callers.is_welcome(role, PeerId("g@0"))
+    assert sum(callers.is_welcome(role, PeerId(f"g@{number}")) for number in range(3_000)) < 1_024

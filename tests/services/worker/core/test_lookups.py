@@ -58,7 +58,7 @@ def test_what_a_prompt_does_without_is_given_back_also_while_others_are_asked() 
     assert target.on_found(STORE.peer, found(2, 7), 3.0) is None, "whoever asks next gives a late answer back"
 
 
-@pytest.mark.parametrize(("lease_ms", "holds"), [(5_000, False), (5_001, True)])
+@pytest.mark.parametrize(("lease_ms", "holds"), [(6_000, False), (6_001, True)])
 def test_a_lease_that_is_too_short_to_start_with_is_given_back(lease_ms: int, holds: bool) -> None:
     target = lookups(costs(always=True))
     ask(target, STORE)

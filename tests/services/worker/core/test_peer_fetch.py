@@ -113,7 +113,7 @@ def test_a_holder_that_cannot_be_asked_leaves_the_kv_store(holder: str) -> None:
 
 
 @pytest.mark.parametrize("store_blocks", [0, 100])
-@pytest.mark.parametrize("lease_ms", [0, 5_000])
+@pytest.mark.parametrize("lease_ms", [0, 5_000, 5_050])
 def test_a_holder_that_keeps_blocks_for_a_moment_only_does_not_keep_the_prompt_waiting(
     lease_ms: int, store_blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
