@@ -12,8 +12,8 @@ class WorkerFailed(ServingError):
 
     def __init__(self, failed: Failed, *, text: str) -> None:
         super().__init__(text)
-        never_fits = failed.code == OutOfPages.code and not failed.retryable
-        self.code = ContextTooLong.code if never_fits else failed.code
+        self.never_fits = failed.code == OutOfPages.code and not failed.retryable
+        self.code = ContextTooLong.code if self.never_fits else failed.code
         self.http_status = http_status_of(self.code)
         self.retryable = failed.retryable
         self.phase = failed.phase

@@ -13,7 +13,7 @@ error that no other worker can heal, its deadline, or the client's cancel. Every
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from common.errors import DeadlineExceeded, NoWorker, PeerFailed, ServingError
+from common.errors import DeadlineExceeded, NoWorker, OutOfPages, PeerFailed, ServingError
 from common.ids import PeerId, RequestId, WorkerId
 from common.messages.actions import Send
 from common.messages.base import Message
@@ -199,9 +199,11 @@ class Inflight:
         error = _gave_up(one, attempt, sender, failed)
         if is_workers_fault(failed.code):
             self._roster.on_failure(_to_blame(attempt, sender, failed.phase), now_ms)
-        if not failed.retryable:
+        avoid = _to_avoid(attempt, sender, failed)
+        fits_elsewhere = error.never_fits and self._roster.has_larger(avoid | one.avoid, now_ms)
+        if not (failed.retryable or fits_elsewhere):
             return self._fail(one, error, now_ms, but=sender)
-        return self._retry(one, error, _to_avoid(attempt, sender, failed.code), now_ms, but=sender)
+        return self._retry(one, error, avoid, now_ms, but=sender)
 
     def on_lost(self, lost: Lost, now_ms: float) -> list[Action]:
         """A worker died: everything that needs it goes elsewhere."""
@@ -319,10 +321,12 @@ def _too_late(one: OpenRequest, timeout_ms: float) -> DeadlineExceeded:
     return DeadlineExceeded(f"the request's {timeout_ms / 1000:g} s were over {one.progress}{where}")
 
 
-def _to_avoid(attempt: Attempt, sender: PeerId, code: str) -> frozenset[WorkerId]:
-    """Who should not try it again: who failed it, and whom an entry worker could not reach."""
+def _to_avoid(attempt: Attempt, sender: PeerId, failed: Failed) -> frozenset[WorkerId]:
+    """Who should not try it again: who failed it, whom an entry worker could not reach, and who is too small for it."""
+    if failed.code == OutOfPages.code and not failed.retryable:
+        return frozenset({attempt.worker_of(_to_blame(attempt, sender, failed.phase))})
     avoid = {attempt.worker_of(sender)}
-    if sender == attempt.entry and code in ("no_worker", "peer_failed"):
+    if sender == attempt.entry and failed.code in ("no_worker", "peer_failed"):
         avoid.add(attempt.placed.decode_worker)
     return frozenset(avoid)
 

@@ -11,6 +11,7 @@ from common.policy.estimates import WorkerView
 from gateway.core.breaker import Breaker
 from gateway.core.charges import Charges
 
+_UNLISTED_GRACE_MS = 3_000.0  # a worker that answers but left the membership: Redis may have lost it for a moment
 _GIB = 2**30
 _USUAL_TOKENS = 1_024
 _ENOUGH_SAMPLES = 32
@@ -61,6 +62,25 @@ class KnownWorker:
     def draining(self) -> bool:
         """Whether it takes nothing new, as far as is known. That it works again only a report can say: it may be ending."""
         return self.drain_wish is True or (self.report is not None and self.report.draining)
+
+    def condition(self, now_ms: float) -> tuple[str, str]:
+        """As in WorkerState: its condition, and why it is not ready; empty if it is."""
+        if self.refusal:
+            return "refused", self.refusal
+        if self.misfit:
+            return "misfit", self.misfit
+        if not self.welcomed:
+            return "connecting", f"{self.member.endpoint} has not answered yet"
+        if self.draining:
+            return "draining", "it finishes its work and takes no more"
+        if self.unlisted_ms is not None and now_ms - self.unlisted_ms > _UNLISTED_GRACE_MS:
+            return "leaving", "it is no longer in the membership"
+        return "ready", ""
+
+    @property
+    def total_pages(self) -> int:
+        """Of its KV, by its last report; 0 before it."""
+        return 0 if self.report is None else self.report.pages.total
 
     @property
     def reported_cost(self) -> StepCost | None:

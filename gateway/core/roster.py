@@ -25,7 +25,6 @@ from gateway.core.known_worker import KnownWorker, usual_cost
 COMPUTING_ROLES = frozenset({"prefill", "decode", "mixed"})
 DIALLED_ROLES = COMPUTING_ROLES | {"kvstore"}
 PING_EVERY_MS = 500.0
-UNLISTED_GRACE_MS = 3_000.0  # a worker that answers but left the membership: Redis may have lost it for a moment
 _OVERSLEPT_MS = 2 * PING_EVERY_MS  # a tick so late means that this process was stopped, not that workers are silent
 
 
@@ -253,7 +252,7 @@ class Roster:
 
     def views(self, now_ms: float) -> list[WorkerView]:
         """Everybody, as the routing policy sees them. Where those that are trusted cannot serve, all count."""
-        ready = {w.peer for w in self._workers.values() if self._condition(w, now_ms)[0] == "ready"}
+        ready = {w.peer for w in self._ready(now_ms)}
         trusted = {w.peer for w in self._workers.values() if w.peer in ready and w.is_trusted(now_ms)}
         views = self._views(trusted, ready, now_ms)
         if trusted != ready and reason_not_ready(views, fallback=self._fallback) is not None:
@@ -274,22 +273,21 @@ class Roster:
             for w in workers
         ]
 
-    def _condition(self, worker: KnownWorker, now_ms: float) -> tuple[str, str]:
-        if worker.refusal:
-            return "refused", worker.refusal
-        if worker.misfit:
-            return "misfit", worker.misfit
-        if not worker.welcomed:
-            return "connecting", f"{worker.member.endpoint} has not answered yet"
-        if worker.draining:
-            return "draining", "it finishes its work and takes no more"
-        if worker.unlisted_ms is not None and now_ms - worker.unlisted_ms > UNLISTED_GRACE_MS:
-            return "leaving", "it is no longer in the membership"
-        return "ready", ""
+    def _ready(self, now_ms: float) -> list[KnownWorker]:
+        return [w for w in self._workers.values() if w.condition(now_ms)[0] == "ready"]
+
+    def has_larger(self, small: frozenset[WorkerId], now_ms: float) -> bool:
+        """Whether a worker that takes requests has more pages in all than each of these that has its role."""
+        ready = self._ready(now_ms)
+        most = dict[str, int]()
+        for one in ready:
+            if one.member.id in small:
+                most[one.member.role] = max(most.get(one.member.role, 0), one.total_pages)
+        return any(one.total_pages > most.get(one.member.role, one.total_pages) for one in ready)
 
     def context_tokens(self, now_ms: float) -> int | None:
         """What every ready worker can take, prompt plus answer; None if nobody is ready."""
-        members = [w.member for w in self._workers.values() if self._condition(w, now_ms)[0] == "ready"]
+        members = [w.member for w in self._ready(now_ms)]
         return min((m.takes_tokens for m in members if m.role in COMPUTING_ROLES), default=None)
 
     def members(self) -> list[Member]:
@@ -301,7 +299,7 @@ class Roster:
         found = []
         for name in sorted(self._workers):
             worker = self._workers[name]
-            condition, text = self._condition(worker, now_ms)
+            condition, text = worker.condition(now_ms)
             alive_ms = now_ms - worker.heard_ms
             found.append(
                 WorkerState(

@@ -4,7 +4,7 @@ import pytest
 
 from common.errors import PeerFailed
 from common.ids import RequestId
-from common.messages.liveness import Welcome
+from common.messages.liveness import PageCounts, Welcome
 from common.policy.routing import Router
 from gateway.core.actions import Action, Deliver
 from gateway.core.failure import WorkerFailed
@@ -86,6 +86,24 @@ def test_what_cannot_be_healed_is_not_tried_again() -> None:
     (end,) = ends(actions)
     assert first not in cancels(actions), "it gave up itself"
     assert isinstance(end.error, WorkerFailed) and not end.error.retryable
+    core.check()
+
+
+@pytest.mark.parametrize("too_small", ["decode", "prefill"])
+def test_what_one_worker_can_never_hold_is_tried_at_a_larger_one_and_nowhere_else(too_small: str) -> None:
+    """Sizes differ: workers are resized one by one, and devices are not all alike."""
+    core = dispatch(*NAMES, retry=RETRY)
+    ((first, generate),) = generates(core.submit([order()], 0.0))
+    small = first.partition("@")[0] if too_small == "prefill" else str(generate.decode)
+    larger = next(name for name in NAMES if name.startswith(too_small) and name != small)
+    for name in NAMES:
+        core.on_message(peer(name), report(name, pages=PageCounts(total=200 if name == larger else 100)), 1.0)
+    phase = "queue" if too_small == "prefill" else "grant"
+    assert not ends(core.on_message(first, failed(code="out_of_pages", retryable=False, phase=phase), 2.0))
+    ((second, again),) = generates(core.on_tick(SOON_MS))
+    assert larger in (second.partition("@")[0], again.decode) and small not in (second.partition("@")[0], again.decode)
+    end = ends(core.on_message(second, failed(again.request, "out_of_pages", retryable=False, phase=phase), SOON_MS))
+    assert isinstance(end[0].error, WorkerFailed) and end[0].error.http_status == 400
     core.check()
 
 
