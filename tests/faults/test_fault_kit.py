@@ -32,7 +32,7 @@ def system(model: Path, rules: Path, tmp_path_factory: pytest.TempPathFactory) -
             processes.start(role, f"{role}-0", dtype="float32", device_memory="64MiB", **faults)
         processes.start("gateway", "gateway-0", port=0, retry_wait_s=3, **faults)
         processes.await_members("decode-0", "prefill-0", "gateway-0")
-        until(lambda: ready(url(processes)), "the system is ready")
+        until(lambda: ready(url(processes), "decode-0", "prefill-0"), "the system is ready")
         yield processes
 
 

@@ -34,7 +34,7 @@ def system(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
             start(processes, model, role)
         start_gateway(processes, model)
         processes.await_members("decode-0", "prefill-0", "gateway-0")
-        until(lambda: ready(url(processes)), "the system is ready")
+        until(lambda: ready(url(processes), "decode-0", "prefill-0"), "the system is ready")
         yield processes
 
 

@@ -49,7 +49,7 @@ def system(model: Path, redis_socket: Path, tmp_path_factory: pytest.TempPathFac
                 start(processes, model, name)
             start_gateway(processes, model)
             processes.await_members(*WORKERS, "gateway-0")
-            until(lambda: all_ready(url(processes)), "everybody is ready", timeout_s=60)
+            until(lambda: ready(url(processes), *WORKERS), "everybody is ready", timeout_s=60)
             yield processes
 
 
@@ -68,15 +68,6 @@ def start_gateway(processes: Cluster, model: Path, name: str = "gateway-0") -> N
 
 def url(processes: Cluster) -> str:
     return processes.members()["gateway-0"].endpoint
-
-
-def all_ready(endpoint: str) -> bool:
-    """Every worker is ready, and every prefill worker can reach every decode worker."""
-    workers = status(endpoint)
-    if any(name not in workers or workers[name]["state"] != "ready" for name in WORKERS):
-        return False
-    reached = [{link["peer"].partition("@")[0] for link in workers[n]["transports"]} for n in WORKERS[2:]]
-    return all({"decode-0", "decode-1"} <= peers for peers in reached)
 
 
 class Load:
@@ -135,7 +126,7 @@ def test_killed_workers_take_no_stream_along(system: Cluster, model: Path, asked
         assert (stream.error, stream.broken, len(stream.tokens)) == (None, False, stream.max_tokens)
         assert stream.tokens[:N_TOKENS] == expected
     system.await_members("decode-0", "prefill-1", besides=before)
-    until(lambda: all_ready(url(system)), "everybody is back", timeout_s=60)
+    until(lambda: ready(url(system), *WORKERS), "everybody is back", timeout_s=60)
     replays = httpx.get(f"{url(system)}/status").json()["gateway"]["routing"]
     assert sum(count for series, count in replays.items() if "kind=replay" in series) >= 1
     until(lambda: all_free(url(system), *WORKERS), f"all pages free: {status(url(system))}")
@@ -161,7 +152,7 @@ def test_a_rolling_restart_of_every_worker_fails_nothing(system: Cluster, model:
             assert system.stop(name, timeout_s=60) == 0
             start(system, model, name)
             system.await_members(name, besides=before)
-            until(lambda: all_ready(url(system)), f"{name} is back", timeout_s=60)
+            until(lambda: ready(url(system), *WORKERS), f"{name} is back", timeout_s=60)
             running.more(4)
 
 
@@ -201,7 +192,7 @@ def test_predicted_hits_converge_after_a_worker_redis_and_a_gateway_were_restart
             start_gateway(system, model, "gateway-1")
             system.await_members("gateway-1")
             other = system.members()["gateway-1"].endpoint
-            until(lambda: ready(other) and all_ready(other), "another gateway is ready", timeout_s=60)
+            until(lambda: ready(other, *WORKERS), "another gateway is ready", timeout_s=60)
             with load(other, asked, 8) as there:
                 until(lambda: converged(other, there), "a new gateway predicts as well", timeout_s=60)
 

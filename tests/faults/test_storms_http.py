@@ -66,7 +66,7 @@ def test_clients_that_hang_up_at_any_moment_leave_nothing_behind(
         ]
         names = {"cluster": "test", "served_model_name": "m", "max_waiting": 100}
         with cluster(workers.redis_url, model, workers=False, **names) as up, Driver(members) as driver:
-            until(lambda: ready(up.url), "the system is ready")
+            until(lambda: ready(up.url, *WORKERS), "the system is ready")
             clients = [Client(up.url, seed, asked) for seed in range(CLIENTS)]
             driver.until(lambda: not any(client.is_alive() for client in clients), "every client is done")
             assert [client.wrong for client in clients] == [[]] * CLIENTS

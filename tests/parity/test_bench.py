@@ -65,7 +65,7 @@ def test_conversations_of_many_turns_are_answered_with_transformers_tokens(
         processes.start("gateway", "gateway-0", port=0, **common)
         processes.await_members("decode-0", "prefill-0", "gateway-0")
         url = processes.members()["gateway-0"].endpoint
-        until(lambda: ready(url), "ready")
+        until(lambda: ready(url, "decode-0", "prefill-0"), "ready")
 
         async def talk() -> tuple[Listening, list[RequestRecord]]:
             client = Listening(url)

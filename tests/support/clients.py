@@ -100,11 +100,22 @@ def until(condition: Callable[[], bool], what: str, *, timeout_s: float = 30.0) 
         time.sleep(0.02)
 
 
-def ready(url: str) -> bool:
+def ready(url: str, *names: str) -> bool:
+    """The gateway serves, the named workers are ready, and every prefill worker of them reaches every decode worker.
+
+    Without names a decode worker may be all there is, which computes prompts as well.
+    """
     try:
-        return httpx.get(f"{url}/ready", timeout=5).status_code == 200
+        if httpx.get(f"{url}/ready", timeout=5).status_code != 200:
+            return False
+        workers = status(url)
     except httpx.HTTPError:
         return False
+    if any(name not in workers or workers[name]["state"] != "ready" for name in names):
+        return False
+    decode = {name for name in names if workers[name]["role"] == "decode"}
+    prefill = [workers[name] for name in names if workers[name]["role"] == "prefill"]
+    return all(decode <= {link["peer"].partition("@")[0] for link in one["transports"]} for one in prefill)
 
 
 def status(url: str) -> dict[str, dict[str, Any]]:
