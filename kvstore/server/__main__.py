@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+from common.clock import Clock
 from common.dump_signal import DumpSignal
 from common.errors import ConfigError
 from common.ids import Incarnation, WorkerId, peer_id
@@ -100,12 +101,8 @@ def run(
         core = KvStoreCore(member, Budget(memory.capacity_bytes, disk_bytes, settings.eviction), layout)
         checks = PageChecks(memory) if settings.verify_kv else None
         disk = _open_disk(settings, memory, inbox, stack, kit, checks)
-        opened = opens_registry(kit)
-        membership = Membership(
-            settings.redis, settings.cluster, member, lambda members: inbox.put(MembersRead(members)), opened
-        )
-        membership.join()
-        stack.callback(membership.stop)
+        clock = clock_of(kit)
+        stack.callback(_join(settings, member, inbox, clock, kit).stop)
         publisher = stack.enter_context(closing(open_publisher(settings.redis, settings.cluster, member, kit)))
         log.event(
             "ready",
@@ -115,9 +112,18 @@ def run(
             blocks=core.capacity_blocks,
             faults_on=kit is not None,
         )
-        ports = Ports(exchange, inbox, memory, publisher.publish, clock_of(kit), disk, checks)
+        ports = Ports(exchange, inbox, memory, publisher.publish, clock, disk, checks)
         KvStoreService(core, ports, log).serve(stopping, dump_asked)
         log.event("stopped")
+
+
+def _join(settings: KvStoreSettings, member: Member, inbox: Events, clock: Clock, kit: FaultKit | None) -> Membership:
+    def on_members(members: list[Member]) -> None:
+        inbox.put(MembersRead(members, clock.now_ms()))
+
+    membership = Membership(settings.redis, settings.cluster, member, on_members, opens_registry(kit))
+    membership.join()
+    return membership
 
 
 def _run_dir(settings: KvStoreSettings, stack: ExitStack) -> Path:

@@ -171,7 +171,7 @@ class Worker:
 
     def _join(self, mine: Member, inbox: Events) -> None:
         def on_members(members: list[Member]) -> None:
-            inbox.put(MembersRead(members))
+            inbox.put(MembersRead(members, self._clock.now_ms()))
 
         settings, opened = self._settings, opens_registry(self._kit)
         membership = Membership(settings.redis, settings.cluster, mine, on_members, opened)

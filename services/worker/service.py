@@ -225,8 +225,8 @@ class WorkerService:
             case ChecksumsMade():
                 self._on_checksums(event, now_ms)
                 return []
-            case MembersRead(members=members):
-                return self._core.on_members(members, now_ms)
+            case MembersRead():
+                return self._core.on_members(event.members, now_ms, event.read_ms)
             case PeerGone(peer=peer):
                 return self._core.on_peer_dead(peer, now_ms)
             case HostGone(peer=peer):
