@@ -102,6 +102,11 @@ class Worker:
         assert self._service is not None, "serve() before the worker was built"
         self._service.serve(stopping, dump_asked, drain_ms=self._settings.drain_s * 1e3)
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether a newer life has taken this one's name."""
+        return self._service is not None and self._service.succeeded
+
     def _build(self) -> None:
         settings = self._settings
         peer = peer_id(self._id, self._incarnation)

@@ -142,6 +142,11 @@ class WorkerService:
             self._unchecked |= self._feed.feed(self._before_step)
             self._memory.turn()  # while the engine has something to do
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether a newer life has taken this worker's name."""
+        return self._core.succession.over
+
     def _oversee(self, now_ms: float, *, dump_asked: bool) -> None:
         overseer = self._core.overseer
         if dump_asked:
