@@ -69,7 +69,7 @@ def _run(settings: UpSettings, model: str, run_dir: RunDir, system: System, inte
     except ServingError as error:
         print(f"penstock up: {error}", file=sys.stderr, flush=True)
         code = 2 if isinstance(error, ConfigError) else 1
-        if not isinstance(error, NameTaken):  # then all is well here, and answers may end
+        if not (isinstance(error, NameTaken) and system.of_role("gateway")):  # if so all is well here: answers may end
             drain_s = 0.0
     seen = interrupts.count
     _say(f"stopping: requests get up to {drain_s:g} s to finish; Ctrl-C again stops at once" if drain_s else "stopping")
