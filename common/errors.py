@@ -26,6 +26,9 @@ traceback, let the process die, let its supervisor restart it.
 
 from typing import Self
 
+EXIT_SUCCEEDED = 3
+"""Exit code of a process whose name a newer life has taken: whoever keeps it alive must not start it again under that name."""
+
 
 class ServingError(Exception):
     """Base. `code` is stable API; the text is for people and may change."""

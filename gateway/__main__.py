@@ -4,10 +4,12 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 
 import uvloop
 
-from common.dump_signal import hear_of_hangs, write_stacks
+from common.dump_signal import DumpSignal
 from common.errors import ConfigError
 from common.settings import load, usage
 from gateway.process import Gateway
@@ -22,24 +24,27 @@ def main(argv: list[str]) -> int:
         sys.stdout.write(usage(GatewaySettings, "penstock gateway", _SUMMARY) + "\n")
         return 0
     try:
-        uvloop.run(_run(Gateway(load(GatewaySettings, argv, os.environ))))
+        settings = load(GatewaySettings, argv, os.environ)
+        dumps = DumpSignal()
+        uvloop.run(_run(Gateway(settings), dumps))
     except ConfigError as error:
         sys.stderr.write(f"penstock gateway: {error}\n")
         return 2
     return 0
 
 
-async def _run(gateway: Gateway) -> None:
+async def _run(gateway: Gateway, dumps: DumpSignal) -> None:
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, gateway.ask_to_stop)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _dump, gateway)
-    hear_of_hangs()
+        loop.add_signal_handler(number, gateway.ask_to_stop)
+    # not as the loop's own signal, which it hears between two callbacks: who is stuck in one must be seen there
+    dumps.call(lambda: _soon(loop, gateway.switchboard.write_state))
     await gateway.run()
 
 
-def _dump(gateway: Gateway) -> None:
-    write_stacks()
-    gateway.switchboard.write_state()
+def _soon(loop: asyncio.AbstractEventLoop, write: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: the process is at its end
+        loop.call_soon_threadsafe(write)
 
 
 if __name__ == "__main__":

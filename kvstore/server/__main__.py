@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+from common.clock import Clock
 from common.dump_signal import DumpSignal
-from common.errors import ConfigError
+from common.errors import EXIT_SUCCEEDED, ConfigError
 from common.ids import Incarnation, WorkerId, peer_id
 from common.kv_layout import KvLayout
 from common.log import Log
@@ -43,7 +44,10 @@ _WILDCARDS = ("0.0.0.0", "*", "[::]")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run until SIGTERM or SIGINT, or until a newer life has this one's name. Exit code 0, or 2 for a bad setting."""
+    """Run until SIGTERM or SIGINT, or until a newer life has this one's name.
+
+    Exit code 0, 2 for a bad setting, or EXIT_SUCCEEDED.
+    """
     if "--help" in argv or "-h" in argv:
         print(
             usage(KvStoreSettings, "penstock kvstore", "Keeps KV blocks in host memory for the workers of a cluster.")
@@ -53,17 +57,17 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: signals.append(received))
     try:
-        run(load(KvStoreSettings, argv, os.environ), lambda: bool(signals), DumpSignal().take)
+        succeeded = run(load(KvStoreSettings, argv, os.environ), lambda: bool(signals), DumpSignal().take)
     except ConfigError as error:
         print(f"penstock kvstore: {error}", file=sys.stderr)
         return 2
-    return 0
+    return EXIT_SUCCEEDED if succeeded else 0
 
 
 def run(
     settings: KvStoreSettings, stopping: Callable[[], bool], dump_asked: Callable[[], bool] = lambda: False
-) -> None:
-    """One KV store, from its parts to its end."""
+) -> bool:
+    """One KV store, from its parts to its end. Whether a newer life has taken its name."""
     worker = WorkerId(settings.id or f"kvstore-{secrets.token_hex(4)}")
     incarnation = Incarnation(secrets.randbits(64))
     log = Log(process=worker)
@@ -100,12 +104,8 @@ def run(
         core = KvStoreCore(member, Budget(memory.capacity_bytes, disk_bytes, settings.eviction), layout)
         checks = PageChecks(memory) if settings.verify_kv else None
         disk = _open_disk(settings, memory, inbox, stack, kit, checks)
-        opened = opens_registry(kit)
-        membership = Membership(
-            settings.redis, settings.cluster, member, lambda members: inbox.put(MembersRead(members)), opened
-        )
-        membership.join()
-        stack.callback(membership.stop)
+        clock = clock_of(kit)
+        stack.callback(_join(settings, member, inbox, clock, kit).stop)
         publisher = stack.enter_context(closing(open_publisher(settings.redis, settings.cluster, member, kit)))
         log.event(
             "ready",
@@ -115,9 +115,19 @@ def run(
             blocks=core.capacity_blocks,
             faults_on=kit is not None,
         )
-        ports = Ports(exchange, inbox, memory, publisher.publish, clock_of(kit), disk, checks)
+        ports = Ports(exchange, inbox, memory, publisher.publish, clock, disk, checks)
         KvStoreService(core, ports, log).serve(stopping, dump_asked)
         log.event("stopped")
+    return core.succession.over
+
+
+def _join(settings: KvStoreSettings, member: Member, inbox: Events, clock: Clock, kit: FaultKit | None) -> Membership:
+    def on_members(members: list[Member]) -> None:
+        inbox.put(MembersRead(members, clock.now_ms()))
+
+    membership = Membership(settings.redis, settings.cluster, member, on_members, opens_registry(kit))
+    membership.join()
+    return membership
 
 
 def _run_dir(settings: KvStoreSettings, stack: ExitStack) -> Path:

@@ -64,9 +64,10 @@ class ShareDied:
 
 @dataclass(frozen=True, slots=True)
 class MembersRead:
-    """The membership as Redis has it."""
+    """The membership as Redis had it at `read_ms` of the process's clock: the loop may hear of it much later."""
 
     members: list[Member]
+    read_ms: float
 
 
 Event = GuestJoined | GuestGone | DiskScanned | DiskWritten | DiskRead | DiskDied | ShareDied | MembersRead

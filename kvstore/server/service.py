@@ -181,9 +181,9 @@ class KvStoreService:
                 if not ok:
                     self._log.event("disk_block_bad", block=name.hex())
                 return self._core.on_disk_read(name, ok=ok, now_ms=now_ms)
-            case MembersRead(members):
+            case MembersRead(members, read_ms):
                 succession = self._core.succession
-                if succession.on_newer(newer_life(self._core.mine, members), now_ms):
+                if succession.on_newer(newer_life(self._core.mine, members), read_ms):
                     self._log.event("succeeded", by=succession.successor, text=succession.refusal)
             case DiskDied(error) | ShareDied(error):
                 raise error

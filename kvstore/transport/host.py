@@ -102,7 +102,7 @@ class Host:
     @staticmethod
     def open(self_id: PeerId, memory: Shareable, run_dir: Path) -> "Host":
         """Listen in a new folder under `run_dir`, and remove those of lives that were killed. Raises ConfigError."""
-        if removed := sweep(run_dir):
+        if removed := sweep(run_dir, time.time()):
             names = [folder.name for folder in removed]
             Log(process=self_id).event("socket_folders_removed", run_dir=str(run_dir), of=names[:16], n=len(names))
         folder: SocketFolder | None = None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from common.errors import ConfigError, ServingError
+from common.errors import EXIT_SUCCEEDED, ConfigError, ServingError
 from services.launcher.plan import WORKER_ROLES, ProcessPlan
 from services.launcher.processes import Child, end
 from services.launcher.restarts import GiveUp, RestartPolicy
@@ -23,6 +23,14 @@ class StartFailed(ServingError):
     """A process ended, or did not become ready, before the system was up."""
 
     code = "start_failed"
+
+
+class NameTaken(ConfigError):
+    """A process of another system has the name of one of ours: in one cluster either ends the other's."""
+
+    def __init__(self, text: str) -> None:
+        """`text`: who has found it; what to do is added."""
+        super().__init__(f"{text}; end one of the two systems, or start it with a --cluster NAME of its own")
 
 
 class RunDir:
@@ -79,19 +87,27 @@ class System:
         return child
 
     def raise_if_ended(self) -> None:
-        """For the time of starting: StartFailed, or ConfigError if it was for a setting, in the words of who ended."""
+        """For the time of starting: StartFailed, or ConfigError if it was for a setting, in the words of who ended.
+
+        NameTaken if another system has taken the name of one.
+        """
         for child in self.children:
             code = child.poll()
+            _raise_if_succeeded(child, code)
             if code is not None:
                 kind = ConfigError if code == _EXIT_SETTING else StartFailed
                 raise kind(f"{child.plan.name} ended during the start ({_cause(code)}):\n{log_text(child)}")
 
     def revive(self, now_s: float) -> None:
-        """Start again who has died and whose wait is over. Raises ServingError if one dies too often."""
+        """Start again who has died and whose wait is over. Raises ServingError if one dies too often.
+
+        NameTaken if another system has taken the name of one: started again it would end that one, and so on for ever.
+        """
         for child in self.children:
             name, code = child.plan.name, child.poll()
             if code is None:
                 continue
+            _raise_if_succeeded(child, code)
             due_s = self._restart_at_s.get(name)
             if (due_s is None or now_s >= due_s) and child.plan.role != "redis" and not self._redis_answers():
                 if due_s is None:
@@ -127,6 +143,12 @@ class System:
     def of_role(self, *roles: str) -> Sequence[Child]:
         """The children that play one of these roles, in the order of starting."""
         return [child for child in self.children if child.plan.role in roles]
+
+
+def _raise_if_succeeded(child: Child, code: int | None) -> None:
+    """Only another system can do that: this one starts nobody whose process still runs."""
+    if code == EXIT_SUCCEEDED and child.plan.role != "redis":
+        raise NameTaken(f"{child.plan.name} ended: another system of this --cluster uses this Redis, and took its name")
 
 
 def log_text(child: Child) -> str:

@@ -17,11 +17,12 @@ from services.launcher.api import GatewayApi
 from services.launcher.commands import settings_classes
 from services.launcher.interrupts import Interrupted, Interrupts
 from services.launcher.model_choice import chosen_model
+from services.launcher.names import refuse_taken_names
 from services.launcher.plan import WORKER_ROLES, ProcessPlan, Site, compute_threads, memory_plan, plan_processes
 from services.launcher.readiness import Expected, missing
 from services.launcher.redis_server import find_redis_server, free_port, port_is_free, redis_command
 from services.launcher.settings import UpSettings
-from services.launcher.system import RunDir, StartFailed, System, log_text, wait_until
+from services.launcher.system import NameTaken, RunDir, StartFailed, System, log_text, wait_until
 from services.launcher.tables import links_table, process_table
 
 PROGRAM = (sys.executable, "-P", "-m", "services.launcher.cli")
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(settings: UpSettings, model: str, run_dir: RunDir, system: System, interrupts: Interrupts) -> int:
-    code = 0
+    code, drain_s = 0, settings.drain_s
     try:
         launch = Launch(settings, system, interrupts)
         launch.start(model, run_dir)
@@ -68,7 +69,9 @@ def _run(settings: UpSettings, model: str, run_dir: RunDir, system: System, inte
     except ServingError as error:
         print(f"penstock up: {error}", file=sys.stderr, flush=True)
         code = 2 if isinstance(error, ConfigError) else 1
-    seen, drain_s = interrupts.count, settings.drain_s if code == 0 else 0.0
+        if not (isinstance(error, NameTaken) and system.of_role("gateway")):  # if so all is well here: answers may end
+            drain_s = 0.0
+    seen = interrupts.count
     _say(f"stopping: requests get up to {drain_s:g} s to finish; Ctrl-C again stops at once" if drain_s else "stopping")
     try:
         with interrupts.breaking_in(seen):
@@ -94,7 +97,10 @@ class Launch:
         self._wait_for_redis(url)
         self._system.watch_redis(lambda: self._why_no_redis(url) is None)
         site = Site(program=PROGRAM, model=model, redis=url, run_dir=str(run_dir.path), cores=self._cores)
-        for plan in plan_processes(settings, site):
+        plans = plan_processes(settings, site)
+        names = {plan.name for plan in plans}
+        refuse_taken_names(url, settings.cluster, names, each_round=self._check, say=_say)
+        for plan in plans:
             self._system.start(plan)
         _say(f"starting {', '.join(child.plan.name for child in self._system.children)}")
         ready = wait_until(self._is_ready, timeout_s=settings.ready_timeout_s, each_round=self._check)

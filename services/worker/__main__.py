@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from common.dump_signal import DumpSignal
-from common.errors import ConfigError
+from common.errors import EXIT_SUCCEEDED, ConfigError
 from common.settings import load, usage
 from services.worker.settings import WorkerSettings
 
@@ -24,7 +24,10 @@ _SUMMARY = {
 
 
 def main(role: str, arguments: Sequence[str]) -> int:
-    """Run until SIGTERM or SIGINT, then drain. Exit code 0, or 2 for a bad setting."""
+    """Run until SIGTERM or SIGINT, or until a newer life has this one's name, then drain.
+
+    Exit code 0, 2 for a bad setting, or EXIT_SUCCEEDED.
+    """
     if "--help" in arguments or "-h" in arguments:
         print(usage(WorkerSettings, f"penstock {role}", _SUMMARY[role]))
         return 0
@@ -48,7 +51,7 @@ def _run(role: str, settings: WorkerSettings) -> int:
     sys.setswitchinterval(_SWITCH_S)
     with Worker(role, settings) as worker:
         worker.serve(lambda: bool(signals), dumps.take)
-    return 0
+        return EXIT_SUCCEEDED if worker.succeeded else 0
 
 
 def allow_open_files() -> None:

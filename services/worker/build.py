@@ -102,6 +102,11 @@ class Worker:
         assert self._service is not None, "serve() before the worker was built"
         self._service.serve(stopping, dump_asked, drain_ms=self._settings.drain_s * 1e3)
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether a newer life has taken this one's name."""
+        return self._service is not None and self._service.succeeded
+
     def _build(self) -> None:
         settings = self._settings
         peer = peer_id(self._id, self._incarnation)
@@ -171,7 +176,7 @@ class Worker:
 
     def _join(self, mine: Member, inbox: Events) -> None:
         def on_members(members: list[Member]) -> None:
-            inbox.put(MembersRead(members))
+            inbox.put(MembersRead(members, self._clock.now_ms()))
 
         settings, opened = self._settings, opens_registry(self._kit)
         membership = Membership(settings.redis, settings.cluster, mine, on_members, opened)

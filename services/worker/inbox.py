@@ -58,9 +58,10 @@ class BlocksMoved:
 
 @dataclass(frozen=True, slots=True)
 class MembersRead:
-    """The membership as Redis has it."""
+    """The membership as Redis had it at `read_ms` of the process's clock: the loop may hear of it much later."""
 
     members: list[Member]
+    read_ms: float
 
 
 @dataclass(frozen=True, slots=True)

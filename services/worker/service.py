@@ -142,6 +142,11 @@ class WorkerService:
             self._unchecked |= self._feed.feed(self._before_step)
             self._memory.turn()  # while the engine has something to do
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether a newer life has taken this worker's name."""
+        return self._core.succession.over
+
     def _oversee(self, now_ms: float, *, dump_asked: bool) -> None:
         overseer = self._core.overseer
         if dump_asked:
@@ -225,8 +230,8 @@ class WorkerService:
             case ChecksumsMade():
                 self._on_checksums(event, now_ms)
                 return []
-            case MembersRead(members=members):
-                return self._core.on_members(members, now_ms)
+            case MembersRead():
+                return self._core.on_members(event.members, now_ms, event.read_ms)
             case PeerGone(peer=peer):
                 return self._core.on_peer_dead(peer, now_ms)
             case HostGone(peer=peer):

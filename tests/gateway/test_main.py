@@ -1,21 +1,28 @@
 """Starting a gateway, or saying why not."""
 
+import asyncio
+import faulthandler
+import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
+import uvloop
 
+from common.dump_signal import DumpSignal
 from common.net.redis import Registry
-from gateway.__main__ import main
+from gateway.__main__ import _run, main
+from gateway.process import Gateway
 from tests.gateway.model import NAME
 
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in [name for name in os.environ if name.startswith("PENSTOCK_")]:
         monkeypatch.delenv(name)
 
@@ -55,6 +62,63 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "--api-key" in out
     assert "PENSTOCK_REQUEST_TIMEOUT_S" in out
+
+
+class Stuck:
+    """A gateway whose loop is held by one callback while somebody asks what it does."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd, self.switchboard, self.steps = capfd, self, list[str]()
+        self._wrote = asyncio.Event()
+
+    def ask_to_stop(self) -> None:
+        """Nobody does."""
+
+    def write_state(self) -> None:
+        self.steps.append("state")
+        self._wrote.set()
+
+    async def run(self) -> None:
+        self._in_one_callback()
+        await self._wrote.wait()
+
+    def _in_one_callback(self) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        self.steps.append("stacks" if "_in_one_callback" in self._capfd.readouterr().err else "nothing")
+
+
+def test_stacks_of_a_stuck_loop_are_written_at_once_and_its_state_when_it_goes_on(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    stuck = Stuck(capfd)
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        uvloop.run(_run(cast(Gateway, stuck), DumpSignal()))
+        assert stuck.steps == ["stacks", "state"]
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert "stacks" in capfd.readouterr().err, "after the loop has closed as well"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        faulthandler.unregister(signal.SIGUSR2)
+
+
+@pytest.mark.system
+def test_a_gateway_tells_what_it_does_and_lives_on(model: Path, redis_url: str) -> None:
+    flags = ["--model", str(model), "--redis", redis_url, "--cluster", "dumps", "--port", "0", "--id", "gateway-0"]
+    process = subprocess.Popen([sys.executable, "-m", "gateway", *flags], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        assert any('"listening"' in line for line in process.stderr)
+        for _ in range(2):
+            process.send_signal(signal.SIGUSR1)
+            events = [json.loads(next(process.stderr))["event"] for _ in range(2)]
+            assert events == ["stacks", "state"]
+        process.terminate()
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.system

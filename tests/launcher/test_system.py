@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ServingError
+from common.errors import EXIT_SUCCEEDED, ServingError
 from services.launcher.plan import ProcessPlan
-from services.launcher.system import System
+from services.launcher.system import NameTaken, System
 
 WAIT_S = 20.0
 
@@ -37,6 +37,20 @@ def test_who_cannot_join_without_redis_is_started_when_it_is_back_and_not_given_
             for now_s in range(300, 350):
                 wait_ended(system)
                 system.revive(float(now_s))
+
+
+def test_who_lost_its_name_to_another_system_is_not_started_again_and_the_operator_hears_what_to_do(
+    tmp_path: Path,
+) -> None:
+    with System({}, tmp_path, print) as system:
+        system.watch_redis(lambda: False)
+        child = system.start(ProcessPlan("decode-0", "decode", ("sh", "-c", f"exit {EXIT_SUCCEEDED}")))
+        wait_ended(system)
+        pid = child.pid
+        for look in (system.raise_if_ended, lambda: system.revive(0.0), lambda: system.revive(100.0)):
+            with pytest.raises(NameTaken, match=r"decode-0 ended: another system .* start it with a --cluster NAME"):
+                look()
+        assert child.pid == pid
 
 
 def test_who_needs_a_setting_changed_is_quoted_tried_slowly_and_not_given_up(tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ class World:
     def tell_members(self) -> None:
         for process in self.processes.values():
             if process.alive:
-                self.perform(process, process.core.on_members(self.members, self.now_ms))
+                self.perform(process, process.core.on_members(self.members, self.now_ms, self.now_ms))
 
     def kill(self, name: str) -> None:
         """kill -9, seen at once by the kernel's end-of-file on the other side; messages on the way are lost."""

@@ -142,7 +142,7 @@ class FaultyWorld(World):
         members = [member for member, _ in self.registry.values()]
         for process in self.processes.values():
             if self.runs(process.peer):
-                self.perform(process, process.core.on_members(members, self.now_ms))
+                self.perform(process, process.core.on_members(members, self.now_ms, self.now_ms))
         if self.gateway is not None and self.runs(self.gateway.peer):
             self.gateway.on_members(members, self.now_ms)
 

@@ -160,9 +160,9 @@ class WorkerRole(ABC):
         """A peer maps our memory from now on: it is alive."""
         return []
 
-    def on_members(self, members: list[Member], now_ms: float) -> list[Action]:
-        """The membership as Redis has it."""
-        if self.succession.on_newer(newer_life(self._mine, members), now_ms):
+    def on_members(self, members: list[Member], now_ms: float, read_ms: float) -> list[Action]:
+        """The membership as Redis had it at `read_ms`, of which the loop hears at `now_ms`."""
+        if self.succession.on_newer(newer_life(self._mine, members), read_ms):
             self.drain()
         actions, replaced = self._neighbours.on_members(members, now_ms)
         return actions + [action for peer in replaced for action in self.on_peer_lost(peer, now_ms)]

@@ -31,6 +31,14 @@ def test_one_that_went_begins_its_time_anew() -> None:
     assert not one.on_newer(newer_life(MINE, [NEWER]), 5_000.0) and not one.over
 
 
+def test_of_lives_that_come_and_go_one_after_another_none_ends_this_one() -> None:
+    one = Succession()
+    for life in range(2, 20):
+        newer = newer_life(MINE, [msgspec.structs.replace(NEWER, incarnation=Incarnation(life))])
+        assert not one.on_newer(newer, 3_000.0 * life), "none was there for 4 s"
+    assert one.on_newer(newer, 3_000.0 * 19 + STAYS_MS) and one.successor == newer
+
+
 def test_older_lives_and_other_names_end_nobody() -> None:
     one = Succession()
     for now_ms in (0.0, 2 * STAYS_MS):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from common.clock import MonotonicClock
+from common.errors import EXIT_SUCCEEDED
 from common.ids import PeerId, peer_id
 from common.kv_layout import KvLayout
 from common.messages.blocks import BlockName
@@ -232,7 +233,7 @@ def test_a_store_that_was_stopped_while_another_took_its_name_ends_by_itself() -
         with kvstore(url, "--host-memory", "16MiB") as new:
             old.send_signal(signal.SIGCONT)
             await_event(old, "succeeded")
-            assert old.wait(timeout=30) == 0
+            assert old.wait(timeout=30) == EXIT_SUCCEEDED
             with closing(Registry(url, "default")) as registry:
                 assert [one.pid for one in registry.members()] == [new.pid]
             assert new.poll() is None

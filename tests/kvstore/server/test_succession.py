@@ -1,12 +1,18 @@
 """A store whose name a newer life has taken takes nothing new, and ends when nobody reads there any more."""
 
+from unittest.mock import MagicMock
+
 import msgspec
+import pytest
 
 from common.ids import Incarnation
+from common.log import Log
 from common.messages.blocks import Find, Found, Publish, Put, Release, Reserve, Reserved, Stored
 from common.messages.liveness import Ping, Report, newer_life
 from common.policy.succession import STAYS_MS
 from kvstore.server.core.store import KvStoreCore
+from kvstore.server.inbox import MembersRead
+from kvstore.server.service import KvStoreService
 from tests.kvstore.server.builders import BLOCK_BYTES, PEER, answers, ask, chain, core, member, name
 
 NEWER = msgspec.structs.replace(member(), incarnation=Incarnation(2), joined_unix_ms=1)
@@ -24,6 +30,17 @@ def succeed(kept: KvStoreCore) -> None:
     assert not kept.succession.on_newer(newer, 0.0)
     assert kept.succession.on_newer(newer, STAYS_MS)
     assert kept.succession.successor == "kvstore-0@0000000000000002"
+
+
+def test_what_the_loop_hears_late_counts_from_when_it_was_read(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = core()
+    ports = MagicMock()
+    ports.clock.now_ms.return_value = 3 * STAYS_MS
+    service = KvStoreService(kept, ports, Log())
+    for read_ms in (0.0, 500.0, STAYS_MS):
+        assert not kept.over
+        service._on_event(MembersRead([NEWER], read_ms))
+    assert kept.over and '"succeeded"' in capsys.readouterr().err
 
 
 def test_it_ends_at_once_if_nobody_reads_and_not_before_it_is_succeeded() -> None:

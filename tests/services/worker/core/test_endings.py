@@ -2,11 +2,14 @@
 
 import random
 
+import msgspec
+
 from common.ids import Incarnation, RequestId, WorkerId, peer_id
 from common.messages.actions import Send
 from common.messages.handover import GrantRequest
 from common.messages.liveness import Member, Welcome
 from common.messages.requests import Sampling, Timings, TokenDelta, Tokens
+from common.policy.succession import STAYS_MS
 from tests.support.fake_engine import answer
 from tests.support.world import GATEWAY, SILENT_MS, World
 
@@ -163,12 +166,23 @@ def test_a_newer_incarnation_of_a_decode_worker_ends_what_the_old_one_had() -> N
     target.processes["decode"].alive = False  # without a word, and before its silence is noticed
     run_until(target, lambda: prefill.step is None and not prefill.copies and not any(target.links.values()))
     newer = Member(id=WorkerId("decode-0"), role="decode", incarnation=Incarnation(77), endpoint="y", host="h", pid=2)
-    target.perform(prefill, prefill.core.on_members([newer], target.now_ms))
+    target.perform(prefill, prefill.core.on_members([newer], target.now_ms, target.now_ms))
     while target.turn():
         pass
     failed = target.answers[R].failed
     assert failed is not None and failed.retryable and "decode-0" in failed.text
     assert prefill.core.pool.available_pages == 200
+
+
+def test_a_worker_that_hears_late_of_a_newer_life_counts_from_when_that_was_read() -> None:
+    core = world().processes["prefill"].core
+    newer = msgspec.structs.replace(
+        core._mine, incarnation=Incarnation(77), joined_unix_ms=core._mine.joined_unix_ms + 1
+    )
+    for read_ms in (0.0, 500.0, STAYS_MS):
+        assert not core.succession.over
+        core.on_members([newer], 3 * STAYS_MS, read_ms)
+    assert core.succession.over
 
 
 def test_a_prompt_for_an_unknown_decode_worker_fails_by_name_after_a_moment() -> None:
@@ -248,7 +262,7 @@ def test_a_full_decode_worker_does_not_hold_up_prompts_for_another() -> None:
     prefill = target.processes["prefill"]
     other = Member(id=WorkerId("decode-1"), role="decode", incarnation=Incarnation(78), endpoint="z", host="h", pid=3)
     target.members.append(other)
-    target.perform(prefill, prefill.core.on_members(target.members, target.now_ms))
+    target.perform(prefill, prefill.core.on_members(target.members, target.now_ms, target.now_ms))
     peer = peer_id(other.id, other.incarnation)
     target.perform(prefill, prefill.core.on_message(peer, Welcome(member=other), target.now_ms))
     decode = target.processes["decode"]
