@@ -31,13 +31,13 @@ Stopping = Callable[[], bool]
 class _Running:
     """The thread that builds, serves and closes one of them."""
 
-    def __init__(self, name: str, serve: Callable[[Stopping], None]) -> None:
+    def __init__(self, name: str, serve: Callable[[Stopping], object]) -> None:
         self._stopping = threading.Event()
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(serve,), name=name, daemon=True)
         self._thread.start()
 
-    def _run(self, serve: Callable[[Stopping], None]) -> None:
+    def _run(self, serve: Callable[[Stopping], object]) -> None:
         try:
             serve(self._stopping.is_set)
         except BaseException as error:  # noqa: BLE001 - whoever waits for it raises it
@@ -103,11 +103,11 @@ class ThreadCluster:
             self.registry.close()
 
 
-def _store(settings: KvStoreSettings) -> Callable[[Stopping], None]:
+def _store(settings: KvStoreSettings) -> Callable[[Stopping], object]:
     return lambda stopping: kvstore.run(settings, stopping)
 
 
-def _worker(role: str, words: list[str]) -> Callable[[Stopping], None]:
+def _worker(role: str, words: list[str]) -> Callable[[Stopping], object]:
     worker = Worker(role, load(WorkerSettings, words, {}))
 
     def serve(stopping: Stopping) -> None:
