@@ -1,6 +1,7 @@
 """What the pool needs of virtual memory: address ranges without memory, physical chunks, and mappings between them."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,6 +11,10 @@ if TYPE_CHECKING:  # a KV store shares host memory and runs without torch
 
 class VmMisuse(RuntimeError):
     """A call that would corrupt somebody's memory: overlap, misalignment, not mapped, still mapped. Our own bug."""
+
+
+class HalfMoved(RuntimeError):
+    """Chunks were to move, could not, and could not go back either. Nobody can use this memory safely: the process ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,17 @@ class VmBackend(Protocol):
         The caller guarantees that nothing uses those addresses any more. Raises OutOfChunks if the system bears too few
         mappings to divide one; a whole stretch between holes can always go.
         """
+        ...
+
+    def keep_for_undoing(self, n_mappings: int) -> None:
+        """Before an order of several calls that adds so many mappings at the most: have what may be needed to undo it.
+
+        Raises OutOfChunks if the system has not so many; then the order must not begin.
+        """
+        ...
+
+    def undoing(self) -> AbstractContextManager[None]:
+        """Around calls that undo what was done of an order before it failed: they may use all that is kept for that."""
         ...
 
     def export_fds(self, chunks: Sequence[Chunk]) -> list[int]:

@@ -7,6 +7,7 @@ kernels.
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -113,6 +114,13 @@ class CudaVmmBackend:
         if chunks:
             self._driver.unmap(where.address + offset_bytes, sum(chunk.length_bytes for chunk in chunks))
         return chunks
+
+    def keep_for_undoing(self, n_mappings: int) -> None:
+        """Nothing: chunks are counted one by one here, so to undo needs no more of the context than there was."""
+
+    def undoing(self) -> AbstractContextManager[None]:
+        """Like other calls. If the driver is out of memory of its own even then, whoever undoes ends the process."""
+        return nullcontext()
 
     def export_fds(self, chunks: Sequence[Chunk]) -> list[int]:
         """A new descriptor for each chunk, which the caller closes; all or none. An open one keeps the memory.

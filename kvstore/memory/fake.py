@@ -1,6 +1,7 @@
 """Memory that is only counted: for tests of accounting, and for simulations of pools larger than this machine."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -148,6 +149,13 @@ class FakeBackend:
         chunks = self._table.remove_run(where, offset_bytes, n_chunks)
         self._spend(n_chunks * self._costs.unmap_chunk_us + self._costs.unmap_call_us)
         return chunks
+
+    def keep_for_undoing(self, n_mappings: int) -> None:
+        """Nothing: to undo needs no more than there was, and nobody else counts here."""
+
+    def undoing(self) -> AbstractContextManager[None]:
+        """Like other calls."""
+        return nullcontext()
 
     def export_fds(self, chunks: Sequence[Chunk]) -> list[int]:
         """There is no memory to share: raises VmMisuse."""

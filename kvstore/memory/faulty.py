@@ -1,14 +1,13 @@
 """A back end whose calls meet the fault kit: slow, or without room for what they were asked.
 
 Each call strikes `memory` with its own name as the peer: `create`, `map`, `unmap` or `refill`. `unmap` fails only where
-its contract lets it: for a part of a stretch that is mapped. Calls that undo what came before a failure are spared, as
-they would be: they need no more than there was. They are known by that: each is the reverse of a call since the failure
-before, and nothing else comes between.
+its contract lets it: for a part of a stretch that is mapped. Calls under `undoing` are spared: the back end inside keeps
+what they need.
 """
 
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from common.errors import OutOfChunks
@@ -20,11 +19,8 @@ from kvstore.memory.chunks import Refillable
 if TYPE_CHECKING:
     import torch
 
-_REMEMBERED_CALLS = 1024  # more than any one change of memory has
 Sleep = Callable[[float], None]
 """Takes seconds."""
-_Call = tuple[str, int, int]
-"""`map` or `unmap`, the address, chunks."""
 _Place = tuple[int, int]
 """Address of a range, and bytes from there: ranges that happen to be neighbours are no stretch."""
 
@@ -36,10 +32,7 @@ class FaultyBackend:
         self._inner, self._kit, self._sleep = inner, kit, sleep
         self._begins: dict[_Place, _Place] = {}  # of every mapped chunk -> its end
         self._ends: dict[_Place, _Place] = {}
-        self._undo_done: deque[_Call] = deque(
-            maxlen=_REMEMBERED_CALLS
-        )  # what would undo the calls since the last failure
-        self._spared: set[_Call] = set()
+        self._undoing = False
 
     @property
     def device(self) -> "torch.device":
@@ -85,11 +78,9 @@ class FaultyBackend:
 
     def map_run(self, where: Range, offset_bytes: int, chunks: Sequence[Chunk]) -> None:
         """As inside, with faults. Raises OutOfChunks."""
-        address, begin = where.address + offset_bytes, (where.address, offset_bytes)
-        if not self._undoes(("map", address, len(chunks))):
-            self._strike("map", may_fail=True)
+        begin = where.address, offset_bytes
+        self._strike("map", may_fail=True)
         self._inner.map_run(where, offset_bytes, chunks)
-        self._undo_done.append(("unmap", address, len(chunks)))
         for chunk in chunks:
             end = where.address, begin[1] + chunk.length_bytes
             self._begins[begin], self._ends[end] = end, begin
@@ -97,18 +88,29 @@ class FaultyBackend:
 
     def unmap_run(self, where: Range, offset_bytes: int, n_chunks: int) -> list[Chunk]:
         """As inside, with faults. Raises OutOfChunks."""
-        address, first = where.address + offset_bytes, (where.address, offset_bytes)
-        begin = first
+        begin = first = where.address, offset_bytes
         for _ in range(n_chunks):
             begin = self._begins.get(begin, begin)
-        if not self._undoes(("unmap", address, n_chunks)):
-            self._strike("unmap", may_fail=first in self._ends or begin in self._begins)
+        self._strike("unmap", may_fail=first in self._ends or begin in self._begins)
         chunks = self._inner.unmap_run(where, offset_bytes, n_chunks)
-        self._undo_done.append(("map", address, n_chunks))
         for _ in range(n_chunks):
             first = self._begins.pop(first)
             del self._ends[first]
         return chunks
+
+    def keep_for_undoing(self, n_mappings: int) -> None:
+        """As inside."""
+        self._inner.keep_for_undoing(n_mappings)
+
+    @contextmanager
+    def undoing(self) -> Iterator[None]:
+        """As inside, without faults."""
+        was, self._undoing = self._undoing, True
+        try:
+            with self._inner.undoing():
+                yield
+        finally:
+            self._undoing = was
 
     def export_fds(self, chunks: Sequence[Chunk]) -> list[int]:
         """As inside."""
@@ -122,21 +124,14 @@ class FaultyBackend:
         """As inside."""
         self._inner.close()
 
-    def _undoes(self, call: _Call) -> bool:
-        """Whether it is spared, once."""
-        spared = call in self._spared
-        self._spared.discard(call)
-        return spared
-
     def _strike(self, call: str, *, may_fail: bool) -> None:
-        self._spared.clear()
+        if self._undoing:
+            return
         outcome = self._kit.strike(Point.MEMORY, Side.WORK, call)
         late_ms = outcome.ms_of(Kind.DELAY)
         if late_ms:
             self._sleep(late_ms / 1000)
         if outcome.has(Kind.FAIL, Kind.CUT) and may_fail:
-            self._spared = set(self._undo_done)
-            self._undo_done.clear()
             raise OutOfChunks(f"injected failure: {call}")
 
 

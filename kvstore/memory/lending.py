@@ -17,6 +17,7 @@ from kvstore.memory.arena import ActivationArena
 from kvstore.memory.backend import VmMisuse
 from kvstore.memory.chunks import ChunkPool
 from kvstore.memory.page_pool import PagePool
+from kvstore.memory.undo import undo
 
 
 def _nobody_shows_them(pages: Collection[int]) -> None:
@@ -67,7 +68,8 @@ class ChunkLending:
             try:
                 self._arena.grow(lifted)
             except OutOfChunks:
-                self._pages.memory.lay(places)
+                with undo(self._chunks.backend):
+                    self._pages.memory.lay(places)
                 raise
             self._in_arena += places
 
@@ -77,11 +79,13 @@ class ChunkLending:
         if kept < 0 or sorted(self._in_arena[kept:]) != sorted(places):
             raise VmMisuse(f"the arena ends with chunks {self._in_arena[-len(places) :]}, not {list(places)}")
         with self._lock:
+            self._pages.memory.keep_for_undoing(self._in_arena[kept:])
             leaving = self._arena.shrink(len(places))
             try:
                 self._pages.memory.lay(places)
             except OutOfChunks:
-                self._arena.grow(leaving)
+                with undo(self._chunks.backend):
+                    self._arena.grow(leaving)
                 raise
             del self._in_arena[kept:]
         for place in places:
@@ -106,6 +110,7 @@ class ChunkLending:
         with self._lock:
             held = self._pages.chunks
             chunks = [held[place] for place in places]
+            self._pages.memory.keep_for_undoing(places)
             self._chunks.refill(self._owner, chunks)
             try:
                 self._pages.memory.lay(places)

@@ -145,6 +145,17 @@ def _pieces_begun(mapped: dict[int, Chunk], starts: list[int], place: int) -> in
     return int(before.offset_bytes + before.length_bytes != mapped[start].offset_bytes)
 
 
+def stretches(chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
+    """(offset, length) in the file of each longest run of neighbours, in the order given."""
+    found: list[tuple[int, int]] = []
+    for chunk in chunks:
+        if found and sum(found[-1]) == chunk.offset_bytes:
+            found[-1] = (found[-1][0], found[-1][1] + chunk.length_bytes)
+        else:
+            found.append((chunk.offset_bytes, chunk.length_bytes))
+    return found
+
+
 def create_each(backend: VmBackend, length_bytes: int, n_chunks: int) -> list[Chunk]:
     """`create_run` of a back end whose chunks cost the same one by one."""
     fresh: list[Chunk] = []

@@ -12,27 +12,24 @@ import fcntl
 import heapq
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import ConfigError, OutOfChunks
 from common.units import format_bytes
 from kvstore.memory.backend import Chunk, Range, VmMisuse
-from kvstore.memory.mappings import MappingTable
+from kvstore.memory.mapping_reserve import MAP_EMPTY, MAP_FAILED, PROT_NONE, MappingReserve
+from kvstore.memory.mappings import MappingTable, stretches
 
 if TYPE_CHECKING:
     import torch
 
-_PROT_NONE = 0
 _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 _MAP_FIXED = 0x10
-_MAP_NORESERVE = 0x4000
-_MAP_FAILED = ctypes.c_void_p(-1).value
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 _KERNEL_MAPPINGS = 65_530  # Linux's own setting
 _OTHER_MAPPINGS = 8_192  # libraries, heaps and threads of a process that runs torch take 1,000 to 3,000
-_EMPTY = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 
 
 class MemfdBackend:
@@ -46,6 +43,7 @@ class MemfdBackend:
         self._table.require_aligned("capacity", capacity_bytes)
         self._capacity_bytes = capacity_bytes
         self._libc = _load_libc()
+        self._reserve = MappingReserve(self._libc)
         self._fd = os.memfd_create("penstock-pages", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self._fd, capacity_bytes + scratch_bytes)
         # Peers hold this descriptor too; none of them may cut the file short under our mappings.
@@ -80,8 +78,8 @@ class MemfdBackend:
     def reserve(self, length_bytes: int) -> Range:
         """Take an address range without memory. Raises ConfigError."""
         self._table.require_aligned("range", length_bytes)
-        address = self._libc.mmap(None, length_bytes, _PROT_NONE, _EMPTY, -1, 0)
-        if address == _MAP_FAILED:
+        address = self._libc.mmap(None, length_bytes, PROT_NONE, MAP_EMPTY, -1, 0)
+        if address == MAP_FAILED:
             raise ConfigError(f"cannot reserve {format_bytes(length_bytes)} of addresses: {_last_error()}")
         where = Range(address, length_bytes)
         self._table.add_range(where)
@@ -131,7 +129,7 @@ class MemfdBackend:
         """All of them or none. Raises OutOfChunks."""
         done: list[tuple[int, int]] = []
         try:
-            for offset_bytes, length_bytes in _stretches(chunks):
+            for offset_bytes, length_bytes in stretches(chunks):
                 done.append((offset_bytes, length_bytes))
                 os.posix_fallocate(self._fd, offset_bytes, length_bytes)
         except OSError as error:
@@ -173,14 +171,13 @@ class MemfdBackend:
         """Make the chunks readable and writable there; neighbours in the file by one call."""
         self._table.add_run(where, offset_bytes, chunks)
         at_bytes = offset_bytes
-        for file_bytes, length_bytes in _stretches(chunks):
+        for file_bytes, length_bytes in stretches(chunks):
             try:
                 self._map_fixed(where.address + at_bytes, length_bytes, _READ_WRITE, mmap.MAP_SHARED, file_bytes)
             except OSError as error:
                 self._table.remove_run(where, offset_bytes, len(chunks))
-                with contextlib.suppress(
-                    OSError
-                ):  # not even that: nobody uses what stays, and the next mapping replaces it
+                # If not even that can be: nobody uses what stays, and the next mapping replaces it.
+                with contextlib.suppress(OSError), self.undoing():
                     self._empty(where.address + offset_bytes, at_bytes - offset_bytes)
                 live = self._table.pieces
                 raise OutOfChunks(f"{live} mappings are live and the system has no more: {error}") from error
@@ -199,9 +196,19 @@ class MemfdBackend:
             raise OutOfChunks(f"{live} mappings are live and the system cannot divide one: {error}") from error
         return self._table.remove_run(where, offset_bytes, n_chunks)
 
+    def keep_for_undoing(self, n_mappings: int) -> None:
+        """Hold so many areas of addresses, and some for other threads of the process. Raises OutOfChunks."""
+        self._reserve.keep(n_mappings)
+
+    @contextlib.contextmanager
+    def undoing(self) -> Iterator[None]:
+        """What is held is given up first, whatever else took meanwhile: the next order holds it anew, or does not begin."""
+        self._reserve.give_up()
+        yield
+
     def _empty(self, address: int, length_bytes: int) -> None:
         if length_bytes:
-            self._map_fixed(address, length_bytes, _PROT_NONE, _EMPTY, None)
+            self._map_fixed(address, length_bytes, PROT_NONE, MAP_EMPTY, None)
 
     def _map_fixed(self, address: int, length_bytes: int, access: int, kind: int, file_bytes: int | None) -> None:
         fd = -1 if file_bytes is None else self._fd
@@ -228,23 +235,13 @@ class MemfdBackend:
             return
         for where in self._table.ranges:
             self._check(self._libc.munmap(where.address, where.length_bytes), "munmap")
+        self._reserve.give_up()
         os.close(self._fd)
         self._fd = -1
 
     def _check(self, result: int, call: str) -> None:
         if result != 0:
             raise VmMisuse(f"{call} failed: {_last_error()}")
-
-
-def _stretches(chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
-    """(offset, length) in the file of each longest run of neighbours, in the order given."""
-    found: list[tuple[int, int]] = []
-    for chunk in chunks:
-        if found and sum(found[-1]) == chunk.offset_bytes:
-            found[-1] = (found[-1][0], found[-1][1] + chunk.length_bytes)
-        else:
-            found.append((chunk.offset_bytes, chunk.length_bytes))
-    return found
 
 
 def _kernel_mappings() -> int:
@@ -269,6 +266,7 @@ def _load_libc() -> ctypes.CDLL:
         ctypes.c_int,
         ctypes.c_long,
     ]
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
     return libc

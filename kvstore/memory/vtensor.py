@@ -8,6 +8,8 @@ from torch import Tensor
 from common.errors import OutOfChunks
 from kvstore.memory.backend import Chunk, VmMisuse
 from kvstore.memory.chunks import ChunkPool
+from kvstore.memory.mappings import stretches
+from kvstore.memory.undo import undo
 
 
 class VirtualTensor:
@@ -68,11 +70,23 @@ class VirtualTensor:
         self._pool.free(self._owner, leaving)
         del self._chunks[kept:]
 
+    def keep_for_undoing(self, places: Sequence[int]) -> None:
+        """Before these chunks move between here and elsewhere, where they lie in this order: have the mappings that it may
+        take to put them back. Raises OutOfChunks, and then nothing may move."""
+        runs = _runs(places)
+        here = sum(2 + len(stretches(self._chunks[first : first + n_chunks])) for first, n_chunks in runs)
+        self._pool.backend.keep_for_undoing(here + 1 + len(stretches([self._chunks[place] for place in places])))
+
     def lift(self, places: Sequence[int]) -> list[Chunk]:
         """Take these chunks out of the range, all or none; they stay its own. Raises OutOfChunks if the system bears too few
-        mappings to divide one. The caller guarantees that nothing uses their addresses."""
+        mappings to divide one, or to undo that. The caller guarantees that nothing uses their addresses."""
         if len(set(places)) != len(places) or any(place in self._away or not self._is_here(place) for place in places):
             raise VmMisuse(f"{self._owner}: chunks {list(places)} are not all here, each named once")
+        self.keep_for_undoing(places)
+        self._take_out(places)
+        return [self._chunks[place] for place in places]
+
+    def _take_out(self, places: Sequence[int]) -> None:
         backend, chunk_bytes = self._pool.backend, self._pool.chunk_bytes
         lifted: list[tuple[int, int]] = []
         try:
@@ -80,11 +94,11 @@ class VirtualTensor:
                 backend.unmap_run(self._range, first * chunk_bytes, n_chunks)
                 lifted.append((first, n_chunks))
         except OutOfChunks:
-            for first, n_chunks in lifted:
-                backend.map_run(self._range, first * chunk_bytes, self._chunks[first : first + n_chunks])
+            with undo(backend):
+                for first, n_chunks in lifted:
+                    backend.map_run(self._range, first * chunk_bytes, self._chunks[first : first + n_chunks])
             raise
         self._away.update(places)
-        return [self._chunks[place] for place in places]
 
     def lay(self, places: Sequence[int]) -> None:
         """Put lifted chunks back in their places, all or none. Raises OutOfChunks if the system bears no more mappings."""
@@ -97,8 +111,9 @@ class VirtualTensor:
                 backend.map_run(self._range, first * chunk_bytes, self._chunks[first : first + n_chunks])
                 laid.append((first, n_chunks))
         except OutOfChunks:
-            for first, n_chunks in laid:
-                backend.unmap_run(self._range, first * chunk_bytes, n_chunks)
+            with undo(backend):
+                for first, n_chunks in laid:
+                    backend.unmap_run(self._range, first * chunk_bytes, n_chunks)
             raise
         self._away.difference_update(places)
 
@@ -119,7 +134,7 @@ class VirtualTensor:
         """Give everything back, addresses included; nobody maps a lifted chunk any more. A second call changes nothing."""
         if not self._released:
             here = [place for place in range(len(self._chunks)) if place not in self._away]
-            self.lift(here)
+            self._take_out(here)
             self._pool.free(self._owner, self._chunks)
             self._chunks, self._away = [], set()
             self._pool.backend.unreserve(self._range)

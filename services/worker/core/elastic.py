@@ -1,4 +1,5 @@
-"""Scratch for steps out of the memory of KV pages, taken when a step is planned and given back when KV is short. Pure.
+"""Scratch for steps out of the memory of KV pages, taken when a step is planned and given back when KV is short. Pure
+but for one port: what moves the memory of chunks (`CarryOut`) does it now, and says whether it could.
 
     deflation   a step needs more than the arena has: chunks that are free, or only cached, become its end; KV that anybody
                 holds never gives way, the step is cut instead
@@ -23,8 +24,9 @@ from services.worker.core.actions import CarryOut, LendChunks, TakeBackChunks, a
 
 ACTIVATIONS = Owner("activations")
 """Who holds the chunks of the arena in the block pool."""
-_REFUSED_STEPS = 16
-"""No chunks are lent for so many steps after the system did not bear it: each try evicts blocks for nothing."""
+_REFUSED_PLANS = 16
+"""So many plans lend no chunks after the system did not bear it, or take none back: each try evicts blocks for nothing, or
+unmaps and maps again. Plans, not steps: all that is here may be somebody who waits for memory."""
 
 
 class StepScratch(Protocol):
@@ -118,7 +120,7 @@ class ElasticScratch:
         self._reserved_bytes = 0
         self._chunks = pool.lent.lend(self._lasting_chunks, terms.chunk_pages, ACTIVATIONS, lasting=True)
         self._carry_out: CarryOut = always_moves
-        self._steps_without = 0  # that lend nothing, since the system refused
+        self._plans_without_lending = self._plans_without_inflating = 0  # since the system refused
         self.lent_chunks_total = self.returned_chunks_total = self.cut_steps_total = 0
         """Chunks that KV gave to steps, and got back, since the start; steps that were smaller than the policy's choice."""
         self.refused_chunks_total = 0
@@ -137,6 +139,8 @@ class ElasticScratch:
 
     def choose(self, policy: DecodeFirst, candidates: Sequence[Candidate]) -> list[int]:
         """The largest choice of the policy that has its scratch. Nothing is lent for a larger one."""
+        if not self._needed_bytes:
+            self._count_plan()
         limit = policy.max_step_tokens
         cut = 0
         while True:
@@ -176,10 +180,10 @@ class ElasticScratch:
         missing = self._missing_chunks(rows_wanted, longest_keys)
         if missing <= 0:
             return rows_wanted
-        lendable = 0 if self._steps_without else self._pool.lent.lendable(terms.chunk_pages)
+        lendable = 0 if self._plans_without_lending else self._pool.lent.lendable(terms.chunk_pages)
         if lendable >= missing:
             return rows_wanted
-        if not self._steps_without:
+        if not self._plans_without_lending:
             self._recall(missing - lendable)
         rows = terms.step.rows_within((len(self._chunks) + lendable) * terms.chunk_bytes, longest_keys)
         least = min(terms.least_rows, terms.max_rows)  # a prompt whose layers leave is a step of more
@@ -192,7 +196,7 @@ class ElasticScratch:
         if self._carry_out(LendChunks(tuple(chunks), ACTIVATIONS)):
             self._pool.lent.take_back(ACTIVATIONS, chunks)
             self.refused_chunks_total += n_chunks
-            self._steps_without = _REFUSED_STEPS
+            self._plans_without_lending = _REFUSED_PLANS
             return False
         self._chunks += chunks
         self.lent_chunks_total += n_chunks
@@ -200,8 +204,13 @@ class ElasticScratch:
 
     def began(self) -> None:
         """The step that scratch was reserved for is in flight."""
+        if self._needed_bytes:  # planned ahead; until it begins, that may be tried many times
+            self._count_plan()
         self._needed_bytes.append(self._reserved_bytes)
-        self._steps_without = max(0, self._steps_without - 1)
+
+    def _count_plan(self) -> None:
+        self._plans_without_lending = max(0, self._plans_without_lending - 1)
+        self._plans_without_inflating = max(0, self._plans_without_inflating - 1)
 
     def ended(self) -> None:
         """The oldest step in flight has ended."""
@@ -216,8 +225,11 @@ class ElasticScratch:
     def inflate(self, n_pages: int) -> bool:
         """Take chunks back from the arena's end until so many pages more are free.
 
-        Nothing, if all that no step needs would not be enough, or the system refuses. Not between `choose` and `began`.
+        Nothing, if all that no step needs would not be enough, or the system refuses, or did so a few plans ago. Not between
+        `choose` and `began`.
         """
+        if self._plans_without_inflating:
+            return False
         spare, chunk_pages, n_chunks = self.spare_chunks, self._terms.chunk_pages, 0
         if spare * (chunk_pages + 2 * (self._pool.pages_per_block - 1)) < n_pages or self.spare_pages < n_pages:
             return False
@@ -226,6 +238,7 @@ class ElasticScratch:
         leaving = self._chunks[len(self._chunks) - n_chunks :]
         if self._carry_out(TakeBackChunks(tuple(leaving), ACTIVATIONS)):
             self.refused_chunks_total += n_chunks
+            self._plans_without_inflating = _REFUSED_PLANS
             return False
         del self._chunks[len(self._chunks) - n_chunks :]
         self._pool.lent.take_back(ACTIVATIONS, leaving)

@@ -1,4 +1,5 @@
-"""Whatever else the memory of KV pages serves: scratch of steps, or the system. One place to ask when pages are short. Pure."""
+"""Whatever else the memory of KV pages serves: scratch of steps, or the system. One place to ask when pages are short. Pure but
+for the port that moves chunks (`CarryOut`), which it passes on."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,5 @@
-"""Page memory that nobody has used for a while, lent to the system and fetched before it is missed. Pure.
+"""Page memory that nobody has used for a while, lent to the system and fetched before it is missed. Pure but for the port
+that moves chunks (`CarryOut`).
 
 Lent only on ticks, never while a step is planned. Chunks leave the pool at once; they are pages again when the shell has said
 that their memory is there. They go and come a portion at a time; of what is asked for the next portion follows by itself.

@@ -48,46 +48,37 @@ def test_only_a_part_of_what_is_mapped_cannot_be_unmapped(first: int, n_chunks: 
     assert unmaps(backend_with("memory:fail peer=unmap"), [2, 3, 4], first, n_chunks) is there
 
 
-def test_what_undoes_a_failed_call_is_spared() -> None:
-    backend = backend_with("memory:fail after=4")
-    where = backend.reserve(4 * UNIT)
-    chunks = backend.create_run(UNIT, 2)
-    backend.map_run(where, 0, chunks[:1])
-    backend.map_run(where, UNIT, chunks[1:])
-    backend.unmap_run(where, 0, 1)
-    with pytest.raises(OutOfChunks):
-        backend.map_run(where, 0, chunks[:1])
-    backend.map_run(where, 0, chunks[:1])
-
-
-def test_all_calls_that_undo_are_spared_however_many_and_the_next_is_not() -> None:
-    backend = backend_with("memory:fail peer=map after=21")
+def test_what_undoes_a_failed_order_is_spared_however_many_calls_and_the_next_is_not() -> None:
+    backend = backend_with("memory:fail peer=map after=1")
     where = backend.reserve(32 * UNIT)
     chunks = backend.create_run(UNIT, 20)
     backend.map_run(where, 0, chunks)
     for place in range(0, 20, 2):
         backend.unmap_run(where, place * UNIT, 1)
-        backend.map_run(where, (20 + place // 2) * UNIT, chunks[place : place + 1])
-        backend.map_run(where, place * UNIT, chunks[place : place + 1])
     with pytest.raises(OutOfChunks):
-        backend.map_run(where, 31 * UNIT, chunks[:1])
-    for place in range(0, 20, 2):
-        backend.unmap_run(where, (20 + place // 2) * UNIT, 1)
-        backend.unmap_run(where, place * UNIT, 1)
-        backend.map_run(where, place * UNIT, chunks[place : place + 1])
+        backend.map_run(where, 20 * UNIT, chunks[:1])
+    with backend.undoing():
+        for place in range(0, 20, 2):
+            backend.map_run(where, place * UNIT, chunks[place : place + 1])
     with pytest.raises(OutOfChunks):
-        backend.map_run(where, 30 * UNIT, chunks[:1])
+        backend.map_run(where, 20 * UNIT, chunks[:1])
 
 
-def test_a_failure_after_calls_that_were_spared_spares_what_undoes_those() -> None:
-    backend = backend_with("memory:fail peer=map after=2")
-    where = backend.reserve(8 * UNIT)
-    chunks = backend.create_run(UNIT, 2)
-    backend.map_run(where, 0, chunks[:1])
-    backend.map_run(where, 2 * UNIT, chunks[1:])
+def test_a_call_that_is_the_reverse_of_one_before_is_spared_only_where_something_is_undone() -> None:
+    backend = backend_with("memory:fail peer=map after=1")
+    where = backend.reserve(4 * UNIT)
+    chunks = backend.create_run(UNIT, 1)
+    backend.map_run(where, 0, chunks)
     backend.unmap_run(where, 0, 1)
-    for _ in range(3):
+    for _ in range(2):
         with pytest.raises(OutOfChunks):
-            backend.map_run(where, 4 * UNIT, chunks[:1])
-        backend.map_run(where, 0, chunks[:1])
-        backend.unmap_run(where, 0, 1)
+            backend.map_run(where, 0, chunks)
+
+
+def test_what_is_undone_within_what_is_undone_ends_no_sparing() -> None:
+    backend = backend_with("memory:fail peer=map")
+    where = backend.reserve(4 * UNIT)
+    with backend.undoing():
+        with backend.undoing():
+            pass
+        backend.map_run(where, 0, backend.create_run(UNIT, 1))

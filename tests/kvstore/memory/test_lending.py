@@ -10,7 +10,7 @@ import torch
 
 from common.errors import OutOfChunks
 from common.kv_layout import KvLayout
-from kvstore.memory.backend import VmBackend, VmMisuse
+from kvstore.memory.backend import HalfMoved, VmBackend, VmMisuse
 from kvstore.memory.chunks import ChunkPool
 from kvstore.memory.fake import FakeBackend
 from kvstore.memory.lending import ChunkLending
@@ -175,6 +175,62 @@ def test_a_system_without_mappings_leaves_all_where_it_was(host: Bench, monkeypa
     with pytest.raises(OutOfChunks):
         host.lending.from_arena([1])
     assert host.lending.arena_bytes.numel() == CHUNK_BYTES
+
+
+def failing(bench: Bench, patched: pytest.MonkeyPatch, name: str, after: int) -> None:
+    """That call of the back end fails from then on."""
+    original, calls = getattr(bench.backend, name), list[int]()
+
+    def call(*given: object) -> object:
+        calls.append(0)
+        if len(calls) > after:
+            raise OutOfChunks("no more mappings")
+        return original(*given)
+
+    patched.setattr(bench.backend, name, call)
+
+
+@pytest.mark.parametrize(
+    ("name", "after", "order"),
+    [
+        ("map_run", 0, lambda lending: lending.to_arena([5, 2])),
+        ("map_run", 0, lambda lending: lending.from_arena([4])),
+        ("map_run", 1, lambda lending: lending.from_arena([4, 1])),
+    ],
+)
+def test_an_order_that_cannot_be_undone_is_no_order_that_moved_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str, after: int, order: Callable[[ChunkLending], None]
+) -> None:
+    bench.lending.to_arena([1, 4])
+    with monkeypatch.context() as patched:
+        failing(bench, patched, name, after)
+        with pytest.raises(HalfMoved, match="could not be undone, so memory that is in use may lie nowhere: no more"):
+            order(bench.lending)
+    # What is left can be closed, as the fixture does; nobody may use it.
+
+
+def test_part_of_what_was_to_be_lifted_that_cannot_be_put_back_is_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        failing(bench, patched, "unmap_run", 1)
+        failing(bench, patched, "map_run", 0)
+        with pytest.raises(HalfMoved):
+            bench.lending.to_arena([5, 2])
+    bench.backend.map_run(bench.pages.memory._range, 2 * CHUNK_BYTES, [bench.pages.chunks[2]])
+
+
+def test_nothing_moves_without_what_may_be_needed_to_undo_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.lending.to_arena([1, 4])
+    with monkeypatch.context() as patched:
+        failing(bench, patched, "keep_for_undoing", 0)
+        failing(bench, patched, "unmap_run", 0)
+        failing(bench, patched, "map_run", 0)
+        for order in (bench.lending.to_arena, bench.lending.from_arena):
+            with pytest.raises(OutOfChunks):
+                order([4] if order == bench.lending.from_arena else [5, 2])
+    bench.lending.from_arena([4])
+    bench.lending.to_arena([4, 2])
 
 
 def test_memory_that_would_come_back_as_another_chunk_is_not_given_away() -> None:

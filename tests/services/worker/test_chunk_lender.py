@@ -13,6 +13,7 @@ from common.kv_layout import KvLayout
 from common.log import Log
 from common.net.fault_kit import FaultKit
 from common.units import MIB
+from kvstore.memory.backend import HalfMoved
 from kvstore.memory.faulty import faulty_backend
 from kvstore.memory.lending import ChunkLending
 from kvstore.memory.page_memory import PageMemory, open_page_memory
@@ -76,6 +77,16 @@ def test_the_core_hears_when_memory_is_back_and_when_there_is_none(rig: Rig, mon
     rig.lender.carry_out(TakeBackChunks((5,), SYSTEM))
     assert rig.inbox.take() == [ChunksBack((4,), ""), ChunksBack((5,), "none left")]
     assert rig.arenas == []
+
+
+def test_the_core_is_not_told_that_nothing_moved_when_something_did(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OutOfChunks("no more mappings")
+
+    rig.lender.carry_out(LendChunks((7, 5, 3), ACTIVATIONS))
+    monkeypatch.setattr(rig.memory.backend, "map_run", full)
+    with pytest.raises(HalfMoved):
+        rig.lender.carry_out(TakeBackChunks((5, 3), ACTIVATIONS))
 
 
 @pytest.mark.parametrize(

@@ -365,9 +365,37 @@ def test_what_cannot_be_mapped_at_home_stays_the_arena_s_end_and_kv_does_without
     assert (scratch._chunks, pool.available_pages) == (chunks, available)
     scratch.check()
     orders.problem = ""
-    assert scratch.inflate(9)
+    while not scratch.inflate(9):
+        scratch.choose(POLICY, [])
     assert scratch.refused_chunks_total == 3
     pool.check()
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_after_a_refusal_some_plans_take_nothing_back_and_then_one_does(ahead: bool) -> None:
+    scratch, _ = elastic()
+    scratch.rows_allowed(64, 100)
+    orders, asked = refusing(scratch), []
+    for _ in range(40):
+        for _ in range(3):  # as often as somebody lacks pages
+            scratch.inflate(9)
+        scratch.choose(POLICY, [Candidate(0, 9)])
+        scratch.began()
+        if not ahead or len(scratch._needed_bytes) == 2:
+            scratch.ended()
+        asked.append(len(orders.take()))
+    assert asked == [1 if step % 16 == 0 else 0 for step in range(40)]
+
+
+def test_the_pause_after_a_refusal_ends_though_nothing_can_be_computed_meanwhile() -> None:
+    scratch, _ = elastic()
+    orders, candidates = refusing(scratch), [Candidate(0, 60)]
+    assert scratch.choose(InOneStep.of(candidates), candidates) == [0]
+    orders.problem = ""
+    for _ in range(15):
+        assert scratch.choose(InOneStep.of(candidates), candidates) == [0]
+    assert scratch.choose(InOneStep.of(candidates), candidates) == [60]
+    assert len(orders.take()) == 2
 
 
 def test_an_arena_that_cannot_be_mapped_at_all_is_refused() -> None:
