@@ -177,8 +177,8 @@ def test_a_system_without_mappings_leaves_all_where_it_was(host: Bench, monkeypa
     assert host.lending.arena_bytes.numel() == CHUNK_BYTES
 
 
-def failing(bench: Bench, patched: pytest.MonkeyPatch, name: str, after: int) -> None:
-    """That call of the back end fails from then on."""
+def failing(bench: Bench, patched: pytest.MonkeyPatch, name: str, after: int) -> list[int]:
+    """That call of the back end fails from then on. Each is noted."""
     original, calls = getattr(bench.backend, name), list[int]()
 
     def call(*given: object) -> object:
@@ -188,6 +188,7 @@ def failing(bench: Bench, patched: pytest.MonkeyPatch, name: str, after: int) ->
         return original(*given)
 
     patched.setattr(bench.backend, name, call)
+    return calls
 
 
 @pytest.mark.parametrize(
@@ -224,11 +225,11 @@ def test_nothing_moves_without_what_may_be_needed_to_undo_it(bench: Bench, monke
     bench.lending.to_arena([1, 4])
     with monkeypatch.context() as patched:
         failing(bench, patched, "keep_for_undoing", 0)
-        failing(bench, patched, "unmap_run", 0)
-        failing(bench, patched, "map_run", 0)
+        moved = [failing(bench, patched, name, 0) for name in ("unmap_run", "map_run")]
         for order in (bench.lending.to_arena, bench.lending.from_arena):
             with pytest.raises(OutOfChunks):
                 order([4] if order == bench.lending.from_arena else [5, 2])
+    assert moved == [[], []]
     bench.lending.from_arena([4])
     bench.lending.to_arena([4, 2])
 
