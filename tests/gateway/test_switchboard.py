@@ -9,7 +9,7 @@ from common.errors import ServingError, Stuck
 from common.ids import PeerId, RequestId
 from common.log import Log
 from common.messages.base import Message
-from common.messages.requests import Cancel, Generate, TokenDelta
+from common.messages.requests import AskAbout, Cancel, Generate, TokenDelta
 from gateway.core.actions import Deliver, End, Routed
 from gateway.core.dispatch import Dispatch
 from gateway.core.recovery import RetryTerms
@@ -120,7 +120,7 @@ def test_news_of_requests_that_are_gone_reach_nobody_and_break_nothing() -> None
     gone = RequestId("r")
     up.board._perform([Deliver(gone, TokenDelta(gone, 0, (7,))), End(gone, ServingError("late"))])
     assert news(inbox) == []
-    assert [type(message) for _, message in up.wires.sent] == [Generate, Cancel]
+    assert [type(message) for _, message in up.wires.sent] == [Generate, Cancel, AskAbout]
     up.board.check()
 
 
