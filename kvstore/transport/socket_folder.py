@@ -43,9 +43,7 @@ class SocketFolder:
         self._fd: int | None = None
         try:
             self._fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            with suppress(
-                OSError
-            ):  # a file system without locks: who sweeps gets none there either, and removes nothing
+            with suppress(OSError):  # no locks on this file system: who sweeps gets none either, and removes nothing
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (self._folder / _KERNEL).write_text(kernel_identity())
         except OSError:
