@@ -44,6 +44,7 @@ class Sender:
         max_copy_pages: int = 256,
     ) -> None:
         """`repeat_ms`: between two GrantRequests or HandOvers. `commit_wait_ms`: after it, the receiver has failed.
+        `renew_ms`: leases are renewed at least so often.
 
         `max_copy_pages`: larger spans are copied, and announced, in pieces of whole blocks.
         """
@@ -205,8 +206,8 @@ class Sender:
             return self._give_up(transfer, outgoing, "protocol_violation", text, abort)
         outgoing.state = advance(SENDER, outgoing.state, SenderEvent.GRANT)
         outgoing.accept(grant, now_ms)
-        if self._renew_at_ms is None:
-            self._renew_at_ms = now_ms + self._renew_ms
+        due_ms = now_ms + self._renew_within_ms(grant)
+        self._renew_at_ms = due_ms if self._renew_at_ms is None else min(self._renew_at_ms, due_ms)
         granted = Granted(transfer, grant.first_block)
         return [granted, *outgoing.post(), *self._hand_over_if_complete(outgoing, now_ms)]
 
@@ -241,11 +242,17 @@ class Sender:
         if self._renew_at_ms is None or now_ms < self._renew_at_ms:
             return []
         by_peer: dict[PeerId, list[TransferId]] = {}
+        within_ms: list[float] = []
         for transfer, outgoing in self._open.items():
-            if outgoing.state in _WRITING or outgoing.farewell is not None:
+            if outgoing.grant is not None and (outgoing.state in _WRITING or outgoing.farewell is not None):
                 by_peer.setdefault(outgoing.to, []).append(transfer)
-        self._renew_at_ms = now_ms + self._renew_ms if by_peer else None
+                within_ms.append(self._renew_within_ms(outgoing.grant))
+        self._renew_at_ms = now_ms + min(within_ms) if within_ms else None
         return [Send(peer, Renew(transfers=tuple(transfers))) for peer, transfers in by_peer.items()]
+
+    def _renew_within_ms(self, grant: Grant) -> float:
+        """Two Renews may be lost before the lease ends."""
+        return min(self._renew_ms, grant.lease_ms / 3)
 
     def _give_up(
         self,

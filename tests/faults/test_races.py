@@ -154,9 +154,9 @@ def pages_before_stopped(watch: Watch) -> tuple[int, bool]:
 
 
 def test_a_retry_is_answered_rightly_while_the_attempt_before_it_is_still_ending(pair: Pair) -> None:
-    """The lease of the first attempt ends while its writer is late; the second has its name, at another worker."""
+    """The lease of the first attempt ends, its renewals lost, while its writer is late; the second has its name, at another worker."""
     pair.start(DECODE, lease_ms=LEASE_MS)
-    pair.start(FIRST, transport="shm", **late("transfer", "times=1"))
+    pair.start(FIRST, transport="shm", **late("transfer", "times=1; renew:drop"))
     pair.until_reached((FIRST, DECODE))
     driver, prompt = pair.driver, pair.answers.prompt(204, "again")
     first = pair.send(FIRST, prompt)

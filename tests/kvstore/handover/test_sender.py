@@ -1,5 +1,6 @@
 """Laws of the prefill side, one transfer at a time."""
 
+import msgspec
 import pytest
 
 from common.errors import ProtocolViolation
@@ -251,6 +252,16 @@ def test_leases_are_renewed_while_pages_are_granted_and_not_after() -> None:
     assert core.on_tick(5_011.0) == []
     core.cancel(T, "cancelled", 6_000.0)
     assert core.on_tick(10_010.0) == []
+
+
+def test_a_short_lease_is_renewed_in_time_and_so_are_longer_ones_beside_it() -> None:
+    core, short = filling(), TransferId("short")
+    core.ask(D, request(short), 3, 100.0, 60_000.0)
+    core.on_message(D, msgspec.structs.replace(GRANT, transfer=short, lease_ms=3_000), 200.0)
+    both = [Send(D, Renew(transfers=(T, short)))]
+    assert core.on_tick(1_199.0) == []
+    assert core.on_tick(1_200.0) == both
+    assert core.on_tick(2_200.0) == both
 
 
 def test_our_own_mistakes_are_errors() -> None:
