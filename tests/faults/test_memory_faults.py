@@ -37,7 +37,8 @@ def test_workers_whose_mappings_fail_answer_right_and_hold_nothing_afterwards(
                 for outcome, expected in zip(driver.finish(requests, timeout_s=60.0), asked.expected, strict=True):
                     assert outcome.failed is None
                     assert outcome.tokens == expected
-            driver.until_reported(lambda: any(failed(driver, name) for name in (PREFILL, DECODE)), "some failed")
+            if share == 1.0:  # of fewer, chance may let all calls pass that move chunks
+                driver.until_reported(lambda: any(failed(driver, name) for name in (PREFILL, DECODE)), "some failed")
             rules.unlink()
             driver.until_all_free()
 
