@@ -1,10 +1,11 @@
-"""What steps need, for tests: so many bytes for each row and each key. And what is ordered of their memory."""
+"""What steps need, for tests: so many bytes for each row and each key. And what is ordered of their memory; and that it harmed nobody."""
 
 from dataclasses import dataclass
 
 from common.policy.elastic import ArenaTerms
 from services.worker.core.actions import LendChunks, TakeBackChunks
-from tests.support.world import CHUNK_PAGES, LAYOUT
+from tests.support.fake_engine import answer
+from tests.support.world import CHUNK_PAGES, LAYOUT, World
 
 CHUNK_BYTES = CHUNK_PAGES * LAYOUT.page_bytes
 
@@ -54,3 +55,14 @@ class Orders:
         """Since the last call."""
         orders, self._orders = self._orders, []
         return orders
+
+
+def require_unharmed(world: World) -> None:
+    """Once all is settled: every request was answered rightly, and the laws of every process hold."""
+    world.settle()
+    for one in world.answers.values():
+        assert one.failed is None
+        assert one.tokens == answer(one.prompt, one.max_tokens)
+    for process in world.processes.values():
+        process.core.check()
+        assert process.core.idle

@@ -18,7 +18,7 @@ from services.worker.core.pool_memory import PoolMemory
 from services.worker.core.prefix import Keep, PrefixReuse
 from services.worker.core.scheduler import Scheduler
 from tests.kvstore.index.chains import ROOT, straight
-from tests.services.worker.core.arenas import CHUNK_BYTES, Orders, arena_terms
+from tests.services.worker.core.arenas import CHUNK_BYTES, Orders, arena_terms, require_unharmed
 from tests.services.worker.core.test_scheduler import ENGINE, run, submit
 from tests.support.fake_engine import answer
 from tests.support.world import CHUNK_PAGES, LAYOUT, World
@@ -253,12 +253,7 @@ def test_answers_are_right_while_memory_goes_to_and_fro(elastic_mode: str, *, ah
             world.send(f"r{number}", prompt, rng.randrange(1, 12))
             for _ in range(rng.randrange(20)):
                 world.turn()
-        world.settle()
-        for one in world.answers.values():
-            assert one.failed is None
-            assert one.tokens == answer(one.prompt, one.max_tokens)
-        for process in world.processes.values():
-            process.core.check()
+        require_unharmed(world)
         returned += world.moved_chunks["returned"]
     assert (returned > 0) == (elastic_mode != "static")
 
@@ -421,12 +416,6 @@ def test_answers_are_right_and_all_pages_come_back_while_mappings_fail(ahead: bo
             world.send(f"r{number}", prompt, rng.randrange(1, 20))
             for _ in range(rng.randrange(20)):
                 world.turn()
-        world.settle()
-        for one in world.answers.values():
-            assert one.failed is None
-            assert one.tokens == answer(one.prompt, one.max_tokens)
-        for process in world.processes.values():
-            process.core.check()
-            assert process.core.idle
+        require_unharmed(world)
         refused += world.moved_chunks["refused"]
     assert refused > 0
