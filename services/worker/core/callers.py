@@ -1,6 +1,7 @@
 """Who dialled this worker: gateways and other workers. Pure.
 
-Owns one entry per calling incarnation, made by its first message and removed after `silent_ms` without any.
+Owns one entry per calling incarnation, made by its first message and removed after `silent_ms` without any; and who was
+welcomed as what gives orders, which silence does not end, of each role the latest that were heard.
 """
 
 from common.errors import ProtocolViolation
@@ -21,7 +22,7 @@ class Callers:
         self._refused: set[PeerId] = set()
         self._roles: dict[PeerId, str] = {}  # of those that were welcomed
         self._orderers: dict[str, dict[PeerId, None]] = {"gateway": {}, "prefill": {}}
-        """Who was ever welcomed as what gives orders here, who was heard of longest ago first: silence does not unmake one."""
+        """By role; who was heard longest ago comes first, and goes if there are too many."""
 
     def heard(self, peer: PeerId, now_ms: float) -> None:
         """Any message came from the peer."""
