@@ -94,7 +94,6 @@ class KvStoreService:
             now_ms = self._clock.now_ms()
             if now_ms - ticked_ms >= _TICK_MS:
                 ticked_ms = now_ms
-                self._core.note(self._counters(), clock_gauges())
                 self._act(self._core.on_tick(now_ms), ())
                 self._tell_state(now_ms, asked=dump_asked())
             events = self._core.take_events()
@@ -121,7 +120,9 @@ class KvStoreService:
         self._was_degraded = degraded
 
     def _hear(self, peer: PeerId, message: AnyMessage, payloads: Sequence[Payload]) -> None:
-        if not isinstance(message, Ping):
+        if isinstance(message, Ping):  # the report tells what is so now
+            self._core.note(self._counters(), clock_gauges())
+        else:
             self._active_ms, self._unchecked = self._clock.now_ms(), True
         lengths = [len(payload) for payload in payloads]
         try:

@@ -14,6 +14,7 @@ from common.messages.actions import Dial, HangUp, Send
 from common.messages.base import Message
 from common.messages.blocks import Found
 from common.messages.handover import KvSent, Probe, Probed
+from common.messages.liveness import Ping
 from common.net.cache_events import CacheEventPublisher
 from common.net.sockets import Exchange, Payload
 from common.net.violations import Violations
@@ -135,7 +136,6 @@ class WorkerService:
                 self._links.on_tick(now_ms)
                 if self._verifier is not None:
                     self._verifier.on_tick()
-                self._core.note(self._counters(), self._gauges() | self._held())
                 self._act(self._core.on_tick(now_ms), ())
                 self._oversee(now_ms, dump_asked=dump_asked())
                 self._check_when_idle(now_ms)
@@ -207,6 +207,8 @@ class WorkerService:
         """The core hears of it. Raises ProtocolViolation."""
         if self._verifier is not None:
             self._links.note_heard(peer, message)
+        if isinstance(message, Ping):  # the report tells what is so now
+            self._core.note(self._counters(), self._gauges() | self._held())
         self._act(self._core.on_message(peer, message, self._clock.now_ms()), payloads)
 
     def _decide(self, event: Event) -> list[Action]:

@@ -151,6 +151,7 @@ def test_a_wrong_byte_of_a_fetch_from_the_store_costs_a_recomputation(rig: Rig, 
     with flipped(way) as flip:
         assert asked(rig, worker, prompt).tokens == rig.answers.to(prompt)
     assert flip.done and gained(rig, before) == {"fetch": 1}
+    rig.until(lambda: rig.counter(STORE, ACCUSED_RIGHT) > right, "the store heard of it, and judged")
     assert rig.counter(STORE, ACCUSED_RIGHT) == right + 1
 
 

@@ -231,7 +231,7 @@ class KvStoreCore:
     # -- news
 
     def note(self, counters: dict[str, float], gauges: dict[str, float]) -> None:
-        """Counters and present values of the shell, for the reports."""
+        """Counters and gauges of the shell as they are now: the next report tells them."""
         self._noted, self._noted_gauges = counters, gauges
 
     def take_events(self) -> list[CacheEvent]:

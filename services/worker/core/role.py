@@ -212,7 +212,7 @@ class WorkerRole(ABC):
         return self._scheduler.wanted_pages
 
     def note(self, counters: dict[str, float], gauges: dict[str, float]) -> None:
-        """Counters and gauges of the shell, for the reports."""
+        """Counters and gauges of the shell as they are now: the next report tells them."""
         self._reporter.noted, self._reporter.noted_gauges = counters, gauges
 
     def take_events(self) -> list[CacheEvent]:

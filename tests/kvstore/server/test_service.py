@@ -15,6 +15,7 @@ from common.ids import PeerId
 from common.log import Log
 from common.messages.blocks import BlockName, Publish
 from common.messages.cache_events import CacheEvent
+from common.messages.liveness import Drain
 from common.net.sockets import Exchange
 from kvstore.memory.available import Available
 from kvstore.server.block_memory import MIN_BYTES, BlockMemory
@@ -172,3 +173,12 @@ def test_a_refused_hello_is_an_error_that_says_why(running: Running) -> None:
         store = KvStoreClient(exchange, STORE, MonotonicClock(), 30_000)
         with pytest.raises(PeerFailed, match="layers: 2 here, 9 there"):
             store.connect(member("prefill", identity(layers=9)), running.endpoint)
+
+
+def test_a_report_tells_what_is_so_when_it_is_asked_for_not_some_time_before(running: Running) -> None:
+    with closing(Exchange(MINE, None)) as exchange:
+        store = KvStoreClient(exchange, STORE, MonotonicClock(), 30_000)
+        store.connect(member("prefill", identity()), running.endpoint)
+        for number in range(1, 4):
+            exchange.send(STORE, Drain(on=True))  # no business of a store's
+            assert store.report().counters["protocol_violations_total"] == number
