@@ -11,12 +11,21 @@ if not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ["TRITON_INTERPRET"] = "1"  # before anybody imports torch, which imports triton, which reads it then
 
 
+_SYSTEM_S = 400
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seeds", type=int, metavar="N", help="of every test with a parameter `seed`, its first N only")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Random schedules find what they find by their number: `make check` plays some of each law's, `make test` all."""
+    """Random schedules find what they find by their number: `make check` plays some of each law's, `make test` all.
+
+    Whole systems are given more time than all others: where a machine is busy, their start alone can take minutes.
+    """
+    for item in items:
+        if item.get_closest_marker("system") is not None:
+            item.add_marker(pytest.mark.timeout(_SYSTEM_S))
     most = config.getoption("--seeds")
     if most is None:
         return

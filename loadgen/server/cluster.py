@@ -7,7 +7,6 @@ order. It ends by itself if the generator is killed; and its own children end wi
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.errors import ConfigError
+from common.ports import free_port
 from loadgen.lifetime import ending_with
 from loadgen.server.cluster_spec import ClusterSpec
 
@@ -50,7 +50,7 @@ def started(
     _refuse_ours(flags)
     log_dir.mkdir(parents=True, exist_ok=True)
     log, run_dir = log_dir / "up.log", Path(tempfile.mkdtemp(prefix="bench-"))  # short: it will hold Unix sockets
-    port = _free_port()
+    port = free_port()
     try:
         process = _start([*_flags(spec, port, run_dir), *flags], log, environ)
         try:
@@ -125,10 +125,3 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # the kernel kills its children with it
             process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

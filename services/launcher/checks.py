@@ -11,9 +11,10 @@ from pathlib import Path
 import psutil
 
 from common.errors import ConfigError
+from common.ports import port_is_free
 from common.units import GIB, MIB, MemoryShare, format_bytes
 from services.launcher.findings import Finding, Level
-from services.launcher.redis_server import find_redis_server, port_is_free
+from services.launcher.redis_server import find_redis_server
 
 _LEAST_FILES = 1024
 _GOOD_FILES = 4096

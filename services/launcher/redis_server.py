@@ -2,7 +2,6 @@
 
 import importlib.util
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,23 +34,3 @@ def redis_command(binary: str, port: int) -> tuple[str, ...]:
         "databases": "1",
     }
     return (binary, *(word for name, value in options.items() for word in (f"--{name}", value)))
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def port_is_free(host: str, port: int) -> bool:
-    """True if a server could listen there now."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError:
-            return False
-        return True

@@ -12,6 +12,7 @@ import redis
 from common.errors import ConfigError, ServingError
 from common.net.redis import Registry
 from common.net.redis_address import shown
+from common.ports import free_port, port_is_free
 from common.settings import load
 from services.launcher.api import GatewayApi
 from services.launcher.commands import settings_classes
@@ -20,7 +21,7 @@ from services.launcher.model_choice import chosen_model
 from services.launcher.names import refuse_taken_names
 from services.launcher.plan import WORKER_ROLES, ProcessPlan, Site, compute_threads, memory_plan, plan_processes
 from services.launcher.readiness import Expected, missing
-from services.launcher.redis_server import find_redis_server, free_port, port_is_free, redis_command
+from services.launcher.redis_server import find_redis_server, redis_command
 from services.launcher.settings import UpSettings
 from services.launcher.system import NameTaken, RunDir, StartFailed, System, log_text, wait_until
 from services.launcher.tables import links_table, process_table

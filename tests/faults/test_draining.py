@@ -48,13 +48,13 @@ def test_a_decode_worker_that_ends_answers_what_it_has_and_lets_nobody_wait(
     """Far more prompts than it has room for wait for it at the prefill worker."""
     processes, driver, answers = system
     prompts = [answers.prompt(PROMPT_TOKENS, "end", number) for number in range(40)]
-    requests = [driver.send(PREFILL, prompt, decode=DECODE, max_tokens=60) for prompt in prompts]
+    requests = [driver.send(PREFILL, prompt, decode=DECODE, max_tokens=150) for prompt in prompts]
     driver.until(lambda: any(driver.outcomes[request].tokens for request in requests), "one is being answered")
     processes.processes[DECODE].terminate()
     outcomes = driver.finish(requests, timeout_s=15.0)
     finished = [outcome for outcome in outcomes if outcome.failed is None]
     assert finished and len(finished) < len(outcomes)
-    assert all(len(outcome.tokens) == 60 for outcome in finished)
+    assert all(len(outcome.tokens) == 150 for outcome in finished)
     failures = [outcome.failed for outcome in outcomes if outcome.failed is not None]
     assert all(failed.retryable for failed in failures), failures
     assert processes.processes[DECODE].wait(timeout=15) == 0

@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -28,8 +29,9 @@ def resident_bytes(pid: int) -> int:
     """What the file with a worker's pages takes, as the kernel counts it."""
     for name in os.listdir(f"/proc/{pid}/fd"):
         path = f"/proc/{pid}/fd/{name}"
-        if os.readlink(path).startswith("/memfd:penstock-pages"):
-            return os.stat(path).st_blocks * 512
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if os.readlink(path).startswith("/memfd:penstock-pages"):
+                return os.stat(path).st_blocks * 512
     raise AssertionError(f"process {pid} has no pages")
 
 

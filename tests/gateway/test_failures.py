@@ -62,7 +62,7 @@ def test_a_token_after_the_cancel_is_answered_with_another(up: Cluster) -> None:
 
 @pytest.mark.system  # a second of waiting each: too long for `make check`
 def test_the_death_of_the_decode_worker_names_the_phase_in_a_running_stream(redis_url: str, model: Path) -> None:
-    with cluster(redis_url, model, silent_worker_ms=1000) as up:
+    with cluster(redis_url, model, silent_worker_ms=3000) as up:
         connection = begin(up, {"stream": True})
         gateway, generate = up.accept()
         up.decode.say(gateway, tokens(generate.request, 0, ids("ab")))
@@ -106,7 +106,7 @@ def test_the_official_client_raises_the_error_of_a_broken_stream(up: Cluster) ->
 
 @pytest.mark.system  # a second of waiting each: too long for `make check`
 def test_the_death_of_the_prefill_worker_before_the_first_token_is_a_502(redis_url: str, model: Path) -> None:
-    with cluster(redis_url, model, silent_worker_ms=1000) as up:
+    with cluster(redis_url, model, silent_worker_ms=3000) as up:
         answer = up.in_background(lambda: up.client().completions.create(model=NAME, prompt="x"))
         _, generate = up.accept()
         up.prefill.silent = True
@@ -119,7 +119,7 @@ def test_the_death_of_the_prefill_worker_before_the_first_token_is_a_502(redis_u
 
 @pytest.mark.system  # a second of waiting each: too long for `make check`
 def test_after_its_first_token_a_request_does_not_need_the_prefill_worker(redis_url: str, model: Path) -> None:
-    with cluster(redis_url, model, silent_worker_ms=1000) as up:
+    with cluster(redis_url, model, silent_worker_ms=3000) as up:
         answer = up.in_background(lambda: up.client().completions.create(model=NAME, prompt="x"))
         gateway, generate = up.accept()
         up.decode.say(gateway, tokens(generate.request, 0, ids("a")))

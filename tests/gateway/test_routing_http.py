@@ -267,4 +267,4 @@ def test_cold_requests_are_spread_evenly_on_every_endpoint(
                     {"prompt": text} if path == "/v1/completions" else {"messages": [{"role": "user", "content": text}]}
                 )
                 assert client.post(path, json={**body, **prompt}).status_code == 200
-        assert max(counts.values()) < 1.3 * 150, counts
+        assert max(counts.values()) < 1.4 * 150, counts

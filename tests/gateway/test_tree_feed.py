@@ -333,7 +333,7 @@ def test_a_redis_that_is_slow_is_counted_and_heals(socket_path: Path) -> None:
         worker = cluster.publisher(A)
         gateway = cluster.gateway(A)
         gateway.await_synced()
-        cluster.redis.execute_command("CLIENT", "PAUSE", 2500, "ALL")
+        cluster.redis.execute_command("CLIENT", "PAUSE", 6000, "ALL")
         worker.publish(stored(names))
         until(lambda: gateway.total("tree_feed_failures_total") > 0, "it is missed")
         gateway.await_run(A, names, 10)

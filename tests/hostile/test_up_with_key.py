@@ -14,7 +14,7 @@ from services.worker.model.make import make_model
 from tests.launcher.test_up import PENSTOCK, Up, folder  # noqa: F401
 from tests.support.redis import redis_server
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.system
 _LIMIT_S = 60.0
 
 

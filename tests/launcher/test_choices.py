@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
+from common.ports import free_port, port_is_free
 from services.launcher.model_choice import chosen_model
-from services.launcher.redis_server import find_redis_server, free_port, port_is_free, redis_command
+from services.launcher.redis_server import find_redis_server, redis_command
 from services.launcher.up import curl, printable
 
 

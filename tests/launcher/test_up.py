@@ -16,9 +16,10 @@ import httpx
 import psutil
 import pytest
 
-from services.launcher.redis_server import free_port
+from common.ports import free_port
+from tests.support.processes import lives
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.system
 
 README = Path(__file__).parents[2] / "README.md"
 PENSTOCK = (sys.executable, "-m", "services.launcher.cli")
@@ -87,7 +88,7 @@ def nothing_left(folder: Path, request: pytest.FixtureRequest) -> Iterator[None]
 
 
 def gone(processes: dict[str, psutil.Process]) -> bool:
-    return not [name for name, one in processes.items() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    return not any(lives(one) for one in processes.values())
 
 
 def wait_gone(processes: dict[str, psutil.Process]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from common.messages.blocks import Found, Put
 from common.net.sockets import Exchange
-from kvstore.server.page_checks import PageChecks
+from kvstore.server.service import KvStoreService
 from kvstore.transport.own_pages import HostPages
 from kvstore.transport.shared_pages import SharedPages
 from kvstore.transport.shm import ShmChannel
@@ -91,15 +91,16 @@ def spill_shm(patch: pytest.MonkeyPatch, flip: Flip) -> None:
 
 
 def lying(patch: pytest.MonkeyPatch, flip: Flip) -> None:
-    """A page in the store's memory, when it is found: it stays wrong."""
-    real = PageChecks.of
+    """A page in the store's memory, when a reader is told of it: it stays wrong."""
+    real = KvStoreService._sealed
 
-    def of(self: PageChecks, blocks: Any) -> Any:
-        if blocks:
-            flip.byte(self._memory.parts((blocks[0][0],))[0])
-        return real(self, blocks)
+    def sealed(self: KvStoreService, answer: Any, blocks: Any) -> Any:
+        if isinstance(answer, Found) and answer.n_blocks:
+            first, *_ = answer.pages or blocks
+            flip.byte(self._memory.parts((first[0],))[0])
+        return real(self, answer, blocks)
 
-    patch.setattr(PageChecks, "of", of)
+    patch.setattr(KvStoreService, "_sealed", sealed)
 
 
 def _copied_in(wanted: Callable[[str], bool]) -> Way:

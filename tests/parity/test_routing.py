@@ -79,15 +79,8 @@ def system(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
         processes.start("gateway", "gateway-0", model=model, served_model_name="m", port=0)
         processes.await_members(*WORKERS, "gateway-0")
         url = processes.members()["gateway-0"].endpoint
-        until(lambda: ready(url), "ready")
-        until(lambda: all(_connected(url, name) for name in WORKERS[:2]), "every prefill worker has its channels")
+        until(lambda: ready(url, *WORKERS), "every prefill worker has its channels", timeout_s=60.0)
         yield System(processes, url, prompts, expected)
-
-
-def _connected(url: str, prefill: str) -> bool:
-    workers = {w["id"]: w for w in httpx.get(f"{url}/status").json()["workers"]}
-    peers = {link["peer"].partition("@")[0] for link in workers.get(prefill, {}).get("transports", [])}
-    return {"decode-0", "decode-1"} <= peers and all(workers[name]["state"] == "ready" for name in WORKERS)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -104,9 +97,11 @@ def test_the_rule_does_not_show_in_the_tokens(system: System, rule: str) -> None
 
 def test_a_prompt_that_a_decode_worker_knows_is_computed_there(system: System) -> None:
     prompt, expected = system.prompts[0], system.expected[0]
-    for _ in range(2):  # the first one brings all of it to decode-1
+    for _ in range(20):  # the first one brings all of it to decode-1; the gateway hears of it some time later
         tokens, told, cached = system.ask(prompt, x_penstock_route_decode="worker=decode-1")
         assert tokens == expected
+        if told["local"]:
+            break
     assert (told["local"], told["answers"]) == ("few-uncached", "decode-1")
     assert cached >= len(prompt) - 16
 

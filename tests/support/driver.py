@@ -150,7 +150,7 @@ class Driver:
                 case ResizeAnswer(call=call):
                     self.resized[call] = message
                 case Failed(request=request) if request in self.outcomes:
-                    self.outcomes[request].failed = message
+                    self.outcomes[request].failed = self.outcomes[request].failed or message  # as a gateway: the first
                 case Tokens(deltas=deltas):
                     for delta in deltas:
                         outcome = self.outcomes[delta.request]
@@ -193,13 +193,13 @@ class Driver:
             self.refresh(timeout_s=timeout_s)
 
     def until_all_free(self, *, timeout_s: float = 30.0) -> None:
-        """Wait until everybody reports that all its pages are free, only cached or lent, nothing is parked or queued."""
+        """Wait until everybody reports that all its pages are free, only cached or lent, nothing is parked, spilled or queued."""
 
         def free() -> bool:
             return all(
                 r.pages.free + r.pages.cached + r.pages.lent == r.pages.total
                 and not r.gauges.get("pinned_blocks", 0.0)
-                and not r.gauges.get("parked_bytes", 0.0)
+                and not (r.gauges.get("parked_bytes", 0.0) or r.gauges.get("open_spills", 0.0))
                 and not (r.queue.waiting or r.queue.running or r.queue.handing_over)
                 for r in self.reports.values()
             )

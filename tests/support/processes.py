@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import redis
 
 from common.messages.liveness import Member
@@ -21,6 +22,14 @@ _QUIET = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
 }
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it runs still; one that only waits to be reaped does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:  # reaped between the two questions
+        return False
 
 
 class Cluster:

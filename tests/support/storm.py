@@ -30,7 +30,7 @@ PHASES = ("queue", "grant", "compute", "transfer", "handover", "answer", "commit
 """Each begins with a message: Generate, GrantRequest, Grant, KvSent, HandOver, the first Tokens, Commit, the next Tokens."""
 N_TOKENS = 12
 _KEPT = (GrantRequest, Grant, KvSent, HandOver, Commit, Stop, Stopped, Abort, Reserve, Publish, Find, Found, Release)
-_HELD_S = 0.05
+_HELD_S = 0.5
 """A worker is held no longer, so that a storm that is slow is not a storm of silent workers."""
 _LONGEST_DEADLINE_MS = 400
 _ANSWER_WITHIN_S = 60.0

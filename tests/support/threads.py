@@ -88,6 +88,10 @@ class ThreadCluster:
         """Who has joined, by name."""
         return {member.id: member for member in self.registry.members()}
 
+    def tell_to_stop(self, name: str) -> None:
+        """As SIGTERM would; `stop` waits for its end."""
+        self._running[name].tell_to_stop()
+
     def stop(self, name: str) -> None:
         """As SIGTERM would, and wait."""
         self._running.pop(name).stop()

@@ -278,6 +278,7 @@ class KvCache:
             "cached_blocks": float(len(self._pool.cache)),
             "pinned_blocks": float(self._pool.cache.n_pinned),
             "leases": float(self._lender.n_leases),
+            "open_spills": float(self._spiller.n_open),
             "oldest_pin_ms": self._lender.oldest_ms(now_ms),
             **self._restoring.parking.gauges(),
         }

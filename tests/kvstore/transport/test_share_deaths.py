@@ -110,7 +110,7 @@ def test_a_killed_hosts_memory_outlives_it_only_until_the_guest_heard(tmp_path: 
         assert gone.get(timeout=WAIT_S) == HOST
         with pytest.raises(PeerFailed, match="not mapped any more"):
             channel.copy(KvSpan(0, 0, 1), (0,), (0,))
-    assert mapped_files() == before, "the dead process's memory is still mapped"
+    assert mapped_files() <= before, "the dead process's memory is still mapped"
     share.close()
     memory.close()
 

@@ -33,7 +33,7 @@ def answers(driver: Driver, prompts: list[list[int]], output_tokens: int, **samp
 @pytest.mark.parametrize(
     ("family", "whole_blocks"), [*((family, True) for family in FAMILIES), ("mistral", False), ("gemma3", False)]
 )
-@pytest.mark.system  # half a minute in the interpreter
+@pytest.mark.system  # half a minute each in the interpreter, when the machine is quiet
 def test_a_few_tokens_of_every_family_equal_generate(
     family: str, whole_blocks: bool, checkpoint: Callable[[str], Path], device: torch.device
 ) -> None:
