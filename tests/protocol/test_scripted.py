@@ -116,6 +116,32 @@ def test_nothing_is_granted_to_a_writer_that_died_before_it_was_heard() -> None:
     schedule.end()
 
 
+@pytest.mark.parametrize("system", ["pd-shm", "pd-tcp"])
+def test_pages_of_a_grant_that_cannot_be_sent_do_not_wait_for_its_lease(system: str) -> None:
+    schedule = Schedule(1, system)
+    world = schedule.world
+    arm(schedule, "decode/grant: fail side=sent")
+    schedule.ask(PROMPT, ANSWER)
+    until(schedule, lambda: "grant:fail" in world.wires.injected)
+    assert world.gateway is not None
+    world.die(world.gateway.peer)  # or it would say Cancel
+    core = world.processes["decode"].core
+    assert core.pool.available_pages < core.pool.usable_pages, "the story does not begin"
+    schedule.time(200.0)
+    assert core.pool.available_pages == core.pool.usable_pages
+    world.start_gateway()
+    schedule.end()
+
+
+def test_a_request_whose_grant_could_not_be_sent_is_tried_again() -> None:
+    schedule = Schedule(1, "pd-shm")
+    arm(schedule, "decode/grant: fail side=sent times=1")
+    schedule.ask(PROMPT, ANSWER)
+    schedule.time(1_000.0)
+    assert schedule.world.gateway.clients["r0"].finish
+    schedule.end()
+
+
 def test_a_life_whose_name_was_taken_gets_no_new_work_and_ends_empty() -> None:
     """A prefill worker that has not read the membership since hears of a decode worker that it does not know yet."""
     schedule = Schedule(1, "pd-shm")
