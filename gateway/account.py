@@ -13,6 +13,7 @@ from common.messages.requests import Timings
 from gateway.core.failure import WorkerFailed
 from gateway.core.open_request import FailedAttempt
 from gateway.errors import cut
+from gateway.ignored_fields import NOTHING_IGNORED, IgnoredFields
 from gateway.timeline import Timeline
 
 ROUTES = {"/v1/completions": "text_completion", "/v1/chat/completions": "chat"}
@@ -54,6 +55,8 @@ class Account:
     key: str = ""
     """Name of the API key that it came with."""
     model: str = ""
+    ignored: IgnoredFields = NOTHING_IGNORED
+    """Of its body."""
     stream: bool = False
     choices: int = 0
     prompt_tokens: int = 0
@@ -76,6 +79,10 @@ class Account:
     def __post_init__(self) -> None:
         """Begin to take the time."""
         self.timeline = Timeline(self.arrived_ms)
+
+    def note_ignored(self, fields: IgnoredFields) -> None:
+        """Its body has unknown fields."""
+        self.ignored = fields
 
     def failed(self, error: ServingError, choice: int | None = None) -> None:
         """It ends with `error`, by what became of one choice, if that is known."""

@@ -22,6 +22,7 @@ from common.units import format_bytes
 from gateway.account import ROUTES, Account, trace_context
 from gateway.api_keys import ApiKeys
 from gateway.errors import BodyTooSlow, Forbidden, Internal, Unauthorized, cut, error_response
+from gateway.ignored_fields import HEADER as IGNORED_FIELDS
 from gateway.metrics import GatewayMetrics
 from gateway.request_log import RequestLog
 
@@ -70,7 +71,11 @@ class Border:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if account is not None and account.ignored.header:
+                    headers[IGNORED_FIELDS] = account.ignored.header
+                    self._metrics.ignored_fields_total += account.ignored.total
             await send(message)
 
         try:

@@ -59,6 +59,8 @@ class GatewayMetrics:
         self.cached_tokens_total = 0
         self.generated_tokens_total = 0
         self.clients_left_total = 0
+        self.ignored_fields_total = 0
+        """Unknown fields of bodies."""
         self.timing_violations_total = 0
         """Durations told by workers that cannot be; see gateway.timeline."""
         self.broken_streams_total = 0
@@ -98,6 +100,7 @@ class GatewayMetrics:
             ("cached_tokens", "Prompt tokens that were not computed again.", self.cached_tokens_total),
             ("generated_tokens", "Tokens in answers.", self.generated_tokens_total),
             ("clients_left", "Clients that closed their connection before the end.", self.clients_left_total),
+            ("ignored_fields", "Unknown fields of bodies, which were ignored.", self.ignored_fields_total),
             ("broken_streams", "Streams that ended with an error.", self.broken_streams_total),
             ("timing_violations", "Durations told by workers that cannot be.", self.timing_violations_total),
         ):

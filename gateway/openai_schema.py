@@ -1,17 +1,21 @@
 """Bodies of requests as OpenAI's API and vLLM's additions define them.
 
-Types are checked strictly: no text for a number, no true for 1. Unknown fields are ignored, as those servers do. Fields
-that are known, change the answer and are not supported here are refused by name when they ask for something.
+Types are checked strictly: no text for a number, no true for 1. Unknown fields are ignored, as vLLM does (OpenAI refuses
+them): clients send what other servers understand. Which ones is told, so that a typo shows. Fields that are known, change
+the answer and are not supported here are refused by name when they ask for something.
 """
 
 import re
-from typing import Any, TypeVar  # Any: fields that are read only to be refused
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar  # Any: fields that are read only to be refused
 
 import msgspec
 
 from common.errors import InvalidRequest
+from gateway.ignored_fields import IgnoredFields, ignored_fields
 
 T = TypeVar("T", bound="AnswerRequest")
+Note = Callable[[IgnoredFields], None]
 _PATH = re.compile(r" - at `\$\.?([^`]*)`")
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 
@@ -151,23 +155,67 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Fields that are not supported, with the values besides null that ask for nothing."""
 
-_completion = msgspec.json.Decoder(CompletionRequest)
-_chat = msgspec.json.Decoder(ChatRequest)
+
+class _KnownCompletion(CompletionRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One without unknown fields."""
 
 
-def read_completion(body: bytes) -> CompletionRequest:
-    """Parse a body. Raises InvalidRequest naming the field, what it was and what it must be."""
-    return _read(_completion, body)
+class _KnownChat(ChatRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One without unknown fields."""
 
 
-def read_chat(body: bytes) -> ChatRequest:
-    """Parse a body. Raises InvalidRequest naming the field, what it was and what it must be."""
-    return _read(_chat, body)
+class _Form(Generic[T]):
+    """How bodies of one kind are read: first as one without unknown fields, which costs nothing more if there are none."""
+
+    def __init__(self, kind: type[T], known: type[T]) -> None:
+        self.names = frozenset(kind.__struct_encode_fields__)
+        self.any, self.known = msgspec.json.Decoder(kind), msgspec.json.Decoder(known)
 
 
-def _read(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
+_completion, _chat = _Form(CompletionRequest, _KnownCompletion), _Form(ChatRequest, _KnownChat)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def read_completion(body: bytes, note: Note) -> CompletionRequest:
+    """Parse a body. Raises InvalidRequest naming the field, what it was and what it must be.
+
+    `note`: told of unknown fields, if there are any, before anything is returned or raised.
+    """
+    return _read(_completion, body, note)
+
+
+def read_chat(body: bytes, note: Note) -> ChatRequest:
+    """As `read_completion`."""
+    return _read(_chat, body, note)
+
+
+def _read(form: _Form[T], body: bytes, note: Note) -> T:
     try:
-        request = decoder.decode(body)
+        request = form.known.decode(body)
+    except _UNREADABLE:
+        request = _read_any(form, body, note)
+    for name, neutral in NEUTRAL.items():
+        value = getattr(request, name, None)
+        if value is not None and value not in neutral:
+            raise InvalidRequest(f"{name} is not supported here; leave it out", param=name)
+    return request
+
+
+def _read_any(form: _Form[T], body: bytes, note: Note) -> T:
+    """One with unknown fields, or none that can be read."""
+    try:
+        unknown = _fields.decode(body).keys() - form.names
+    except _UNREADABLE:
+        unknown = set()
+    if unknown:
+        note(ignored_fields(unknown))
+    return _decode(form.any, body)
+
+
+def _decode(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
+    try:
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _bad_field(str(error)) from error
     except UnicodeDecodeError as error:
@@ -176,11 +224,6 @@ def _read(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
         raise InvalidRequest("the body is nested too deeply") from error
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"the body must be JSON: {error}") from error
-    for name, neutral in NEUTRAL.items():
-        value = getattr(request, name, None)
-        if value is not None and value not in neutral:
-            raise InvalidRequest(f"{name} is not supported here; leave it out", param=name)
-    return request
 
 
 def _bad_field(text: str) -> InvalidRequest:

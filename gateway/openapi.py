@@ -30,6 +30,8 @@ from common.policy.routing_rules import PIN, RULES
 from gateway.api_keys import ApiKeys
 from gateway.border import OPEN_PATHS, REQUEST_ID
 from gateway.errors import BodyTooSlow, Forbidden, HeadTooLarge, HeadTooSlow, Internal, Unauthorized
+from gateway.ignored_fields import HEADER as IGNORED_FIELDS
+from gateway.ignored_fields import PATTERN
 from gateway.openapi_answers import answer_schemas, ref
 from gateway.openapi_bodies import body_schemas
 from gateway.routing_wishes import EXPLAIN, MAX_SESSION_CHARACTERS, SESSION
@@ -56,6 +58,12 @@ _WHEN = {
     504: "The request's own time is up.",
 }
 _REQUEST_ID_HEADER: Schema = {"x-request-id": {"required": True, "schema": {"type": "string"}}}
+_IGNORED_HEADER: Schema = {
+    IGNORED_FIELDS: {
+        "description": "Unknown fields of the body, if there were any: their names, and how many more.",
+        "schema": {"type": "string", "pattern": f"^{PATTERN}$"},
+    }
+}
 _BELOW = (400, 408, 431)  # what is no request has no id
 
 
@@ -196,12 +204,17 @@ def _responses(one: _Operation, keys: ApiKeys) -> Schema:
         headers = {**_REQUEST_ID_HEADER}
         if one.explains:
             headers[EXPLAIN] = {"description": "How it was routed, for who asked.", "schema": {"type": "string"}}
+            headers |= _IGNORED_HEADER
         found[str(status)] = {"description": one.summary, "headers": headers, "content": content}
     refusals: Errors = (Forbidden,) if one.is_admin else (Unauthorized,) if _security(one, keys) else ()
     for status in sorted({error.http_status for error in (*_ALWAYS, *one.errors, *refusals)}):
         found[str(status)] = {
             "description": _WHEN[status],
-            "headers": {**({} if status in _BELOW else _REQUEST_ID_HEADER), **_error_headers(status)},
+            "headers": {
+                **({} if status in _BELOW else _REQUEST_ID_HEADER),
+                **_error_headers(status),
+                **(_IGNORED_HEADER if one.explains else {}),
+            },
             "content": _json("Error"),
         }
     return found

@@ -88,7 +88,7 @@ _CHAT: dict[str, Schema] = {
 
 
 def body_schemas() -> dict[str, Schema]:
-    """By name, for `#/components/schemas`. Unknown fields are ignored, so none are forbidden."""
+    """By name, for `#/components/schemas`. Unknown fields are ignored and told, so none are forbidden."""
     _, found = msgspec.json.schema_components(
         [CompletionRequest, ChatRequest], ref_template="#/components/schemas/{name}"
     )

@@ -93,7 +93,8 @@ class OpenAiRoutes:
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        parsed = read_completion(await read_body(request, self._served.max_body_bytes))
+        body = await read_body(request, self._served.max_body_bytes)
+        parsed = read_completion(body, request.state.account.note_ignored)
         self._check_model(parsed.model)
         prompts = [await self._prompt(prompt, param) for prompt, param in _prompts(parsed)]
         return self._reply(request, parsed, prompts)
@@ -105,7 +106,8 @@ class OpenAiRoutes:
 
     async def chat_completions(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        parsed = read_chat(await read_body(request, self._served.max_body_bytes))
+        body = await read_body(request, self._served.max_body_bytes)
+        parsed = read_chat(body, request.state.account.note_ignored)
         self._check_model(parsed.model)
         messages = read_messages(parsed.messages)
         prompt = await self._tokens.encode_chat(messages, parsed.chat_template_kwargs or {})

@@ -135,7 +135,11 @@ class Exchange:
             socket.close(linger=0)
 
     def send(self, peer: PeerId, message: Message, payloads: Sequence[Payload] = ()) -> bool:
-        """Queue a message; False if the peer is unknown, gone, or has too many messages waiting."""
+        """Queue a message; False if the peer is unknown, gone, or has too many messages waiting.
+
+        After False the peer never hears it: libzmq looks whether there is a connection with room before it takes the first
+        frame, and takes back what it has of a message whose connection ends halfway. True promises nothing.
+        """
         return self._send_frames(peer, [encode(message), *payloads])
 
     def _send_frames(self, peer: PeerId, frames: Sequence[Payload]) -> bool:

@@ -1,8 +1,8 @@
 """Decode side of every hand-over, without sockets, clocks or memory.
 
 Owns `_open`: every hand-over that holds or awaits pages. An entry leaves in one of three ways: delivered to the
-request; released because nobody writes any more (the writer said so, died, or never wrote for itself); or refused
-before pages were given. Each has a deadline: the request's own while it waits, the lease while it fills, the next Stop
+request; released because nobody writes any more (the writer said so, died, never wrote for itself, or was never told of
+the pages: no Grant has left); or refused before pages were given. Each has a deadline: the request's own while it waits, the lease while it fills, the next Stop
 while it is being stopped. Quarantine has no end but Stopped, Abort or death: time alone proves nothing about a writer.
 
 Owns `_closed`: how transfers ended, for a while, so late messages get the answer that ends the sender's wait. Owns
@@ -36,16 +36,50 @@ from kvstore.handover.states import RECEIVER, ReceiverEvent, ReceiverState, adva
 class _Incoming:
     """One open hand-over."""
 
-    __slots__ = ("coverage", "deadline_ms", "grant", "handover", "sender", "state", "stop_code", "writer_is_remote")
+    __slots__ = (
+        "coverage",
+        "deadline_ms",
+        "grant",
+        "grants_out",
+        "handover",
+        "sender",
+        "state",
+        "stop_code",
+        "writer_is_remote",
+    )
 
     def __init__(self, sender: PeerId, deadline_ms: float, writer_is_remote: bool) -> None:
         self.sender, self.deadline_ms = sender, deadline_ms
         self.state = ReceiverState.ASKED
         self.grant: Grant | None = None
+        self.grants_out = 0  # said, and not come back as unsent
         self.coverage = Coverage(0, 0, 0)
         self.handover: HandOver | None = None
         self.writer_is_remote = writer_is_remote  # as asked for; as granted from `open` on
         self.stop_code = ""
+
+    def say_grant(self) -> Send:
+        """For the first time, or again."""
+        assert self.grant is not None, "only who has pages is told of them"
+        self.grants_out += 1
+        return Send(self.sender, self.grant)
+
+    def is_filled_by(self, sender: PeerId) -> bool:
+        """It has pages, and this sender may send their content."""
+        return self.sender == sender and self.state is ReceiverState.FILLING
+
+    @property
+    def unheard(self) -> bool:
+        """It has pages, and nobody can know which: whatever its state, nobody writes there."""
+        return self.grant is not None and self.grants_out == 0
+
+    @property
+    def is_over(self) -> bool:
+        """It is in no state in which it may be open."""
+        terminal = self.state in (ReceiverState.DELIVERED, ReceiverState.RELEASED)
+        ungranted = (self.grant is None) != (self.state is ReceiverState.ASKED)
+        stuck = self.coverage.complete and self.handover is not None and self.state is ReceiverState.FILLING
+        return terminal or ungranted or stuck
 
 
 class Receiver:
@@ -74,9 +108,7 @@ class Receiver:
     def grant_of(self, transfer: TransferId, sender: PeerId) -> Grant | None:
         """What this sender may fill, if it still may."""
         incoming = self._open.get(transfer)
-        if incoming is None or incoming.sender != sender or incoming.state is not ReceiverState.FILLING:
-            return None
-        return incoming.grant
+        return incoming.grant if incoming is not None and incoming.is_filled_by(sender) else None
 
     def deadline_ms_of(self, transfer: TransferId) -> float | None:
         """When `on_tick` next does something about an open transfer; None if it is closed or unknown."""
@@ -100,7 +132,7 @@ class Receiver:
         incoming.grant, incoming.writer_is_remote = grant, writer_is_remote
         incoming.coverage = Coverage(self._layers, grant.first_block, grant.first_block + len(grant.pages[0]))
         incoming.deadline_ms = now_ms + grant.lease_ms
-        return [Send(sender, grant)]
+        return [incoming.say_grant()]
 
     def refuse(
         self, transfer: TransferId, code: str, text: str, retryable: bool, now_ms: float
@@ -168,19 +200,27 @@ class Receiver:
         self._writers.discard(sender)
         actions: list[ReceiverAction] = []
         for transfer in self._transfers_of(sender):
-            incoming = self._open[transfer]
-            if not incoming.writer_is_remote:
-                continue
-            text = f"prefill worker {sender} died"
-            actions += self._writer_gone(transfer, incoming, "peer_failed", text, now_ms)
+            if (incoming := self._open[transfer]).writer_is_remote:
+                text = f"prefill worker {sender} died"
+                actions += self._writer_gone(transfer, incoming, "peer_failed", text, now_ms)
         return actions
 
+    def on_unsent(self, transfer: TransferId) -> None:
+        """A Grant has not left. If none has, the next `on_tick` ends the transfer, unless a later one leaves before."""
+        incoming = self._open.get(transfer)
+        if incoming is not None and incoming.grants_out:
+            incoming.grants_out -= 1
+
     def on_tick(self, now_ms: float) -> list[ReceiverAction]:
-        """Act on every deadline that has passed."""
+        """Act on every deadline that has passed, and end what nobody was told of."""
         while self._closed and next(iter(self._closed.values()))[2] <= now_ms:
             del self._closed[next(iter(self._closed))]
         actions: list[ReceiverAction] = []
         for transfer, incoming in list(self._open.items()):
+            if incoming.unheard:
+                text = f"prefill worker {incoming.sender} could not be told of its pages"
+                actions += self._writer_gone(transfer, incoming, "peer_failed", text, now_ms)
+                continue
             if now_ms < incoming.deadline_ms:
                 continue
             match incoming.state:
@@ -198,11 +238,7 @@ class Receiver:
     def check(self) -> None:
         """Raise RuntimeError if an entry should have left, or is open and closed at once."""
         for transfer, incoming in self._open.items():
-            delivered = incoming.coverage.complete and incoming.handover is not None
-            terminal = incoming.state in (ReceiverState.DELIVERED, ReceiverState.RELEASED)
-            ungranted = (incoming.grant is None) != (incoming.state is ReceiverState.ASKED)
-            stuck = delivered and incoming.state is ReceiverState.FILLING
-            if terminal or ungranted or stuck or transfer in self._closed:
+            if incoming.is_over or transfer in self._closed:
                 raise RuntimeError(f"transfer {transfer} is {incoming.state.value} and should not be open")
 
     def _on_request(self, sender: PeerId, request: GrantRequest, now_ms: float) -> list[ReceiverAction]:
@@ -213,15 +249,15 @@ class Receiver:
             writer_is_remote = request.transport != "tcp"
             self._open[request.transfer] = _Incoming(sender, now_ms + request.timeout_ms, writer_is_remote)
             return [Asked(sender, request)]
-        if incoming.sender == sender and incoming.state is ReceiverState.FILLING and incoming.grant is not None:
-            return [Send(sender, incoming.grant)]  # the first one was lost
+        if incoming.is_filled_by(sender):
+            return [incoming.say_grant()]  # the first one was lost
         return []
 
     def _on_renew(self, sender: PeerId, transfer: TransferId, now_ms: float) -> list[ReceiverAction]:
         incoming = self._open.get(transfer)
         if incoming is None:
             return [self._late(sender, transfer)]
-        if incoming.sender == sender and incoming.state is ReceiverState.FILLING and incoming.grant is not None:
+        if incoming.is_filled_by(sender) and incoming.grant is not None:
             incoming.deadline_ms = now_ms + incoming.grant.lease_ms
         return []
 
@@ -229,7 +265,7 @@ class Receiver:
         incoming = self._open.get(message.transfer)
         if incoming is None:
             return [self._late(sender, message.transfer)]
-        if incoming.sender != sender or incoming.state is not ReceiverState.FILLING:
+        if not incoming.is_filled_by(sender):
             return []  # not theirs; or being stopped, and Stop is repeated anyway
         if message.epoch != self._incarnation:
             return [Send(sender, Stop(transfer=message.transfer, code="wrong_epoch"))]
@@ -298,4 +334,4 @@ class Receiver:
 
 
 def _phase(incoming: _Incoming) -> str:
-    return "grant" if incoming.state is ReceiverState.ASKED else "transfer"
+    return "grant" if incoming.state is ReceiverState.ASKED or incoming.unheard else "transfer"

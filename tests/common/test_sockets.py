@@ -73,6 +73,21 @@ def test_a_full_queue_says_so_and_drops_nothing_in_silence() -> None:
     assert sent[0] and not sent[-1]
 
 
+def test_what_could_not_be_sent_never_comes_and_what_could_does() -> None:
+    """Whoever says a Grant takes its pages back after False."""
+    with closing(Exchange(SERVER, "tcp://127.0.0.1:0", queue_limit=2)) as server:
+        with closing(Exchange(CLIENT, None, queue_limit=2)) as slow:
+            slow.dial(SERVER, server.endpoint)
+            slow.send(SERVER, Ping(sequence=0))
+            first(server)
+            sent = [number for number in range(64) if server.send(CLIENT, Ping(sequence=number), [bytes(2**20)])]
+            heard: list[Received] = []
+            while not heard or heard[-1][1] != Ping(sequence=sent[-1]):
+                heard += first(slow)
+    assert [message for _, message, _ in heard] == [Ping(sequence=number) for number in sent]
+    assert len(sent) < 64, "nothing was refused"
+
+
 def test_rubbish_is_counted_and_the_rest_goes_on(server: Exchange, client: Exchange) -> None:
     context = zmq.Context()
     stranger = context.socket(zmq.DEALER)

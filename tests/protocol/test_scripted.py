@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from common.faults.rules import parse_rules
-from common.messages.handover import GrantRequest
+from common.messages.handover import Grant, GrantRequest, Stop
 from services.worker.core.actions import FetchBlocks
 from tests.protocol.schedule import LEASE_MS, Schedule, random_schedule
 from tests.support.world import Process
@@ -116,6 +116,32 @@ def test_nothing_is_granted_to_a_writer_that_died_before_it_was_heard() -> None:
     schedule.end()
 
 
+@pytest.mark.parametrize("system", ["pd-shm", "pd-tcp"])
+def test_pages_of_a_grant_that_cannot_be_sent_do_not_wait_for_its_lease(system: str) -> None:
+    schedule = Schedule(1, system)
+    world = schedule.world
+    arm(schedule, "decode/grant: fail side=sent")
+    schedule.ask(PROMPT, ANSWER)
+    until(schedule, lambda: "grant:fail" in world.wires.injected)
+    assert world.gateway is not None
+    world.die(world.gateway.peer)  # or it would say Cancel
+    core = world.processes["decode"].core
+    assert core.pool.available_pages < core.pool.usable_pages, "the story does not begin"
+    schedule.time(200.0)
+    assert core.pool.available_pages == core.pool.usable_pages
+    world.start_gateway()
+    schedule.end()
+
+
+def test_a_request_whose_grant_could_not_be_sent_is_tried_again() -> None:
+    schedule = Schedule(1, "pd-shm")
+    arm(schedule, "decode/grant: fail side=sent times=1")
+    schedule.ask(PROMPT, ANSWER)
+    schedule.time(1_000.0)
+    assert schedule.world.gateway.clients["r0"].finish
+    schedule.end()
+
+
 def test_a_life_whose_name_was_taken_gets_no_new_work_and_ends_empty() -> None:
     """A prefill worker that has not read the membership since hears of a decode worker that it does not know yet."""
     schedule = Schedule(1, "pd-shm")
@@ -195,6 +221,29 @@ def test_what_was_meant_for_a_life_that_died_harms_nobody_when_the_next_one_hear
         schedule.end()
         inherited.update(world.wires.inherited)
     assert inherited.keys() >= {"Ping", "Report", heard}, inherited
+
+
+def test_a_life_takes_nothing_for_its_own_that_was_written_to_the_one_before_it() -> None:
+    """A prefill worker that was stopped asks again, hears the grant of a life that is dead, and fills its memory. The next
+    life hears that when it has welcomed the prefill worker and is mapped, since the older connection is late: it grants pages
+    of its own, and must not believe that they were written."""
+    schedule = Schedule(1, "pd-shm")
+    world = schedule.world
+    prefill, dead = world.processes["prefill"].peer, world.processes["decode"].peer
+    schedule.ask(PROMPT, ANSWER)
+    until(schedule, lambda: any(isinstance(p.message, Grant) for p in world.links.get((dead, prefill), ())))
+    world.stop(prefill)
+    schedule.time(2_100.0)
+    world.die(dead)
+    schedule.restart(0, same_address=True, unseen_ms=200.0)
+    arm(schedule, "decode/grant: delay ms=350 side=heard times=1")
+    world.go_on(prefill)
+    world.tick()
+    schedule.time(3_000.0)
+    assert {"GrantRequest", "KvSent", "HandOver"} <= world.wires.inherited.keys()
+    stops = [event for event in world.trace.events if isinstance(event.what, Stop) and event.what.code == "wrong_epoch"]
+    assert stops, "the story does not begin"
+    schedule.end()
 
 
 @pytest.mark.parametrize("lost", [1, 2])

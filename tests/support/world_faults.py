@@ -1,7 +1,7 @@
 """The pure world with real gateway cores, connections that come and go, and the fault kit's rules in virtual time.
 
 Mappings are as the kernel's: their end is news, at once or a little later, and always before what the same peer says
-afterwards. A process that is stopped does nothing, its copier neither; one that died says nothing more. Laws are checked
+afterwards; what a process said before it died may be heard first, and its memory be written to in vain. A process that is stopped does nothing, its copier neither; one that died says nothing more. Laws are checked
 after every event; a broken one shows what happened.
 """
 
@@ -217,7 +217,7 @@ class FaultyWorld(World):
     def hear_news(self, peer: PeerId, about: PeerId | None = None) -> None:
         """All that is due; all there is if `about` speaks next."""
         news = self.standing[peer].news
-        while self.runs(peer) and news and (news[0][0] <= self.now_ms or any(one[2] == about for one in news)):
+        while self.runs(peer) and news and (news[0][0] <= self.now_ms or any(_precedes(one, about) for one in news)):
             _, what, whom = news.popleft()
             if what != "joined":
                 self.say(peer, "", f"hears that {whom} {'maps it' if what == 'gone' else 'is mapped'} no more")
@@ -387,7 +387,8 @@ class FaultyWorld(World):
         target, broken = self.process(order.to), id(copy) in self._broken
         self._broken.discard(id(copy))
         self._due.pop(id(copy), None)
-        ok = not broken and (target is not None or self.transport == "tcp")
+        maps = any(what == "lost" and whom == order.to for _, what, whom in self.standing[process.peer].news)
+        ok = not broken and (target is not None or maps or self.transport == "tcp")
         pages = tuple((order.to, page) for page in order.target_pages)
         if not ok:
             what = f"    copy of {_span(order.span)} of {order.transfer} failed"
@@ -395,7 +396,6 @@ class FaultyWorld(World):
             process.payloads[order.transfer, order.span] = contents
             what = f"    copied {_span(order.span)} of {order.transfer}"
         else:
-            assert target is not None
             what = f"    wrote {_span(order.span)} of {order.transfer} to pages {_few(order.target_pages)}"
         self.say(process.peer, order.to, what, (order.transfer,), pages)
         if ok and target is not None and self.transport != "tcp":
@@ -506,6 +506,11 @@ class FaultyWorld(World):
             due += [one.news[0][0] for one in self.standing.values() if one.news]
             due += list(self._due.values())
             self.now_ms = min((at for at in due if at > self.now_ms), default=end_ms)
+
+
+def _precedes(news: tuple[float, str, PeerId], speaker: PeerId | None) -> bool:
+    """Whether it is heard before what the speaker says: it did that afterwards. The dead say nothing afterwards."""
+    return news[2] == speaker and news[1] != "lost"
 
 
 def _span(span: object) -> str:

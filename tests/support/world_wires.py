@@ -3,7 +3,8 @@
 As ZeroMQ's: who dialled may always send, and messages to somebody who is not there are lost in silence; the other side
 is told that it cannot send once its caller has hung up or died. A connection comes back by itself when somebody listens at
 the same address again: what is said on it then, or waited for that, is heard by the new life, and what that answers comes
-under the name that was dialled.
+under the name that was dialled. Who has dialled both lives has two connections to the new one, and what is late on the older
+one is overtaken by what is said on the other.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,8 @@ from tests.support.world_memory import Page
 from tests.support.world_trace import Event, Trace, is_quiet, names_of, pages_of
 
 Link = tuple[PeerId, PeerId]
+Connection = tuple[PeerId, PeerId, PeerId]
+"""Who speaks, under which name; who hears; whom the speaker means, who may be dead."""
 _LOST = (Kind.DROP, Kind.CUT, Kind.FAIL)
 
 
@@ -41,8 +44,8 @@ class Wires:
         self._addresses: dict[PeerId, str] = {}
         self._waiting: dict[Link, list[tuple[Parcel, Outcome]]] = {}
         """What was said on connections that nobody listens at now."""
-        self._flying: dict[Link, FaultyLine[Parcel]] = {}
-        self._landing: dict[Link, FaultyLine[Parcel]] = {}
+        self._flying: dict[Connection, FaultyLine[Parcel]] = {}
+        self._landing: dict[Connection, FaultyLine[Parcel]] = {}
         self.rules: tuple[Rule, ...] = ()
         self._plans: dict[PeerId, FaultPlan] = {}
         self.ends: list[tuple[Kind, PeerId]] = []
@@ -71,7 +74,7 @@ class Wires:
                 del self._waiting[source, target]
                 for parcel, outcome in waiting:
                     self._count_inherited(parcel.message)
-                    self._put(self._flying, (source, peer), parcel, outcome, now_ms)
+                    self._put(self._flying, (source, peer, target), parcel, outcome, now_ms)
 
     def address_of(self, peer: PeerId) -> str | None:
         """Where it listens, or did."""
@@ -88,7 +91,7 @@ class Wires:
         self.dialled.pop((mine, peer), None)
         self._waiting.pop((mine, peer), None)
         if (peer, mine) not in self.dialled:
-            self._empty(lambda link: link in ((mine, peer), (peer, mine)))
+            self._empty(lambda one: one[:2] in ((mine, peer), (peer, mine)))
 
     def bury(self, peer: PeerId) -> None:
         """What it said and was not heard is lost, also under the names of lives before it; so is all that is said to it."""
@@ -97,12 +100,12 @@ class Wires:
         for link in [link for link in self._waiting if link[0] == peer]:
             del self._waiting[link]
         dead = [one for one in self._lives_of(peer) if one == peer or not self._lives(one)]
-        self._empty(lambda link: link[0] in dead or link[1] == peer)
+        self._empty(lambda one: one[0] in dead or one[1] == peer)
 
-    def _empty(self, of: Callable[[Link], bool]) -> None:
+    def _empty(self, of: Callable[[Connection], bool]) -> None:
         for lines in (self._flying, self._landing):
-            for link in [link for link in lines if of(link)]:
-                del lines[link]
+            for connection in [one for one in lines if of(one)]:
+                del lines[connection]
 
     def _name_for(self, source: PeerId, target: PeerId) -> PeerId | None:
         """Under which name the target hears it: that which it dialled, if the source did not dial. None: no connection."""
@@ -127,7 +130,7 @@ class Wires:
         if listens is not None:
             if (name, listens) != (source, target):
                 self._count_inherited(message)
-            self._put(self._flying, (name, listens), parcel, outcome, now_ms)
+            self._put(self._flying, (name, listens, target), parcel, outcome, now_ms)
         else:
             self._note(source, target, message, "nobody is there", now_ms)
             self._waiting.setdefault((name, target), []).append((parcel, outcome))
@@ -139,18 +142,19 @@ class Wires:
 
     def pump(self, now_ms: float) -> None:
         """What has flown long enough is at its target, where other rules may strike it."""
-        for (source, target), line in self._flying.items():
+        for connection, line in self._flying.items():
+            source, target, _ = connection
             for parcel in line.take(now_ms):
                 outcome = self._strike(target, source, parcel.message, Side.HEARD)
                 fate = " ".join(word for word in (parcel.fate, _words(outcome)) if word)
                 heard = Parcel(parcel.message, parcel.payloads, parcel.sent_ms, fate)
-                self._put(self._landing, (source, target), heard, outcome, now_ms)
+                self._put(self._landing, connection, heard, outcome, now_ms)
 
     def landed(self, now_ms: float) -> Iterator[tuple[Link, Parcel]]:
         """What can be heard now."""
-        for link, line in list(self._landing.items()):
+        for (source, target, _), line in list(self._landing.items()):
             for parcel in line.take(now_ms):
-                yield link, parcel
+                yield (source, target), parcel
 
     @property
     def due_ms(self) -> float | None:
@@ -159,13 +163,19 @@ class Wires:
         return min((line.due_ms for line in lines if line.due_ms is not None), default=None)
 
     def _put(
-        self, lines: dict[Link, FaultyLine[Parcel]], link: Link, parcel: Parcel, outcome: Outcome, now_ms: float
+        self,
+        lines: dict[Connection, FaultyLine[Parcel]],
+        connection: Connection,
+        parcel: Parcel,
+        outcome: Outcome,
+        now_ms: float,
     ) -> None:
+        source, target, _ = connection
         if outcome.has(*_LOST, Kind.CORRUPT):
-            self.lost.append((link, parcel.message))
-            self._note(*link, parcel.message, parcel.fate or _words(outcome), now_ms)
+            self.lost.append(((source, target), parcel.message))
+            self._note(source, target, parcel.message, parcel.fate or _words(outcome), now_ms)
         else:
-            lines.setdefault(link, FaultyLine()).put(parcel, outcome, now_ms)
+            lines.setdefault(connection, FaultyLine()).put(parcel, outcome, now_ms)
 
     # -- rules
 

@@ -13,6 +13,7 @@ from common.ids import PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
 from common.messages import AnyMessage
 from common.messages.actions import Send
+from common.messages.base import Message
 from common.messages.handover import Abort, Grant, GrantRefused, GrantRequest, HandOver, KvSent, Renew, Stopped
 from common.messages.liveness import Member, Report
 from common.messages.requests import Cancel, Failed, Generate
@@ -166,6 +167,12 @@ class DecodeCore(WorkerRole):
 
     def _end_unheard(self, request: RequestId) -> None:
         self._generation.forget(request)
+
+    def on_unsent(self, peer: PeerId, message: Message) -> None:
+        """A message could not be sent. Of a Grant's pages nobody may know then."""
+        if isinstance(message, Grant):
+            self._incoming.on_unsent(message)
+        super().on_unsent(peer, message)
 
     def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
         """The engine finished a step."""

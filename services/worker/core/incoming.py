@@ -52,6 +52,10 @@ class Incoming:
         mine = [transfer for transfer, incoming in self._transfers.items() if incoming.arrival.request == request]
         return [a for t in mine for a in self._carry_out(self._receiver.stop(t, code, now_ms, text=text), now_ms)]
 
+    def on_unsent(self, grant: Grant) -> None:
+        """A Grant could not be sent: if nobody knows of its pages, they are free again at the next tick."""
+        self._receiver.on_unsent(grant.transfer)
+
     def on_sender_joined(self, sender: PeerId) -> None:
         """The sender maps our pages (again)."""
         self._receiver.on_peer_joined(sender)

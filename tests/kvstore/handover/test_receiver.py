@@ -246,3 +246,35 @@ def test_messages_that_never_belong_here_are_violations() -> None:
     for message in (GRANT, Commit(transfer=T), Stop(transfer=T, code="x")):
         with pytest.raises(ProtocolViolation, match="decode worker got"):
             receiver().on_message(D, message, 0.0)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_pages_that_no_writer_was_told_of_are_free_at_the_next_tick(stopped: bool) -> None:
+    core = receiver()
+    if stopped:
+        core.stop(T, "cancelled", 0.0)
+    core.on_unsent(T)
+    ended = core.on_tick(1.0)
+    assert ended[-1] == Release(T)
+    gave_up = [(a.phase, a.code, a.retryable) for a in ended if isinstance(a, GaveUp)]
+    assert gave_up == ([] if stopped else [("grant", "peer_failed", True)])
+    core.check()
+    assert core.on_message(P, request(T), 2.0) == [Send(P, Stop(transfer=T, code="closed"))]
+
+
+def test_a_repeat_that_could_not_be_sent_frees_nothing_that_its_writer_may_know() -> None:
+    core = receiver()
+    core.on_message(P, request(T), 1.0)
+    core.on_unsent(T)
+    assert core.on_tick(2.0) == []
+    core.on_message(P, ALL, 3.0)
+    assert core.on_message(P, HANDOVER, 3.0) == COMMITTED
+
+
+def test_a_grant_that_leaves_at_the_second_attempt_counts() -> None:
+    core = receiver()
+    core.on_unsent(T)
+    assert core.on_message(P, request(T), 1.0) == [Send(P, GRANT)]
+    assert core.on_tick(2.0) == []
+    assert Quarantine(T) in core.on_tick(LEASE_MS + 1.0), "its writer may write"
+    core.on_unsent(TransferId("unknown"))
