@@ -9,7 +9,7 @@ from common.faults.rules import parse_rules
 from common.messages.handover import GrantRequest
 from services.worker.core.actions import FetchBlocks
 from tests.protocol.schedule import LEASE_MS, Schedule, random_schedule
-from tests.support.world import Process
+from tests.support.world_process import Process
 
 PROMPT, ANSWER = 21, 6
 
@@ -46,7 +46,7 @@ def test_a_reader_that_was_stopped_reads_on_within_its_lease(seed: int) -> None:
     arm(schedule, "prefill/fetch: delay ms=4500")
     schedule.ask(PROMPT, ANSWER, shared=True)
     until(schedule, lambda: moves(reader, FetchBlocks))
-    schedule.world.stop(reader.peer)
+    schedule.world.kernel.stop(reader.peer)
     schedule.time(4_000.0)
     assert holder.core.pool.cache.n_pinned, "the lease has 10 s"
     schedule.end()
@@ -121,13 +121,13 @@ def test_a_life_whose_name_was_taken_gets_no_new_work_and_ends_empty() -> None:
     schedule = Schedule(1, "pd-shm")
     world = schedule.world
     old, prefill = world.processes["decode"], world.processes["prefill"].peer
-    world.stop(old.peer)
-    world.stop(prefill)
+    world.kernel.stop(old.peer)
+    world.kernel.stop(prefill)
     world.start("decode")
-    world.go_on(old.peer)
+    world.kernel.go_on(old.peer)
     until(schedule, lambda: world.gateway.core.not_ready_reason(world.now_ms) is None)
     schedule.ask(PROMPT, ANSWER)
-    world.go_on(prefill)
+    world.kernel.go_on(prefill)
     schedule.time(6_000.0)
     assert old.core.succession.successor == world.processes["decode"].peer
     assert world.gateway.clients["r0"].finish and not old.core._generation.generated_tokens_total
