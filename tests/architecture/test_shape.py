@@ -12,9 +12,7 @@ FILE_LINES, FUNCTION_LINES, CLASS_LINES, PARAMETERS, MEDIAN_LINES = 400, 60, 250
 _ATTENTION = (
     "the terms of attention, by name, as every way of computing it has them; most callers leave most of them out"
 )
-_OWNER = "owns all requests of its side; cut in two, their state would have two owners"
 OUTLIERS: dict[str, str] = {  # "path:name" -> why it may be larger
-    "gateway/core/inflight.py:Inflight": _OWNER,
     "services/worker/service.py:WorkerService": "one loop: what is heard, what is decided, what is done about it",
     "kernels/paged_decode.py:paged_decode": _ATTENTION,
     "kernels/paged_prefill.py:paged_prefill": _ATTENTION,
