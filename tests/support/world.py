@@ -1,6 +1,6 @@
 """The pure world with links that keep order and lose nothing, and a gateway that asks and remembers what it was answered.
 
-Whose process is killed is noticed at once. A real gateway core, and links that fail: tests.support.world_faults.
+The end of a process is noticed at once. A real gateway core, and links that fail: tests.support.world_faults.
 """
 
 import random

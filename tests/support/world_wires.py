@@ -15,10 +15,10 @@ from common.faults.points import Kind, Point, Side, points_of
 from common.faults.rules import Rule, rules_for
 from common.ids import PeerId
 from common.messages.base import Message
+from tests.support.world_cluster import Link
 from tests.support.world_memory import Page
 from tests.support.world_trace import Event, Trace, is_quiet, names_of, pages_of
 
-Link = tuple[PeerId, PeerId]
 _LOST = (Kind.DROP, Kind.CUT, Kind.FAIL)
 
 
