@@ -195,23 +195,12 @@ class Schedule:
         """
         world, registry = self.world, self.world.registry
         registry.blind_until_ms = max(registry.blind_until_ms, world.now_ms + unseen_ms)
-        if names := self._workers_down():
+        if names := world.workers_down():
             world.start(names[which % len(names)], same_address=same_address)
         elif world.gateway is None:
             world.start_gateway()
         elif world.store is None and world.store_blocks:
             world.start_store(same_address=same_address)
-
-    @property
-    def n_down(self) -> int:
-        """Processes that could be started."""
-        world = self.world
-        return len(self._workers_down()) + (world.gateway is None) + (world.store is None and world.store_blocks > 0)
-
-    def _workers_down(self) -> list[str]:
-        """Those that are dead or stopped; not the older lives of names that have begun anew."""
-        processes, runs = self.world.processes, self.world.kernel.runs
-        return [name for name, process in processes.items() if not runs(process.peer) and " " not in name]
 
     # -- the end
 

@@ -95,7 +95,7 @@ class Cluster(RuleBasedStateMachine):
     def kill(self, which: int) -> None:
         self.schedule.kill(which)
 
-    @precondition(lambda self: self.schedule.n_down)
+    @precondition(lambda self: self.schedule.world.n_dead)
     @rule(which=_WHICH, same_address=st.booleans(), unseen_ms=st.sampled_from((0.0, 300.0, 5_000.0)))
     def restart(self, which: int, same_address: bool, unseen_ms: float) -> None:
         self.schedule.restart(which, same_address, unseen_ms)

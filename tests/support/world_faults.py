@@ -121,6 +121,17 @@ class FaultyWorld(Cluster):
         found += [process.peer for process in self.processes.values() if process.alive]
         return [*found, self.store.peer] if self.store is not None else found
 
+    def workers_down(self) -> list[str]:
+        """Dead or stopped; not the older lives of names that have begun anew."""
+        found = self.processes.items()
+        return [name for name, process in found if not self.kernel.runs(process.peer) and " " not in name]
+
+    @property
+    def n_dead(self) -> int:
+        """Processes that could be started."""
+        without_store = self.store is None and self.store_blocks > 0
+        return len(self.workers_down()) + (self.gateway is None) + without_store
+
     def die(self, peer: PeerId) -> None:
         """kill -9. The kernel tells who shares memory with it; others notice by silence."""
         self.say(peer, "", "dies")
@@ -225,14 +236,11 @@ class FaultyWorld(Cluster):
     # -- events
 
     def choices(self) -> list[tuple[str, Happens]]:
-        return [(kind, what) for kind, what in super().choices() if isinstance(what, tuple) or self._can(kind, what)]
-
-    def _can(self, kind: str, process: Process) -> bool:
-        if not self.kernel.runs(process.peer):
-            return False
-        if kind == "copy":
-            return not self.copies.is_late(process.copies[0])
-        return kind != "move" or not self.copies.is_late(process.next_move.order)
+        return [
+            (kind, what)
+            for kind, what in super().choices()
+            if isinstance(what, tuple) or (self.kernel.runs(what.peer) and not self.copies.is_late(kind, what))
+        ]
 
     def turn(self) -> bool:
         """One event, or time passes up to the next one. False if only the passing of time is left."""

@@ -62,8 +62,10 @@ class WatchedCopies(Copies):
         self._broken |= {id(copy) for copy in process.copies if copy.order.to == peer}
         process.break_moves(peer)
 
-    def is_late(self, order: object) -> bool:
-        return self._due.get(id(order), 0.0) > self._world.now_ms
+    def is_late(self, kind: str, process: Process) -> bool:
+        """The copier's or the block mover's next event cannot happen yet."""
+        order = process.copies[0] if kind == "copy" else process.next_move.order if kind == "move" else None
+        return order is not None and self._due.get(id(order), 0.0) > self._world.now_ms
 
     def due_ms(self) -> list[float]:
         """When those that take their time may happen."""
