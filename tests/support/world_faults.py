@@ -87,11 +87,7 @@ class FaultyWorld(Cluster):
 
     def _listen(self, name: str, old: PeerId | None) -> None:
         """The life that begins next listens at an address of its own, or at that of `old`, which is dead."""
-        life = self.lives + 1
-        address = None if old is None else self.wires.address_of(old)
-        if address is not None:
-            self.say(f"{name}@{life:016x}", "", f"will listen where {old} did")
-        self.wires.listen(peer_id(WorkerId(name), Incarnation(life)), address or f"{name} {life}", self.now_ms)
+        self.wires.listen(peer_id(WorkerId(name), Incarnation(self.lives + 1)), old, self.now_ms)
 
     def tell_members(self) -> None:
         """Everybody reads the registry, unless it cannot be read; who runs has renewed its record."""
