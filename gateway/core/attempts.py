@@ -64,6 +64,15 @@ class Attempts:
         routed = [Routed(order.request, placed, one.attempts_total)] if order.explain else []
         return [Send(placed.entry, _generate(one, wire, placed, now_ms)), *routed]
 
+    def end_prefill(self, attempt: Attempt) -> None:
+        """Its first token came: the entry worker has done its part, and from now on only who draws the answer is charged."""
+        attempt.prefilling = False
+        self._roster.on_success(attempt.entry)
+        self._roster.computed(attempt.entry, attempt.wire)
+        if attempt.entry != attempt.decode:
+            self._roster.release(attempt.entry, attempt.wire)
+            self._roster.arrived(attempt.decode, attempt.wire)
+
     def questions(self, now_ms: float) -> list[Action]:
         """Ask about those without news for a while, so many of each worker's at a time; say Cancel again."""
         about: dict[PeerId, list[RequestId]] = {}

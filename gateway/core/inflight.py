@@ -26,12 +26,11 @@ from gateway.core.keys import KeyLimits
 from gateway.core.open_request import Attempt, OpenRequest
 from gateway.core.order import Order
 from gateway.core.placement import Placement
-from gateway.core.recovery import RetryBudget, backoff_ms
+from gateway.core.recovery import Retries
 from gateway.core.roster import Lost, Roster
 from gateway.core.terms import Terms
 from gateway.core.totals import RoutingTotals
 
-_MOST_DEATHS = 3
 _LOOK_AGAIN_MS = 100.0
 _AGAIN_PER_TICK = 64  # a death takes many requests down together; tokens of others must pass in between
 
@@ -53,8 +52,8 @@ class Inflight:
 
     def __init__(self, parts: Parts, terms: Terms) -> None:
         self._roster = parts.roster
-        self._totals, self._draw, self._terms = parts.totals, parts.draw, terms
-        self._budget = RetryBudget(terms.retry)
+        self._totals, self._terms = parts.totals, terms
+        self._retries = Retries(terms.retry, parts.totals, parts.draw)
         self._entrance = Entrance(parts.keys, parts.totals, terms, parts.placement.retry_after_s)
         self._open: dict[RequestId, OpenRequest] = {}
         self._attempts = Attempts(parts.roster, parts.placement)
@@ -86,7 +85,7 @@ class Inflight:
         """
         actions: list[Action] = []
         for index, one in enumerate(self._entrance.admit(orders, now_ms)):
-            self._budget.on_request()
+            self._retries.on_request()
             try:
                 actions += self._enter(one, now_ms)
             except ServingError as error:
@@ -170,7 +169,9 @@ class Inflight:
             if not delta.tokens and delta.finish is None:
                 return []
         if delta.tokens and attempt.prefilling:
-            self._end_prefill(one, attempt, delta, now_ms)
+            took_ms = now_ms - attempt.sent_ms
+            self._totals.on_first_token(attempt.placed, took_ms=took_ms, cached_tokens=delta.cached_tokens)
+            self._attempts.end_prefill(attempt)
         if delta.tokens:
             attempt.news_ms = now_ms
             one.emitted += delta.tokens
@@ -181,15 +182,6 @@ class Inflight:
         self._roster.on_success(attempt.decode)
         self._forget(one, now_ms, but=attempt.decode)
         return [deliver, *self._fill(now_ms)]
-
-    def _end_prefill(self, one: OpenRequest, attempt: Attempt, delta: TokenDelta, now_ms: float) -> None:
-        attempt.prefilling = False
-        self._totals.on_first_token(attempt.placed, took_ms=now_ms - attempt.sent_ms, cached_tokens=delta.cached_tokens)
-        self._roster.on_success(attempt.entry)
-        self._roster.computed(attempt.entry, attempt.wire)
-        if attempt.entry != attempt.decode:
-            self._roster.release(attempt.entry, attempt.wire)
-            self._roster.arrived(attempt.decode, attempt.wire)
 
     def _on_failed(self, sender: PeerId, failed: Failed, now_ms: float) -> list[Action]:
         one = self._attempts.get(failed.request)
@@ -237,19 +229,15 @@ class Inflight:
         but: PeerId | None = None,
         died: bool = False,
     ) -> list[Action]:
-        """Pause it until its next attempt, or fail it if it has had its tries. A death costs no budget: it is no storm."""
-        terms = self._terms.retry
-        tired = one.deaths > _MOST_DEATHS if died else one.tries >= terms.attempts
-        if not (died or tired or self._budget.take()):
-            self._totals.add("retries_refused_total{reason=budget}")
-            tired = True
+        """Pause it until its next attempt, or fail it if it has had its tries."""
         error.in_phase(one.phase)
-        if tired or terms.attempts <= 1:
+        pause_ms = self._retries.pause_ms(one, died=died)
+        if pause_ms is None:
             return self._fail(one, error, now_ms, but=but)
         self._attempts.note_failure(one, error, but, now_ms)
         cancels = self._attempts.end(one, now_ms, but=but)
         one.error, one.failed_ms, one.avoid = error, now_ms, one.avoid | avoid
-        one.retry_at_ms = now_ms + backoff_ms(terms, one.tries + 1, self._draw())
+        one.retry_at_ms = now_ms + pause_ms
         self._totals.add(f"retries_total{{code={error.code},kind={'replay' if one.emitted else 'retry'}}}")
         return cancels
 
@@ -280,14 +268,11 @@ class Inflight:
         actions, places = self._entrance.end_late(now_ms), _AGAIN_PER_TICK
         for one in list(self._open.values()):
             if now_ms >= one.deadline_ms:
-                actions += self._out_of_time(one, now_ms)
+                actions += self._fail(one, _too_late(one, self._terms.timeout_ms), now_ms)
             elif one.retry_at_ms is not None and now_ms >= one.retry_at_ms and places:
                 places -= 1
                 actions += self._again(one, now_ms)
         return actions + self._attempts.questions(now_ms) + self._fill(now_ms)
-
-    def _out_of_time(self, one: OpenRequest, now_ms: float) -> list[Action]:
-        return self._fail(one, _too_late(one, self._terms.timeout_ms).in_phase(one.phase), now_ms)
 
     def _fail(self, one: OpenRequest, error: ServingError, now_ms: float, *, but: PeerId | None = None) -> list[Action]:
         if error.http_status == 503:
@@ -318,7 +303,8 @@ def _gave_up(one: OpenRequest, attempt: Attempt, sender: PeerId, failed: Failed)
 
 def _too_late(one: OpenRequest, timeout_ms: float) -> DeadlineExceeded:
     where = f" ({one.attempt.placed.decode_name})" if one.attempt is not None else f"; last error: {one.error}"
-    return DeadlineExceeded(f"the request's {timeout_ms / 1000:g} s were over {one.progress}{where}")
+    text = f"the request's {timeout_ms / 1000:g} s were over {one.progress}{where}"
+    return DeadlineExceeded(text).in_phase(one.phase)
 
 
 def _to_avoid(attempt: Attempt, sender: PeerId, failed: Failed) -> frozenset[WorkerId]:

@@ -5,7 +5,13 @@ client sees no seam. A budget keeps a cluster that fails everything from being b
 Source of the budget: retries as a share of requests (Google SRE book, "Handling overload").
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from gateway.core.open_request import OpenRequest
+from gateway.core.totals import RoutingTotals
+
+_MOST_DEATHS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,35 @@ class RetryBudget:
             return False
         self._tokens -= 1.0
         return True
+
+
+class Retries:
+    """Whether a request may be tried again, and when. Owns the budget; `draw`: a random number from 0 to 1, for the jitter."""
+
+    def __init__(self, terms: RetryTerms, totals: RoutingTotals, draw: Callable[[], float]) -> None:
+        self._terms, self._totals, self._draw = terms, totals, draw
+        self._budget = RetryBudget(terms)
+
+    def on_request(self) -> None:
+        """A request came in."""
+        self._budget.on_request()
+
+    def pause_ms(self, one: OpenRequest, *, died: bool) -> float | None:
+        """How long a request that failed pauses before its next attempt; None if it has had its tries.
+
+        A retry counts as done. The death of a worker (`died`) costs no budget: it is no storm.
+        """
+        if self._terms.attempts <= 1:
+            return None
+        if died:
+            if one.deaths > _MOST_DEATHS:
+                return None
+        elif one.tries >= self._terms.attempts:
+            return None
+        elif not self._budget.take():
+            self._totals.add("retries_refused_total{reason=budget}")
+            return None
+        return backoff_ms(self._terms, one.tries + 1, self._draw())
 
 
 def backoff_ms(terms: RetryTerms, attempt: int, draw: float) -> float:

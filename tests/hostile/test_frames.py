@@ -10,7 +10,8 @@ from common.ids import PeerId
 from common.messages import decode
 from tests.hostile.absurd import Absurd
 from tests.kvstore.server import builders as store_builders
-from tests.support.world import GATEWAY, MODEL, World
+from tests.support.world import GATEWAY, World
+from tests.support.world_process import MODEL
 
 PROMPT = list(range(10, 60))
 STRANGER = PeerId("stranger@1")

@@ -16,8 +16,8 @@ from typing import Concatenate, ParamSpec
 from common.faults.points import MESSAGES, Kind, Point, Side
 from common.faults.rules import Rule
 from common.ids import RequestId
-from tests.support.world import Process
 from tests.support.world_faults import FaultyWorld
+from tests.support.world_process import Process
 
 QUIET_MS = 40_000.0
 """A transfer that nobody commits costs 8 s, a silent peer 3, a lookup 2.5; a request has four attempts."""
@@ -178,13 +178,13 @@ class Schedule:
     @_told
     def stop(self, which: int) -> None:
         if peers := self.world.everybody():
-            self.world.stop(peers[which % len(peers)])
+            self.world.kernel.stop(peers[which % len(peers)])
 
     @_told
     def go_on(self) -> None:
         for peer in self.world.everybody():
-            if self.world.standing[peer].stopped:
-                self.world.go_on(peer)
+            if self.world.kernel.standing[peer].stopped:
+                self.world.kernel.go_on(peer)
 
     @_told
     def restart(self, which: int, same_address: bool = False, unseen_ms: float = 0.0) -> None:
@@ -193,10 +193,9 @@ class Schedule:
         At the same address, if that is free, it hears what was meant for the old one. `unseen_ms`: how long nobody reads of
         it in the membership.
         """
-        world = self.world
-        world.blind_until_ms = max(world.blind_until_ms, world.now_ms + unseen_ms)
-        names = [name for name, process in world.processes.items() if not world.runs(process.peer) and " " not in name]
-        if names:
+        world, registry = self.world, self.world.registry
+        registry.blind_until_ms = max(registry.blind_until_ms, world.now_ms + unseen_ms)
+        if names := world.workers_down():
             world.start(names[which % len(names)], same_address=same_address)
         elif world.gateway is None:
             world.start_gateway()

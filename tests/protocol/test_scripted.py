@@ -9,7 +9,7 @@ from common.faults.rules import parse_rules
 from common.messages.handover import Grant, GrantRequest, Stop
 from services.worker.core.actions import FetchBlocks
 from tests.protocol.schedule import LEASE_MS, Schedule, random_schedule
-from tests.support.world import Process
+from tests.support.world_process import Process
 
 PROMPT, ANSWER = 21, 6
 
@@ -46,7 +46,7 @@ def test_a_reader_that_was_stopped_reads_on_within_its_lease(seed: int) -> None:
     arm(schedule, "prefill/fetch: delay ms=4500")
     schedule.ask(PROMPT, ANSWER, shared=True)
     until(schedule, lambda: moves(reader, FetchBlocks))
-    schedule.world.stop(reader.peer)
+    schedule.world.kernel.stop(reader.peer)
     schedule.time(4_000.0)
     assert holder.core.pool.cache.n_pinned, "the lease has 10 s"
     schedule.end()
@@ -147,13 +147,13 @@ def test_a_life_whose_name_was_taken_gets_no_new_work_and_ends_empty() -> None:
     schedule = Schedule(1, "pd-shm")
     world = schedule.world
     old, prefill = world.processes["decode"], world.processes["prefill"].peer
-    world.stop(old.peer)
-    world.stop(prefill)
+    world.kernel.stop(old.peer)
+    world.kernel.stop(prefill)
     world.start("decode")
-    world.go_on(old.peer)
+    world.kernel.go_on(old.peer)
     until(schedule, lambda: world.gateway.core.not_ready_reason(world.now_ms) is None)
     schedule.ask(PROMPT, ANSWER)
-    world.go_on(prefill)
+    world.kernel.go_on(prefill)
     schedule.time(6_000.0)
     assert old.core.succession.successor == world.processes["decode"].peer
     assert world.gateway.clients["r0"].finish and not old.core._generation.generated_tokens_total
@@ -232,12 +232,12 @@ def test_a_life_takes_nothing_for_its_own_that_was_written_to_the_one_before_it(
     prefill, dead = world.processes["prefill"].peer, world.processes["decode"].peer
     schedule.ask(PROMPT, ANSWER)
     until(schedule, lambda: any(isinstance(p.message, Grant) for p in world.links.get((dead, prefill), ())))
-    world.stop(prefill)
+    world.kernel.stop(prefill)
     schedule.time(2_100.0)
     world.die(dead)
     schedule.restart(0, same_address=True, unseen_ms=200.0)
     arm(schedule, "decode/grant: delay ms=350 side=heard times=1")
-    world.go_on(prefill)
+    world.kernel.go_on(prefill)
     world.tick()
     schedule.time(3_000.0)
     assert {"GrantRequest", "KvSent", "HandOver"} <= world.wires.inherited.keys()

@@ -109,6 +109,12 @@ class GatewayShell:
             self._world.say(self.peer, "", f"the client of {request} leaves", (request,))
             self.perform(self.core.cancel(request, now_ms))
 
+    def leave_all(self, now_ms: float) -> None:
+        """The gateway dies, and with it every connection of a client."""
+        for client in self.clients.values():
+            if not client.done:
+                client.cancelled, client.ended_ms = True, now_ms
+
     # -- the shell
 
     def hear(self, source: PeerId, message: AnyMessage, now_ms: float) -> None:
@@ -138,7 +144,7 @@ class GatewayShell:
                     if not self._world.send_from(self.peer, to, message):
                         waiting += self.core.on_unsent(to, message, self._world.now_ms)
                 case Dial(peer, _):
-                    self._world.dial(self.peer, peer)
+                    self._world.wires.dial(self.peer, peer)
                 case HangUp(peer):
                     self._world.hang_up(self.peer, peer)
                 case Note(event, worker, text):

@@ -12,7 +12,9 @@ from common.ids import RequestId
 from common.messages.requests import FetchHint
 from common.policy.elastic import ArenaTerms
 from tests.support.fake_engine import answer
-from tests.support.world import CHUNK_PAGES, LAYOUT, Happens, Process, World
+from tests.support.world import World
+from tests.support.world_cluster import Happens
+from tests.support.world_process import CHUNK_PAGES, LAYOUT, Process
 
 CONTEXT_TOKENS = 100
 STEPS_PER_TOKEN, STEPS_ALWAYS = 3.0, 60
@@ -87,7 +89,7 @@ def tiny_world(rng: random.Random) -> ProgressWorld:
         transport=rng.choice(("tcp", "shm")),
         flaky=rng.choice((0.0, 0.0, 0.3, 1.0)),
         ahead=rng.random() < 0.5,
-        **({"arena": arena, "elastic": elastic} if elastic != "off" else {}),  # type: ignore[arg-type]  # keywords
+        **({"arena": arena, "elastic": elastic} if elastic != "off" else {}),
         layer_offload=layers if offload == "most" else offload,
         spare_memory=rng.choice(("keep", "release")),
         admission=rng.choice(("fcfs", "slo")),

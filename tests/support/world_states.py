@@ -1,5 +1,8 @@
 """How far requests and transfers are in each core, in words: what a trace tells of the inside."""
 
+from collections.abc import Callable, Sequence
+
+from common.ids import PeerId
 from gateway.core.dispatch import Dispatch
 from services.worker.core.decode import DecodeCore
 from services.worker.core.prefill import PrefillCore
@@ -31,3 +34,24 @@ def _attempt(one: object) -> str:
     if attempt is None:
         return "pauses before its next attempt"
     return f"is with its workers as {attempt.wire}, in phase {attempt.phase}"
+
+
+class StateNotes:
+    """Owns what each process was last seen in; `say(who, whom, what, names)` is told of what changes."""
+
+    def __init__(self, say: Callable[[str, str, str, Sequence[str]], None]) -> None:
+        self._say = say
+        self._states: dict[PeerId, dict[str, str]] = {}
+
+    def note(self, peer: PeerId, core: PrefillCore | DecodeCore | Dispatch) -> None:
+        now, before = states_of(core), self._states.setdefault(peer, {})
+        for name in before.keys() | now.keys():
+            if before.get(name) != now.get(name):
+                self._say(peer, "", f"    {name} {now.get(name, 'is over here')}", (name,))
+                if name in now:
+                    before[name] = now[name]
+                else:
+                    del before[name]
+
+    def forget(self, peer: PeerId) -> None:
+        self._states.pop(peer, None)

@@ -16,10 +16,10 @@ from common.faults.points import Kind, Point, Side, points_of
 from common.faults.rules import Rule, rules_for
 from common.ids import PeerId
 from common.messages.base import Message
+from tests.support.world_cluster import Link
 from tests.support.world_memory import Page
 from tests.support.world_trace import Event, Trace, is_quiet, names_of, pages_of
 
-Link = tuple[PeerId, PeerId]
 Connection = tuple[PeerId, PeerId, PeerId]
 """Who speaks, under which name; who hears; whom the speaker means, who may be dead."""
 _LOST = (Kind.DROP, Kind.CUT, Kind.FAIL)
@@ -66,19 +66,18 @@ class Wires:
     def dial(self, mine: PeerId, peer: PeerId) -> None:
         self.dialled[mine, peer] = None
 
-    def listen(self, peer: PeerId, address: str, now_ms: float) -> None:
-        """A new life listens there; who dialled an older one at the same address is connected to it."""
-        self._addresses[peer] = address
+    def listen(self, peer: PeerId, old: PeerId | None, now_ms: float) -> None:
+        """A new life listens where an old one did, and who dialled that one is connected to it; None: where nobody has."""
+        address = None if old is None else self._addresses.get(old)
+        if address is not None:
+            self._trace.note(Event(now_ms, peer, "", f"will listen where {old} did"))
+        self._addresses[peer] = address = address or str(peer)
         for (source, target), waiting in list(self._waiting.items()):
             if self._addresses.get(target) == address:
                 del self._waiting[source, target]
                 for parcel, outcome in waiting:
                     self._count_inherited(parcel.message)
                     self._put(self._flying, (source, peer, target), parcel, outcome, now_ms)
-
-    def address_of(self, peer: PeerId) -> str | None:
-        """Where it listens, or did."""
-        return self._addresses.get(peer)
 
     def _lives_of(self, peer: PeerId) -> list[PeerId]:
         """All that ever listened where it does, the latest first."""

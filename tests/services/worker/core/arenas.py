@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from common.policy.elastic import ArenaTerms
 from services.worker.core.actions import LendChunks, TakeBackChunks
 from tests.support.fake_engine import answer
-from tests.support.world import CHUNK_PAGES, LAYOUT, World
+from tests.support.world import World
+from tests.support.world_process import CHUNK_PAGES, LAYOUT
 
 CHUNK_BYTES = CHUNK_PAGES * LAYOUT.page_bytes
 

@@ -9,7 +9,8 @@ from common.block_hash import hash_blocks
 from common.ids import RequestId
 from common.policy.elastic import ArenaTerms
 from tests.support.fake_engine import answer
-from tests.support.world import CHUNK_PAGES, LAYOUT, World
+from tests.support.world import World
+from tests.support.world_process import CHUNK_PAGES, LAYOUT
 
 LAYERS, CONTEXT = 6, 100
 

@@ -14,7 +14,8 @@ from common.messages.requests import FetchHint, Sampling
 from common.messages.resizing import Resize
 from tests.services.worker.core.test_caching import check_end
 from tests.support.fake_engine import answer
-from tests.support.world import GATEWAY, Process, World
+from tests.support.world import GATEWAY, World
+from tests.support.world_process import Process
 
 PROMPT = [(at * 11) % 900 + 3 for at in range(41)]
 

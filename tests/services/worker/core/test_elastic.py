@@ -21,7 +21,8 @@ from tests.kvstore.index.chains import ROOT, straight
 from tests.services.worker.core.arenas import CHUNK_BYTES, Orders, arena_terms, require_unharmed
 from tests.services.worker.core.test_scheduler import ENGINE, run, submit
 from tests.support.fake_engine import answer
-from tests.support.world import CHUNK_PAGES, LAYOUT, World
+from tests.support.world import World
+from tests.support.world_process import CHUNK_PAGES, LAYOUT
 
 A = Owner("a")
 POLICY = DecodeFirst(64, 4)
@@ -254,7 +255,7 @@ def test_answers_are_right_while_memory_goes_to_and_fro(elastic_mode: str, *, ah
             for _ in range(rng.randrange(20)):
                 world.turn()
         require_unharmed(world)
-        returned += world.moved_chunks["returned"]
+        returned += world.chunks.moved["returned"]
     assert (returned > 0) == (elastic_mode != "static")
 
 
@@ -283,7 +284,7 @@ def test_off_orders_nothing() -> None:
     world.greet()
     world.send("r", [2] * 30, 5)
     world.settle()
-    assert world.moved_chunks["lent"] == 0
+    assert world.chunks.moved["lent"] == 0
 
 
 def test_a_pool_of_which_chunks_are_lent_is_not_resized_and_says_so() -> None:
@@ -417,5 +418,5 @@ def test_answers_are_right_and_all_pages_come_back_while_mappings_fail(ahead: bo
             for _ in range(rng.randrange(20)):
                 world.turn()
         require_unharmed(world)
-        refused += world.moved_chunks["refused"]
+        refused += world.chunks.moved["refused"]
     assert refused > 0

@@ -9,7 +9,8 @@ from common.ids import PeerId, RequestId
 from common.messages.actions import Send
 from common.messages.blocks import Declined, Find, Found, Offered, Reserve, Reserved
 from common.messages.requests import Generate, Sampling
-from tests.support.world import GATEWAY, Process, World
+from tests.support.world import GATEWAY, World
+from tests.support.world_process import Process
 
 PROMPT = list(range(10, 60))
 PAGES = ((1, 2), (3, 4), (5, 6))
@@ -76,7 +77,7 @@ def test_a_repeated_reserved_starts_no_second_copy() -> None:
     answer = Reserved(call=call, pages=((0, 1),))
     made.perform(prefill, prefill.core.on_message(store, answer, made.now_ms))
     while prefill.moves:
-        made.move(prefill)
+        made.copies.move(prefill)
     assert prefill.core.on_message(store, answer, made.now_ms) == []
 
 

@@ -18,7 +18,8 @@ from services.worker.core.resizing import PoolSize
 from services.worker.settings import WorkerSettings
 from tests.services.worker.core.arenas import Linear, arena_terms
 from tests.support.fake_engine import answer
-from tests.support.world import GATEWAY, LAYOUT, Process, World
+from tests.support.world import GATEWAY, World
+from tests.support.world_process import LAYOUT, Process
 
 LAYERS = 6
 POOL_PAGES = 8 * LAYERS
@@ -178,7 +179,7 @@ def test_whoever_is_over_while_the_engine_waits_holds_it_back_no_longer(end: str
     world = tight()
     world.send("r", prompt(world.rng, 90), 6, timeout_ms=2_000)
     prefill = world.processes["prefill"]
-    until(world, lambda: bool(prefill.copies) and prefill.layer == 2 and world.is_ring_closed(prefill))
+    until(world, lambda: bool(prefill.copies) and prefill.layer == 2 and prefill.is_ring_closed)
     held = list(prefill.copies)
     prefill.copies.clear()
     if end == "cancel":
@@ -209,9 +210,9 @@ def test_a_process_that_ends_lets_its_engine_go_on() -> None:
     world = tight()
     world.send("r", prompt(world.rng, 90), 6)
     prefill = world.processes["prefill"]
-    until(world, lambda: prefill.layer == 2 and world.is_ring_closed(prefill))
+    until(world, lambda: prefill.layer == 2 and prefill.is_ring_closed)
     world.perform(prefill, prefill.core.abandon())
-    assert not world.is_ring_closed(prefill)
+    assert not prefill.is_ring_closed
 
 
 def test_nothing_is_published_of_it_and_what_was_cached_is_reused() -> None:

@@ -12,7 +12,8 @@ from services.worker.core.memory_owners import Buffered, Lent, MemoryOwners
 from services.worker.core.resizing import PoolSize, Resizing
 from services.worker.settings import WorkerSettings
 from tests.kvstore.index.chains import ROOT, block_pool, straight
-from tests.support.world import LAYOUT, World
+from tests.support.world import World
+from tests.support.world_process import LAYOUT
 
 PAGE_BYTES, WEIGHT_BYTES = 64, 1000
 PROMPT = [(at * 7) % 900 + 3 for at in range(60)]

@@ -13,7 +13,8 @@ from common.ids import PeerId, RequestId
 from common.messages.handover import Grant, KvSent
 from common.messages.requests import Failed, FetchHint, Generate, Timings, Tokens
 from tests.support.fake_engine import answer
-from tests.support.world import LAYOUT, Process, World
+from tests.support.world import World
+from tests.support.world_process import LAYOUT, Process
 
 STEPS_MS = (0.0, 0.125, 0.5, 1.0)
 Link = tuple[PeerId, PeerId]

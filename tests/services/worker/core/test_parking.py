@@ -18,7 +18,8 @@ from services.worker.core.lineup import MOST_PASSES
 from services.worker.core.parking import Parking
 from services.worker.core.sequence import Sequence
 from tests.support.fake_engine import answer
-from tests.support.world import Process, World
+from tests.support.world import World
+from tests.support.world_process import Process
 
 
 def prompt(rng: random.Random, tokens: int) -> list[int]:

@@ -12,7 +12,8 @@ from kvstore.server.core import reads
 from services.worker.core import lender
 from tests.services.worker.core.test_caching import SPILLS, check_end, conversation
 from tests.support.fake_engine import answer
-from tests.support.world import GATEWAY, MODEL, World
+from tests.support.world import GATEWAY, World
+from tests.support.world_process import MODEL
 
 PROMPT = [(at * 11) % 900 + 3 for at in range(41)]
 N_BLOCKS = 10

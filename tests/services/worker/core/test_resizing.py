@@ -10,7 +10,8 @@ from common.messages.requests import Failed
 from common.messages.resizing import Resize, ResizeAnswer
 from tests.services.worker.core.test_caching import check_end
 from tests.support.fake_engine import answer
-from tests.support.world import CHUNK_PAGES, GATEWAY, LAYOUT, Process, World
+from tests.support.world import GATEWAY, World
+from tests.support.world_process import CHUNK_PAGES, LAYOUT, Process
 
 PROMPT = [(at * 11) % 900 + 3 for at in range(41)]
 
@@ -94,7 +95,7 @@ def test_new_pages_are_not_used_before_everybody_has_them() -> None:
     while not decode.resizes:
         target.turn()
     assert decode.ledger.total_pages == 40
-    target.change_memory(decode)
+    target.happen("resize", decode)
     assert decode.ledger.total_pages == 80
 
 

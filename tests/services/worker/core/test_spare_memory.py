@@ -17,7 +17,8 @@ from services.worker.core.sequence import NewPrompt
 from services.worker.core.spare_memory import SYSTEM, SpareMemory
 from tests.kvstore.index.chains import ROOT, straight
 from tests.services.worker.core.arenas import Orders, arena_terms, require_unharmed
-from tests.support.world import CHUNK_PAGES, World
+from tests.support.world import World
+from tests.support.world_process import CHUNK_PAGES
 
 A = Owner("a")
 
@@ -232,8 +233,8 @@ def test_answers_are_right_while_the_system_has_memory_for_a_while(elastic: str)
         for _ in range(rng.randrange(20)):
             world.turn()
     require_unharmed(world)
-    assert world.moved_chunks["returned"] > 0
-    assert world.moved_chunks["refused"] > 0
+    assert world.chunks.moved["returned"] > 0
+    assert world.chunks.moved["refused"] > 0
 
 
 def test_what_the_system_cannot_unmap_stays_and_is_tried_again_after_the_pause_of_the_rule() -> None:

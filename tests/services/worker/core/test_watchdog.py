@@ -16,7 +16,8 @@ from services.worker.core.actions import Copy
 from services.worker.core.laggards import Laggards
 from services.worker.core.watchdog import Fired, Wait, Watchdog, WatchTerms
 from tests.services.worker.core.test_endings import prompt, run_until
-from tests.support.world import MODEL, World
+from tests.support.world import World
+from tests.support.world_process import MODEL
 
 TERMS = WatchTerms(stall_ms=1_000.0, step_ms=5_000.0)
 TICK_MS = 50.0
