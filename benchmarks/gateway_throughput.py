@@ -18,7 +18,6 @@ import multiprocessing
 import random
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from common.messages.liveness import Hello, Member, PageCounts, Ping, QueueCount
 from common.messages.requests import Generate, TokenDelta, Tokens
 from common.net.redis import Membership
 from common.net.sockets import Exchange
+from common.ports import free_port
 from tests.gateway.model import NAME, identity, write_model
 from tests.support.redis import redis_server
 
@@ -239,7 +239,7 @@ def run_worker(url: str, name: str, stopping: Event) -> None:
 @contextlib.contextmanager
 def theirs(python: Path) -> Iterator[Server]:
     """Two HTTP workers and the router."""
-    ports = free_ports(N_WORKERS + 2)
+    ports = [free_port() for _ in range(N_WORKERS + 2)]  # the router takes numbers only
     port, metrics_port, worker_ports = ports[0], ports[1], ports[2:]
     workers = [
         subprocess.Popen([sys.executable, "-m", "benchmarks._http_worker", str(one)], cwd=_ROOT) for one in worker_ports
@@ -260,15 +260,6 @@ def theirs(python: Path) -> Iterator[Server]:
         for process in (*([router] if router is not None else []), *workers):
             process.terminate()
             process.wait(timeout=PATIENCE_S)
-
-
-def free_ports(n: int) -> list[int]:
-    """Free now; the router takes numbers only."""
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    ports = [one.getsockname()[1] for one in listeners]
-    for one in listeners:
-        one.close()
-    return ports
 
 
 def wait_until_answers(port: int, path: str, part: bytes) -> None:

@@ -7,6 +7,7 @@ the answer and are not supported here are refused by name when they ask for some
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Generic, TypeVar  # Any: fields that are read only to be refused
 
 import msgspec
@@ -15,7 +16,7 @@ from common.errors import InvalidRequest
 from gateway.ignored_fields import IgnoredFields, ignored_fields
 
 T = TypeVar("T", bound="AnswerRequest")
-Note = Callable[[IgnoredFields], None]
+Tell = Callable[[IgnoredFields], None]
 _PATH = re.compile(r" - at `\$\.?([^`]*)`")
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 
@@ -173,28 +174,31 @@ class _Form(Generic[T]):
 
 
 _completion, _chat = _Form(CompletionRequest, _KnownCompletion), _Form(ChatRequest, _KnownChat)
+_UNKNOWN = re.compile(r"unknown field `(.*)`", re.DOTALL)
+_MOST_COLONS = 4096
+"""Every field has one. Of a body with more the first unknown field is told: to look at all would hold others up."""
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def read_completion(body: bytes, note: Note) -> CompletionRequest:
+def read_completion(body: bytes, note: Tell) -> CompletionRequest:
     """Parse a body. Raises InvalidRequest naming the field, what it was and what it must be.
 
-    `note`: told of unknown fields, if there are any, before anything is returned or raised.
+    `note`: told of unknown fields, if there are any, before anything is returned or, of short bodies, raised.
     """
     return _read(_completion, body, note)
 
 
-def read_chat(body: bytes, note: Note) -> ChatRequest:
+def read_chat(body: bytes, note: Tell) -> ChatRequest:
     """As `read_completion`."""
     return _read(_chat, body, note)
 
 
-def _read(form: _Form[T], body: bytes, note: Note) -> T:
+def _read(form: _Form[T], body: bytes, note: Tell) -> T:
     try:
         request = form.known.decode(body)
-    except _UNREADABLE:
-        request = _read_any(form, body, note)
+    except _UNREADABLE as error:
+        request = _read_any(form, body, str(error), note)
     for name, neutral in NEUTRAL.items():
         value = getattr(request, name, None)
         if value is not None and value not in neutral:
@@ -202,15 +206,17 @@ def _read(form: _Form[T], body: bytes, note: Note) -> T:
     return request
 
 
-def _read_any(form: _Form[T], body: bytes, note: Note) -> T:
-    """One with unknown fields, or none that can be read."""
-    try:
-        unknown = _fields.decode(body).keys() - form.names
-    except _UNREADABLE:
-        unknown = set()
-    if unknown:
-        note(ignored_fields(unknown))
-    return _decode(form.any, body)
+def _read_any(form: _Form[T], body: bytes, first: str, note: Tell) -> T:
+    """One with unknown fields, or none that can be read. `first`: what was found wrong with it, before anything else."""
+    if body.count(b":") <= _MOST_COLONS:
+        with suppress(*_UNREADABLE):  # an InvalidRequest passes
+            if unknown := _fields.decode(body).keys() - form.names:
+                note(ignored_fields(unknown))
+            return _decode(form.any, body)
+    request = _decode(form.any, body)
+    named = _UNKNOWN.search(first)
+    note(ignored_fields([named[1] if named else ""], all_of_them=False))
+    return request
 
 
 def _decode(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:

@@ -138,7 +138,7 @@ class Exchange:
         """Queue a message; False if the peer is unknown, gone, or has too many messages waiting.
 
         After False the peer never hears it: libzmq looks whether there is a connection with room before it takes the first
-        frame, and takes back what it has of a message whose connection ends halfway. True promises nothing.
+        frame. True promises nothing: what waits is lost with its connection.
         """
         return self._send_frames(peer, [encode(message), *payloads])
 

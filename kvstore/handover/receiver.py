@@ -2,8 +2,8 @@
 
 Owns `_open`: every hand-over that holds or awaits pages. An entry leaves in one of three ways: delivered to the
 request; released because nobody writes any more (the writer said so, died, never wrote for itself, or was never told of
-the pages: no Grant has left); or refused before pages were given. Each has a deadline: the request's own while it waits, the lease while it fills, the next Stop
-while it is being stopped. Quarantine has no end but Stopped, Abort or death: time alone proves nothing about a writer.
+the pages: no Grant has left); or refused before pages were given. Each has a deadline: the request's own while it waits,
+the lease while it fills, or less while its Grant cannot be sent; the next Stop while it is being stopped. Quarantine has no end but Stopped, Abort or death: time alone proves nothing about a writer.
 
 Owns `_closed`: how transfers ended, for a while, so late messages get the answer that ends the sender's wait. Owns
 `_writers`: who maps our memory, as the kernel tells. Nobody else is granted pages to write to: of a writer that maps
@@ -32,6 +32,9 @@ from kvstore.handover.coverage import Coverage
 from kvstore.handover.spans import granted_pages
 from kvstore.handover.states import RECEIVER, ReceiverEvent, ReceiverState, advance
 
+_UNTOLD_MS = 5_000.0
+"""How long pages wait for a sender that could not be told of them; it asks again every 2 s."""
+
 
 class _Incoming:
     """One open hand-over."""
@@ -45,6 +48,7 @@ class _Incoming:
         "sender",
         "state",
         "stop_code",
+        "untold_until_ms",
         "writer_is_remote",
     )
 
@@ -57,12 +61,24 @@ class _Incoming:
         self.handover: HandOver | None = None
         self.writer_is_remote = writer_is_remote  # as asked for; as granted from `open` on
         self.stop_code = ""
+        self.untold_until_ms: float | None = None
 
-    def say_grant(self) -> Send:
-        """For the first time, or again."""
+    def say_grant(self, now_ms: float) -> Send:
+        """For the first time, or again. The lease begins when it may first be heard."""
         assert self.grant is not None, "only who has pages is told of them"
+        if self.unheard:
+            self.deadline_ms = now_ms + self.grant.lease_ms
         self.grants_out += 1
         return Send(self.sender, self.grant)
+
+    def take_grant_back(self, now_ms: float) -> None:
+        """It did not leave. If none has, the pages wait for a while from the first time on: the sender asks again."""
+        if not self.grants_out:
+            raise ValueError("a Grant came back that was never said")
+        self.grants_out -= 1
+        if self.unheard:
+            self.untold_until_ms = self.untold_until_ms or now_ms + _UNTOLD_MS
+            self.deadline_ms = min(self.deadline_ms, self.untold_until_ms)
 
     def is_filled_by(self, sender: PeerId) -> bool:
         """It has pages, and this sender may send their content."""
@@ -74,12 +90,13 @@ class _Incoming:
         return self.grant is not None and self.grants_out == 0
 
     @property
-    def is_over(self) -> bool:
-        """It is in no state in which it may be open."""
+    def is_broken(self) -> bool:
+        """It should not be open, or not in this state."""
         terminal = self.state in (ReceiverState.DELIVERED, ReceiverState.RELEASED)
         ungranted = (self.grant is None) != (self.state is ReceiverState.ASKED)
         stuck = self.coverage.complete and self.handover is not None and self.state is ReceiverState.FILLING
-        return terminal or ungranted or stuck
+        told_of_nothing = self.grant is None and self.grants_out > 0
+        return terminal or ungranted or stuck or told_of_nothing
 
 
 class Receiver:
@@ -131,8 +148,7 @@ class Receiver:
         incoming.state = advance(RECEIVER, incoming.state, ReceiverEvent.GRANT)
         incoming.grant, incoming.writer_is_remote = grant, writer_is_remote
         incoming.coverage = Coverage(self._layers, grant.first_block, grant.first_block + len(grant.pages[0]))
-        incoming.deadline_ms = now_ms + grant.lease_ms
-        return [incoming.say_grant()]
+        return [incoming.say_grant(now_ms)]
 
     def refuse(
         self, transfer: TransferId, code: str, text: str, retryable: bool, now_ms: float
@@ -205,23 +221,22 @@ class Receiver:
                 actions += self._writer_gone(transfer, incoming, "peer_failed", text, now_ms)
         return actions
 
-    def on_unsent(self, transfer: TransferId) -> None:
-        """A Grant has not left. If none has, the next `on_tick` ends the transfer, unless a later one leaves before."""
-        incoming = self._open.get(transfer)
-        if incoming is not None and incoming.grants_out:
-            incoming.grants_out -= 1
+    def on_unsent(self, transfer: TransferId, now_ms: float) -> None:
+        """A Grant has not left. If none has, the transfer ends soon, unless its sender asks again before and can be told."""
+        if (incoming := self._open.get(transfer)) is not None:
+            incoming.take_grant_back(now_ms)
 
     def on_tick(self, now_ms: float) -> list[ReceiverAction]:
-        """Act on every deadline that has passed, and end what nobody was told of."""
+        """Act on every deadline that has passed."""
         while self._closed and next(iter(self._closed.values()))[2] <= now_ms:
             del self._closed[next(iter(self._closed))]
         actions: list[ReceiverAction] = []
         for transfer, incoming in list(self._open.items()):
+            if now_ms < incoming.deadline_ms:
+                continue
             if incoming.unheard:
                 text = f"prefill worker {incoming.sender} could not be told of its pages"
                 actions += self._writer_gone(transfer, incoming, "peer_failed", text, now_ms)
-                continue
-            if now_ms < incoming.deadline_ms:
                 continue
             match incoming.state:
                 case ReceiverState.STOPPING:
@@ -238,8 +253,8 @@ class Receiver:
     def check(self) -> None:
         """Raise RuntimeError if an entry should have left, or is open and closed at once."""
         for transfer, incoming in self._open.items():
-            if incoming.is_over or transfer in self._closed:
-                raise RuntimeError(f"transfer {transfer} is {incoming.state.value} and should not be open")
+            if incoming.is_broken or transfer in self._closed:
+                raise RuntimeError(f"transfer {transfer} is {incoming.state.value} and should not be open, or not so")
 
     def _on_request(self, sender: PeerId, request: GrantRequest, now_ms: float) -> list[ReceiverAction]:
         incoming = self._open.get(request.transfer)
@@ -250,7 +265,7 @@ class Receiver:
             self._open[request.transfer] = _Incoming(sender, now_ms + request.timeout_ms, writer_is_remote)
             return [Asked(sender, request)]
         if incoming.is_filled_by(sender):
-            return [incoming.say_grant()]  # the first one was lost
+            return [incoming.say_grant(now_ms)]  # the first one was lost
         return []
 
     def _on_renew(self, sender: PeerId, transfer: TransferId, now_ms: float) -> list[ReceiverAction]:

@@ -293,7 +293,7 @@ class WorkerService:
     def _send(self, to: PeerId, message: Message, payloads: Sequence[Payload]) -> None:
         if not self._exchange.send(to, message, payloads):
             self._unsent.note(to, type(message).__name__)
-            self._core.on_unsent(to, message)
+            self._core.on_unsent(to, message, self._clock.now_ms())
 
     def _tell(self, to: PeerId, message: Message, payloads: Sequence[Payload]) -> None:
         """Send it, with checksums if they are wanted: now, or when they are made."""

@@ -88,6 +88,18 @@ def test_what_could_not_be_sent_never_comes_and_what_could_does() -> None:
     assert len(sent) < 64, "nothing was refused"
 
 
+def test_what_who_dialled_could_not_send_never_comes_and_what_it_could_does() -> None:
+    with closing(Exchange(SERVER, "tcp://127.0.0.1:0", queue_limit=2)) as slow:
+        with closing(Exchange(CLIENT, None, queue_limit=2)) as client:
+            client.dial(SERVER, slow.endpoint)
+            sent = [number for number in range(64) if client.send(SERVER, Ping(sequence=number), [bytes(2**20)])]
+            heard: list[Received] = []
+            while not heard or heard[-1][1] != Ping(sequence=sent[-1]):
+                heard += first(slow)
+    assert [message for _, message, _ in heard] == [Ping(sequence=number) for number in sent]
+    assert len(sent) < 64, "nothing was refused"
+
+
 def test_rubbish_is_counted_and_the_rest_goes_on(server: Exchange, client: Exchange) -> None:
     context = zmq.Context()
     stranger = context.socket(zmq.DEALER)

@@ -6,7 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.ignored_fields import HEADER, PATTERN, ignored_fields
+from gateway.ignored_fields import HEADER, PATTERN, IgnoredFields, ignored_fields
+from gateway.openai_schema import read_completion
 from tests.gateway.cluster import Cluster
 from tests.gateway.model import ids
 from tests.gateway.test_errors import chat, completion
@@ -50,6 +51,25 @@ def test_an_answer_to_known_fields_names_none(up: Cluster) -> None:
             assert HEADER not in client.post("/v1/completions", json=body).headers
         assert HEADER not in client.post("/v1/completions", content=b'{"max_token": 5').headers
         assert counted(client) == before
+
+
+@pytest.mark.parametrize("colons", [4096, 4097])
+def test_of_a_body_with_very_many_fields_the_first_one_is_told(colons: int) -> None:
+    told: list[IgnoredFields] = []
+    unknown = ",".join(f'"n{number}": 0' for number in range(colons - 2))
+    read_completion(f'{{{unknown}, "model": "m", "prompt": "x"}}'.encode(), told.append)
+    assert [one.header.partition(";")[::2] for one in told] == [
+        ("n0", "more")
+        if colons > 4096
+        else ("n0,n1,n10,n100,n1000,n1001,n1002,n1003,n1004,n1005,n1006,n1007,n1008,n1009,n101,n1010", "more=4078")
+    ]
+    assert re.fullmatch(PATTERN, told[0].header)
+
+
+def test_a_name_that_is_no_text_hides_none_of_the_others() -> None:
+    told: list[IgnoredFields] = []
+    read_completion(b'{"model": "m", "foo": 2, "prompt": "x", "\xff": 1}', told.append)
+    assert [one.header for one in told] == ["foo;more"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Greedy tokens equal transformers' own when KV comes from another worker's device pool, and when it should have and does not."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,10 +55,11 @@ class Workers:
         for attempt in range(TRIES):
             prompt = self.answers.prompt(LONG, *name, attempt)
             self.held_by(holder, prompt)
-            before = dict(self.counters(to))
+            before, sent_s = dict(self.counters(to)), time.monotonic()
             outcome = self.ask(to, prompt, fetch=self.driver.hint(holder, BLOCKS))
             if not gained(self.counters(to), before, "fetch_hints_wrong_total"):
                 break
+            assert time.monotonic() - sent_s >= 1.0, "the holder answered, and had nothing"
         return prompt, before, outcome
 
     def churn(self, worker: str) -> None:
@@ -124,10 +126,10 @@ def test_what_the_holder_displaced_is_computed(workers: Workers, to: str) -> Non
 
 def test_of_a_hint_that_promises_too_much_what_is_there_is_used(workers: Workers) -> None:
     for attempt in range(TRIES):
-        prompt = workers.answers.prompt(LONG, "less", attempt)
+        prompt, sent_s = workers.answers.prompt(LONG, "less", attempt), time.monotonic()
         workers.held_by("prefill-1", prompt[:50])
         cached = workers.ask("prefill-0", prompt, fetch=workers.driver.hint("prefill-1", 99)).cached_tokens
-        if cached:
+        if cached or time.monotonic() - sent_s < 1.0:
             break
     assert cached == 48
 
@@ -140,13 +142,26 @@ def test_a_hint_may_name_anybody(workers: Workers) -> None:
 
 def test_many_fetches_at_once_both_ways_give_the_right_tokens(workers: Workers) -> None:
     """Two prefill workers read each other while both compute."""
-    prompts = {w: [workers.answers.prompt(LONG, "many", w, n) for n in range(8)] for w in ("prefill-0", "prefill-1")}
+    for attempt in range(TRIES):
+        cached, wrong = many_fetches(workers, attempt)
+        assert cached.count(0) == wrong and cached.count(BLOCKS * 16) == len(cached) - wrong
+        if not wrong:
+            break
+    assert not wrong, "no holder is late each time"
+
+
+def many_fetches(workers: Workers, *name: object) -> tuple[list[int | None], int]:
+    """Tokens that each request did not compute, and how many holders were not waited for."""
+    pairs = (("prefill-0", "prefill-1"), ("prefill-1", "prefill-0"))
+    prompts = {
+        holder: [workers.answers.prompt(LONG, "many", holder, *name, n) for n in range(8)] for _, holder in pairs
+    }
     for worker, mine in prompts.items():
         for prompt in mine:
             workers.ask(worker, prompt, max_tokens=1, check=False)
-    wrong = -_wrong_hints(workers)
+    before = {reader: dict(workers.counters(reader)) for reader, _ in pairs}
     requests = {}
-    for reader, holder in (("prefill-0", "prefill-1"), ("prefill-1", "prefill-0")):
+    for reader, holder in pairs:
         for prompt in prompts[holder]:
             hint = workers.driver.hint(holder, BLOCKS)
             sent = workers.driver.send(reader, prompt, decode="decode-0", max_tokens=N_TOKENS, fetch=hint)
@@ -156,12 +171,8 @@ def test_many_fetches_at_once_both_ways_give_the_right_tokens(workers: Workers) 
         assert outcome.failed is None and outcome.tokens == workers.answers.to(prompt)
         cached.append(outcome.cached_tokens)
     workers.driver.until_all_free()
-    wrong += _wrong_hints(workers)  # a holder that is late for a second is not waited for
-    assert sorted(cached) == sorted([0] * wrong + [BLOCKS * 16] * (len(requests) - wrong)) and wrong < len(requests)
-
-
-def _wrong_hints(workers: Workers) -> int:
-    return int(sum(workers.counters(name).get("fetch_hints_wrong_total", 0.0) for name in ("prefill-0", "prefill-1")))
+    wrong = sum(gained(workers.counters(reader), before[reader], "fetch_hints_wrong_total") for reader, _ in pairs)
+    return cached, int(wrong)
 
 
 def linked(workers: Workers, one: str, other: str) -> bool:

@@ -127,18 +127,25 @@ def test_pages_of_a_grant_that_cannot_be_sent_do_not_wait_for_its_lease(system: 
     world.die(world.gateway.peer)  # or it would say Cancel
     core = world.processes["decode"].core
     assert core.pool.available_pages < core.pool.usable_pages, "the story does not begin"
-    schedule.time(200.0)
+    schedule.time(5_200.0)
     assert core.pool.available_pages == core.pool.usable_pages
     world.start_gateway()
     schedule.end()
 
 
-def test_a_request_whose_grant_could_not_be_sent_is_tried_again() -> None:
+@pytest.mark.parametrize(("refused", "again"), [(1, False), (9, True)])
+def test_a_grant_that_cannot_be_sent_now_is_sent_when_it_is_asked_for_again_else_the_request_is(
+    refused: int, again: bool
+) -> None:
     schedule = Schedule(1, "pd-shm")
-    arm(schedule, "decode/grant: fail side=sent times=1")
+    arm(schedule, f"decode/grant: fail side=sent times={refused}")
     schedule.ask(PROMPT, ANSWER)
-    schedule.time(1_000.0)
-    assert schedule.world.gateway.clients["r0"].finish
+    schedule.time(2_500.0)
+    gateway = schedule.world.gateway
+    assert gateway is not None and bool(gateway.clients["r0"].finish) != again
+    schedule.time(25_000.0)
+    retried = any(name.startswith("retries_total") for name in gateway.core.counters())
+    assert gateway.clients["r0"].finish and retried == again
     schedule.end()
 
 

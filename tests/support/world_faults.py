@@ -178,7 +178,7 @@ class FaultyWorld(Cluster):
         sent = self.send_from(source, target, message, payloads)  # type: ignore[arg-type]  # a message
         process = self.process(source)
         if not sent and process is not None:
-            process.core.on_unsent(target, message)  # type: ignore[arg-type]  # a message
+            process.core.on_unsent(target, message, self.now_ms)  # type: ignore[arg-type]  # a message
 
     def ready_links(self) -> list[Link]:
         self.wires.pump(self.now_ms)

@@ -168,11 +168,11 @@ class DecodeCore(WorkerRole):
     def _end_unheard(self, request: RequestId) -> None:
         self._generation.forget(request)
 
-    def on_unsent(self, peer: PeerId, message: Message) -> None:
+    def on_unsent(self, peer: PeerId, message: Message, now_ms: float) -> None:
         """A message could not be sent. Of a Grant's pages nobody may know then."""
         if isinstance(message, Grant):
-            self._incoming.on_unsent(message)
-        super().on_unsent(peer, message)
+            self._incoming.on_unsent(message, now_ms)
+        super().on_unsent(peer, message, now_ms)
 
     def on_step(self, result: StepResult, now_ms: float) -> list[Action]:
         """The engine finished a step."""

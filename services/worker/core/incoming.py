@@ -52,9 +52,9 @@ class Incoming:
         mine = [transfer for transfer, incoming in self._transfers.items() if incoming.arrival.request == request]
         return [a for t in mine for a in self._carry_out(self._receiver.stop(t, code, now_ms, text=text), now_ms)]
 
-    def on_unsent(self, grant: Grant) -> None:
-        """A Grant could not be sent: if nobody knows of its pages, they are free again at the next tick."""
-        self._receiver.on_unsent(grant.transfer)
+    def on_unsent(self, grant: Grant, now_ms: float) -> None:
+        """A Grant could not be sent: if nobody is told of its pages within seconds, they are free again."""
+        self._receiver.on_unsent(grant.transfer, now_ms)
 
     def on_sender_joined(self, sender: PeerId) -> None:
         """The sender maps our pages (again)."""

@@ -120,7 +120,7 @@ class WorkerRole(ABC):
     def _end_unheard(self, request: RequestId) -> None:
         """Its gateway did not get what was sent: there is no use in going on."""
 
-    def on_unsent(self, peer: PeerId, message: Message) -> None:
+    def on_unsent(self, peer: PeerId, message: Message, now_ms: float) -> None:
         """A message could not be sent. Requests whose tokens are lost fail, as soon as their gateway is heard again."""
         for request in requests_of(message):
             self._end_unheard(request)

@@ -21,7 +21,7 @@ from kvstore.handover.actions import Asked, Deliver, Fill, GaveUp, Quarantine, R
 from kvstore.handover.receiver import Receiver
 from tests.kvstore.handover.world import D, P, request
 
-T, EPOCH, LEASE_MS = TransferId("t"), Incarnation(7), 30_000
+T, EPOCH, LEASE_MS, UNTOLD_MS = TransferId("t"), Incarnation(7), 30_000, 5_000.0
 GRANT = Grant(transfer=T, epoch=EPOCH, first_block=1, pages=((10, 11), (12, 13)), lease_ms=LEASE_MS)
 HANDOVER = HandOver(transfer=T, epoch=EPOCH, first_token=3)
 COMMITTED = [Deliver(T, HANDOVER), Send(P, Commit(transfer=T))]
@@ -249,12 +249,13 @@ def test_messages_that_never_belong_here_are_violations() -> None:
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_pages_that_no_writer_was_told_of_are_free_at_the_next_tick(stopped: bool) -> None:
+def test_pages_that_no_writer_was_told_of_are_free_after_seconds(stopped: bool) -> None:
     core = receiver()
     if stopped:
         core.stop(T, "cancelled", 0.0)
-    core.on_unsent(T)
-    ended = core.on_tick(1.0)
+    core.on_unsent(T, 0.0)
+    assert Release(T) not in core.on_tick(499.0 if stopped else UNTOLD_MS - 1.0), "it may ask again"
+    ended = core.on_tick(500.0 if stopped else UNTOLD_MS)
     assert ended[-1] == Release(T)
     gave_up = [(a.phase, a.code, a.retryable) for a in ended if isinstance(a, GaveUp)]
     assert gave_up == ([] if stopped else [("grant", "peer_failed", True)])
@@ -265,16 +266,23 @@ def test_pages_that_no_writer_was_told_of_are_free_at_the_next_tick(stopped: boo
 def test_a_repeat_that_could_not_be_sent_frees_nothing_that_its_writer_may_know() -> None:
     core = receiver()
     core.on_message(P, request(T), 1.0)
-    core.on_unsent(T)
-    assert core.on_tick(2.0) == []
-    core.on_message(P, ALL, 3.0)
-    assert core.on_message(P, HANDOVER, 3.0) == COMMITTED
+    core.on_unsent(T, 1.0)
+    assert core.on_tick(UNTOLD_MS + 2.0) == []
+    core.on_message(P, ALL, UNTOLD_MS + 3.0)
+    assert core.on_message(P, HANDOVER, UNTOLD_MS + 3.0) == COMMITTED
 
 
 def test_a_grant_that_leaves_at_the_second_attempt_counts() -> None:
     core = receiver()
-    core.on_unsent(T)
-    assert core.on_message(P, request(T), 1.0) == [Send(P, GRANT)]
-    assert core.on_tick(2.0) == []
-    assert Quarantine(T) in core.on_tick(LEASE_MS + 1.0), "its writer may write"
-    core.on_unsent(TransferId("unknown"))
+    core.on_unsent(T, 0.0)
+    assert core.on_message(P, request(T), 2_000.0) == [Send(P, GRANT)]
+    assert core.on_tick(LEASE_MS + 1_999.0) == [], "its lease begins when it may be heard"
+    assert Quarantine(T) in core.on_tick(LEASE_MS + 2_000.0), "its writer may write"
+    core.on_unsent(TransferId("unknown"), 0.0)
+
+
+def test_a_grant_that_was_never_said_cannot_come_back() -> None:
+    core = receiver()
+    core.on_unsent(T, 0.0)
+    with pytest.raises(ValueError, match="never said"):
+        core.on_unsent(T, 0.0)

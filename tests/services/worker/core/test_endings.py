@@ -302,7 +302,7 @@ def test_tokens_that_could_not_be_sent_end_their_request_at_the_next_ping() -> N
     decode = target.processes["decode"]
     run_until(target, lambda: len(target.answers[R].tokens) > 3)
     lost = Tokens(deltas=(TokenDelta(R, 4, (1,)),))
-    decode.core.on_unsent(GATEWAY, lost)
+    decode.core.on_unsent(GATEWAY, lost, target.now_ms)
     target.settle()
     assert target.answers[R].failed is None
     target.pass_time(400.0)
