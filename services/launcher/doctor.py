@@ -17,7 +17,8 @@ from services.launcher.redis_checks import RedisFound, look_at_redis
 from services.launcher.settings import DoctorSettings
 
 _DUMP = (
-    "kill -USR1 PID makes any process write its threads' stacks to its log at once, and its `state` when its loop comes round; "
+    "kill -USR1 PID makes a gateway, worker, KV store or `penstock up` write its threads' stacks to its log (`up`: its output) "
+    "at once, and its `state` when its loop comes round; "
     "of one that hangs in C code kill -USR2 PID has the stacks still"
 )
 
