@@ -75,9 +75,10 @@ def machine(settings: DoctorSettings) -> list[Finding]:
 
 def _memory(settings: DoctorSettings) -> Finding:
     pages, store_bytes = settings.device_memory, settings.host_memory_bytes
+    unsaid_bytes = _MEMORY_BYTES if settings.url is None else 0
     return checks.check_memory(
-        _MEMORY_BYTES if pages is None else pages,
-        _MEMORY_BYTES if store_bytes is None else store_bytes,
+        unsaid_bytes if pages is None else pages,
+        unsaid_bytes if store_bytes is None else store_bytes,
         checks.available_bytes(),
         on_host=(settings.device or _DEVICE) == "cpu",
     )

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from common.units import MIB
 from services.launcher import cluster_checks as checks
 from services.launcher.doctor import as_json, machine, running
 from services.launcher.findings import Finding, Level
@@ -228,6 +229,10 @@ def test_what_concerns_a_system_to_be_started_is_left_out_beside_a_running_one_u
     assert to_start < subjects() and "redis" in subjects()
     assert not (to_start | {"redis"}) & subjects(url="http://h")
     assert to_start & subjects(url="http://h", host_memory_bytes=0) == {"memory"}
+    told = {one.subject: one.text for one in machine(DoctorSettings(url="http://h", device_memory=MIB))}
+    assert told["memory"].endswith("each worker takes 1.0 MiB for KV pages")
+    told = {one.subject: one.text for one in machine(DoctorSettings(url="http://h", host_memory_bytes=MIB))}
+    assert told["memory"].endswith("available, the KV store 1.0 MiB")
     assert to_start & subjects(url="http://h", device="cpu") == {"device"}
 
 
