@@ -1,8 +1,8 @@
 """SIGUSR1: somebody wants to read in the log what a process is doing. SIGUSR2: the same of one whose interpreter hangs.
 
 SIGUSR1 is heard by the interpreter, on its main thread, between two of its steps or while it waits for a lock or a socket; it
-writes one `stacks` event, JSON as all events are, at once, whatever the process's loop is at: so it is with workers, stores and
-gateways. The loop writes the `state` event when it comes round next, and one that is held by Python code that does not end never
+writes one `stacks` event, JSON as all events are, at once, whatever the process's loop is at: so it is with workers, stores,
+gateways and `penstock up`. The loop writes the `state` event when it comes round next, and one that is held by Python code that does not end never
 does. Who is held by C code that does not return hears nothing. SIGUSR2 is heard by C code that needs nobody's turn, and writes
 plain text.
 """
@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 
 _STANDARD_ERROR = 2  # the descriptor: whoever captures `sys.stderr` may have none
@@ -41,7 +41,7 @@ class DumpSignal:
 
     def call(self, wake: Callable[[], object]) -> None:
         """From now on `wake` is called after each signal, on the main thread, between any two steps of it: it must only pass
-        the word on, and not raise."""
+        the word on, or write with `write_at_once` what it can see without a lock, and not raise."""
         self._call = wake
 
     def take(self) -> bool:
@@ -51,16 +51,20 @@ class DumpSignal:
 
 
 def _write_stacks() -> None:
-    """One event: of every thread its name and its calls, the innermost first.
-
-    Not by way of `sys.stderr`, which the thread that was interrupted may be writing to.
-    """
+    """One event: of every thread its name and its calls, the innermost first."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     threads = [
         {"thread": names.get(ident, str(ident)), "calls": _calls(frame)}
         for ident, frame in sys._current_frames().items()
     ]
-    record = {"at": round(time.time(), 3), "event": "stacks", "pid": os.getpid(), "threads": threads}
+    write_at_once({"at": round(time.time(), 3), "event": "stacks", "pid": os.getpid(), "threads": threads})
+
+
+def write_at_once(record: Mapping[str, object]) -> None:
+    """One event to standard error, from within a signal's call.
+
+    Not by way of `sys.stderr`, which the thread that was interrupted may be writing to.
+    """
     rest = json.dumps(record).encode() + b"\n"
     try:
         while rest:

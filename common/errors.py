@@ -51,10 +51,12 @@ class Rejected(ServingError):
     """The caller asked for something we will never do."""
 
     code, http_status = "rejected", 400
+    param: str | None = None
+    """The field of the request that it is about, where there is one to name."""
 
 
 class InvalidRequest(Rejected):
-    """A malformed or out-of-range field. `param` names it when there is one to name."""
+    """A malformed or out-of-range field."""
 
     code = "invalid_request"
 
@@ -68,12 +70,12 @@ class ContextTooLong(Rejected):
 
     code = "context_length_exceeded"
 
-    def __init__(self, *, prompt_tokens: int, output_tokens: int, limit_tokens: int) -> None:
+    def __init__(self, *, prompt_tokens: int, output_tokens: int, limit_tokens: int, param: str | None = None) -> None:
         super().__init__(
             f"prompt is {prompt_tokens} tokens and max_tokens is {output_tokens}; "
             f"together they exceed the model's {limit_tokens}"
         )
-        self.limit_tokens = limit_tokens
+        self.limit_tokens, self.param = limit_tokens, param
 
 
 class UnknownModel(Rejected):

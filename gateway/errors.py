@@ -5,7 +5,7 @@ import math
 import msgspec
 from starlette.responses import Response
 
-from common.errors import Busy, InvalidRequest, ServingError
+from common.errors import Busy, Rejected, ServingError
 
 RETRY_AFTER_S = 1  # where nobody knows better
 _MOST_TEXT = 200  # characters
@@ -66,7 +66,7 @@ def cut(text: str, most: int = _MOST_TEXT) -> str:
 def error_body(error: ServingError) -> bytes:
     """The JSON object of one error."""
     kind = "invalid_request_error" if error.http_status < 500 else "server_error"
-    param = error.param if isinstance(error, InvalidRequest) else None
+    param = error.param if isinstance(error, Rejected) else None
     fields: dict[str, object] = {
         "message": cut(str(error), _MOST_MESSAGE),
         "type": kind,

@@ -11,7 +11,8 @@ from common.errors import InvalidRequest, ServingError
 from gateway.errors import HeadTooLarge, HeadTooSlow, error_body
 
 MAX_HEAD_BYTES = 65_536
-"""Beside it a connection holds at most what one read gives, 256 KiB."""
+"""Of the first line and the headers. Beside it a connection holds at most what one read gives, 256 KiB."""
+_LINE_BYTES = 4  # between a header's name and its value, and after it
 HEAD_TIMEOUT_S = 30.0
 _PHRASES = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
@@ -21,6 +22,10 @@ class BoundedHttp(HttpToolsProtocol):
 
     _head_bytes = 0
     """Received since the last head or piece of a body was complete."""
+    _lines_bytes = 0
+    """Of the headers of the present head, which may have come in one read with its end."""
+    _is_too_large = False
+    """The present head: it is refused as such."""
     _head_timer: asyncio.TimerHandle | None = None
     _idle_timer: asyncio.TimerHandle | None = None
     """While bytes are read: runs since the last answer, until the next request begins. A rest of a body is no request."""
@@ -43,19 +48,28 @@ class BoundedHttp(HttpToolsProtocol):
         super().data_received(data)
         self.timeout_keep_alive_task, self._idle_timer = self._idle_timer, None
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse(HeadTooLarge(f"what comes before a body may have {MAX_HEAD_BYTES} bytes at most"))
+            self._refuse(_too_large())
 
     def on_message_begin(self) -> None:
         """As in the base; this head has its time from now on."""
         super().on_message_begin()
+        self._lines_bytes = 0
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
         if self._head_timer is None:
             self._expect_head()
 
-    def on_headers_complete(self) -> None:
+    def on_header(self, name: bytes, value: bytes) -> None:
         """As in the base."""
+        self._lines_bytes += len(name) + len(value) + _LINE_BYTES
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """As in the base, which would also begin to serve a head that is too long and came in one read."""
+        if self._lines_bytes + len(self.url) > MAX_HEAD_BYTES:
+            self._is_too_large = True
+            raise _too_large()  # the parser stops, and has `send_400_response` called
         self._head_bytes = 0
         self._end_head()
         super().on_headers_complete()
@@ -84,8 +98,8 @@ class BoundedHttp(HttpToolsProtocol):
             self._refuse(HeadTooSlow(f"the headers were not complete after {HEAD_TIMEOUT_S:g} s"))
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP."""
-        self._refuse(InvalidRequest(msg))
+        """What is no HTTP, or too much of it."""
+        self._refuse(_too_large() if self._is_too_large else InvalidRequest(msg))
 
     def _refuse(self, error: ServingError) -> None:
         body, status = error_body(error), error.http_status
@@ -95,3 +109,7 @@ class BoundedHttp(HttpToolsProtocol):
         )
         self.transport.write(head + body)
         self.transport.close()
+
+
+def _too_large() -> HeadTooLarge:
+    return HeadTooLarge(f"what comes before a body may have {MAX_HEAD_BYTES} bytes at most")

@@ -21,6 +21,7 @@ from common.net.faulty import open_exchange
 from common.net.faulty_redis import opens_registry
 from common.net.host import kernel_identity, pid_space
 from common.net.redis import Membership
+from common.net.redis_outage import RedisOutage
 from common.process_facts import policies_of, software_versions
 from gateway.api_keys import ApiKeys, read_api_keys
 from gateway.app import build_app
@@ -77,15 +78,20 @@ class Gateway:
         self._tree = PromptTree()
         reader = CacheReader(settings.redis, settings.cluster, self._model_name)
         self._clock = clock_of(self._kit)
-        self._keeper = TreeKeeper(self._tree, reader, self._clock)
+        self._keeper = TreeKeeper(
+            self._tree, reader, self._clock, RedisOutage(self._log, settings.redis, "prompt_tree")
+        )
         keys = read_api_keys(
             settings.api_key, settings.api_keys, settings.admin_key, open_admin=settings.host in _LOOPBACK
         )
         self.switchboard = self._switchboard(settings, files, keys)
         self._memory = MemoryHistory(self.switchboard.workers, _unix_ms)
+        self._membership = Membership(
+            settings.redis, settings.cluster, self.member, self.switchboard.on_members, opens_registry(self._kit)
+        )
         app = build_app(
             self._openai(settings, files, tokens, metrics),
-            StatusRoutes(self.member, self.switchboard, self._keeper, metrics, self._memory),
+            StatusRoutes(self.member, self.switchboard, self._keeper, metrics, self._memory, self._membership),
             AdminRoutes(self.switchboard),
             Watch(metrics, self._log, self._requests, self._clock),
             keys,
@@ -101,9 +107,6 @@ class Gateway:
                 server_header=False,
                 timeout_graceful_shutdown=round(settings.drain_s) + _LAST_WORDS_S,
             )
-        )
-        self._membership = Membership(
-            settings.redis, settings.cluster, self.member, self.switchboard.on_members, opens_registry(self._kit)
         )
 
     def _switchboard(self, settings: GatewaySettings, files: ModelFiles, keys: ApiKeys) -> Switchboard:

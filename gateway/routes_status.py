@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from common.errors import NoWorker
 from common.messages.liveness import Member, PageCounts, QueueCounts
+from common.net.redis import Membership
 from gateway.cache_fields import cache_fields
 from gateway.core.lost_workers import LostWorker
 from gateway.core.roster import WorkerState
@@ -27,9 +28,16 @@ class StatusRoutes:
     """Reads; owns nothing."""
 
     def __init__(
-        self, this: Member, switchboard: Switchboard, tree: TreeKeeper, metrics: GatewayMetrics, memory: MemoryHistory
+        self,
+        this: Member,
+        switchboard: Switchboard,
+        tree: TreeKeeper,
+        metrics: GatewayMetrics,
+        memory: MemoryHistory,
+        membership: Membership,
     ) -> None:
         """`this`: the gateway's own membership record."""
+        self._membership = membership
         self._this, self._switchboard, self._tree, self._memory = this, switchboard, tree, memory
         self._page = MetricsPage(metrics, self._gauges, self._counters, switchboard.workers)
 
@@ -41,10 +49,12 @@ class StatusRoutes:
             "ready": float(self._switchboard.not_ready_reason() is None),
             **self._switchboard.gauges(),
             **self._tree.gauges(),
+            "membership_connected": float(self._membership.outage.lost_s is None),
         }
 
     def _counters(self) -> dict[str, float]:
-        return {**self._switchboard.counters(), **self._tree.counters()}
+        failures = {"membership_failures_total": float(self._membership.failures_total)}
+        return {**self._switchboard.counters(), **self._tree.counters(), **failures}
 
     def add_to(self, app: FastAPI) -> None:
         """Register the endpoints."""
@@ -89,11 +99,19 @@ class StatusRoutes:
             "waiting_requests": self._switchboard.waiting_requests,
             "routing": self._switchboard.counters(),
             "prompt_tree": {**self._tree.gauges(), **self._tree.counters()},
+            "redis": self._redis(),
             "ready": self._switchboard.not_ready_reason() is None,
         }
         workers = [_worker_fields(state) for state in self._switchboard.workers()]
         lost = [_lost_fields(one, ago_ms) for one, ago_ms in self._switchboard.lost()]
         return _json({"gateway": gateway, "workers": workers, "lost": lost})
+
+    def _redis(self) -> dict[str, Any]:
+        """Where it is, and for how long it has not answered; null while it does."""
+        members, tree = self._membership.outage, self._tree.outage
+        lost = {"membership_lost_s": members.lost_s, "prompt_tree_lost_s": tree.lost_s}
+        rounded = {name: None if lost_s is None else round(lost_s, 1) for name, lost_s in lost.items()}
+        return {"address": members.address, **rounded}
 
     async def memory(self, request: Request) -> Response:
         """Who had which memory over the last 10 minutes."""

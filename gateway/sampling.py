@@ -156,14 +156,26 @@ def _max_tokens(request: CompletionRequest | ChatRequest, limits: Limits, prompt
     room = limits.context_tokens - prompt_tokens
     if asked is None:
         if room < 1:
-            raise ContextTooLong(prompt_tokens=prompt_tokens, output_tokens=1, limit_tokens=limits.context_tokens)
+            raise _too_long(request, limits, prompt_tokens, 1)
         default = limits.default_max_tokens
         if default is None:
             default = _COMPLETION_TOKENS if isinstance(request, CompletionRequest) else room
         return min(default, room)
     if asked > room:
-        raise ContextTooLong(prompt_tokens=prompt_tokens, output_tokens=asked, limit_tokens=limits.context_tokens)
+        raise _too_long(request, limits, prompt_tokens, asked)
     return asked
+
+
+def _too_long(
+    request: CompletionRequest | ChatRequest, limits: Limits, prompt_tokens: int, output_tokens: int
+) -> ContextTooLong:
+    """Names the prompt, also where fewer tokens of output would do: that is the field that OpenAI names."""
+    return ContextTooLong(
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        limit_tokens=limits.context_tokens,
+        param="messages" if isinstance(request, ChatRequest) else "prompt",
+    )
 
 
 def read_messages(messages: Sequence[ChatMessage]) -> list[Mapping[str, str]]:

@@ -12,6 +12,7 @@ from common.ids import PeerId, peer_id
 from common.messages.cache_events import CacheBatch
 from common.messages.liveness import Member
 from common.net.cache_reader import CacheReader, CacheUnreachable
+from common.net.redis_outage import RedisOutage
 from gateway.core.prompt_tree import Checked, Gone, News
 
 HOLDER_ROLES = frozenset({"prefill", "decode", "mixed", "kvstore"})
@@ -32,12 +33,14 @@ class TreeFeed:
         clock: Clock,
         on_news: Callable[[Sequence[News]], None],
         backlog_events: Callable[[], int],
+        outage: RedisOutage,
     ) -> None:
         """`on_news` runs in the thread and must only pass them on, in order; `backlog_events`: what is not applied yet.
 
         Closes `reader` at its end.
         """
         self._reader, self._clock, self._on_news, self._backlog_events = reader, clock, on_news, backlog_events
+        self.outage = outage
         self._lock = threading.Lock()
         self._members: frozenset[PeerId] = frozenset()
         self._asked: set[PeerId] = set()
@@ -93,8 +96,10 @@ class TreeFeed:
         while not self._stopping.is_set():
             try:
                 self._round()
+                self.outage.answered()
                 self.connected, retry_s = True, _FIRST_RETRY_S
-            except CacheUnreachable:
+            except CacheUnreachable as error:
+                self.outage.failed(str(error))
                 self.connected, self._checked, self._check_at_ms = False, None, 0.0
                 self.failures_total += 1
                 self._stopping.wait(retry_s)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from common.clock import Clock
 from common.messages.liveness import Member
 from common.net.cache_reader import CacheReader
+from common.net.redis_outage import RedisOutage
 from gateway.core.prompt_tree import News, PromptTree
 from gateway.tree_feed import TreeFeed
 
@@ -17,9 +18,10 @@ _SETTLE_MS = 2_000.0  # a gateway without Redis serves all the same, a little la
 class TreeKeeper:
     """Owns the feed and the tree's clock. Started and stopped on the event loop; `on_members` may come from any thread."""
 
-    def __init__(self, tree: PromptTree, reader: CacheReader, clock: Clock) -> None:
+    def __init__(self, tree: PromptTree, reader: CacheReader, clock: Clock, outage: RedisOutage) -> None:
+        """`outage`: hears whether Redis answers the feed."""
         self._tree, self._clock = tree, clock
-        self._feed = TreeFeed(reader, clock, self._hand_over, lambda: tree.backlog_events)
+        self._feed = TreeFeed(reader, clock, self._hand_over, lambda: tree.backlog_events, outage)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick_timer: asyncio.TimerHandle | None = None
         self._applying = False
@@ -77,6 +79,11 @@ class TreeKeeper:
         late = self._started_ms is not None and now_ms - self._started_ms > _SETTLE_MS
         self._settled = self._settled or late or self._tree.synced(now_ms)
         return self._settled
+
+    @property
+    def outage(self) -> RedisOutage:
+        """Whether Redis answers the feed."""
+        return self._feed.outage
 
     def counters(self) -> dict[str, float]:
         """Totals since start, Prometheus names without prefix."""

@@ -14,8 +14,10 @@ import msgspec
 import redis
 
 from common.errors import ConfigError
+from common.log import Log
 from common.messages.liveness import Member, difference
 from common.net.redis_address import SOCKET_TIMEOUT_S, connect_redis, shown
+from common.net.redis_outage import RedisOutage
 
 LEASE_MS = 3_000
 REFRESH_S = 0.5
@@ -153,6 +155,8 @@ class Membership:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="membership", daemon=True)
         self.failures_total = 0
+        self.outage = RedisOutage(Log(process=member.id), url, "membership")
+        """Told from its thread; the log has a line when Redis is lost, and one when it is back."""
 
     def join(self) -> None:
         """Announce, check the fit, start renewing. Raises ConfigError (no Redis, or a misfit)."""
@@ -174,7 +178,9 @@ class Membership:
             try:
                 self._registry.announce(self._member)
                 self._on_members(self._registry.members())
-            except redis.RedisError:
+                self.outage.answered()
+            except redis.RedisError as error:
+                self.outage.failed(f"{type(error).__name__}: {error}")
                 self.failures_total += 1  # the members known so far stay; the next round tries again
 
     def stop(self) -> None:

@@ -67,7 +67,7 @@ def check_links(status: Status) -> Iterator[Finding]:
         (worker["id"], peer_name(link["peer"])): link for worker in workers.values() for link in worker["transports"]
     }
     for (here, there), link in sorted(kinds.items()):
-        yield _link(workers[here], workers.get(there), link)
+        yield _link(workers[here], workers.get(there), link, status["gateway"].get("unix_ms"))
         back = kinds.get((there, here))
         if back is not None and here < there and back["kind"] != link["kind"]:
             text = f"{here} -> {there} is {link['kind']}, but back it is {back['kind']}"
@@ -85,10 +85,9 @@ def _of_role(status: Status, role: str) -> list[Worker]:
     return [worker for worker in status["workers"] if worker["role"] == role and worker["state"] == "ready"]
 
 
-def _link(here: Worker, there: Worker | None, link: Mapping[str, Any]) -> Finding:
-    text = (
-        f"{here['id']} -> {peer_name(link['peer'])}: {link['kind']}, {_number(link, 'gib_per_s'):.1f} GiB/s when probed"
-    )
+def _link(here: Worker, there: Worker | None, link: Mapping[str, Any], now_unix_ms: float | None) -> Finding:
+    rate = f"{_number(link, 'gib_per_s'):.1f} GiB/s when they connected{_age(here, there, now_unix_ms)}"
+    text = f"{here['id']} -> {peer_name(link['peer'])}: {link['kind']}, {rate}"
     one_host = there is not None and here.get("host") and here.get("host") == there.get("host")
     if link["kind"] not in _SHARED and one_host:
         why = f" ({link['reason']})" if link["reason"] else ""
@@ -100,6 +99,15 @@ def _link(here: Worker, there: Worker | None, link: Mapping[str, Any]) -> Findin
     if link["reason"]:
         return Finding(Level.WARN, "transport", text, f"not the fastest: {link['reason']}")
     return Finding(Level.OK, "transport", text)
+
+
+def _age(here: Worker, there: Worker | None, now_unix_ms: float | None) -> str:
+    """A pair is measured when it connects, and never again: at most as long ago as the later of the two has been there."""
+    joined = [_number(worker, "joined_unix_ms") for worker in (here, there) if worker is not None]
+    if now_unix_ms is None or len(joined) < 2 or not all(joined):
+        return ""
+    age_s = max(0.0, now_unix_ms - max(joined)) / 1000
+    return f", {age_s:.0f} s ago" if age_s < 120 else f", {age_s / 60:.0f} min ago"
 
 
 def check_versions(status: Status) -> Iterator[Finding]:
@@ -143,7 +151,7 @@ def check_clocks(status: Status, others: Mapping[str, float]) -> Iterator[Findin
 
 
 def check_openness(status: Status) -> Iterator[Finding]:
-    """ZeroMQ addresses that other hosts reach are encrypted; nobody injects faults."""
+    """ZeroMQ addresses that other hosts reach are encrypted."""
     for worker in status["workers"]:
         policies = worker.get("policies", {})
         try:
@@ -158,11 +166,6 @@ def check_openness(status: Status) -> Iterator[Finding]:
             text = f"{worker['id']} listens at {worker['endpoint']} for other hosts, {how}"
             advice = "give all processes the same --cluster-key, or bind to 127.0.0.1"
             yield Finding(Level.WARN, "network", text, advice)
-    for one in (status["gateway"], *status["workers"]):
-        injects = one.get("policies", {}).get("faults") == "set" or one.get("gauges", {}).get("faults_on")
-        if injects:
-            text = f"{one['id']} goes wrong on purpose (--faults)"
-            yield Finding(Level.WARN, "faults", text, "start it without PENSTOCK_FAULTS and --debug-faults")
 
 
 def check_keys(status: Status) -> Iterator[Finding]:

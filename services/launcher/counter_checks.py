@@ -11,25 +11,37 @@ Counters = Mapping[str, float]
 def check_counters(status: Mapping[str, Any]) -> Iterator[Finding]:
     """Wrong pages, strangers at the door, faults on purpose, the watchdog."""
     gateway = status["gateway"]
-    yield from _of_one(gateway["id"], gateway.get("routing", {}), gateway.get("policies", {}), "gateway")
+    yield from _of_one(gateway["id"], gateway.get("routing", {}), "gateway", _may_fault(gateway))
     for worker in status["workers"]:
-        yield from _of_one(worker["id"], worker.get("counters", {}), worker.get("policies", {}), worker["role"])
+        yield from _of_one(worker["id"], worker.get("counters", {}), worker["role"], _may_fault(worker))
     yield from _closed_doors(status)
 
 
-def _of_one(name: str, counters: Counters, policies: Mapping[str, str], role: str) -> Iterator[Finding]:
+def _may_fault(one: Mapping[str, Any]) -> bool:
+    return bool(one.get("policies", {}).get("faults") == "set" or one.get("gauges", {}).get("faults_on"))
+
+
+def _of_one(name: str, counters: Counters, role: str, may_fault: bool) -> Iterator[Finding]:
     for series, n_pages in sorted(_series(counters, "kv_mismatches_total").items()):
         path = _label(series, "path")
         text = f"{name} got {n_pages:.0f} wrong pages on the path {path or 'of KV'} since its start; none was used"
         advice = "`kv_mismatch` in its log names who sent them: faulty memory, network or disk, unless faults are on"
         yield Finding(Level.FAIL, "kv", text, advice)
-    injected = _series(counters, "faults_injected_total")
-    if n_faults := sum(injected.values()):
-        points = ", ".join(sorted({f"{_label(series, 'point')}:{_label(series, 'kind')}" for series in injected}))
-        text = f"{name} has done {n_faults:.0f} faults on purpose: {points}"
-        yield Finding(Level.WARN, "faults", text, "expected while somebody tests with --faults")
+    yield from _faults(name, counters, may_fault)
     if n_fired := _total(counters, "watchdog_fired_total"):
         yield Finding(Level.WARN, "watchdog", *_watchdog(name, n_fired, role))
+
+
+def _faults(name: str, counters: Counters, may_fault: bool) -> Iterator[Finding]:
+    injected = _series(counters, "faults_injected_total")
+    if not injected and not may_fault:
+        return
+    points = ", ".join(sorted({f"{_label(series, 'point')}:{_label(series, 'kind')}" for series in injected}))
+    done = f", {sum(injected.values()):.0f} times so far: {points}" if injected else ""
+    text = f"{name} goes wrong on purpose (--faults){done}"
+    yield Finding(
+        Level.WARN, "faults", text, "start it without PENSTOCK_FAULTS and --debug-faults, unless somebody tests"
+    )
 
 
 def _watchdog(name: str, n_fired: float, role: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -13,6 +14,7 @@ from services.launcher.plan import ProcessPlan
 
 _PR_SET_PDEATHSIG = 1
 _TAIL_BYTES = 16_384
+_EXIT_CODES_KEPT = 8
 
 
 class Child:
@@ -25,11 +27,18 @@ class Child:
         self._environ = {**environ, **plan.environ}
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
+        self.started_unix_s = 0.0
+        """When its present life began; 0 before the first start."""
+        self.starts_total = 0
+        self.exit_codes: deque[int] = deque(maxlen=_EXIT_CODES_KEPT)
+        """Of the lives before the present one, the newest last."""
         self._life_from = 0  # bytes of the log that earlier lives wrote, perhaps those of an earlier system
 
     def start(self) -> None:
         """Start it, or start it again. Its output goes to the end of the log. Raises OSError."""
         self._close_log()
+        if self._process is not None and (code := self._process.poll()) is not None:
+            self.exit_codes.append(code)
         self._log = self.log_path.open("ab")
         self._life_from = self._log.seek(0, os.SEEK_END)
         self._process = subprocess.Popen(
@@ -41,6 +50,7 @@ class Child:
             process_group=0,  # Ctrl-C in the terminal reaches the launcher alone, which then drains in order
             preexec_fn=_die_with_parent(os.getpid()),
         )
+        self.started_unix_s, self.starts_total = time.time(), self.starts_total + 1
 
     @property
     def pid(self) -> int:

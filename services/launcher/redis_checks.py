@@ -1,7 +1,7 @@
 """What `penstock doctor` asks a Redis: whether it answers, how fast, and whether it may forget who is there."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any  # Any: what INFO says
 
@@ -15,6 +15,10 @@ from services.launcher.findings import Finding, Level
 _SLOW_MS = 20.0
 _PINGS = 5
 _SERVING = frozenset({"prefill", "decode", "mixed", "kvstore"})
+_REDIS_ADVICE = (
+    "start it again, `kill -CONT` it if its process is stopped, or mend the network to it; what serves goes on meanwhile, "
+    "and everybody announces itself when it is back (`redis_lost`, `redis_back` in the logs)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +81,25 @@ def judge(url: str, info: Mapping[str, Any], latency_ms: float) -> list[Finding]
     if clients > 0.9 * most:
         found.append(Finding(Level.WARN, "redis", f"{clients} of {most} clients", "raise maxclients"))
     return found
+
+
+def check_told(status: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether Redis answers the gateway, by what its status says: it may lie where the doctor cannot reach it."""
+    gateway = status["gateway"]
+    tree, told = gateway.get("prompt_tree", {}), gateway.get("redis")
+    if told is None:  # a gateway of another version
+        if tree.get("tree_connected") == 0:
+            yield Finding(Level.WARN, "redis", f"{gateway['id']} reads no cache events from Redis", _REDIS_ADVICE)
+        return
+    members_s, tree_s = told["membership_lost_s"], told["prompt_tree_lost_s"]
+    if members_s is None and tree_s is None:
+        yield Finding(Level.OK, "redis", f"{told['address']} answers {gateway['id']}")
+        if tree.get("tree_synced") == 0:
+            text = f"the prompt tree of {gateway['id']} is not complete: it routes by what it knows"
+            yield Finding(Level.WARN, "redis", text, "wait some seconds; if it stays so, look at Redis and at the log")
+        return
+    lost_s = max(at_s for at_s in (members_s, tree_s) if at_s is not None)
+    text = (
+        f"{told['address']} has not answered {gateway['id']} for {lost_s:.0f} s: nobody can join, also after a restart"
+    )
+    yield Finding(Level.FAIL, "redis", f"{text}, and prompts go by an old picture of the caches", _REDIS_ADVICE)

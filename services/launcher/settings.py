@@ -241,17 +241,24 @@ class StatusSettings:
 class DoctorSettings:
     """One field per flag; see `penstock doctor --help`."""
 
-    url: str | None = setting(None, help="Also check the running system behind this gateway.")
+    url: str | None = setting(
+        None,
+        help="Also check the running system behind this gateway; what concerns only a system to be started is then left out.",
+    )
     api_key: str | None = setting(None, help="Key of the gateway, if it asks for one.")
     redis: str | None = setting(None, help="Also check that this Redis answers.")
     host: str = setting("127.0.0.1", help="Address that the gateway would listen on.")
     port: int = setting(8000, help="Port that the gateway would listen on; not checked with --url.")
-    device: str = setting("cpu", help="Torch device that the workers would use.")
-    device_memory: MemoryShare | int = memory_setting(
-        1 * GIB, flag="device-memory", help="Page memory that a worker would get."
+    device: str | None = setting(
+        None, help="Torch device that the workers would use; unset: cpu, with --url not checked."
     )
-    host_memory_bytes: int = bytes_setting(
-        1 * GIB, flag="host-memory", help="Memory that a KV store would get; 0: no KV store."
+    device_memory: MemoryShare | int | None = memory_setting(
+        None, flag="device-memory", help="Page memory that a worker would get; unset: 1GiB, with --url not checked."
+    )
+    host_memory_bytes: int | None = bytes_setting(
+        None,
+        flag="host-memory",
+        help="Memory that a KV store would get, 0: no KV store; unset: 1GiB, with --url not checked.",
     )
     disk: str | None = setting(None, help="Folder that a KV store's disk tier would use.")
     disk_size_bytes: int = bytes_setting(10 * GIB, flag="disk-size", help="Budget that the disk tier would get.")

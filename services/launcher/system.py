@@ -61,6 +61,8 @@ class System:
         self._policies: dict[str, RestartPolicy] = {}
         self._restart_at_s: dict[str, float] = {}
         self._redis_answers: Callable[[], bool] = lambda: True
+        self.stage = "start"
+        """What the launcher is at, and so waits for."""
 
     def watch_redis(self, answers: Callable[[], bool]) -> None:
         """Without Redis nobody can join: whoever died then is started again when `answers` says that it is back."""
@@ -131,6 +133,11 @@ class System:
                 del self._restart_at_s[name]
                 child.start()
                 self._say(f"{name} started again as pid {child.pid}")
+
+    def restart_in_s(self, name: str) -> float | None:
+        """When a child that ended is started again, or that is tried; None while it runs."""
+        due_s = self._restart_at_s.get(name)
+        return None if due_s is None else max(0.0, due_s - time.monotonic())
 
     def drain(self, drain_s: float) -> None:
         """End everything in the order in which work flows: gateways finish their requests, then workers, then stores."""

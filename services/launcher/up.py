@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import httpx
 import redis
 
+from common.dump_signal import DumpSignal
 from common.errors import ConfigError, ServingError
 from common.net.redis import Registry
 from common.net.redis_address import shown
@@ -23,6 +24,7 @@ from services.launcher.plan import WORKER_ROLES, ProcessPlan, Site, compute_thre
 from services.launcher.readiness import Expected, missing
 from services.launcher.redis_server import find_redis_server, redis_command
 from services.launcher.settings import UpSettings
+from services.launcher.state import write_state
 from services.launcher.system import NameTaken, RunDir, StartFailed, System, log_text, wait_until
 from services.launcher.tables import links_table, process_table
 
@@ -41,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
 
     Raises ConfigError for what can be refused before anything starts.
     """
+    dumps = DumpSignal()
     settings = load(UpSettings, argv, os.environ, known=settings_classes())
     _refuse_taken_ports(settings)
     run_dir = _run_dir(settings.run_dir)
@@ -49,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         model = chosen_model(settings.model, PROGRAM, environ)
         with Interrupts() as interrupts, System(environ, run_dir.log_dir, _say) as system:
+            dumps.call(lambda: write_state(system))
             return _run(settings, model, run_dir, system, interrupts)
     finally:
         run_dir.remove()
@@ -61,6 +65,7 @@ def _run(settings: UpSettings, model: str, run_dir: RunDir, system: System, inte
         launch.start(model, run_dir)
         launch.show()
         launch.first_answer()
+        system.stage = "nothing: it watches its children"
         _say(f"up; logs are in {run_dir.log_dir}; Ctrl-C stops everything")
         while not interrupts.count:
             system.revive(time.monotonic())
@@ -73,6 +78,7 @@ def _run(settings: UpSettings, model: str, run_dir: RunDir, system: System, inte
         if not (isinstance(error, NameTaken) and system.of_role("gateway")):  # if so all is well here: answers may end
             drain_s = 0.0
     seen = interrupts.count
+    system.stage = "its children to end"
     _say(f"stopping: requests get up to {drain_s:g} s to finish; Ctrl-C again stops at once" if drain_s else "stopping")
     try:
         with interrupts.breaking_in(seen):
@@ -95,15 +101,18 @@ class Launch:
         """Start everything and wait until every gateway can use every worker. Raises StartFailed, ConfigError."""
         settings = self._settings
         url = settings.redis or self._start_redis()
+        self._system.stage = f"Redis to answer at {shown(url)}"
         self._wait_for_redis(url)
         self._system.watch_redis(lambda: self._why_no_redis(url) is None)
         site = Site(program=PROGRAM, model=model, redis=url, run_dir=str(run_dir.path), cores=self._cores)
         plans = plan_processes(settings, site)
         names = {plan.name for plan in plans}
+        self._system.stage = "names that processes of another system may have"
         refuse_taken_names(url, settings.cluster, names, each_round=self._check, say=_say)
         for plan in plans:
             self._system.start(plan)
         _say(f"starting {', '.join(child.plan.name for child in self._system.children)}")
+        self._system.stage = "every gateway to be ready and to know every worker"
         ready = wait_until(self._is_ready, timeout_s=settings.ready_timeout_s, each_round=self._check)
         if not ready:
             raise StartFailed(self._why_not_ready())
@@ -186,6 +195,7 @@ class Launch:
 
     def first_answer(self) -> None:
         """Stream one answer through the API as a client would, and show how to ask again. Raises StartFailed."""
+        self._system.stage = "the first answer"
         api = self._gateways()[0]
         try:
             with self._interrupts.breaking_in():

@@ -134,6 +134,7 @@ def test_a_prompt_beyond_the_context_is_a_400_with_the_numbers(up: Cluster, body
     assert response.status_code == 400
     error = error_of(response)
     assert error["code"] == "context_length_exceeded"
+    assert error["param"] == ("messages" if "messages" in body else "prompt")
     assert str(CONTEXT_TOKENS) in error["message"]
 
 

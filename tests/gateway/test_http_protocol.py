@@ -7,7 +7,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from gateway.http_protocol import BoundedHttp
+from gateway.http_protocol import MAX_HEAD_BYTES, BoundedHttp
 
 GET = b"GET /health HTTP/1.1\r\nHost: a\r\n"
 
@@ -83,6 +83,36 @@ def test_the_next_request_ends_the_wait_for_it_also_behind_the_rest_of_a_body() 
         one.data_received(b"xxGET /health HT")
         assert timer is not None and timer.cancelled() and one.timeout_keep_alive_task is None
         assert one._head_timer is not None and not one._head_timer.cancelled()
+        one.connection_lost(None)
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("reads", [1, 3])
+@pytest.mark.parametrize("kind", ["header", "headers", "url"])
+@pytest.mark.parametrize(("extra_bytes", "status"), [(-100, 200), (40, 431), (100_000, 431)])
+def test_a_head_is_refused_beyond_its_limit_however_it_comes(
+    kind: str, extra_bytes: int, status: int, reads: int
+) -> None:
+    n_bytes = MAX_HEAD_BYTES + extra_bytes
+    heads = {
+        "header": GET + b"x-a: " + b"a" * (n_bytes - 40) + b"\r\n\r\n",
+        "headers": GET + b"x-a: 0123456789\r\n" * ((n_bytes - 20) // 17) + b"\r\n",
+        "url": b"GET /health?" + b"q" * (n_bytes - 40) + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+    }
+    head = heads[kind]
+
+    async def play() -> None:
+        config = Config(health, http=BoundedHttp, lifespan="off", log_level="error")
+        config.load()
+        one, wire = BoundedHttp(config, ServerState(), {}), Wire()
+        one.connection_made(wire)
+        step = -(-len(head) // reads)
+        for begin in range(0, len(head), step):
+            if not wire.closed:
+                one.data_received(head[begin : begin + step])
+        await asyncio.gather(*one.tasks)
+        assert wire.written.startswith(b"HTTP/1.1 %d " % status) and wire.closed == (status == 431)
         one.connection_lost(None)
 
     asyncio.run(play())

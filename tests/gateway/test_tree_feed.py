@@ -1,6 +1,7 @@
 """Prompt trees of several gateways, fed by real publishers through a real Redis that fails in every way."""
 
 import asyncio
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +17,12 @@ import redis
 from common.block_hash import HASH_BYTES, BlockHash
 from common.clock import MonotonicClock
 from common.ids import Incarnation, PeerId, WorkerId, peer_id
+from common.log import Log
 from common.messages.cache_events import CacheEvent, CacheSnapshot
 from common.messages.liveness import Member, ModelIdentity
 from common.net.cache_events import CacheEventPublisher, blocks_key, events_key
 from common.net.cache_reader import CacheReader
+from common.net.redis_outage import RedisOutage
 from gateway.core.prompt_match import Held
 from gateway.core.prompt_tree import PromptTree
 from gateway.tree_keeper import TreeKeeper
@@ -83,7 +86,9 @@ class Gateway:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.keeper = TreeKeeper(self.tree, reader, MonotonicClock())
+        self.keeper = TreeKeeper(
+            self.tree, reader, MonotonicClock(), RedisOutage(Log(), "redis://u:p@h/0", "prompt_tree")
+        )
         self.ask(self.keeper.start)
 
     def ask(self, question: Callable[[], T]) -> T:
@@ -303,7 +308,9 @@ def test_an_emptied_redis_heals_by_itself(cluster: Cluster) -> None:
     late.await_run(A, names, 30)
 
 
-def test_a_redis_that_goes_and_comes_back_empty_heals_by_itself(socket_path: Path) -> None:
+def test_a_redis_that_goes_and_comes_back_empty_heals_by_itself(
+    socket_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = chain(1, 30)
     with ExitStack() as servers:
         first = servers.enter_context(ExitStack())
@@ -315,13 +322,15 @@ def test_a_redis_that_goes_and_comes_back_empty_heals_by_itself(socket_path: Pat
             gateway.await_run(A, names, 10)
             first.close()
             until(lambda: gateway.total("tree_feed_failures_total") > 1, "it is missed")
-            assert gateway.gauge("tree_connected") == 0
+            assert gateway.gauge("tree_connected") == 0 and gateway.keeper.outage.lost_s is not None
             worker.publish(removed(names[9:7:-1]))
             assert gateway.run(A, names) == 10  # what was known stays
             servers.enter_context(redis_server_at(socket_path))
             gateway.await_run(A, names, 8)
             gateway.await_synced()
-            assert gateway.gauge("tree_connected") == 1
+            until(lambda: gateway.gauge("tree_connected") == 1, "it is back")
+            assert gateway.keeper.outage.lost_s is None
+            assert re.findall('"event": "(redis_[a-z]+)"', capsys.readouterr().err) == ["redis_lost", "redis_back"]
             worker.publish(stored(names[8:20]))
             gateway.await_run(A, names, 20)
 

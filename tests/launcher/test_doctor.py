@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from common.units import MIB
 from services.launcher import cluster_checks as checks
-from services.launcher.doctor import as_json, running
+from services.launcher.doctor import as_json, machine, running
 from services.launcher.findings import Finding, Level
 from services.launcher.process_checks import (
     Here,
@@ -19,7 +20,8 @@ from services.launcher.process_checks import (
     machine_bytes,
     memory_limit_bytes,
 )
-from services.launcher.redis_checks import RedisFound, judge, look_at_redis
+from services.launcher.redis_checks import RedisFound, check_told, judge, look_at_redis
+from services.launcher.settings import DoctorSettings
 from services.launcher.status import main as show_status
 from services.launcher.tables import policies_text
 from tests.support.control_groups import group, system
@@ -97,7 +99,6 @@ def test_a_healthy_cluster_has_no_fault() -> None:
             "torch 2.13.0 on gateway-0, decode-0; 2.4.0",
         ),
         (checks.check_openness, {"endpoint": "tcp://10.0.0.5:5"}, "network", "without a key"),
-        (checks.check_openness, {"policies": {"faults": "set"}}, "faults", "on purpose"),
         (checks.check_openness, {"endpoint": "tcp://10.0.0.5:5", "policies": {}}, "network", "does not tell"),
         (checks.check_openness, {"endpoint": "tcp://[::1"}, "network", "no address"),
         (checks.check_keys, {"policies": {"cluster-key": "set"}}, "network", "off on decode-0; set on prefill-0"),
@@ -181,6 +182,58 @@ def test_a_pair_that_differs_by_direction_is_told_once() -> None:
     assert [one.text for one in warned(checks.check_links(pair))] == [
         "prefill-0 -> prefill-1 is shm, but back it is tcp"
     ]
+
+
+def test_a_links_rate_says_when_it_was_measured() -> None:
+    def told(*joined_ago_s: float) -> str:
+        pair = [worker(f"mixed-{n}", joined_unix_ms=1_000_000 - ago_s * 1e3) for n, ago_s in enumerate(joined_ago_s)]
+        return next(iter(checks.check_links(status({**pair[0], "transports": [link("mixed-1")]}, *pair[1:])))).text
+
+    assert told(700.0, 60.0) == "mixed-0 -> mixed-1: shm, 2.0 GiB/s when they connected, 60 s ago"
+    assert told(600.0, 700.0).endswith("when they connected, 10 min ago")
+    assert told(600.0).endswith("when they connected")
+
+
+def with_redis(members_s: float | None, tree_s: float | None, synced: float = 1.0) -> dict[str, Any]:
+    document = status()
+    told = {"address": "redis://h/0", "membership_lost_s": members_s, "prompt_tree_lost_s": tree_s}
+    document["gateway"] |= {"redis": told, "prompt_tree": {"tree_synced": synced, "tree_connected": synced}}
+    return document
+
+
+def test_a_redis_that_the_gateway_lost_is_a_failure_with_its_address_and_what_to_do() -> None:
+    for lost in ((4.0, None), (None, 4.0), (4.0, 1.0)):
+        (found,) = check_told(with_redis(*lost))
+        assert found.level is Level.FAIL and "redis://h/0 has not answered gateway-0 for 4 s" in found.text
+        assert "kill -CONT" in found.advice
+
+
+def test_a_redis_that_answers_the_gateway_is_fine_and_a_tree_that_lags_is_told() -> None:
+    assert [one.level for one in check_told(with_redis(None, None))] == [Level.OK]
+    assert [one.level for one in check_told(with_redis(None, None, 0.0))] == [Level.OK, Level.WARN]
+
+
+def test_a_gateway_that_does_not_tell_of_redis_is_judged_by_its_tree() -> None:
+    document = with_redis(None, None, 0.0)
+    del document["gateway"]["redis"]
+    assert [one.level for one in check_told(document)] == [Level.WARN]
+    assert list(check_told(GOOD)) == []
+
+
+def test_what_concerns_a_system_to_be_started_is_left_out_beside_a_running_one_unless_asked_for() -> None:
+    to_start = {"memory", "device", "open files", "port"}
+
+    def subjects(**flags: Any) -> set[str]:
+        return {one.subject for one in machine(DoctorSettings(**flags))}
+
+    assert to_start < subjects() and "redis" in subjects()
+    assert not (to_start | {"redis"}) & subjects(url="http://h")
+    assert to_start & subjects(url="http://h", host_memory_bytes=0) == {"memory"}
+    told = {one.subject: one.text for one in machine(DoctorSettings(url="http://h", device_memory=MIB))}
+    assert told["memory"].endswith("each worker takes 1.0 MiB for KV pages")
+    told = {one.subject: one.text for one in machine(DoctorSettings(url="http://h", host_memory_bytes=MIB))}
+    assert told["memory"].endswith("available, the KV store 1.0 MiB")
+    assert to_start & subjects(url="http://h", device="cpu") == {"device"}
 
 
 def test_a_key_closes_an_open_address() -> None:

@@ -63,7 +63,12 @@ def test_prompts_that_decode_workers_compute_for_want_of_a_prefill_worker_are_to
     [
         ("kv_mismatches_total{path=handover}", Level.FAIL, "kv", "decode-0 got 3 wrong pages on the path handover"),
         ("refused_connections_total", Level.WARN, "key", "handshakes refused since the start: decode-0 3"),
-        ("faults_injected_total{kind=drop,point=grant}", Level.WARN, "faults", "3 faults on purpose: grant:drop"),
+        (
+            "faults_injected_total{kind=drop,point=grant}",
+            Level.WARN,
+            "faults",
+            "on purpose (--faults), 3 times so far: grant:drop",
+        ),
         ("watchdog_fired_total", Level.WARN, "watchdog", "the watchdog of decode-0 fired 3 times"),
     ],
 )
@@ -71,6 +76,13 @@ def test_counters_of_a_worker_that_looks_well_are_read(series: str, level: Level
     (one,) = check_counters(status(worker("decode-0", counters={series: 3.0, "steps_total": 9.0})))
     assert (one.level, one.subject) == (level, subject)
     assert word in one.text and one.advice
+
+
+def test_who_goes_wrong_on_purpose_is_told_in_one_line_whether_it_has_yet_or_not() -> None:
+    for counters in ({}, {"faults_injected_total{kind=drop,point=grant}": 2.0}):
+        armed = worker("decode-0", policies={"faults": "set"}, gauges={"faults_on": 1.0}, counters=counters)
+        (one,) = check_counters(status(armed))
+        assert one.subject == "faults" and "decode-0 goes wrong on purpose" in one.text and one.advice
 
 
 def test_counters_of_the_gateway_are_read_too_and_refusals_explain_who_cannot_be_connected() -> None:

@@ -1,5 +1,6 @@
 """`penstock up` with real processes: it answers, survives deaths, says what went wrong, and leaves nothing behind."""
 
+import json
 import os
 import re
 import shutil
@@ -152,6 +153,12 @@ def test_a_process_that_dies_comes_back_and_serves_again(folder: Path) -> None:
         pid = int(up.wait_for(r"mixed-0 started again as pid (\d+)")[1])
         children["mixed-0"] = psutil.Process(pid)
         up.wait_for_worker(pid)
+        up.process.send_signal(signal.SIGUSR1)
+        up.process.send_signal(signal.SIGUSR2)
+        told = json.loads(up.wait_for(r'(?m)^\{.*"event": "state".*\}$')[0])
+        up.wait_for("most recent call first")
+        mixed = next(child for child in told["children"] if child["name"] == "mixed-0")
+        assert (mixed["pid"], mixed["starts"], mixed["exit_codes"]) == (pid, 2, [-signal.SIGKILL])
         body = {"model": "tiny", "prompt": "hello", "max_tokens": 4, "ignore_eos": True}
         answer = httpx.post(f"{up.url}/v1/completions", json=body, timeout=60)
         assert answer.json()["usage"]["completion_tokens"] == 4
