@@ -205,7 +205,8 @@ class Sender:
     def _say_again(self, transfer: TransferId, outgoing: Outgoing, now_ms: float) -> list[SenderAction]:
         if outgoing.state is SenderState.ASKING and outgoing.unanswered >= self._max_unanswered:
             abort = Abort(transfer=transfer, code="peer_failed")
-            return self._give_up(transfer, outgoing, "peer_failed", outgoing.tell_unanswered(now_ms), abort)
+            gave_up = GaveUp(transfer, "grant", "peer_failed", outgoing.tell_unanswered(now_ms), True, unanswered=True)
+            return [gave_up, *self._end(transfer, outgoing, abort)]
         outgoing.repeat_at_ms = now_ms + self._repeat_ms
         return outgoing.say_again(now_ms)
 

@@ -269,22 +269,23 @@ def test_a_cancel_that_is_lost_costs_seconds_and_not_the_time_of_the_request(los
 
 
 @pytest.mark.parametrize(
-    ("system", "lost"),
-    [("pd2-tcp-store", "decode-0/grant: drop"), ("pd-tcp", "decode/grant: drop side=sent times=6")],
+    ("system", "lost", "n_requests"),
+    [("pd2-tcp-store", "decode-0/grant: drop", 12), ("pd-tcp", "decode/grant: drop side=sent times=6", 1)],
     ids=["heard by nobody, for ever", "granted, and not told"],
 )
 def test_a_decode_worker_that_answers_no_request_for_pages_costs_seconds_and_not_the_time_of_the_request(
-    system: str, lost: str
+    system: str, lost: str, n_requests: int
 ) -> None:
-    """Its signs of life come all the while. There are two of them, or the next attempt is heard."""
+    """Its signs of life come all the while. There are two of them, or the next attempt is heard; two prompts at a time may
+    ask one for pages, and those behind them do not wait in their turn."""
     schedule = Schedule(1, system, timeout_ms=120_000.0)
     arm(schedule, lost)
-    schedule.ask(PROMPT, ANSWER)
+    for _ in range(n_requests):
+        schedule.ask(9, ANSWER)
     schedule.world.run(15_000.0, until=lambda: not schedule.open_requests())
     gateway = schedule.world.gateway
-    assert gateway.clients["r0"].finish, "no answer yet"
-    retried = {name for name in gateway.core.counters() if name.startswith("retries_total")}
-    assert retried == {"retries_total{code=peer_failed,kind=retry}"}
+    assert all(client.finish for client in gateway.clients.values()), "no answer yet"
+    assert gateway.core.counters()["retries_total{code=peer_failed,kind=retry}"] in (1, 2)
     schedule.end()
 
 

@@ -244,6 +244,8 @@ class PrefillCore(WorkerRole):
                     prompt = self._prompts[self._requests[transfer]]
                     actions += prompt.tell_gave_up(step, now_ms)
                     self._scheduler.drop(prompt.message.request)
+                    if step.unanswered and prompt.decode is not None:  # the next ones would wait as long, two by two
+                        actions += self._end_all(self._queue.meant_for(prompt.decode), "no_worker", step.text, now_ms)
                 case Release(transfer=transfer):
                     request = self._requests.pop(transfer)
                     del self._prompts[request]

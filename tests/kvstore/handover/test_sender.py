@@ -213,7 +213,7 @@ def test_who_does_not_answer_five_repeats_in_a_row_has_failed() -> None:
     gave_up, abort, release = core.on_tick(12_000.0)
     assert isinstance(gave_up, GaveUp)
     assert (gave_up.phase, gave_up.code, gave_up.retryable) == ("grant", "peer_failed", True)
-    assert f"decode worker {D} did not answer for 12 s" in gave_up.text
+    assert gave_up.unanswered and f"decode worker {D} did not answer for 12 s" in gave_up.text
     assert (abort, release) == (Send(D, Abort(transfer=T, code="peer_failed")), Release(T))
 
 
