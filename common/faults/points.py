@@ -13,6 +13,7 @@ from common.messages.handover import (
     Abort,
     Commit,
     Grant,
+    GrantPending,
     GrantRefused,
     GrantRequest,
     HandOver,
@@ -91,7 +92,7 @@ class Kind(StrEnum):
 MESSAGES: dict[Point, tuple[type[Message], ...]] = {
     Point.ROUTE: (Generate,),
     Point.LOOKUP: (Find, Found, Offered, Declined),
-    Point.GRANT: (GrantRequest, Grant, GrantRefused),
+    Point.GRANT: (GrantRequest, Grant, GrantPending, GrantRefused),
     Point.TRANSFER: (KvSent,),
     Point.HANDOVER: (HandOver,),
     Point.COMMIT: (Commit,),

@@ -20,6 +20,7 @@ from common.messages.handover import (
     Abort,
     Commit,
     Grant,
+    GrantPending,
     GrantRefused,
     GrantRequest,
     HandOver,
@@ -36,7 +37,19 @@ from common.messages.resizing import Resize, ResizeAnswer
 
 RequestMessage = Generate | Cancel | Tokens | Failed | AskAbout | NotHere
 HandoverMessage = (
-    GrantRequest | Grant | GrantRefused | KvSent | HandOver | Commit | Stop | Stopped | Abort | Renew | Probe | Probed
+    GrantRequest
+    | Grant
+    | GrantPending
+    | GrantRefused
+    | KvSent
+    | HandOver
+    | Commit
+    | Stop
+    | Stopped
+    | Abort
+    | Renew
+    | Probe
+    | Probed
 )
 LivenessMessage = Hello | Welcome | Refused | Ping | Report | Drain
 ResizeMessage = Resize | ResizeAnswer

@@ -1,6 +1,7 @@
 """Messages of one KV hand-over, in the order they travel.
 
     prefill -> decode    GrantRequest  this request's turn is near; give me pages for its prompt
+    decode  -> prefill   GrantPending  I have heard that already: it is in my queue for pages
     decode  -> prefill   Grant         these pages are yours to fill until the lease ends
     decode  -> prefill   GrantRefused  no, and why
     prefill -> decode    KvSent        these (layer, blocks) are complete; repeats are harmless
@@ -56,6 +57,12 @@ class Grant(Message, frozen=True, kw_only=True):
     """[layer][block - first_block]: page ids in the granting worker's pool."""
     lease_ms: int
     """Counted on the receiver's clock from receipt; Renew starts it anew."""
+
+
+class GrantPending(Message, frozen=True, kw_only=True):
+    """Answers a repeated GrantRequest: the transfer waits for pages, and so may its sender."""
+
+    transfer: TransferId
 
 
 class GrantRefused(Message, frozen=True, kw_only=True):

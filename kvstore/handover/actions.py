@@ -19,6 +19,8 @@ class GaveUp:
     code: str
     text: str
     retryable: bool
+    unanswered: bool = False
+    """Sender: no answer came at all; whoever asks that decode worker next would wait as long."""
 
 
 @dataclass(frozen=True, slots=True)

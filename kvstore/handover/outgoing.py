@@ -63,7 +63,7 @@ class Outgoing:
         "_pages_in_flight",
         "_plan",
         "_posted_whole",
-        "asked_at_ms",
+        "answered_at_ms",
         "commit_by_ms",
         "coverage",
         "deadline_ms",
@@ -79,6 +79,7 @@ class Outgoing:
         "request",
         "state",
         "to",
+        "unanswered",
     )
 
     def __init__(
@@ -86,7 +87,8 @@ class Outgoing:
     ) -> None:
         self.to, self.request, self.n_blocks, self._plan = to, request, n_blocks, plan
         self.state = SenderState.ASKING
-        self.asked_at_ms = self.finished_at_ms = self.repeat_at_ms = now_ms
+        self.answered_at_ms = self.finished_at_ms = self.repeat_at_ms = now_ms
+        self.unanswered = 0  # how often it was said again since the last answer
         self.deadline_ms = self.commit_by_ms = deadline_ms
         self.grant: Grant | None = None
         self.granted_at_ms = now_ms
@@ -125,6 +127,15 @@ class Outgoing:
         """The grant, in states that have one."""
         assert self.grant is not None, f"{self.state.value} without a grant"
         return self.grant
+
+    def note_answer(self, now_ms: float) -> None:
+        """The decode worker said something about this transfer."""
+        self.answered_at_ms, self.unanswered = now_ms, 0
+
+    def tell_unanswered(self, now_ms: float) -> str:
+        """Why a request for pages is given up that nobody answers."""
+        silent_s = (now_ms - self.answered_at_ms) / 1_000
+        return f"decode worker {self.to} did not answer for {silent_s:.0f} s, in which it was asked for pages again and again"
 
     def fits(self, grant: Grant) -> bool:
         """True if the grant has a page for every block of every layer that it asks to be sent."""
@@ -207,6 +218,7 @@ class Outgoing:
 
     def say_again(self, now_ms: float) -> list[SenderAction]:
         """Repeat what may have been lost: the request for pages, or all of the content that is still here."""
+        self.unanswered += 1
         if self.handover is None:
             left_ms = max(1, int(self.deadline_ms - now_ms))
             return [Send(self.to, msgspec.structs.replace(self.request, timeout_ms=left_ms))]

@@ -19,6 +19,7 @@ from common.messages.handover import (
     Abort,
     Commit,
     Grant,
+    GrantPending,
     GrantRefused,
     GrantRequest,
     HandOver,
@@ -266,7 +267,8 @@ class Receiver:
             return [Asked(sender, request)]
         if incoming.is_filled_by(sender):
             return [incoming.say_grant(now_ms)]  # the first one was lost
-        return []
+        waits = incoming.state is ReceiverState.ASKED and incoming.sender == sender
+        return [Send(sender, GrantPending(transfer=request.transfer))] if waits else []
 
     def _on_renew(self, sender: PeerId, transfer: TransferId, now_ms: float) -> list[ReceiverAction]:
         incoming = self._open.get(transfer)

@@ -3,7 +3,8 @@
 Owns `_open`: every hand-over that was asked for and may still read source pages. An entry leaves when it has ended
 (Commit, refusal, Stop, cancel, deadline, death of the decode worker) and no copy of it is in flight; then, and only
 then, its source pages are released and the decode worker is told that nothing writes any more. Each has the
-request's deadline; waiting for Commit has one of its own; copies in flight always come back from the copier.
+request's deadline; waiting for Commit has one of its own; copies in flight always come back from the copier. Pages are
+waited for while the decode worker says that the transfer is in its queue: repeats that it does not answer are counted.
 """
 
 from common.errors import ProtocolViolation
@@ -15,6 +16,7 @@ from common.messages.handover import (
     Abort,
     Commit,
     Grant,
+    GrantPending,
     GrantRefused,
     GrantRequest,
     KvSent,
@@ -41,14 +43,16 @@ class Sender:
         repeat_ms: float = 2_000.0,
         commit_wait_ms: float = 8_000.0,
         renew_ms: float = 5_000.0,
+        max_unanswered: int = 5,
         max_copy_pages: int = 256,
     ) -> None:
         """`repeat_ms`: between two GrantRequests or HandOvers. `commit_wait_ms`: after it, the receiver has failed.
         `renew_ms`: leases are renewed at least so often.
 
-        `max_copy_pages`: larger spans are copied, and announced, in pieces of whole blocks.
+        `max_unanswered`: after so many unanswered repeats of a GrantRequest in a row, the receiver has failed. Not a time:
+        who was stopped himself has not asked. `max_copy_pages`: larger spans are copied, and announced, in pieces of blocks.
         """
-        self._layers, self._max_copy_pages = layers, max_copy_pages
+        self._layers, self._max_copy_pages, self._max_unanswered = layers, max_copy_pages, max_unanswered
         self._repeat_ms, self._commit_wait_ms, self._renew_ms = repeat_ms, commit_wait_ms, renew_ms
         self._renew_at_ms: float | None = None
         self._open: dict[TransferId, Outgoing] = {}
@@ -134,13 +138,16 @@ class Sender:
     def on_message(self, sender: PeerId, message: AnyMessage, now_ms: float) -> list[SenderAction]:
         """Handle one message from a decode worker. Raises ProtocolViolation for one that never belongs here."""
         match message:
-            case Grant() | GrantRefused() | Commit() | Stop():
+            case Grant() | GrantPending() | GrantRefused() | Commit() | Stop():
                 outgoing = self._open.get(message.transfer)
             case _:
                 raise ProtocolViolation(f"prefill worker got {type(message).__name__} from {sender}")
         if outgoing is None or outgoing.to != sender:
-            return self._late(sender, message)
+            return _late(sender, message)
+        outgoing.note_answer(now_ms)
         match message:
+            case GrantPending():
+                return []
             case Grant():
                 return self._on_grant(outgoing, message, now_ms)
             case GrantRefused(code=code, text=text, retryable=retryable):
@@ -182,8 +189,7 @@ class Sender:
                 abort = Abort(transfer=transfer, code="no_commit")
                 actions += self._give_up(transfer, outgoing, "peer_failed", text, abort)
             elif now_ms >= outgoing.repeat_at_ms and outgoing.state is not SenderState.FILLING:
-                outgoing.repeat_at_ms = now_ms + self._repeat_ms
-                actions += outgoing.say_again(now_ms)
+                actions += self._say_again(transfer, outgoing, now_ms)
         return actions + self._renew(now_ms)
 
     def check(self) -> None:
@@ -195,6 +201,14 @@ class Sender:
                 raise RuntimeError(
                     f"transfer {transfer} is {outgoing.state.value} with {outgoing.in_flight} copies in flight"
                 )
+
+    def _say_again(self, transfer: TransferId, outgoing: Outgoing, now_ms: float) -> list[SenderAction]:
+        if outgoing.state is SenderState.ASKING and outgoing.unanswered >= self._max_unanswered:
+            abort = Abort(transfer=transfer, code="peer_failed")
+            gave_up = GaveUp(transfer, "grant", "peer_failed", outgoing.tell_unanswered(now_ms), True, unanswered=True)
+            return [gave_up, *self._end(transfer, outgoing, abort)]
+        outgoing.repeat_at_ms = now_ms + self._repeat_ms
+        return outgoing.say_again(now_ms)
 
     def _on_grant(self, outgoing: Outgoing, grant: Grant, now_ms: float) -> list[SenderAction]:
         transfer = grant.transfer
@@ -218,16 +232,6 @@ class Sender:
             return []
         text = f"decode worker {outgoing.to} stopped the transfer: {code}"
         return self._give_up(transfer, outgoing, code, text, stopped, retryable=code != "cancelled")
-
-    def _late(self, sender: PeerId, message: Grant | GrantRefused | Commit | Stop) -> list[SenderAction]:
-        """Nothing of a closed transfer is in flight; a peer that waits for that news gets it."""
-        match message:
-            case Grant(transfer=transfer):
-                return [Send(sender, Abort(transfer=transfer, code="closed"))]
-            case Stop(transfer=transfer):
-                return [Send(sender, Stopped(transfer=transfer))]
-            case _:
-                return []
 
     def _hand_over_if_complete(self, outgoing: Outgoing, now_ms: float) -> list[SenderAction]:
         if outgoing.state is not SenderState.FILLING or outgoing.first_token is None or outgoing.copies_left:
@@ -279,3 +283,14 @@ class Sender:
         del self._open[transfer]
         told: list[SenderAction] = [] if outgoing.farewell is None else [Send(outgoing.to, outgoing.farewell)]
         return [*told, Release(transfer)]
+
+
+def _late(sender: PeerId, message: Grant | GrantPending | GrantRefused | Commit | Stop) -> list[SenderAction]:
+    """Nothing of a closed transfer is in flight; a peer that waits for that news gets it."""
+    match message:
+        case Grant(transfer=transfer) | GrantPending(transfer=transfer):
+            return [Send(sender, Abort(transfer=transfer, code="closed"))]
+        case Stop(transfer=transfer):
+            return [Send(sender, Stopped(transfer=transfer))]
+        case _:
+            return []

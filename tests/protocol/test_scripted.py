@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from common.faults.rules import parse_rules
-from common.messages.handover import Grant, GrantRequest, Stop
+from common.messages.handover import Grant, GrantPending, GrantRequest, Stop
 from services.worker.core.actions import FetchBlocks
 from tests.protocol.schedule import LEASE_MS, Schedule, random_schedule
 from tests.support.world_process import Process
@@ -265,6 +265,44 @@ def test_a_cancel_that_is_lost_costs_seconds_and_not_the_time_of_the_request(los
     assert not core.idle, "the story does not begin"
     schedule.world.run(2_500.0 * lost, until=lambda: core.idle)
     assert core.idle, "it waits for pages for nobody"
+    schedule.end()
+
+
+@pytest.mark.parametrize(
+    ("system", "lost", "n_requests"),
+    [("pd2-tcp-store", "decode-0/grant: drop", 12), ("pd-tcp", "decode/grant: drop side=sent times=6", 1)],
+    ids=["heard by nobody, for ever", "granted, and not told"],
+)
+def test_a_decode_worker_that_answers_no_request_for_pages_costs_seconds_and_not_the_time_of_the_request(
+    system: str, lost: str, n_requests: int
+) -> None:
+    """Its signs of life come all the while. There are two of them, or the next attempt is heard; two prompts at a time may
+    ask one for pages, and those behind them do not wait in their turn."""
+    schedule = Schedule(1, system, timeout_ms=120_000.0)
+    arm(schedule, lost)
+    for _ in range(n_requests):
+        schedule.ask(9, ANSWER)
+    schedule.world.run(15_000.0, until=lambda: not schedule.open_requests())
+    gateway = schedule.world.gateway
+    assert all(client.finish for client in gateway.clients.values()), "no answer yet"
+    assert gateway.core.counters()["retries_total{code=peer_failed,kind=retry}"] in (1, 2)
+    schedule.end()
+
+
+def test_who_waits_for_pages_for_a_minute_is_told_so_and_not_tried_again() -> None:
+    """All that the decode worker has is granted to a prompt whose copies last so long."""
+    schedule = Schedule(1, "pd-shm", timeout_ms=120_000.0)
+    arm(schedule, "prefill/transfer: delay ms=60000 side=work times=1")
+    schedule.ask(40, ANSWER)
+    schedule.ask(PROMPT, ANSWER)
+    schedule.time(50_000.0)
+    gateway = schedule.world.gateway
+    assert [client.finish for client in gateway.clients.values()] == [None, None], "the story does not begin"
+    schedule.time(15_000.0)
+    assert all(client.finish for client in gateway.clients.values())
+    pending = [event for event in schedule.world.trace.events if isinstance(event.what, GrantPending)]
+    assert len(pending) > 20, "the story does not begin"
+    assert not any(name.startswith("retries_total") for name in gateway.core.counters())
     schedule.end()
 
 

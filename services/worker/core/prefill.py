@@ -15,7 +15,7 @@ from common.ids import PeerId, RequestId, TransferId
 from common.kv_layout import KvLayout
 from common.messages import AnyMessage
 from common.messages.actions import Send
-from common.messages.handover import Commit, Grant, GrantRefused, KvSpan, Stop
+from common.messages.handover import Commit, Grant, GrantPending, GrantRefused, KvSpan, Stop
 from common.messages.liveness import Member, QueueCounts, Report
 from common.messages.requests import Cancel, Generate
 from kvstore.handover.actions import GaveUp, Granted, HandedOver, PostCopy, Release, SenderAction
@@ -70,7 +70,7 @@ class PrefillCore(WorkerRole):
 
     def _on_request(self, peer: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
         match message:
-            case Grant() | GrantRefused() | Stop() | Commit():
+            case Grant() | GrantPending() | GrantRefused() | Stop() | Commit():
                 return self._carry_out(self._sender.on_message(peer, message, now_ms), now_ms)
             case Generate():
                 return self._on_generate(peer, message, now_ms)
@@ -244,6 +244,8 @@ class PrefillCore(WorkerRole):
                     prompt = self._prompts[self._requests[transfer]]
                     actions += prompt.tell_gave_up(step, now_ms)
                     self._scheduler.drop(prompt.message.request)
+                    if step.unanswered and prompt.decode is not None:  # the next ones would wait as long, two by two
+                        actions += self._end_all(self._queue.meant_for(prompt.decode), "no_worker", step.text, now_ms)
                 case Release(transfer=transfer):
                     request = self._requests.pop(transfer)
                     del self._prompts[request]

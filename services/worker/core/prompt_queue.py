@@ -42,6 +42,10 @@ class PromptQueue:
         """It ends before it has started."""
         self._waiting.remove(prompt)
 
+    def meant_for(self, decode: PeerId) -> list[Prompt]:
+        """Those that will ask this decode worker for pages."""
+        return [p for p in self._waiting if self._neighbours.ready(*p.decode_life) == decode]
+
     def unreachable(self, now_ms: float) -> list[tuple[Prompt, str]]:
         """Whose decode worker is not connected lets others pass for a moment, then fails, wherever it stands: with this text."""
         late = [p for p in self._waiting if now_ms - p.arrived_ms >= _CONNECT_GRACE_MS]

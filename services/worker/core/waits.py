@@ -71,7 +71,7 @@ def prompt_wait(prompt: Prompt, parts: Parts, sender: Sender, now_ms: float) -> 
         age_ms=age_ms,
         pages=int(pool.ledger.page_ids(sequence.owner).size),
         waits_for=f"{decode} to {'grant pages' if prompt.granted_ms is None else 'commit, or copies to it to end'}",
-        # a decode worker that lives may be full for as long as the request has time; its death or Stop ends the wait
+        # a decode worker that answers may be full for as long as the request has time; its silence, death or Stop ends it
         until_ms=prompt.deadline_ms if prompt.granted_ms is None else sender.commit_by_ms_of(prompt.transfer),
         over=prompt.told,
         progress=(sequence.computed_tokens, prompt.computed_ms, prompt.granted_ms, prompt.copied),

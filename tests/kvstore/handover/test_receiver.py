@@ -9,6 +9,7 @@ from common.messages.handover import (
     Abort,
     Commit,
     Grant,
+    GrantPending,
     GrantRefused,
     HandOver,
     KvSent,
@@ -217,10 +218,17 @@ def test_a_lost_grant_is_sent_again() -> None:
 def test_a_waiting_request_is_announced_once_and_can_be_refused() -> None:
     core = joined()
     assert core.on_message(P, request(T), 0.0) == [Asked(P, request(T))]
-    assert core.on_message(P, request(T), 1.0) == []
+    assert core.on_message(P, request(T), 1.0) == [Send(P, GrantPending(transfer=T))]
     refusal = GrantRefused(transfer=T, code="out_of_pages", text="none left", retryable=True)
     assert core.refuse(T, "out_of_pages", "none left", True, 2.0) == [Send(P, refusal)]
     assert core.open_transfers == []
+
+
+def test_only_whose_request_waits_is_told_that_it_does() -> None:
+    core, stranger = joined(), PeerId("prefill@2")
+    core.on_peer_joined(stranger)
+    core.on_message(P, request(T), 0.0)
+    assert core.on_message(stranger, request(T), 1.0) == []
 
 
 def test_a_waiting_request_ends_with_its_own_deadline() -> None:

@@ -10,7 +10,9 @@ from common.messages.handover import (
     Abort,
     Commit,
     Grant,
+    GrantPending,
     GrantRefused,
+    GrantRequest,
     HandOver,
     KvSent,
     KvSpan,
@@ -138,6 +140,11 @@ def test_pages_are_held_until_no_copy_is_in_flight(end: str) -> None:
     assert core.open_transfers == []
 
 
+def test_who_keeps_a_closed_transfer_in_its_queue_is_told_that_it_ended() -> None:
+    aborted = [Send(D, Abort(transfer=T, code="closed"))]
+    assert Sender(2).on_message(D, GrantPending(transfer=T), 0.0) == aborted
+
+
 def test_a_stop_for_a_closed_transfer_is_acknowledged_and_a_late_grant_returned() -> None:
     core = Sender(2)
     assert core.on_message(D, Stop(transfer=T, code="x"), 0.0) == [Send(D, Stopped(transfer=T))]
@@ -199,8 +206,35 @@ def test_a_lost_request_is_repeated_with_the_time_that_is_left() -> None:
     assert repeated == request(T, timeout_ms=48_000)
 
 
+def test_who_does_not_answer_five_repeats_in_a_row_has_failed() -> None:
+    core = asking()
+    for number in range(1, 6):
+        assert len(sends(core.on_tick(2_000.0 * number))) == 1
+    gave_up, abort, release = core.on_tick(12_000.0)
+    assert isinstance(gave_up, GaveUp)
+    assert (gave_up.phase, gave_up.code, gave_up.retryable) == ("grant", "peer_failed", True)
+    assert gave_up.unanswered and f"decode worker {D} did not answer for 12 s" in gave_up.text
+    assert (abort, release) == (Send(D, Abort(transfer=T, code="peer_failed")), Release(T))
+
+
+def test_who_says_that_the_request_is_in_its_queue_is_asked_until_the_deadline() -> None:
+    core = asking()
+    for number in range(1, 25):
+        assert [type(message) for message in sends(core.on_tick(2_000.0 * number))] == [GrantRequest]
+        if number % 5 == 0:
+            assert core.on_message(D, GrantPending(transfer=T), 2_000.0 * number + 1.0) == []
+
+
+def test_time_in_which_the_sender_itself_was_stopped_is_no_silence_of_the_receiver() -> None:
+    core = asking()
+    assert [type(message) for message in sends(core.on_tick(49_000.0))] == [GrantRequest]
+    assert core.on_message(D, GRANT, 49_001.0) == [Granted(T, 1)]
+
+
 def test_a_grant_that_never_comes_ends_with_the_requests_deadline() -> None:
-    gave_up, abort, release = asking().on_tick(50_000.0)
+    core = asking()
+    core.on_message(D, GrantPending(transfer=T), 49_000.0)
+    gave_up, abort, release = core.on_tick(50_000.0)
     assert isinstance(gave_up, GaveUp)
     assert (gave_up.phase, gave_up.code, gave_up.retryable) == ("grant", "deadline_exceeded", False)
     assert (abort, release) == (Send(D, Abort(transfer=T, code="deadline_exceeded")), Release(T))
