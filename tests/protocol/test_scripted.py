@@ -208,8 +208,10 @@ def test_a_worker_whose_answers_are_lost_for_ever_costs_a_request_seconds(lost: 
 
 def test_a_request_that_only_takes_its_time_is_asked_about_and_not_tried_again() -> None:
     schedule = Schedule(1, "pd-shm")
-    arm(schedule, "prefill/transfer: delay ms=15000 side=work")
+    arm(schedule, "prefill/transfer: delay ms=14000 side=work")
     schedule.ask(PROMPT, ANSWER)
+    schedule.time(13_500.0)
+    assert schedule.open_requests(), "the story does not begin"
     schedule.end()
     assert not {"lost_attempts_total", "unanswered_attempts_total"} & schedule.world.gateway.core.counters().keys()
     assert schedule.world.gateway.clients["r0"].finish
