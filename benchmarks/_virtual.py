@@ -21,7 +21,7 @@ from common.ids import Incarnation, PeerId, RequestId, WorkerId, peer_id
 from common.messages.actions import Send
 from common.messages.cache_events import CacheBatch, CacheEvent, CacheSnapshot
 from common.messages.liveness import Hello, Member, ModelIdentity, PageCounts, Ping, QueueCounts, Report, Welcome
-from common.messages.requests import Generate, Sampling, TokenDelta, Tokens
+from common.messages.requests import AskAbout, Generate, Sampling, StillHere, TokenDelta, Tokens
 from common.policy.eviction import Lru
 from common.policy.routing import Router
 from gateway.core.actions import Action, Deliver, End
@@ -336,7 +336,7 @@ class World:
 
         self.plan(self.now_ms + self.scene.event_delay_ms, arrive)
 
-    def hear(self, worker: VirtualWorker, message: Tokens | Report | Welcome) -> None:
+    def hear(self, worker: VirtualWorker, message: Tokens | StillHere | Report | Welcome) -> None:
         self._perform(self._dispatch.on_message(worker.peer, message, self.now_ms))
 
     def _perform(self, actions: Sequence[Action]) -> None:
@@ -347,6 +347,8 @@ class World:
                     self._by_peer[to].on_generate(generate)
                 case Send(to, Ping(sequence=sequence)):
                     self.hear(self._by_peer[to], self._by_peer[to].report(sequence))
+                case Send(to, AskAbout(requests=requests)):
+                    self.hear(self._by_peer[to], StillHere(requests=requests))
                 case Send(to, Hello()):
                     self.hear(self._by_peer[to], Welcome(member=self._by_peer[to].member))
                 case Deliver(request, delta):

@@ -64,7 +64,11 @@ class GatewaySettings(ProcessSettings):
     peer_fetch: str = setting(
         "auto", choices=("auto", "off"), help="Whether workers fetch prefixes from each other where that is faster."
     )
-    attempts: int = setting(4, help="How often a request is tried, on other workers where possible; 1: once.")
+    attempts: int = setting(
+        4,
+        help="How often a request is tried without a new token, on other workers where possible; each new token begins the"
+        " count again. 1: once, and nothing is replayed.",
+    )
     retry_wait_s: float = setting(6.0, help="Time that a request whose worker failed waits for a ready one.")
     breaker_failures: int = setting(5, help="Failures in a row after which a worker is passed over; 0: never.")
     breaker_open_s: float = setting(10.0, help="Time until a worker that is passed over is tried again.")

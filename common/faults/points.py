@@ -25,7 +25,7 @@ from common.messages.handover import (
     Stopped,
 )
 from common.messages.liveness import Drain, Hello, Ping, Refused, Report, Welcome
-from common.messages.requests import AskAbout, Cancel, Failed, Generate, NotHere, Tokens
+from common.messages.requests import AskAbout, Cancel, Failed, Generate, NotHere, StillHere, Tokens
 from common.messages.resizing import Resize, ResizeAnswer
 
 
@@ -96,7 +96,7 @@ MESSAGES: dict[Point, tuple[type[Message], ...]] = {
     Point.TRANSFER: (KvSent,),
     Point.HANDOVER: (HandOver,),
     Point.COMMIT: (Commit,),
-    Point.ANSWER: (Tokens, Failed, AskAbout, NotHere),
+    Point.ANSWER: (Tokens, Failed, AskAbout, StillHere, NotHere),
     Point.SPILL: (Reserve, Reserved, Publish, Put, Stored),
     Point.CANCEL: (Cancel,),
     Point.STOP_WRITING: (Stop, Stopped, Abort),

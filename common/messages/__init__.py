@@ -32,10 +32,10 @@ from common.messages.handover import (
     Stopped,
 )
 from common.messages.liveness import Drain, Hello, Ping, Refused, Report, Welcome
-from common.messages.requests import AskAbout, Cancel, Failed, Generate, NotHere, Tokens
+from common.messages.requests import AskAbout, Cancel, Failed, Generate, NotHere, StillHere, Tokens
 from common.messages.resizing import Resize, ResizeAnswer
 
-RequestMessage = Generate | Cancel | Tokens | Failed | AskAbout | NotHere
+RequestMessage = Generate | Cancel | Tokens | Failed | AskAbout | StillHere | NotHere
 HandoverMessage = (
     GrantRequest
     | Grant

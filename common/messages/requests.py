@@ -5,7 +5,8 @@ gateway -> every worker it named    Cancel     stop, free everything; unknown id
 decode | mixed -> gateway           Tokens     new tokens of many requests, one message per engine step
 any worker -> gateway               Failed     this request ends here, and why
 gateway -> any worker               AskAbout   there was no news of these for a while: are they there?
-any worker -> gateway               NotHere    the answer: which of them are not; all others are
+any worker -> gateway               StillHere  the answer: which of them are
+any worker -> gateway               NotHere    the answer: which of them are not
 """
 
 import msgspec
@@ -145,7 +146,16 @@ class Failed(Message, frozen=True, kw_only=True):
 
 
 class AskAbout(Message, frozen=True, kw_only=True):
-    """No news came of these requests for a while, or they were cancelled. Asked again as long as none comes."""
+    """No news came of these requests for a while, or they were cancelled. Asked again as long as none comes.
+
+    Each of them is answered for, by StillHere or NotHere: silence means that messages are lost.
+    """
+
+    requests: tuple[RequestId, ...]
+
+
+class StillHere(Message, frozen=True, kw_only=True):
+    """Of the requests that were asked about, these are here: tokens of them, or Failed, will come."""
 
     requests: tuple[RequestId, ...]
 

@@ -4,7 +4,7 @@ Owns one entry per attempt, by its name on the wire, from `begin` to `end`. What
 that may go on with it after that are its Farewells' matter.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from common.errors import ServingError
 from common.ids import PeerId, RequestId
@@ -19,6 +19,7 @@ from gateway.core.roster import Roster
 
 ASK_AFTER_MS = 2_000.0
 """Without news. A message that was lost with a connection costs its request no more than this, twice."""
+_MOST_UNANSWERED = 5  # a worker that is silent altogether is given up long before
 _MOST_ASKED = 256  # in one message; the rest has its turn at the next tick
 _MOST_FAILED = 8  # of one request that are remembered
 
@@ -65,8 +66,10 @@ class Attempts:
         return [Send(placed.entry, _generate(one, wire, placed, now_ms)), *routed]
 
     def end_prefill(self, attempt: Attempt) -> None:
-        """Its first token came: the entry worker has done its part, and from now on only who draws the answer is charged."""
-        attempt.prefilling = False
+        """Its first token was drawn: the entry worker has done its part, and from now on only who draws the answer is charged."""
+        if not attempt.prefilling:
+            return
+        attempt.prefilling, attempt.unanswered = False, 0
         self._roster.on_success(attempt.entry)
         self._roster.computed(attempt.entry, attempt.wire)
         if attempt.entry != attempt.decode:
@@ -83,8 +86,21 @@ class Attempts:
                 if len(asked) < _MOST_ASKED:
                     asked.append(wire)
                     attempt.news_ms = now_ms
+                    attempt.unanswered += 1
         asked_about: list[Action] = [Send(peer, AskAbout(requests=tuple(wires))) for peer, wires in about.items()]
         return asked_about + self._farewells.on_tick(now_ms, self._roster.knows)
+
+    def unanswered(self, now_ms: float) -> list[Attempt]:
+        """Those about which their knower answers nothing, however alive it is: what it says of them is lost."""
+        late = [one.attempt for one in self if one.attempt and now_ms - one.attempt.news_ms >= ASK_AFTER_MS]
+        return [attempt for attempt in late if attempt.unanswered >= _MOST_UNANSWERED]
+
+    def still_here(self, sender: PeerId, wires: Iterable[RequestId]) -> None:
+        """A worker has these. What is over here stays so: it was told, and will be told again."""
+        for wire in wires:
+            one = self._attempts.get(wire)
+            if one is not None and one.attempt is not None and one.attempt.knower == sender:
+                one.attempt.unanswered = 0
 
     def not_here(self, sender: PeerId, wire: RequestId, now_ms: float) -> tuple[OpenRequest | None, list[Action]]:
         """A worker does not know an attempt. First: whose it is, if it is lost; else whom to ask next.
@@ -99,14 +115,14 @@ class Attempts:
         attempt = one.attempt
         if sender == attempt.decode:
             return one, []
-        attempt.left_entry, attempt.news_ms = True, now_ms
+        attempt.left_entry, attempt.news_ms, attempt.unanswered = True, now_ms, 1
         return None, [Send(attempt.decode, AskAbout(requests=(wire,)))]
 
     def note_failure(self, one: OpenRequest, error: ServingError, by: PeerId | None, now_ms: float) -> None:
-        """Keep why an attempt ends that another one follows. `by`: who failed it; None: who draws the answer."""
+        """Keep why an attempt ends that another one follows. `by`: who failed it; None: who should know of it now."""
         attempt = one.attempt
         if attempt is not None:
-            worker = attempt.placed.decode_worker if by is None else attempt.worker_of(by)
+            worker = attempt.worker_of(attempt.knower if by is None else by)
             phase = error.phase or attempt.phase
             failed = FailedAttempt(error.code, phase, worker, now_ms - attempt.sent_ms)
             one.failed = (*one.failed, failed)[-_MOST_FAILED:]

@@ -7,7 +7,7 @@ from common.messages import AnyMessage
 from common.messages.actions import HangUp
 from common.messages.base import Message
 from common.messages.liveness import Member
-from common.messages.requests import Failed, NotHere, Tokens
+from common.messages.requests import Failed, NotHere, StillHere, Tokens
 from common.messages.resizing import ResizeAnswer
 from common.policy.routing import reason_not_ready
 from gateway.core.actions import Action, Begun, Resized
@@ -86,7 +86,7 @@ class Dispatch:
     def on_message(self, sender: PeerId, message: AnyMessage, now_ms: float) -> list[Action]:
         """A worker spoke. Messages that no worker should send to a gateway are only a sign of life."""
         actions = self._roster.on_message(sender, message, now_ms)
-        if isinstance(message, Tokens | Failed | NotHere):
+        if isinstance(message, Tokens | Failed | StillHere | NotHere):
             actions += self._inflight.on_message(sender, message, now_ms)
         if isinstance(message, ResizeAnswer):
             actions.append(Resized(sender, message))

@@ -1,7 +1,23 @@
-"""A worker's Failed message as an error of our own."""
+"""Why an attempt ends without an answer; a worker's Failed message as an error of our own."""
+
+from dataclasses import dataclass
 
 from common.errors import ContextTooLong, OutOfPages, PeerFailed, ServingError
+from common.ids import PeerId, WorkerId
 from common.messages.requests import Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Setback:
+    """Why an attempt ends without an answer, and what follows for the next one."""
+
+    error: ServingError
+    avoid: frozenset[WorkerId] = frozenset()
+    """Who should not try it again."""
+    by: PeerId | None = None
+    """The worker that gave it up by itself, or cannot hear: no Cancel for it."""
+    died: bool = False
+    """Whether that worker is dead."""
 
 
 class WorkerFailed(ServingError):

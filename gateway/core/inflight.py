@@ -17,11 +17,11 @@ from common.errors import DeadlineExceeded, NoWorker, OutOfPages, PeerFailed, Se
 from common.ids import PeerId, RequestId, WorkerId
 from common.messages.actions import Send
 from common.messages.base import Message
-from common.messages.requests import Cancel, Failed, Generate, NotHere, TokenDelta, Tokens
+from common.messages.requests import Cancel, Failed, Generate, NotHere, StillHere, TokenDelta, Tokens
 from gateway.core.actions import Action, Begun, Deliver, End
 from gateway.core.attempts import Attempts
 from gateway.core.entrance import Entrance
-from gateway.core.failure import WorkerFailed, is_workers_fault
+from gateway.core.failure import Setback, WorkerFailed, is_workers_fault
 from gateway.core.keys import KeyLimits
 from gateway.core.open_request import Attempt, OpenRequest
 from gateway.core.order import Order
@@ -31,6 +31,7 @@ from gateway.core.roster import Lost, Roster
 from gateway.core.terms import Terms
 from gateway.core.totals import RoutingTotals
 
+News = Tokens | Failed | StillHere | NotHere
 _LOOK_AGAIN_MS = 100.0
 _AGAIN_PER_TICK = 64  # a death takes many requests down together; tokens of others must pass in between
 
@@ -133,12 +134,15 @@ class Inflight:
         one = self._open.get(request)
         return "queue" if one is None else one.phase
 
-    def on_message(self, sender: PeerId, message: Tokens | Failed | NotHere, now_ms: float) -> list[Action]:
+    def on_message(self, sender: PeerId, message: News, now_ms: float) -> list[Action]:
         """News of requests. What is said about requests of others, or by others, changes nothing."""
         if isinstance(message, Failed):
             return self._on_failed(sender, message, now_ms)
         if isinstance(message, NotHere):
             return [a for wire in message.requests for a in self._on_not_here(sender, wire, now_ms)]
+        if isinstance(message, StillHere):
+            self._attempts.still_here(sender, message.requests)
+            return []
         actions: list[Action] = []
         for delta in message.deltas:
             one = self._attempts.get(delta.request)
@@ -156,13 +160,14 @@ class Inflight:
             return asked
         self._totals.add("lost_attempts_total")
         error = PeerFailed(f"a message of it was lost: {sender} does not know it {lost.progress}")
-        return self._retry(lost, error, frozenset(), now_ms, but=sender)
+        return self._retry(lost, Setback(error, by=sender), now_ms)
 
     def _on_delta(self, one: OpenRequest, attempt: Attempt, delta: TokenDelta, now_ms: float) -> list[Action]:
         missing = delta.position - len(one.emitted)
         if missing > 0:
+            self._attempts.end_prefill(attempt)  # its first token was drawn, and is among them
             text = f"{attempt.placed.decode_name} skipped {missing} tokens {one.progress}"
-            return self._retry(one, PeerFailed(text), frozenset({attempt.placed.decode_worker}), now_ms)
+            return self._retry(one, Setback(PeerFailed(text), frozenset({attempt.placed.decode_worker})), now_ms)
         if missing < 0:
             self.repeated_tokens_total += min(-missing, len(delta.tokens))
             delta = _without_first(delta, -missing)
@@ -173,7 +178,7 @@ class Inflight:
             self._totals.on_first_token(attempt.placed, took_ms=took_ms, cached_tokens=delta.cached_tokens)
             self._attempts.end_prefill(attempt)
         if delta.tokens:
-            attempt.news_ms = now_ms
+            attempt.news_ms, attempt.unanswered = now_ms, 0
             one.emitted += delta.tokens
             one.tries, one.avoid = 1, frozenset()
         deliver = Deliver(one.request, delta)
@@ -195,7 +200,7 @@ class Inflight:
         fits_elsewhere = error.never_fits and self._roster.has_larger(avoid | one.avoid, now_ms)
         if not (failed.retryable or fits_elsewhere):
             return self._fail(one, error, now_ms, but=sender)
-        return self._retry(one, error, avoid, now_ms, but=sender)
+        return self._retry(one, Setback(error, avoid, sender), now_ms)
 
     def on_lost(self, lost: Lost, now_ms: float) -> list[Action]:
         """A worker died: everything that needs it goes elsewhere."""
@@ -207,36 +212,33 @@ class Inflight:
             one.deaths += 1
             self._attempts.on_lost(one, lost.peer, now_ms)
             error = PeerFailed(f"{attempt.name_of(lost.peer)} {lost.text} {one.progress}")
-            actions += self._retry(one, error, frozenset(), now_ms, but=lost.peer, died=True)
+            actions += self._retry(one, Setback(error, by=lost.peer, died=True), now_ms)
         return actions
 
     def on_unsent(self, peer: PeerId, message: Message, now_ms: float) -> list[Action]:
         """A message could not be queued. Only a Generate matters: silence will tell of the rest."""
-        one = self._attempts.get(message.request) if isinstance(message, Generate) else None
+        if not isinstance(message, Generate):
+            return []
+        return self._elsewhere(message.request, peer, "cannot be reached", now_ms, by=peer)
+
+    def _elsewhere(self, wire: RequestId, peer: PeerId, text: str, now_ms: float, by: PeerId | None) -> list[Action]:
+        one = self._attempts.get(wire)
         if one is None or one.attempt is None:
             return []
         self._roster.on_failure(peer, now_ms)
-        error = PeerFailed(f"{one.attempt.name_of(peer)} cannot be reached {one.progress}")
-        return self._retry(one, error, frozenset({one.attempt.worker_of(peer)}), now_ms, but=peer)
+        phase = one.attempt.phase if peer == one.attempt.entry else "decode"
+        error = PeerFailed(f"{one.attempt.name_of(peer)} {text} {one.at(phase)}").in_phase(phase)
+        return self._retry(one, Setback(error, frozenset({one.attempt.worker_of(peer)}), by), now_ms)
 
-    def _retry(
-        self,
-        one: OpenRequest,
-        error: ServingError,
-        avoid: frozenset[WorkerId],
-        now_ms: float,
-        *,
-        but: PeerId | None = None,
-        died: bool = False,
-    ) -> list[Action]:
+    def _retry(self, one: OpenRequest, setback: Setback, now_ms: float) -> list[Action]:
         """Pause it until its next attempt, or fail it if it has had its tries."""
-        error.in_phase(one.phase)
-        pause_ms = self._retries.pause_ms(one, died=died)
+        error = setback.error.in_phase(one.phase)
+        pause_ms = self._retries.pause_ms(one, died=setback.died)
         if pause_ms is None:
-            return self._fail(one, error, now_ms, but=but)
-        self._attempts.note_failure(one, error, but, now_ms)
-        cancels = self._attempts.end(one, now_ms, but=but)
-        one.error, one.failed_ms, one.avoid = error, now_ms, one.avoid | avoid
+            return self._fail(one, error, now_ms, but=setback.by)
+        self._attempts.note_failure(one, error, setback.by, now_ms)
+        cancels = self._attempts.end(one, now_ms, but=setback.by)
+        one.error, one.failed_ms, one.avoid = error, now_ms, one.avoid | setback.avoid
         one.retry_at_ms = now_ms + pause_ms
         self._totals.add(f"retries_total{{code={error.code},kind={'replay' if one.emitted else 'retry'}}}")
         return cancels
@@ -272,6 +274,9 @@ class Inflight:
             elif one.retry_at_ms is not None and now_ms >= one.retry_at_ms and places:
                 places -= 1
                 actions += self._again(one, now_ms)
+        for attempt in self._attempts.unanswered(now_ms):
+            self._totals.add("unanswered_attempts_total")
+            actions += self._elsewhere(attempt.wire, attempt.knower, "answers nothing about it", now_ms, by=None)
         return actions + self._attempts.questions(now_ms) + self._fill(now_ms)
 
     def _fail(self, one: OpenRequest, error: ServingError, now_ms: float, *, but: PeerId | None = None) -> list[Action]:
@@ -296,8 +301,7 @@ class Inflight:
 
 
 def _gave_up(one: OpenRequest, attempt: Attempt, sender: PeerId, failed: Failed) -> WorkerFailed:
-    tokens = f"after {len(one.emitted)} tokens" if one.emitted else "before the first token"
-    text = f"{attempt.name_of(sender)} gave up in phase {failed.phase} {tokens}: {failed.text}"
+    text = f"{attempt.name_of(sender)} gave up {one.at(failed.phase)}: {failed.text}"
     return WorkerFailed(failed, text=text)
 
 

@@ -22,6 +22,9 @@ class Attempt:
     """The entry worker has said that it is not there any more."""
     news_ms: float = 0.0
     """When it was sent, its last token came, or it was last asked about."""
+    unanswered: int = 0
+    """Questions about it in a row that its knower answered nothing to, and of which no token came. Time would not do: a
+    gateway that was stopped asked nothing."""
 
     def __post_init__(self) -> None:
         """Sent just now."""
@@ -87,7 +90,7 @@ class OpenRequest:
     attempt: Attempt | None = None
     """None while it waits for a place or for its next try."""
     tries: int = 0
-    """Attempts since the last new token."""
+    """Attempts since the last new token, and the one that it came from."""
     attempts_total: int = 0
     deaths: int = 0
     """Workers that died with it: one that kills whoever computes it must not go round."""
@@ -114,5 +117,13 @@ class OpenRequest:
     @property
     def progress(self) -> str:
         """Where it stands, for error messages."""
-        done = f"after {len(self.emitted)} tokens" if self.emitted else "before the first token"
-        return f"in phase {self.attempt.phase} {done}" if self.attempt is not None else done
+        return self._done if self.attempt is None else self.at(self.attempt.phase)
+
+    def at(self, phase: str) -> str:
+        """A phase of its attempt, for error messages. A prompt that is computed again has tokens of an earlier attempt."""
+        replayed = self.emitted and self.attempt is not None and self.attempt.prefilling
+        return f"in phase {phase}{' of a replay' if replayed else ''} {self._done}"
+
+    @property
+    def _done(self) -> str:
+        return f"after {len(self.emitted)} tokens" if self.emitted else "before the first token"

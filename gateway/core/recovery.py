@@ -19,7 +19,7 @@ class RetryTerms:
     """How hard to try."""
 
     attempts: int = 4
-    """Of one request in all; 1 never retries. A replay after new tokens were drawn starts the count again."""
+    """Of one request without a new token; each new token starts the count again. 1 never retries, nor replays."""
     budget_share: float = 0.2
     """Retries per request that came in, over time."""
     budget_burst: float = 1_000.0

@@ -24,7 +24,17 @@ from common.messages.liveness import (
     Report,
     Welcome,
 )
-from common.messages.requests import AskAbout, Cancel, Generate, NotHere, Timings, TokenDelta, TokenLogprob, Tokens
+from common.messages.requests import (
+    AskAbout,
+    Cancel,
+    Generate,
+    NotHere,
+    StillHere,
+    Timings,
+    TokenDelta,
+    TokenLogprob,
+    Tokens,
+)
 from common.messages.resizing import Resize
 from common.net.redis import Membership
 from common.net.sockets import Exchange
@@ -133,8 +143,10 @@ class FakeWorker:
                 self.on_resize(sender, message)
             case Cancel(request=request) if request in self._over:
                 pass  # said again to an earlier test
-            case AskAbout(requests=requests) if gone := [one for one in requests if one in self._over]:
-                self._exchange.send(sender, NotHere(requests=tuple(gone)))
+            case AskAbout(requests=requests):
+                for one in requests:
+                    answer = NotHere if one in self._over else StillHere
+                    self._exchange.send(sender, answer(requests=(one,)))
             case Generate() | Cancel() | Resize():
                 self.heard.put((sender, message))
             case Drain(on=on):

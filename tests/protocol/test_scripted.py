@@ -192,12 +192,28 @@ def test_what_a_gateway_and_its_workers_say_of_a_request_may_be_lost_and_costs_s
     schedule.end()
 
 
+@pytest.mark.parametrize("lost", ["decode-0/answer: drop", "prefill/answer: drop side=sent; decode-0/grant: drop"])
+def test_a_worker_whose_answers_are_lost_for_ever_costs_a_request_seconds(lost: str) -> None:
+    """Its reports come, so nobody takes it for dead; the other decode worker is well."""
+    schedule = Schedule(1, "pd2-tcp-store", timeout_ms=600_000.0)
+    arm(schedule, lost)
+    for _ in range(2):
+        schedule.ask(PROMPT, ANSWER)
+    schedule.world.run(30_000.0, until=lambda: not schedule.open_requests())
+    gateway = schedule.world.gateway
+    assert gateway is not None and all(client.finish for client in gateway.clients.values()), "no answer yet"
+    assert gateway.core.counters()["unanswered_attempts_total"] == 1
+    schedule.end()
+
+
 def test_a_request_that_only_takes_its_time_is_asked_about_and_not_tried_again() -> None:
     schedule = Schedule(1, "pd-shm")
-    arm(schedule, "prefill/transfer: delay ms=7000 side=work")
+    arm(schedule, "prefill/transfer: delay ms=14000 side=work")
     schedule.ask(PROMPT, ANSWER)
+    schedule.time(13_500.0)
+    assert schedule.open_requests(), "the story does not begin"
     schedule.end()
-    assert schedule.world.gateway.core.counters().get("lost_attempts_total", 0) == 0
+    assert not {"lost_attempts_total", "unanswered_attempts_total"} & schedule.world.gateway.core.counters().keys()
     assert schedule.world.gateway.clients["r0"].finish
 
 

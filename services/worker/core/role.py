@@ -10,7 +10,7 @@ from common.messages.base import Message
 from common.messages.cache_events import CacheEvent
 from common.messages.handover import Grant, KvSpan
 from common.messages.liveness import Drain, Hello, Member, Ping, Refused, Report, TransportReport, Welcome, newer_life
-from common.messages.requests import AskAbout, Cancel, Failed, Generate, NotHere
+from common.messages.requests import AskAbout, Cancel, Failed, Generate
 from common.messages.resizing import Resize
 from common.policy.succession import Succession
 from kvstore.index.block_pool import BlockPool
@@ -21,7 +21,7 @@ from services.worker.core.parts import Parts
 from services.worker.core.plan import StepPlan, StepResult
 from services.worker.core.reporting import Reporter
 from services.worker.core.step_times import StepTimes
-from services.worker.core.wire import refusal_of, requests_of
+from services.worker.core.wire import answers_about, refusal_of, requests_of
 
 _ORDERS = (Generate, Cancel, AskAbout, Drain, Resize)  # a gateway's alone
 DRAINED = "the worker was told to stop, and its time to drain is over"
@@ -59,8 +59,7 @@ class WorkerRole(ABC):
             case Resize():
                 return self._on_resize(peer, message, now_ms)
             case AskAbout(requests=requests):
-                gone = tuple(request for request in requests if not self._has(request))
-                return [Send(peer, NotHere(requests=gone))] if gone else []
+                return [Send(peer, answer) for answer in answers_about(requests, self._has)]
         if self._cache.concerns(message):
             return self._cache.on_message(peer, message, self._wanted_pages(), now_ms) + self._after_cache(now_ms)
         return self._on_request(peer, message, now_ms)

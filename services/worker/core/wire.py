@@ -1,6 +1,6 @@
 """What peers say about pages and blocks, checked before anybody acts on it. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from common.ids import RequestId
 from common.messages.base import Message
 from common.messages.blocks import Found
 from common.messages.handover import GrantRequest
-from common.messages.requests import Failed, Generate, Tokens
+from common.messages.requests import Failed, Generate, NotHere, StillHere, Tokens
 from common.messages.sampling_ranges import out_of_range
 from kvstore.index.ledger import PageIds
 
@@ -54,6 +54,12 @@ def requests_of(message: Message) -> tuple[RequestId, ...]:
     if isinstance(message, Tokens):
         return tuple(delta.request for delta in message.deltas)
     return (message.request,) if isinstance(message, Failed) else ()
+
+
+def answers_about(requests: Sequence[RequestId], has: Callable[[RequestId], bool]) -> list[StillHere | NotHere]:
+    """What to say to AskAbout: of every request that it names, whether it is here."""
+    here, gone = tuple(r for r in requests if has(r)), tuple(r for r in requests if not has(r))
+    return ([StillHere(requests=here)] if here else []) + ([NotHere(requests=gone)] if gone else [])
 
 
 def refusal_of(message: Generate | GrantRequest, vocab_tokens: int, context_tokens: int) -> str:

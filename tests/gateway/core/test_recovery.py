@@ -128,7 +128,7 @@ def test_tries_are_limited_and_new_tokens_begin_the_count_again() -> None:
         decode, wire = peer(str(generate.decode)), str(generate.request)
         assert delivered(core.on_message(decode, tokens(position, 7, request=wire), now_ms)) == [7]
     assert not ends([*fail(), *fail()])
-    assert "gave up in phase grant after 4 tokens" in str(ends(fail())[0].error)
+    assert "gave up in phase grant of a replay after 4 tokens" in str(ends(fail())[0].error)
     core.check()
 
 

@@ -5,14 +5,15 @@ import pytest
 
 from common.errors import ProtocolViolation
 from common.ids import Incarnation, PeerId, RequestId, TransferId
+from common.messages.actions import Send
 from common.messages.handover import GrantRefused, GrantRequest
 from common.messages.liveness import Drain, Hello, Refused
-from common.messages.requests import AskAbout, Cancel, Sampling
+from common.messages.requests import AskAbout, Cancel, NotHere, Sampling, StillHere
 from common.messages.resizing import Resize
 from services.worker.core.callers import Callers
 from tests.services.worker.core.test_peer_fetch import PROMPT, world
 from tests.support.fake_engine import answer
-from tests.support.world import World
+from tests.support.world import GATEWAY, World
 
 STRANGER = PeerId("stranger@1")
 R = RequestId("r")
@@ -43,6 +44,20 @@ def test_a_stranger_orders_nothing(to: str) -> None:
         with pytest.raises(ProtocolViolation, match=f"got {type(order).__name__} from stranger@1, which is no gateway"):
             process.core.on_message(STRANGER, order, target.now_ms)
     assert process.core.idle and not process.core.report(1, target.now_ms).draining
+
+
+@pytest.mark.parametrize("to", ["prefill", "decode", "mixed"])
+def test_of_every_request_that_is_asked_about_a_worker_says_whether_it_is_there(to: str) -> None:
+    target = world()
+    process, gone = target.processes[to], RequestId("gone")
+    target.send("r", PROMPT, 3, to=to)
+    while process.core.idle:
+        assert target.turn()
+    told = process.core.on_message(GATEWAY, AskAbout(requests=(gone, R)), target.now_ms)
+    assert told == [Send(GATEWAY, StillHere(requests=(R,))), Send(GATEWAY, NotHere(requests=(gone,)))]
+    target.settle()
+    both = process.core.on_message(GATEWAY, AskAbout(requests=(gone, R)), target.now_ms)
+    assert both == [Send(GATEWAY, NotHere(requests=(gone, R)))]
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
