@@ -2,9 +2,9 @@
 
 SIGUSR1 is heard by the interpreter, on its main thread, between two of its steps or while it waits for a lock or a socket; it
 writes one `stacks` event, JSON as all events are, at once, whatever the process's loop is at: so it is with workers, stores,
-gateways and `penstock up`. The loop writes the `state` event when it comes round next, and one that is held by Python code that does not end never
-does. Who is held by C code that does not return hears nothing. SIGUSR2 is heard by C code that needs nobody's turn, and writes
-plain text.
+gateways and `penstock up`. The loop writes the `state` event when it comes round next (`up` at once, as soon as it has
+children), and one that is held by Python code that does not end never does. Who is held by C code that does not return hears
+nothing. SIGUSR2 is heard by C code that needs nobody's turn, and writes plain text.
 """
 
 import faulthandler

@@ -60,12 +60,9 @@ def bytes_setting(default: int | None, *, help: str, flag: str) -> Any:
     return setting(default, help=help, flag=flag, parse=parse_bytes, allowed="a size such as 512MiB or 2GiB", show=show)
 
 
-def memory_setting(default: MemoryShare | int | None, *, help: str, flag: str) -> Any:
+def memory_setting(default: MemoryShare | int, *, help: str, flag: str) -> Any:
     """Memory in bytes, written like 512MiB, or a share of what there is, written like 80%."""
-    if default is None:
-        show = "unset"
-    else:
-        show = str(default) if isinstance(default, MemoryShare) else f"{default // 2**20}MiB"
+    show = str(default) if isinstance(default, MemoryShare) else f"{default // 2**20}MiB"
     allowed = "a size such as 512MiB or 2GiB, or a share such as 80%"
     return setting(default, help=help, flag=flag, parse=parse_memory, allowed=allowed, show=show)
 

@@ -107,11 +107,13 @@ class StatusRoutes:
         return _json({"gateway": gateway, "workers": workers, "lost": lost})
 
     def _redis(self) -> dict[str, Any]:
-        """Where it is, and for how long it has not answered; null while it does."""
-        members, tree = self._membership.outage, self._tree.outage
-        lost = {"membership_lost_s": members.lost_s, "prompt_tree_lost_s": tree.lost_s}
-        rounded = {name: None if lost_s is None else round(lost_s, 1) for name, lost_s in lost.items()}
-        return {"address": members.address, **rounded}
+        """Where it is, for how long it has not answered whom (null while it does), and what came instead."""
+        found: dict[str, Any] = {"address": self._membership.outage.address}
+        for part, outage in (("membership", self._membership.outage), ("prompt_tree", self._tree.outage)):
+            lost_s = outage.lost_s
+            found[f"{part}_lost_s"] = None if lost_s is None else round(lost_s, 1)
+            found[f"{part}_error"] = "" if lost_s is None else outage.why
+        return found
 
     async def memory(self, request: Request) -> Response:
         """Who had which memory over the last 10 minutes."""

@@ -95,9 +95,9 @@ class TreeFeed:
         retry_s = _FIRST_RETRY_S
         while not self._stopping.is_set():
             try:
-                self._round()
-                self.outage.answered()
-                self.connected, retry_s = True, _FIRST_RETRY_S
+                if self._round():
+                    self.outage.answered()
+                    self.connected, retry_s = True, _FIRST_RETRY_S
             except CacheUnreachable as error:
                 self.outage.failed(str(error))
                 self.connected, self._checked, self._check_at_ms = False, None, 0.0
@@ -107,11 +107,12 @@ class TreeFeed:
         self.connected = False
         self._reader.close()
 
-    def _round(self) -> None:
+    def _round(self) -> bool:
+        """Whether Redis was asked, and answered."""
         self._take_orders()
         if self._backlog_events() > _BACKLOG_EVENTS:
             self._stopping.wait(_PAUSE_MS / 1e3)
-            return
+            return False
         if self._checked is None and self._clock.now_ms() >= self._check_at_ms:
             self._check()
         for peer in list(self._wanted):
@@ -123,6 +124,7 @@ class TreeFeed:
                 self._checked = None
         else:
             self._pass_on(self._reader.read(_PAUSE_MS if self._wanted else _BLOCK_MS))
+        return True
 
     def _take_orders(self) -> None:
         with self._lock:

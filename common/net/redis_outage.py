@@ -20,9 +20,12 @@ class RedisOutage:
         self.address = shown(url)
         """Without user and password."""
         self._since_s: float | None = None
+        self.why = ""
+        """What came instead of the last answer that was missed."""
 
     def failed(self, why: str) -> None:
-        """A call was not answered."""
+        """A call was not answered, or with an error."""
+        self.why = why
         if self._since_s is None:
             self._since_s = self._now_s()
             self._log.event("redis_lost", part=self._part, redis=self.address, why=why)

@@ -69,7 +69,7 @@ class Attempts:
         """Its first token was drawn: the entry worker has done its part, and from now on only who draws the answer is charged."""
         if not attempt.prefilling:
             return
-        attempt.prefilling, attempt.unanswered = False, 0
+        attempt.prefilling = False
         self._roster.on_success(attempt.entry)
         self._roster.computed(attempt.entry, attempt.wire)
         if attempt.entry != attempt.decode:

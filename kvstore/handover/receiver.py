@@ -3,7 +3,8 @@
 Owns `_open`: every hand-over that holds or awaits pages. An entry leaves in one of three ways: delivered to the
 request; released because nobody writes any more (the writer said so, died, never wrote for itself, or was never told of
 the pages: no Grant has left); or refused before pages were given. Each has a deadline: the request's own while it waits,
-the lease while it fills, or less while its Grant cannot be sent; the next Stop while it is being stopped. Quarantine has no end but Stopped, Abort or death: time alone proves nothing about a writer.
+the lease while it fills, or less while its Grant cannot be sent; the next Stop while it is being stopped. Quarantine has
+no end but Stopped, Abort or death: time alone proves nothing about a writer.
 
 Owns `_closed`: how transfers ended, for a while, so late messages get the answer that ends the sender's wait. Owns
 `_writers`: who maps our memory, as the kernel tells. Nobody else is granted pages to write to: of a writer that maps

@@ -63,21 +63,18 @@ def check_cores() -> Finding:
 def check_memory(
     device_memory: MemoryShare | int, host_memory_bytes: int, free_bytes: int, *, on_host: bool = True
 ) -> Finding:
-    """Two workers' page memory and the KV store's fit into what is free. 0: none of them.
+    """Two workers' page memory and the KV store's fit into what is free. `host_memory_bytes` 0: no KV store.
 
     `on_host`: whether the workers' pages are in the host's memory.
     """
     each = str(device_memory) if isinstance(device_memory, MemoryShare) else format_bytes(device_memory)
     where = "" if on_host else ", on its GPU"
-    text = f"{format_bytes(free_bytes)} available"
-    if device_memory != 0:
-        text += f"; each worker takes {each} for KV pages{where}"
+    text = f"{format_bytes(free_bytes)} available; each worker takes {each} for KV pages{where}"
     taken = device_memory.of(free_bytes) if isinstance(device_memory, MemoryShare) else device_memory
     device_memory_bytes = taken if on_host else 0
     if host_memory_bytes:
         text += f", the KV store {format_bytes(host_memory_bytes)}"
-    budgets = {"--device-memory": device_memory, "--host-memory": host_memory_bytes}
-    flags = " or ".join(flag for flag, budget in budgets.items() if budget)
+    flags = "--device-memory or --host-memory" if host_memory_bytes else "--device-memory"
     if max(device_memory_bytes, host_memory_bytes) > free_bytes:
         return Finding(Level.FAIL, "memory", text, f"lower {flags}")
     if 2 * device_memory_bytes + host_memory_bytes + GIB > free_bytes:

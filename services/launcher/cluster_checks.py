@@ -102,12 +102,12 @@ def _link(here: Worker, there: Worker | None, link: Mapping[str, Any], now_unix_
 
 
 def _age(here: Worker, there: Worker | None, now_unix_ms: float | None) -> str:
-    """A pair is measured when it connects, and never again: at most as long ago as the later of the two has been there."""
+    """A pair is measured when it connects, also again after it lost each other, and not in between: at most as long ago as the later of the two has been there."""
     joined = [_number(worker, "joined_unix_ms") for worker in (here, there) if worker is not None]
     if now_unix_ms is None or len(joined) < 2 or not all(joined):
         return ""
     age_s = max(0.0, now_unix_ms - max(joined)) / 1000
-    return f", {age_s:.0f} s ago" if age_s < 120 else f", {age_s / 60:.0f} min ago"
+    return f", {age_s:.0f} s ago or later" if age_s < 120 else f", {age_s / 60:.0f} min ago or later"
 
 
 def check_versions(status: Status) -> Iterator[Finding]:

@@ -10,18 +10,15 @@ import msgspec
 
 from common.net.host import kernel_identity, pid_space
 from common.settings import load
-from common.units import GIB
 from services.launcher import checks, cluster_checks, counter_checks, lost_checks, process_checks
 from services.launcher.api import GatewayApi, NoGateway, refusal
 from services.launcher.findings import Finding, Level, worst
 from services.launcher.redis_checks import RedisFound, check_told, look_at_redis
 from services.launcher.settings import DoctorSettings
 
-_DEVICE, _MEMORY_BYTES = "cpu", GIB
-"""What `penstock up` takes where nothing is said."""
 _DUMP = (
     "kill -USR1 PID makes a gateway, worker, KV store or `penstock up` write its threads' stacks to its log (`up`: its output) "
-    "at once, and its `state` when its loop comes round; "
+    "at once, and its `state` (`up` as well at once, others when their loop comes round); "
     "of one that hangs in C code kill -USR2 PID has the stacks still"
 )
 
@@ -50,8 +47,7 @@ def as_json(findings: Sequence[Finding]) -> str:
 
 
 def machine(settings: DoctorSettings) -> list[Finding]:
-    """Findings about this machine; of what a system would take that is to be started, only without --url, or if a flag asks."""
-    to_start = settings.url is None
+    """Findings about this machine; of what a system would take that is to be started, only without --url."""
     findings = [
         checks.check_python(),
         *checks.check_packages(),
@@ -60,28 +56,22 @@ def machine(settings: DoctorSettings) -> list[Finding]:
         process_checks.check_shared_folder(),
         *checks.check_peer_access(),
     ]
-    if to_start or settings.device_memory is not None or settings.host_memory_bytes is not None:
-        findings.append(_memory(settings))
-    if to_start or settings.device is not None:
-        findings.append(checks.check_device(settings.device or _DEVICE))
+    if settings.url is None:
+        findings += _to_start(settings)
     if settings.disk is not None:
         findings.append(checks.check_disk(settings.disk, settings.disk_size_bytes))
-    if to_start:
-        findings += [checks.check_open_files(), checks.check_port(settings.host, settings.port)]
-        if settings.redis is None:
-            findings.append(checks.check_redis_binary())
     return findings
 
 
-def _memory(settings: DoctorSettings) -> Finding:
-    pages, store_bytes = settings.device_memory, settings.host_memory_bytes
-    unsaid_bytes = _MEMORY_BYTES if settings.url is None else 0
-    return checks.check_memory(
-        unsaid_bytes if pages is None else pages,
-        unsaid_bytes if store_bytes is None else store_bytes,
-        checks.available_bytes(),
-        on_host=(settings.device or _DEVICE) == "cpu",
-    )
+def _to_start(settings: DoctorSettings) -> list[Finding]:
+    on_host, free_bytes = settings.device == "cpu", checks.available_bytes()
+    findings = [
+        checks.check_memory(settings.device_memory, settings.host_memory_bytes, free_bytes, on_host=on_host),
+        checks.check_device(settings.device),
+        checks.check_open_files(),
+        checks.check_port(settings.host, settings.port),
+    ]
+    return findings + ([checks.check_redis_binary()] if settings.redis is None else [])
 
 
 def running(url: str, api_key: str | None, stored: RedisFound) -> list[Finding]:

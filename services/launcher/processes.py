@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -64,7 +65,8 @@ class Child:
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to its whole group; nothing happens if it has ended."""
         if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, number)
+            with suppress(ProcessLookupError):  # ended, and reaped by a SIGUSR1 in between, which looks at it as well
+                os.killpg(self._process.pid, number)
 
     def close(self) -> None:
         """Kill it if it still runs, and reap it."""

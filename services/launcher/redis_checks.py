@@ -16,9 +16,13 @@ _SLOW_MS = 20.0
 _PINGS = 5
 _SERVING = frozenset({"prefill", "decode", "mixed", "kvstore"})
 _REDIS_ADVICE = (
-    "start it again, `kill -CONT` it if its process is stopped, or mend the network to it; what serves goes on meanwhile, "
-    "and everybody announces itself when it is back (`redis_lost`, `redis_back` in the logs)"
+    "where it is away start it again, `kill -CONT` it if its process is stopped, or mend the network to it; where it says what "
+    "it lacks (memory, rights), give it that; what serves goes on meanwhile (`redis_lost`, `redis_back` in the logs)"
 )
+_WITHOUT = {
+    "membership": "nobody can join, also after a restart",
+    "prompt_tree": "prompts go by an old picture of the caches",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +102,8 @@ def check_told(status: Mapping[str, Any]) -> Iterator[Finding]:
             text = f"the prompt tree of {gateway['id']} is not complete: it routes by what it knows"
             yield Finding(Level.WARN, "redis", text, "wait some seconds; if it stays so, look at Redis and at the log")
         return
-    lost_s = max(at_s for at_s in (members_s, tree_s) if at_s is not None)
-    text = (
-        f"{told['address']} has not answered {gateway['id']} for {lost_s:.0f} s: nobody can join, also after a restart"
-    )
-    yield Finding(Level.FAIL, "redis", f"{text}, and prompts go by an old picture of the caches", _REDIS_ADVICE)
+    for part, lost_s in (("membership", members_s), ("prompt_tree", tree_s)):
+        if lost_s is not None:
+            why = told.get(f"{part}_error") or "no answer"
+            text = f"{told['address']} has not answered {gateway['id']} for {lost_s:.0f} s ({why}): {_WITHOUT[part]}"
+            yield Finding(Level.FAIL, "redis", text, _REDIS_ADVICE)

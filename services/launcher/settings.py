@@ -249,16 +249,12 @@ class DoctorSettings:
     redis: str | None = setting(None, help="Also check that this Redis answers.")
     host: str = setting("127.0.0.1", help="Address that the gateway would listen on.")
     port: int = setting(8000, help="Port that the gateway would listen on; not checked with --url.")
-    device: str | None = setting(
-        None, help="Torch device that the workers would use; unset: cpu, with --url not checked."
+    device: str = setting("cpu", help="Torch device that the workers would use; not checked with --url.")
+    device_memory: MemoryShare | int = memory_setting(
+        1 * GIB, flag="device-memory", help="Page memory that a worker would get; not checked with --url."
     )
-    device_memory: MemoryShare | int | None = memory_setting(
-        None, flag="device-memory", help="Page memory that a worker would get; unset: 1GiB, with --url not checked."
-    )
-    host_memory_bytes: int | None = bytes_setting(
-        None,
-        flag="host-memory",
-        help="Memory that a KV store would get, 0: no KV store; unset: 1GiB, with --url not checked.",
+    host_memory_bytes: int = bytes_setting(
+        1 * GIB, flag="host-memory", help="Memory that a KV store would get, 0: no KV store; not checked with --url."
     )
     disk: str | None = setting(None, help="Folder that a KV store's disk tier would use.")
     disk_size_bytes: int = bytes_setting(10 * GIB, flag="disk-size", help="Budget that the disk tier would get.")

@@ -10,7 +10,10 @@ from services.launcher.system import System
 
 
 def write_state(system: System) -> None:
-    """Write it to standard error at once. Called between any two steps of the main thread: it takes no lock and changes nothing."""
+    """Write it to standard error at once.
+
+    Called between any two steps of the main thread: it waits for no lock. A child that has ended is reaped.
+    """
     write_at_once(state(system, time.time()))
 
 

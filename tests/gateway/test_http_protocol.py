@@ -116,3 +116,15 @@ def test_a_head_is_refused_beyond_its_limit_however_it_comes(
         one.connection_lost(None)
 
     asyncio.run(play())
+
+
+def test_heads_of_one_connection_are_not_added_up() -> None:
+    async def play() -> None:
+        head = GET + b"X: " + b"x" * (MAX_HEAD_BYTES // 2) + b"\r\n\r\n"
+        one, wire = await answered(head)
+        for _ in range(3):
+            one.data_received(head)
+            await asyncio.gather(*one.tasks)
+        assert wire.written.count(b"HTTP/1.1 200 ") == 4 and not wire.closed
+
+    asyncio.run(play())

@@ -1,7 +1,11 @@
 """What operators see."""
 
 from pathlib import Path
+from unittest.mock import MagicMock
 
+from common.log import Log
+from common.net.redis_outage import RedisOutage
+from gateway.routes_status import StatusRoutes
 from tests.gateway.cluster import Cluster, cluster
 from tests.gateway.fake_worker import PATIENCE_S, FakeWorker
 from tests.gateway.model import NAME, ids
@@ -103,3 +107,18 @@ def test_a_kv_store_is_shown_with_its_tiers(redis_url: str, model: Path) -> None
     assert shown["cache"]["bytes_by_tier"] == {"disk": 2**20}
     assert 'penstock_worker_blocks{tier="host",worker="kvstore-0"} 5.0' in page
     assert 'penstock_worker_pages{state="free",tier="host",worker="kvstore-0"} 90.0' in page
+
+
+def test_status_tells_for_how_long_redis_has_not_answered_which_part_and_why() -> None:
+    log, outages = Log(), {}
+    for part in ("membership", "prompt_tree"):
+        outages[part] = RedisOutage(log, "redis://h/0", part, lambda: 7.0)
+    members, tree = (MagicMock(outage=outages[part]) for part in ("membership", "prompt_tree"))
+    routes = StatusRoutes(MagicMock(), MagicMock(), tree, MagicMock(), MagicMock(), members)
+    nothing = {"membership_lost_s": None, "membership_error": "", "prompt_tree_lost_s": None, "prompt_tree_error": ""}
+    assert routes._redis() == {"address": "redis://h/0", **nothing}
+    for part, outage in outages.items():
+        outage.failed("TimeoutError: late")
+        told = {f"{part}_lost_s": 0.0, f"{part}_error": "TimeoutError: late"}
+        assert routes._redis() == {"address": "redis://h/0", **nothing, **told}
+        outage.answered()

@@ -58,7 +58,9 @@ def requests_of(message: Message) -> tuple[RequestId, ...]:
 
 def answers_about(requests: Sequence[RequestId], has: Callable[[RequestId], bool]) -> list[StillHere | NotHere]:
     """What to say to AskAbout: of every request that it names, whether it is here."""
-    here, gone = tuple(r for r in requests if has(r)), tuple(r for r in requests if not has(r))
+    known = [has(request) for request in requests]
+    here = tuple(request for request, is_known in zip(requests, known, strict=True) if is_known)
+    gone = tuple(request for request, is_known in zip(requests, known, strict=True) if not is_known)
     return ([StillHere(requests=here)] if here else []) + ([NotHere(requests=gone)] if gone else [])
 
 

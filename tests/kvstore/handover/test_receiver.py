@@ -289,6 +289,16 @@ def test_a_grant_that_leaves_at_the_second_attempt_counts() -> None:
     core.on_unsent(TransferId("unknown"), 0.0)
 
 
+def test_a_sender_that_asks_again_and_again_and_cannot_be_told_keeps_its_pages_no_longer_for_that() -> None:
+    core = receiver()
+    for asked_ms in (0.0, 2_000.0, 4_000.0):
+        core.on_unsent(T, asked_ms)
+        assert core.on_tick(asked_ms + 500.0) == []
+        if asked_ms < 4_000.0:
+            core.on_message(P, request(T), asked_ms + 2_000.0)
+    assert core.on_tick(UNTOLD_MS)[-1] == Release(T)
+
+
 def test_a_grant_that_was_never_said_cannot_come_back() -> None:
     core = receiver()
     core.on_unsent(T, 0.0)
