@@ -143,7 +143,7 @@ class FakeWorker:
                 self.on_resize(sender, message)
             case Cancel(request=request) if request in self._over:
                 pass  # said again to an earlier test
-            case AskAbout(requests=requests):
+            case AskAbout(requests=requests) if not self.silent:
                 for one in requests:
                     answer = NotHere if one in self._over else StillHere
                     self._exchange.send(sender, answer(requests=(one,)))
