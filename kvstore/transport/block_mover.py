@@ -214,8 +214,13 @@ class BlockMover:
             (self._fetches if isinstance(work.job, FetchJob) else self._stores).popleft()
 
     def _end(self, work: _Work, error_text: str) -> None:
-        """Tell the end of a job, which is in no queue any more; then let everybody through."""
+        """Tell the end of a job, which is in no queue any more; then let everybody through.
+
+        A ring that is over is over before that: who hears of its last copy may load what was copied, under the ring's number.
+        """
         job, ok = work.job, not error_text
+        if isinstance(job, StoreJob) and job.ring is not None and job.free_layer is None:
+            self._gate.end(job.ring)
         try:
             if isinstance(job, FetchJob) and job.by_layer and not ok:
                 self._on_event(LayerFetched(job.call, job.layer_of(work.columns_there), ok=False))
@@ -239,8 +244,6 @@ class BlockMover:
                 self._gate.end(job.call)
             elif job.ring is not None and job.free_layer is not None:
                 self._gate.open(job.ring, job.free_layer)
-            elif job.ring is not None:
-                self._gate.end(job.ring)
 
     def _abandon(self) -> None:
         with self._changed:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from kvstore.transport.block_jobs import FetchJob, LayerFetched, StoreJob
+from kvstore.transport.block_jobs import BlockEvent, FetchJob, LayerFetched, StoreJob
 from tests.kvstore.transport.test_block_mover import NEVER_MS, OURS, STORE, THEIRS, Setting, end
 
 
@@ -72,3 +72,23 @@ def test_a_ring_whose_copies_are_others_is_opened_by_word(at: Setting) -> None:
     at.gate.wait([9], 1000)
     at.mover.open_ring(9, 7)  # it is over, and nobody's any more
     assert at.gate.calls == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_who_hears_of_the_last_copy_of_a_ring_may_load_under_its_number_at_once(
+    at: Setting, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop may be quicker than the thread that told it."""
+    tell, held_back = at.mover._on_event, list[list[int]]()
+
+    def on_event(event: BlockEvent) -> None:
+        held_back.append(at.gate.calls)
+        tell(event)
+
+    monkeypatch.setattr(at.mover, "_on_event", on_event)
+    if not there:
+        at.mover.detach(STORE)
+    at.mover.begin_ring(9, 3)
+    at.mover.post(StoreJob(1, STORE, OURS, THEIRS, ring=9))
+    assert end(at.hear(1)[0]) == (1, there)
+    assert held_back == [[]]
