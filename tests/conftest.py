@@ -1,11 +1,15 @@
 """Fixtures shared by all tests."""
 
+import faulthandler
 import gc
 import os
-from collections.abc import Callable, Generator
+import signal
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+
+from common.dump_signal import DumpSignal
 
 if not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ["TRITON_INTERPRET"] = "1"  # before anybody imports torch, which imports triton, which reads it then
@@ -53,6 +57,15 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
         gc.freeze()
         gc.set_threshold(10_000, 20, 20)
         gc.enable()
+
+
+@pytest.fixture
+def dumps() -> Iterator[DumpSignal]:
+    """The two signals are heard during this test."""
+    before = signal.getsignal(signal.SIGUSR1)
+    yield DumpSignal()
+    signal.signal(signal.SIGUSR1, before)
+    faulthandler.unregister(signal.SIGUSR2)
 
 
 @pytest.fixture(scope="session")

@@ -155,7 +155,7 @@ class Attempts:
             self._farewells.expect((peer,), one.attempt.wire, one.deadline_ms, now_ms)
 
     @property
-    def n_unanswered(self) -> int:
+    def n_unanswered_cancels(self) -> int:
         """Cancels that may still be said again."""
         return len(self._farewells)
 

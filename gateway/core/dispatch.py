@@ -125,7 +125,7 @@ class Dispatch:
         return {
             "open_requests": len(self._inflight),
             "waiting_requests": self._inflight.n_waiting,
-            "unanswered_cancels": self._inflight.n_unanswered,
+            "unanswered_cancels": self._inflight.n_unanswered_cancels,
             "requests": [request_fields(one, now_ms) for one in oldest],
             "workers": [worker_fields(one) for one in self._roster.states(now_ms)],
         }

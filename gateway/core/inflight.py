@@ -74,9 +74,9 @@ class Inflight:
         return len(self._entrance)
 
     @property
-    def n_unanswered(self) -> int:
+    def n_unanswered_cancels(self) -> int:
         """Cancels that may still be said again."""
-        return self._attempts.n_unanswered
+        return self._attempts.n_unanswered_cancels
 
     def submit(self, orders: Sequence[Order], now_ms: float) -> list[Action]:
         """Place the prompts of one HTTP request, or let them wait for places.

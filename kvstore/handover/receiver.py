@@ -256,7 +256,9 @@ class Receiver:
         """Raise RuntimeError if an entry should have left, or is open and closed at once."""
         for transfer, incoming in self._open.items():
             if incoming.is_broken or transfer in self._closed:
-                raise RuntimeError(f"transfer {transfer} is {incoming.state.value} and should not be open, or not so")
+                raise RuntimeError(
+                    f"transfer {transfer} is {incoming.state.value} and should be closed, or in another state"
+                )
 
     def _on_request(self, sender: PeerId, request: GrantRequest, now_ms: float) -> list[ReceiverAction]:
         incoming = self._open.get(request.transfer)

@@ -1,11 +1,9 @@
 """SIGUSR1 asks for a dump and ends nobody; SIGUSR2 has the stacks of who cannot hear."""
 
-import faulthandler
 import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,14 +11,6 @@ from common.dump_signal import DumpSignal
 from common.log import Log
 from common.process_facts import policies_of, software_versions
 from services.worker.settings import WorkerSettings
-
-
-@pytest.fixture
-def dumps() -> Iterator[DumpSignal]:
-    before = signal.getsignal(signal.SIGUSR1)
-    yield DumpSignal()
-    signal.signal(signal.SIGUSR1, before)
-    faulthandler.unregister(signal.SIGUSR2)
 
 
 def test_the_signal_asks_once_and_writes_the_stacks_of_all_threads_as_one_event(

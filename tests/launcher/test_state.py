@@ -1,10 +1,8 @@
 """What `penstock up` says of itself when it is asked with a signal."""
 
-import faulthandler
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +12,6 @@ from services.launcher.plan import ProcessPlan
 from services.launcher.state import write_state
 from services.launcher.system import System
 from tests.launcher.test_system import wait_ended
-
-
-@pytest.fixture
-def dumps() -> Iterator[DumpSignal]:
-    before = signal.getsignal(signal.SIGUSR1)
-    yield DumpSignal()
-    signal.signal(signal.SIGUSR1, before)
-    faulthandler.unregister(signal.SIGUSR2)
 
 
 def test_the_launcher_writes_its_stacks_its_children_and_what_it_waits_for_and_goes_on(

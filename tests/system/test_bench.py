@@ -8,7 +8,7 @@ import pytest
 
 from loadgen.__main__ import main
 from loadgen.output.files import load
-from tests.loadgen.commands.conftest import nobody_is_late  # noqa: F401 - a fixture of these tests as well
+from tests.support.lateness import nobody_is_late  # noqa: F401 - of all tests here
 
 pytestmark = pytest.mark.system
 

@@ -1,9 +1,1 @@
-import pytest
-
-from loadgen.results import health
-
-
-@pytest.fixture(autouse=True)
-def nobody_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that runs tests is busy, and the scripted server shares the generator's process."""
-    monkeypatch.setattr(health, "_LEAST_LAG_S", 1e9)
+from tests.support.lateness import nobody_is_late  # noqa: F401 - of all tests here
