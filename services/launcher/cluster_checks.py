@@ -107,7 +107,7 @@ def _age(here: Worker, there: Worker | None, now_unix_ms: float | None) -> str:
     if now_unix_ms is None or len(joined) < 2 or not all(joined):
         return ""
     age_s = max(0.0, now_unix_ms - max(joined)) / 1000
-    return f", {age_s:.0f} s ago or later" if age_s < 120 else f", {age_s / 60:.0f} min ago or later"
+    return f", at most {age_s:.0f} s ago" if age_s < 120 else f", at most {age_s / 60:.0f} min ago"
 
 
 def check_versions(status: Status) -> Iterator[Finding]:
